@@ -132,11 +132,8 @@ def stream(product: Product, online: Online, columns: int | None = None) -> None
     """All of the vocabulary, tile by tile, from the product to the statistics."""
     rows, V = product.x_NE.shape[0], product.head.vocab
     columns = columns or tile_columns(max(1, rows), V)
-    # Rows a multiple of 64 apart, but no power of two: the caches would map them onto each other.
-    z_NC = product.x_NE.new_empty(rows, columns + SAME - columns % SAME, dtype=torch.float32)
     for v in range(0, V if rows else 0, columns):
-        width = min(columns, V - v)
-        online.update(product.into(z_NC[:, :width], slice(v, v + width)))
+        online.update(product.tile(slice(v, min(V, v + columns))))
 
 
 def target_logits(product: Product, targets_PM: Tensor, L: int) -> Tensor:
@@ -145,8 +142,7 @@ def target_logits(product: Product, targets_PM: Tensor, L: int) -> Tensor:
     unique_U, place = targets_PM.clamp(min=0).unique(return_inverse=True)
     same = SAME if product.x_NE.shape[1] <= 1024 else 8 * SAME  # long sums are cut by the width too
     unique_U = torch.nn.functional.pad(unique_U, (0, -unique_U.numel() % same))
-    z_NU = product.x_NE.new_empty(P * L, unique_U.numel(), dtype=torch.float32)
-    z_PLU = product.into(z_NU, unique_U).unflatten(0, (P, L))
+    z_PLU = product.tile(unique_U).unflatten(0, (P, L))
     return z_PLU.gather(-1, place.view(P, 1, M).expand(-1, L, -1))
 
 

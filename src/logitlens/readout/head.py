@@ -57,7 +57,7 @@ class Head:
         product = Product(x_NE, self)
         z_NV = torch.empty(x_NE.shape[0], self.vocab, device=product.x_NE.device)
         for v in range(0, self.vocab, SLICE):  # never the whole of half-precision weights, widened
-            product.raw_into(z_NV[:, v : v + SLICE], slice(v, min(self.vocab, v + SLICE)))
+            z_NV[:, v : v + SLICE] = product.raw(slice(v, min(self.vocab, v + SLICE)))
         return z_NV
 
     def finish(self, z_NV: Tensor, columns: slice | Tensor = slice(None)) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from logitlens.readout.head import Head
 
 FEW_HALF_ROWS = 128
-FEW_ROWS = 256  # below, oneDNN's linear is up to twice as fast as MKL's mm; above, 5 % slower
+LINE = 64  # floats; rows of a tile lie a multiple of this apart
 
 
 class Product:
@@ -32,33 +32,39 @@ class Product:
         assert head.weight_VE is not None
         self.head, self.weight_VE = head, head.weight_VE
         self.x_NE = x_NE.to(self.weight_VE.device, self.weight_VE.dtype).contiguous()
-        self.way = _way(self.weight_VE, self.x_NE.shape[0])
+        self.way = _way(self.weight_VE)
         if self.way == "widen":
             self.x_NE = self.x_NE.float()
+        self.space = self.x_NE.new_empty(0, dtype=torch.float32)
 
-    def into(self, out_NC: Tensor, v: slice | Tensor) -> Tensor:
-        """Finished float32 logits of the tokens v, written to out_NC (N, len(v)) and returned."""
-        return finish_(self.raw_into(out_NC, v), self.head, v)
+    def tile(self, v: slice | Tensor) -> Tensor:
+        """Finished float32 logits (N, len(v)) of the tokens v; good until the next call."""
+        return finish_(self.raw(v), self.head, v)
 
-    def raw_into(self, out_NC: Tensor, v: slice | Tensor) -> Tensor:
+    def raw(self, v: slice | Tensor) -> Tensor:
         """The same before scale, cap and final bias."""
         weight_CE = self.weight_VE[v]
         bias_C = None if self.head.bias_V is None else self.head.bias_V[v].float()
-        if self.way == "onednn":
+        if self.way == "onednn":  # makes its own result; to copy it would cost a tenth of the time
             linear = torch.ops.mkldnn._linear_pointwise
-            out_NC.copy_(linear(self.x_NE, weight_CE, bias_C, "none", [], ""))
-        elif self.way in ("mkl half", "cuda half"):
-            if self.way == "mkl half":
-                _half_gemm(self.x_NE.dtype)(self.x_NE, weight_CE, out_NC)
-            else:
-                torch.mm(self.x_NE, weight_CE.T, out_dtype=torch.float32, out=out_NC)
-            if bias_C is not None:
-                out_NC.add_(bias_C)
-        elif bias_C is None:
-            torch.mm(self.x_NE, weight_CE.float().T, out=out_NC)
+            return linear(self.x_NE, weight_CE, bias_C, "none", [], "")
+        out_NC = self._room(weight_CE.shape[0])
+        if self.way == "mkl half":
+            _half_gemm(self.x_NE.dtype)(self.x_NE, weight_CE, out_NC)
+        elif self.way == "cuda half":
+            torch.mm(self.x_NE, weight_CE.T, out_dtype=torch.float32, out=out_NC)
         else:
-            torch.addmm(bias_C, self.x_NE, weight_CE.float().T, out=out_NC)
-        return out_NC
+            torch.mm(self.x_NE, weight_CE.float().T, out=out_NC)
+        return out_NC if bias_C is None else out_NC.add_(bias_C)
+
+    def _room(self, columns: int) -> Tensor:
+        """(N, columns) of memory that every tile uses again."""
+        # A multiple of 64 apart, but no power of two: the caches would map rows onto each other.
+        stride = columns + LINE - columns % LINE
+        size = self.x_NE.shape[0] * stride
+        if self.space.numel() < size:
+            self.space = self.space.new_empty(size)
+        return self.space[:size].view(-1, stride)[:, :columns]
 
 
 class SplitProduct(Product):
@@ -89,13 +95,14 @@ class SplitProduct(Product):
             and _half_gemm(torch.bfloat16) is not None
         )
 
-    def into(self, out_NC: Tensor, v: slice | Tensor) -> Tensor:
-        """As `Product.into`; and widens `bound_N`, how far any logit so far may be off.
+    def tile(self, v: slice | Tensor) -> Tensor:
+        """As `Product.tile`; and widens `bound_N`, how far any logit so far may be off.
 
         Three parts are dropped, each at most 2⁻¹⁶ |x| |w|, and 3E + 8 sums are rounded to float32;
         by Cauchy and Schwarz Σ |x| |w| ≤ ‖x‖ ‖w‖. The cap bends no logit away from another.
         """
         weight_CE = self.weight_VE[v]
+        out_NC = self._room(weight_CE.shape[0])
         high_CE, low_CE = self.split(weight_CE)
         self.gemm(self.high_NE, high_CE, out_NC)
         self.gemm(self.high_NE, low_CE, out_NC, True)
@@ -146,13 +153,13 @@ def finish_(z_NC: Tensor, head: Head, v: slice | Tensor = slice(None)) -> Tensor
     return z_NC
 
 
-def _way(weight_VE: Tensor, rows: int) -> str:
+def _way(weight_VE: Tensor) -> str:
     half = weight_VE.dtype in (torch.bfloat16, torch.float16)
     if weight_VE.device.type == "cpu":
         if half:
             return "mkl half" if _half_gemm(weight_VE.dtype) else "widen"
         if weight_VE.dtype == torch.float32:
-            return "onednn" if rows < FEW_ROWS and _has_onednn() else "mm"
+            return "onednn" if _has_onednn() else "mm"
     if weight_VE.device.type == "cuda" and half and torch.__version__ >= "2.8":
         return "cuda half"
     return "widen"

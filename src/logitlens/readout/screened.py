@@ -80,7 +80,7 @@ def _block(x_PLE: Tensor, head: Head, k: int, targets_PM: Tensor, way: chunked.W
     online = way.online(targets_PM, chunked.target_logits(product, targets_PM, L))
     chunked.stream(product, online, way.columns)
     bound_PL = product.bound_N.view(P, L)
-    lse_PL1 = (online.c_PL.double() + online.s_PL.log())[..., None]
+    lse_PL1 = online.logsumexp()[..., None]
     stats = online.result()
 
     ids_NJ = stats.top_ids.flatten(0, 1).clamp(min=0)

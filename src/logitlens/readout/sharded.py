@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from logitlens.readout.chunked import ROWS, SAME, tile_columns
+from logitlens.readout.chunked import ROWS, SAME, stream
 from logitlens.readout.head import Head
 from logitlens.readout.online import Online
 from logitlens.readout.product import Product
@@ -61,15 +61,10 @@ def stats(x_TLE: Tensor, head: Head, k: int, targets_TM: Tensor) -> Stats:
 
 def _block(x_PLE: Tensor, shard: Shard, k: int, targets_PM: Tensor) -> Stats:
     P, L, E = x_PLE.shape
-    V = shard.head.vocab
     product = Product(x_PLE.reshape(P * L, E), shard.head)
     local_PM = _local(targets_PM, shard)
     online = Online(k, local_PM, _target_logits(product, local_PM, L, shard.group))
-    columns = tile_columns(max(1, P * L), max(V, 1))
-    z_NC = product.x_NE.new_empty(P * L, columns + SAME - columns % SAME, dtype=torch.float32)
-    for v in range(0, V if P else 0, columns):
-        width = min(columns, V - v)
-        online.update(product.into(z_NC[:, :width], slice(v, v + width)))
+    stream(product, online)
     merge(online, shard.offset, shard.group)
     online.targets_PM = targets_PM
     return online.result()
@@ -89,8 +84,7 @@ def _target_logits(product: Product, local_PM: Tensor, L: int, group: Any) -> Te
     if bool((local_PM >= 0).any()):
         unique_U, place = local_PM.clamp(min=0).unique(return_inverse=True)
         unique_U = torch.nn.functional.pad(unique_U, (0, -unique_U.numel() % SAME))
-        z_NU = product.x_NE.new_empty(P * L, unique_U.numel(), dtype=torch.float32)
-        z_PLU = product.into(z_NU, unique_U).unflatten(0, (P, L))
+        z_PLU = product.tile(unique_U).unflatten(0, (P, L))
         own_PLM = z_PLU.gather(-1, place.view(P, 1, M).expand(-1, L, -1))
         z_PLM = torch.where(local_PM[:, None] >= 0, own_PLM, z_PLM)
     dist.all_reduce(z_PLM, dist.ReduceOp.MAX, group=group)
@@ -105,7 +99,7 @@ def merge(online: Online, offset: int, group: Any = None) -> None:
     """
     highest_PL = online.c_PL.clone()
     dist.all_reduce(highest_PL, dist.ReduceOp.MAX, group=group)
-    online._raise(highest_PL)
+    online.raise_to(highest_PL)
     own_PLM = online.own_PLM.nan_to_num(0.0)  # each target is known to one process
     sums = [online.s_PL, online.a_PL, online.x_PL, *online.above_PLM.unbind(-1)]
     packed = torch.stack([*sums, *own_PLM.double().unbind(-1)])
