@@ -2,7 +2,7 @@
 
 Depth 0 is what the first block receives, depth d what block d−1 returned: the raw stream, before
 any final norm. Prompts run as one right-padded batch (see `padding`), whose pad columns are cut off
-again.
+again. Long prompts may run a part at a time, see `chunks`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from logitlens.model.watch import (
     unwrap,
 )
 
+Progress = Callable[[str, int, int], None]  # what is counted, how many are done, of how many
+
 # Hooks that gather (B, T, D) tensors by depth, and the depths each must gather once.
 Part = tuple[AbstractContextManager[dict[int, list[Tensor]]], Sequence[int]]
 
@@ -63,6 +65,13 @@ class Residuals:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
+class Cache:
+    """Keys and values of the positions read so far, as the model itself keeps them."""
+
+    past: Any = None
+
+
 # Hooks see every pass of a model, whichever thread runs it: passes of one model take turns.
 _turns: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _turns_guard = threading.Lock()
@@ -86,6 +95,8 @@ def capture(
     stream: str = "resid",
     check_positions: str = "last",
     anatomy: Anatomy | None = None,
+    progress: Progress | None = None,
+    cache: Cache | None = None,
 ) -> list[Residuals]:
     """Token ids of several prompts → their residuals, from one forward pass.
 
@@ -93,6 +104,8 @@ def capture(
     depths    which of 0 … N to keep; None: all
     stream    "resid", "mid", "attn" or "mlp"; of a sublayer, depth d is what belongs to block d−1
     check_positions   "last" or "all": where the model's own logits are kept for the proof
+    progress  called with ("blocks", done, N) as the blocks return; what it raises ends the pass
+    cache     what came before these ids, for one prompt; these are added to it
 
     Raises PromptError for an empty prompt, UnsupportedModel where the model's forward fails, its
     blocks do not run once each, or its stream has another shape than when it was loaded.
@@ -108,12 +121,17 @@ def capture(
     batch = padded(ids, input_device(hf))
     last = sorted({len(i) - 1 for i in ids})
     extra = dict(batch.extra, **getattr(model, "extra", {}))
+    if cache is not None:
+        extra |= {"use_cache": True, "past_key_values": cache.past}
     keep_last = check_positions == "last" and "logits_to_keep" in accepts(hf)
     if keep_last:
         extra["logits_to_keep"] = torch.tensor(last, device=batch.ids_BT.device)
     with _alone(hf):
         parts, wanted, labels = _parts(model, found, stream, wanted, len(ids))
-        logits, h_LBTD = _run(hf, found, batch.ids_BT, parts, extra)
+        output, h_LBTD = _run(hf, found, batch.ids_BT, parts, extra, _counter(progress, found))
+    if cache is not None:
+        cache.past = getattr(output, "past_key_values", None)
+    logits = logits_of(output).detach()
     if keep_last and logits.shape[1] == len(last):
         row = {position: i for i, position in enumerate(last)}
     else:
@@ -130,7 +148,8 @@ def capture(
         out.append(
             Residuals(
                 ids=ids_T,
-                h=[h_BTD[b, :T].clone() for h_BTD in h_LBTD],
+                # Of a batch, copies: a row that is kept would keep all others in memory.
+                h=[h_BTD[b, :T].clone() if len(ids) > 1 else h_BTD[0] for h_BTD in h_LBTD],
                 depth_indices=wanted,
                 labels=labels,
                 final_logits=logits[b, [row[p] for p in where]].float(),
@@ -180,21 +199,36 @@ def _parts(
     return [sublayer, final], [*inner, last], labels
 
 
+def _counter(progress: Progress | None, anatomy: Anatomy) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+    return lambda block: progress("blocks", block + 1, len(anatomy.blocks))
+
+
 def _run(
     hf: nn.Module,
     anatomy: Anatomy,
     ids_BT: Tensor,
     parts: list[Part],
     extra: dict[str, Any],
-) -> tuple[Tensor, list[Tensor]]:
+    returned: Callable[[int], None] | None = None,
+) -> tuple[Any, list[Tensor]]:
+    """The model's output and, for every part, a (B, T, D) stream a depth; `returned` is told the
+    number of every block that has returned."""
     B, T = ids_BT.shape
+    ended: list[BaseException] = []  # by `returned`, which is not the model's failure
     try:
         with as_found(hf), ExitStack() as stack:
             seen = [stack.enter_context(context) for context, _ in parts]
-            logits = logits_of(forward(hf, ids_BT, **extra)).detach()
+            if returned:
+                stack.enter_context(_telling(anatomy, returned, ended))
+            output = forward(hf, ids_BT, **extra)
+            logits_of(output)
     except LogitLensError:
         raise
     except Exception as error:
+        if any(error is e for e in ended):
+            raise
         text = " ".join(str(error).split())[:300]
         raise UnsupportedModel(
             f"{type(hf).__name__} raises {type(error).__name__} on {B} × {T} tokens: {text}"
@@ -214,7 +248,31 @@ def _run(
                     f"{tuple(found[0].shape)}; expected {(B, T, anatomy.width)}"
                 )
             out.append(found[0])
-    return logits, out
+    return output, out
+
+
+@contextmanager
+def _telling(
+    anatomy: Anatomy, returned: Callable[[int], None], ended: list[BaseException]
+) -> Iterator[None]:
+    """Inside, `returned` hears of every block; what it raises is also put into `ended`."""
+
+    def hook(block: int) -> Callable[..., None]:
+        def tell(module: nn.Module, args: Any, output: Any) -> None:
+            try:
+                returned(block)
+            except BaseException as error:
+                ended.append(error)
+                raise
+
+        return tell
+
+    handles = [b.register_forward_hook(hook(i)) for i, b in enumerate(anatomy.blocks)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

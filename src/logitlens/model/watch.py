@@ -105,23 +105,20 @@ def as_found(model: nn.Module) -> Iterator[None]:
     Every module's own `training` flag comes back, also after an exception; parameters' flags are
     never touched. Gradient mode is a property of the thread and returns by itself.
     """
-    flags = [(module, module.training) for module in model.modules()]
+    modules = list(model.modules())
+    training = [module for module in modules if module.training]
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        if _compiled(model):
+        if any(getattr(m, "_compiled_call_impl", None) is not None for m in modules):
             # Compiled graphs ignore hooks set after compiling; eager code runs the same numbers.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
-            if any(training for _, training in flags):
+            if training:
                 model.eval()
             yield
         finally:
-            for module, training in flags:
-                module.training = training
-
-
-def _compiled(model: nn.Module) -> bool:
-    return any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
+            for module in training:
+                module.training = True
 
 
 def accepts(model: nn.Module) -> set[str]:
@@ -136,7 +133,7 @@ def accepts(model: nn.Module) -> set[str]:
 
 
 def forward(model: nn.Module, ids_BT: Tensor, **extra: Any) -> Any:
-    """The model's output for a batch of ids (B, T), without a cache."""
+    """The model's output for a batch of ids (B, T); without a cache, unless `extra` asks for one."""
     known = accepts(model)
     if "use_cache" in known:
         extra.setdefault("use_cache", False)

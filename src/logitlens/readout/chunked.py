@@ -29,6 +29,8 @@ WARM = 1 << 29  # logits read by a process before it pays to load the compiled l
 
 _read = 0  # logits read by this process so far
 
+FinalRows = dict[int, Tensor]  # position → (V,) float32, to be filled with its final row's logits
+
 
 def tile_columns(rows: int, V: int) -> int:
     """Tokens of a tile of so many rows: a multiple of 64."""
@@ -56,12 +58,14 @@ def stats(
     columns: int | None = None,
     kernel: str | None = None,
     precision: str = "exact",
+    final: FinalRows | None = None,
 ) -> Stats:
     """Rows of head input (T, L, E), the final row last along L → `Stats`, in bounded memory.
 
     rows, columns: size of a tile; kernel: "torch" or "numba". All chosen by rule when None; none
     changes anything beyond rounding. precision: "exact", or "screened" for float32 weights by
-    bfloat16 products, see `screened`. Raises PromptError for a k or a target id outside the
+    bfloat16 products, see `screened`. final: positions whose final logits are wanted whole; filled
+    as the tiles pass, when exact. Raises PromptError for a k or a target id outside the
     vocabulary, MissingExtra for "numba" where it is not installed.
     """
     check_request(x_TLE, head, k, targets_TM)
@@ -81,11 +85,16 @@ def stats(
         targets_TM = targets_TM.to(head.weight_VE.device)
     way = Way(k, columns, kernel or choose_kernel(T * L * head.vocab))
     step = max(1, rows // L)
-    parts = [
-        read(x_TLE[p : p + step], head, targets_TM[p : p + step], way)
-        for p in range(0, max(T, 1), step)
-    ]
+    parts = []
+    for p in range(0, max(T, 1), step):
+        mine = inside(final, p, p + step)
+        parts.append(read(x_TLE[p : p + step], head, targets_TM[p : p + step], way, mine))
     return parts[0] if len(parts) == 1 else concatenated(parts, 0)
+
+
+def inside(final: FinalRows | None, start: int, stop: int) -> FinalRows:
+    """The same rows of logits, for a block of positions counted from 0."""
+    return {p - start: z_V for p, z_V in (final or {}).items() if start <= p < stop}
 
 
 def choose_kernel(logits: int) -> str:
@@ -119,21 +128,26 @@ class Way:
         return Fused(self.k, targets_PM, target_PLM)
 
 
-def _multiplied(x_PLE: Tensor, head: Head, targets_PM: Tensor, way: Way) -> Stats:
+def _multiplied(x_PLE: Tensor, head: Head, targets_PM: Tensor, way: Way, final: FinalRows) -> Stats:
     """A block of positions, by the head's weights."""
     P, L, E = x_PLE.shape
     product = Product(x_PLE.reshape(P * L, E), head)
     online = way.online(targets_PM, target_logits(product, targets_PM, L))
-    stream(product, online, way.columns)
+    stream(product, online, way.columns, final)
     return online.result()
 
 
-def stream(product: Product, online: Online, columns: int | None = None) -> None:
+def stream(
+    product: Product, online: Online, columns: int | None = None, final: FinalRows | None = None
+) -> None:
     """All of the vocabulary, tile by tile, from the product to the statistics."""
     rows, V = product.x_NE.shape[0], product.head.vocab
     columns = columns or tile_columns(max(1, rows), V)
     for v in range(0, V if rows else 0, columns):
-        online.update(product.tile(slice(v, min(V, v + columns))))
+        z_NC = product.tile(slice(v, min(V, v + columns)))
+        for p, z_V in (final or {}).items():
+            z_V[v : v + columns] = z_NC[(p + 1) * online.L - 1]
+        online.update(z_NC)
 
 
 def target_logits(product: Product, targets_PM: Tensor, L: int) -> Tensor:
@@ -146,19 +160,25 @@ def target_logits(product: Product, targets_PM: Tensor, L: int) -> Tensor:
     return z_PLU.gather(-1, place.view(P, 1, M).expand(-1, L, -1))
 
 
-def _called(x_PLE: Tensor, head: Head, targets_PM: Tensor, way: Way) -> Stats:
+def _called(x_PLE: Tensor, head: Head, targets_PM: Tensor, way: Way, final: FinalRows) -> Stats:
     """A block of positions, through a head that may only be called."""
     P, L, E = x_PLE.shape
-    z_NV = finish_(head.raw(x_PLE.reshape(P * L, E)), head)
-    return _given(z_NV.unflatten(0, (P, L)), targets_PM, way)
+    z_PLV = finish_(head.raw(x_PLE.reshape(P * L, E)), head).unflatten(0, (P, L))
+    for p, z_V in final.items():
+        z_V.copy_(z_PLV[p, -1])
+    return _given(z_PLV, targets_PM, way)
 
 
-def _called_in_groups(x_1LE: Tensor, head: Head, targets_1M: Tensor, way: Way) -> Stats:
+def _called_in_groups(
+    x_1LE: Tensor, head: Head, targets_1M: Tensor, way: Way, final: FinalRows
+) -> Stats:
     """One position whose depths are too many to call for at once: its final row goes with each."""
     L = x_1LE.shape[1]
     if L == 1:
-        return _called(x_1LE, head, targets_1M, way)
+        return _called(x_1LE, head, targets_1M, way, final)
     z_1V = finish_(head.raw(x_1LE[0, -1:]), head)
+    for z_V in final.values():
+        z_V.copy_(z_1V[0])
     parts = []
     group = max(1, CALLED // head.vocab - 1)
     for start in range(0, L - 1, group):

@@ -135,7 +135,7 @@ def _final(z, c, target, e):
     _wide()
     s, a, above = np.float32(0.0), np.float32(0.0), np.float32(0.0)
     for v in range(z.shape[0]):
-        d = z[v] * K - c
+        d = (z[v] - c) * K
         e[v] = _exp2(d)
         s += e[v]
         a += e[v] * d
@@ -148,7 +148,7 @@ def _row(z, c, target, final):
     _wide()
     s, a, x, above = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
     for v in range(z.shape[0]):
-        d = z[v] * K - c
+        d = (z[v] - c) * K
         e = _exp2(d)
         s += e
         a += e * d
@@ -162,7 +162,7 @@ def _careful(z, c, final):
     """The sums of `_row` where there is a −inf: 0 · (−inf) is 0. NaN stays NaN."""
     s, a, x = 0.0, 0.0, 0.0
     for v in range(z.shape[0]):
-        d = z[v] * K - c
+        d = (z[v] - c) * K
         e = 2.0**d
         s += e
         if e != 0.0:
@@ -226,7 +226,7 @@ def _tile(
             n = p * L + row
             z = z_NS[n][begin : begin + C]
             old = c_PL[p, row]
-            c = max(old, K * _maxima(z, maxima))
+            c = max(old, _maxima(z, maxima))
             safe = c if c > -np.inf else np.float32(0.0)
             target = target_PLM[p, row, 0] if M else none
             if row == L - 1:
@@ -236,7 +236,7 @@ def _tile(
                 s, a, x, above = _row(z, safe, target, final)
             if not np.isfinite(a + x):
                 s, a, x = _careful(z, safe, final)
-            grow = float(c) - float(old) if old > -np.inf else 0.0
+            grow = LOG2E * (float(c) - float(old)) if old > -np.inf else 0.0
             shrink = 2.0**-grow if old > -np.inf else 0.0
             if row == L - 1:
                 shrink_f = shrink

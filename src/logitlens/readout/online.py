@@ -1,15 +1,15 @@
 """Statistics of rows of logits, gathered while tiles of the vocabulary pass by.
 
 Sums are taken in powers of two, which processors compute twice as fast as powers of e: with
-d = z · log₂e − c, where c is a stabiliser near the row's running maximum, a row keeps
+d = (z − c) log₂e, where c is a stabiliser near the row's running maximum, a row keeps
 
-    s = Σ 2^d              logsumexp = (c + log₂ s) / log₂e
+    s = Σ 2^d              logsumexp = c + log₂ s / log₂e
     a = Σ 2^d d            entropy   = (log₂ s − a / s) ln 2
     x = Σ 2^(d_f) d        KL(final ‖ row) = ((a_f/s_f − log₂ s_f) − (x/s_f − log₂ s)) ln 2,
                            f: the final row
 
-Everything is relative to c, so that logits far from zero cost no digits. When c grows by δ, sums
-are carried over exactly: s → s 2^−δ, a → (a − δ s) 2^−δ, x → (x − δ s_f) 2^−δ_f. Tiles are summed
+Everything is relative to c, so that logits far from zero cost no digits. When c grows by δ bits,
+sums are carried over exactly: s → s 2^−δ, a → (a − δ s) 2^−δ, x → (x − δ s_f) 2^−δ_f. Tiles are summed
 in float32, the running sums held in float64.
 """
 
@@ -26,7 +26,7 @@ from logitlens.readout.stats import Stats
 from logitlens.readout.topk import BLOCK, RunningTopK, block_maxima
 
 HOT = 300_000  # logits per thread taken up at once: two such arrays stay in the caches
-LEAP = 28.0  # bits a logit may lie above c before its position is summed again with a new c
+LEAP = 20.0  # how far a logit may lie above c before its position is summed again with a new c
 LOG2E = float(np.float32(math.log2(math.e)))  # as float32 arithmetic has it, for both directions
 LN2 = math.log(2)
 
@@ -59,14 +59,14 @@ class Online:
         maxima_NB = z_NC.new_empty(z_NC.shape[0], -(-C // BLOCK))
         sums_3PL = z_NC.new_empty(3, self.P, self.L)
         if self.seen == 0:  # later tiles are stabilised by the maxima of those before
-            self.raise_to(LOG2E * block_maxima(z_NC, maxima_NB).amax(-1).view_as(self.c_PL))
+            self.raise_to(block_maxima(z_NC, maxima_NB).amax(-1).view_as(self.c_PL))
         for p in self._hot(C):
             n = slice(p.start * self.L, p.stop * self.L)
             if self.seen:
                 block_maxima(z_NC[n], maxima_NB[n])
             self._sum(z_PLC[p], p, sums_3PL)
             self._count(z_PLC[p], p)
-        highest_PL = LOG2E * maxima_NB.amax(-1).view_as(self.c_PL)
+        highest_PL = maxima_NB.amax(-1).view_as(self.c_PL)
         self._add(z_PLC, sums_3PL.double(), highest_PL)
         self._own(z_PLC)
         self.top.update(z_NC, maxima_NB)
@@ -84,8 +84,8 @@ class Online:
     def _sum(self, z_pLC: Tensor, p: slice, sums_3PL: Tensor) -> None:
         s_pL, a_pL, x_pL = sums_3PL[:, p]
         d_pLC, e_pLC = (w[: z_pLC.numel()].view(z_pLC.shape) for w in self.work)
-        torch.add(-self.c_PL[p, :, None], z_pLC, alpha=LOG2E, out=d_pLC)
-        torch.exp2(d_pLC, out=e_pLC)
+        torch.sub(z_pLC, self.c_PL[p, :, None], out=d_pLC)
+        torch.exp2(d_pLC.mul_(LOG2E), out=e_pLC)
         torch.sum(e_pLC, -1, out=s_pL)
         final_p1C = e_pLC[:, -1:].clone()
         torch.sum(e_pLC.mul_(d_pLC), -1, out=a_pL)
@@ -108,7 +108,7 @@ class Online:
         if bool(leap_P.any()):
             self.raise_to(torch.where(leap_P[:, None], highest_PL, self.c_PL))
         for p in again_P.nonzero()[:, 0].tolist():
-            d_LC = LOG2E * z_PLC[p] - self.c_PL[p, :, None].nan_to_num(0.0, neginf=0.0)
+            d_LC = LOG2E * (z_PLC[p] - self.c_PL[p, :, None].nan_to_num(0.0, neginf=0.0))
             e_LC = d_LC.exp2()
             sums_3PL[0, p] = e_LC.sum(-1)
             sums_3PL[1, p] = torch.where(e_LC > 0, e_LC * d_LC, 0).sum(-1)
@@ -119,9 +119,9 @@ class Online:
         self.raise_to(highest_PL)
 
     def raise_to(self, highest_PL: Tensor) -> None:
-        """Move c up to what is higher (in bits) and carry the sums over."""
+        """Move c up to what is higher and carry the sums over."""
         old_PL, self.c_PL = self.c_PL, torch.maximum(self.c_PL, highest_PL)
-        grow_PL = self.c_PL.double() - old_PL.double()
+        grow_PL = LOG2E * (self.c_PL.double() - old_PL.double())
         grow_PL = grow_PL.masked_fill_(self.c_PL == old_PL, 0.0)
         shrink_PL = torch.exp2(-grow_PL)
         grow_PL = grow_PL.masked_fill_(old_PL == float("-inf"), 0.0)  # nothing to carry yet
@@ -139,7 +139,7 @@ class Online:
 
     def logsumexp(self) -> Tensor:
         """(P, L) float64, nats, of all columns fed so far."""
-        return (self.c_PL.double() + self.s_PL.log2()) / LOG2E
+        return self.c_PL.double() + self.s_PL.log2() / LOG2E
 
     def result(self) -> Stats:
         """The statistics of all columns fed so far, as float32 and int64."""

@@ -7,6 +7,7 @@ beside the residuals does not grow with the prompt, the depth or the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +35,28 @@ class LensLike(Protocol):
     def apply(self, h_ND: Tensor, depth: int) -> Tensor: ...
 
 
+class Table:
+    """Arrays (L, T, …) of T positions, filled a block of positions at a time.
+
+    Written into place: small arrays kept from every block would lie between the large ones that
+    come and go, and the allocator would take new memory for each of these.
+    """
+
+    def __init__(self, T: int):
+        self.T = T
+        self.filled = 0
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def add(self, block: dict[str, np.ndarray]) -> None:
+        """The next positions."""
+        t = block["finite"].shape[1]
+        for name, part in block.items():
+            if name not in self.arrays:
+                self.arrays[name] = np.empty((part.shape[0], self.T, *part.shape[2:]), part.dtype)
+            self.arrays[name][:, self.filled : self.filled + t] = part
+        self.filled += t
+
+
 @torch.no_grad()
 def statistics(
     h_LTD: Sequence[Tensor],
@@ -44,21 +67,29 @@ def statistics(
     k: int,
     targets_TM: Tensor,
     engine: Engine | None = None,
+    kernel: str | None = None,
+    into: Table | None = None,
+    final: chunked.FinalRows | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Statistics of L depths × T positions; the last of `h_LTD` is the model's own final row.
 
     h_LTD        L tensors (T, D), the raw residuals at `depths`
     targets_TM   (T, M) int64 ids whose log-probability and rank are wanted; −1: none
+    kernel       "torch" or "numba" for the default engine; None: by rule
+    into         a table whose next T positions these are; None: they are all there is
+    final        rows of memory (V,), by position, for the final logits there
+    progress     called with (positions done, positions of the table) after every block
 
-    Returns arrays with the depth first: top_ids (L, T, K) int32, top_logprobs (L, T, K), entropy
-    (L, T), kl (L, T), target_logprobs (L, T, M) float32, target_ranks (L, T, M) int32, and finite
-    (L, T) bool, False where a logit was nan or +inf.
+    Returns the table's arrays, the depth first: top_ids (L, T, K) int32, top_logprobs (L, T, K),
+    entropy (L, T), kl (L, T), target_logprobs (L, T, M) float32, target_ranks (L, T, M) int32, and
+    finite (L, T) bool, False where a logit was nan or +inf.
     """
     head = tail.head
     if engine is None:
-        engine = chunked.stats if head.shard is None else _sharded()
+        engine = partial(chunked.stats, kernel=kernel) if hands_out(tail) else _sharded()
     T = len(h_LTD[0])
-    whole: dict[str, np.ndarray] = {}
+    table = Table(T) if into is None else into
     start, step = 0, 1  # the first position tells the width of a row of head input
     while start < T:
         stop = min(T, start + step)
@@ -68,14 +99,18 @@ def statistics(
             stop = min(T, step)
             if stop > 1:
                 x_TLE = _head_input(h_LTD, depths, tail, lens, slice(0, stop))
-        # Written into place: small arrays kept from every block would lie between the large ones
-        # that come and go, and the allocator would take new memory for each of these.
-        for name, part in _arrays(engine(x_TLE, head, k, targets_TM[start:stop])).items():
-            if start == 0:
-                whole[name] = np.empty((part.shape[0], T, *part.shape[2:]), part.dtype)
-            whole[name][:, start:stop] = part
+        rows = chunked.inside(final, start, stop)
+        options: dict[str, Any] = {"final": rows} if rows else {}
+        table.add(_arrays(engine(x_TLE, head, k, targets_TM[start:stop], **options)))
+        if progress:
+            progress(table.filled, table.T)
         start = stop
-    return whole
+    return table.arrays
+
+
+def hands_out(tail: TailLike) -> bool:
+    """Whether the engine chosen for this tail has kernels to choose from and fills `final`."""
+    return tail.head.shard is None
 
 
 def _sharded() -> Engine:

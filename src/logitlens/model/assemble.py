@@ -1,0 +1,258 @@
+"""Residuals → Reading: the statistics that are wanted of them, their proof, and where they come from."""
+
+from __future__ import annotations
+
+import platform
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache, partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+import logitlens
+from logitlens.errors import LensMismatch, PromptError, UnsupportedModel
+from logitlens.lenses import Lens, resolve
+from logitlens.model.capture import Progress, Residuals
+from logitlens.model.verify import Check, compare
+from logitlens.reading import Reading
+from logitlens.readout import chunked
+from logitlens.readout.read import Table, hands_out, statistics
+from logitlens.readout.select import Selection, select
+
+if TYPE_CHECKING:
+    from logitlens.model.lens_model import LensModel
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a reading is to show of every cell, checked before a model runs for it.
+
+    top         K            track_ids   (M,)
+    lens        the map      positions   which of the prompt's, in order
+    """
+
+    top: int
+    track_ids: list[int]
+    lens: Lens
+    positions: list[int]
+
+
+def wanted(
+    model: LensModel,
+    length: int,
+    *,
+    top: int,
+    track: Iterable[int | str],
+    lens: str | Lens,
+    positions: Selection,
+    stream: str,
+) -> Wanted:
+    """A request, for a prompt of so many tokens. Raises PromptError, LensMismatch, LensNotAvailable."""
+    if not isinstance(top, (int, np.integer)) or not 1 <= top <= model.vocab_size:
+        raise PromptError(
+            f"top={top!r}: expected 1 to {model.vocab_size}, the size of the vocabulary"
+        )
+    track_ids = [model.vocabulary.single(token, model.vocab_size) for token in several(track)]
+    found = resolve(lens, model)
+    if stream != "resid" and found.name != "logit":
+        raise LensMismatch(
+            f"the {found.name} lens is fitted to the residual stream after each block; read "
+            f"stream={stream!r} with lens='logit'"
+        )
+    return Wanted(int(top), track_ids, found, select(positions, length, "positions"))
+
+
+def several(track: Iterable[int | str] | int | str | None) -> list[int | str]:
+    """Tokens to track as a list: a text alone is one token, not its letters."""
+    if track is None:
+        return []
+    return [track] if isinstance(track, (str, int, np.integer)) else list(track)
+
+
+class Gathering:
+    """The cells of one prompt (T,) of token ids, added a part of its positions at a time."""
+
+    def __init__(
+        self,
+        model: LensModel,
+        ids: Sequence[int],
+        request: Wanted,
+        progress: Progress | None = None,
+    ):
+        self.model, self.request, self.progress = model, request, progress
+        self.ids_T = torch.as_tensor(ids, dtype=torch.long)
+        self.next_T = torch.cat([self.ids_T[1:], self.ids_T.new_tensor([-1])])
+        self.table = Table(len(request.positions))
+        self.part: Residuals | None = None  # the last one added: the proof is of its final rows
+        self.start = 0
+        self.final: chunked.FinalRows = {}
+        self.kernels: list[str] = []
+        self.seconds = 0.0
+
+    def add(self, start: int, part: Residuals) -> None:
+        """The residuals of the positions from `start` on; parts come in order.
+
+        Raises PromptError where they are of another model's width.
+        """
+        began = time.perf_counter()
+        model, request = self.model, self.request
+        if part.h[-1].shape[-1] != model.width:
+            raise PromptError(
+                f"the residuals are {part.h[-1].shape[-1]} wide and the model {model.width}: "
+                "read them out with the model they were captured from"
+            )
+        self.part, self.start, self.final = part, start, {}
+        stop = start + len(part.ids)
+        first, end = (bisect_left(request.positions, p) for p in (start, stop))
+        where = torch.tensor(request.positions[first:end], dtype=torch.long)
+        if not len(where):
+            return
+        kept = readable(request.lens, part.depth_indices)
+        h_LTD = [part.h[i] for i in kept]
+        if len(where) < len(part.ids):
+            h_LTD = [h_TD[where - start] for h_TD in h_LTD]
+        kernel, final = None, {}
+        if hands_out(model.tail):
+            kernel = chunked.choose_kernel(len(where) * len(kept) * model.vocab_size)
+            place = {p: i for i, p in enumerate((where - start).tolist())}
+            for p in set(part.final_positions) & set(place):
+                self.final[p] = torch.empty(model.vocab_size, device=h_LTD[-1].device)
+                final[place[p]] = self.final[p]
+        if (name := f"chunked ({kernel})" if kernel else "sharded") not in self.kernels:
+            self.kernels.append(name)
+        tracked_TM = torch.tensor(request.track_ids, dtype=torch.long).expand(len(where), -1)
+        statistics(
+            h_LTD,
+            [part.depth_indices[i] for i in kept],
+            model.tail,
+            request.lens,
+            k=request.top,
+            targets_TM=torch.cat([self.next_T[where, None], tracked_TM], dim=1),
+            kernel=kernel,
+            into=self.table,
+            final=final,
+            progress=partial(self.progress, "positions") if self.progress else None,
+        )
+        self.seconds += time.perf_counter() - began
+
+    def reading(self, *, prompt: str | None, dropped: int) -> Reading:
+        """All parts as one Reading. Raises UnsupportedModel where the last row is not the model's own
+        output, or not a number."""
+        began = time.perf_counter()
+        model, request, part = self.model, self.request, self.part
+        assert part is not None, "no residuals were added"
+        arrays = dict(self.table.arrays)
+        finite = arrays.pop("finite")
+        if not finite[-1].all():
+            bad = request.positions[int(np.argmin(finite[-1]))]
+            raise UnsupportedModel(
+                f"{model.name}: the model's own logits at position {bad} are not finite (nan or inf); "
+                "check the weights, or load with dtype='float32'"
+            )
+        check = self._prove(part, arrays)
+        targets, ranks = arrays.pop("target_logprobs"), arrays.pop("target_ranks")
+        where = torch.tensor(request.positions)
+        next_T, vocabulary = self.next_T[where], model.vocabulary
+        shown = [int(i) for i in self.ids_T[where]]
+        occurring = {
+            *shown,
+            *next_T.tolist(),
+            *request.track_ids,
+            *np.unique(arrays["top_ids"]).tolist(),
+        }
+        occurring.discard(-1)
+        meta = self._meta(part, check, self.seconds + time.perf_counter() - began)
+        meta |= {"prompt": prompt, "prompt_tokens": len(self.ids_T), "truncated": dropped}
+        meta["vocab_bytes"] = {str(i): b for i, b in vocabulary.fragments(occurring).items()}
+        meta["special_ids"] = sorted(i for i in occurring if vocabulary.is_special(i))
+        meta["nonfinite_cells"] = int((~finite).sum())
+        all_pieces = vocabulary.pieces(self.ids_T.tolist())
+        return Reading(
+            ids=np.array(shown),
+            pieces=[all_pieces[i] for i in request.positions],
+            depths=[part.labels[i] for i in readable(request.lens, part.depth_indices)],
+            **arrays,
+            next_ids=next_T.numpy(),
+            next_logprobs=targets[:, :, 0],
+            next_ranks=ranks[:, :, 0],
+            track_ids=np.array(request.track_ids, np.int32),
+            track_logprobs=targets[:, :, 1:],
+            track_ranks=ranks[:, :, 1:],
+            vocab={i: vocabulary.piece(i) for i in sorted(occurring)},
+            meta=meta,
+        )
+
+    def _prove(self, part: Residuals, arrays: dict[str, np.ndarray]) -> Check:
+        """Compare the last row with the logits the model itself computed; refuse a difference.
+
+        Two comparisons: every logit that the readout made of the final row, and the numbers that
+        will be shown, against the model's own. Where the position is not among those shown, the
+        tail computes the row for the proof alone.
+        """
+        model = self.model
+        model_PV = part.final_logits.float().cpu()
+        missing = [p for p in part.final_positions if p not in self.final]
+        if missing:
+            self.final |= dict(zip(missing, model.tail.logits(part.h[-1][missing])))
+        ours_PV = torch.stack([self.final[p].float().cpu() for p in part.final_positions])
+        check = compare(model_PV, ours_PV, model.dtype, tolerance=model.check.tolerance)
+        logprobs_PV = model_PV.double().log_softmax(-1)
+        for row, position in enumerate(part.final_positions):
+            if self.start + position in self.request.positions:
+                t = self.request.positions.index(self.start + position)
+                ids_K = torch.from_numpy(arrays["top_ids"][-1, t].astype(np.int64))
+                shown_K = torch.from_numpy(arrays["top_logprobs"][-1, t]).double()
+                check = check.widened(float((shown_K - logprobs_PV[row, ids_K]).abs().max()))
+        if not check.ok:
+            raise UnsupportedModel(
+                f"{model.name}: the last row is not the model's own output: {check.line()}"
+            )
+        return check
+
+    def _meta(self, part: Residuals, check: Check, seconds: float) -> dict[str, Any]:
+        model = self.model
+        parameter = next(model.hf.parameters())
+        return {
+            "positions": self.request.positions,
+            "model": model.label,
+            "class": type(model.hf).__name__,
+            "revision": model.revision,
+            "n_blocks": model.depth,
+            "width": model.width,
+            "vocab_size": model.vocab_size,
+            "lens": self.request.lens.describe(),
+            "stream": part.stream,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(parameter.device),
+            "attn_implementation": getattr(model.hf.config, "_attn_implementation", None),
+            "kernel": ", ".join(self.kernels),
+            "tail": model.tail.kind,
+            "check": check.to_meta(),
+            "versions": dict(_versions()),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "readout_seconds": round(seconds, 4),
+        }
+
+
+def readable(lens: Lens, captured: Sequence[int]) -> list[int]:
+    """Indices into the captured depths that the lens can read, and the last."""
+    has = lens.depths()
+    last = len(captured) - 1
+    return [i for i, d in enumerate(captured) if has is None or d in has or i == last]
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {
+        "logitlens": logitlens.__version__,
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

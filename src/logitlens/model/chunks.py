@@ -1,0 +1,120 @@
+"""A long prompt in parts: each runs through the model with the keys and values of those before it.
+
+What is held is that cache, which the model needs in any case, and one part's residuals. Whether a
+model computes the same in parts as in one pass is proven on a probe before it is relied on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from logitlens.errors import PromptError, UnsupportedModel
+from logitlens.model.capture import Cache, Progress, Residuals, capture
+from logitlens.model.padding import rescales_beyond
+from logitlens.model.tail import probe_ids
+from logitlens.model.verify import compare
+from logitlens.model.watch import accepts
+
+MASK = 4 << 20  # positions of a part × positions up to its end: a model makes a mask of that size
+LEAST = 16  # positions of a part, however long the prompt
+
+
+def ends(T: int, size: int) -> list[int]:
+    """Where the parts of T positions end: `size` each, fewer where the mask would grow too large."""
+    out = []
+    start = 0
+    while start < T:
+        step = min(size, max(LEAST, MASK // (start + size)))
+        start = min(T, start + step)
+        out.append(start)
+    return out
+
+
+def capture_in_parts(
+    model: Any,
+    ids: Sequence[int],
+    stops: Sequence[int],
+    *,
+    depths: Sequence[int] | None = None,
+    stream: str = "resid",
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, Residuals]]:
+    """Token ids → (first position, residuals) of the parts that end at `stops`, as they are run.
+
+    Raises UnsupportedModel where the model keeps no cache; else as `capture`.
+    """
+    cache, start = Cache() if len(stops) > 1 else None, 0
+    for number, stop in enumerate(stops):
+        (residuals,) = capture(
+            model, [ids[start:stop]], depths=depths, stream=stream, cache=cache,
+            progress=_of_all(progress, number, len(stops)),
+        )  # fmt: skip
+        if cache is not None and cache.past is None:
+            raise UnsupportedModel(
+                f"{type(model.hf).__name__} keeps no cache of keys and values: read the prompt whole, "
+                "without chunk"
+            )
+        yield start, residuals
+        start = stop
+
+
+def _of_all(progress: Progress | None, number: int, parts: int) -> Progress | None:
+    """Progress of one part, as progress of all."""
+    if progress is None or parts == 1:
+        return progress
+    return lambda what, done, total: progress(what, number * total + done, parts * total)
+
+
+def why_not(model: Any, length: int) -> str | None:
+    """The reason why a model cannot read so many positions in parts, or None.
+
+    Asked of the model: the logits of a probe in three parts, the last of one token, against those
+    of one pass.
+    """
+    limit = rescales_beyond(model.hf.config)
+    if limit is not None and length > limit:
+        return f"its rotary frequencies depend on the length of the prompt beyond {limit} tokens"
+    known = accepts(model.hf)
+    if not {"use_cache", "past_key_values"} <= known:
+        return "its forward takes no cache of keys and values"
+    return model.differs_in_parts
+
+
+def differs_in_parts(model: Any) -> str | None:
+    """How a probe's logits in parts differ from those of one pass, or None where they do not."""
+    ids = probe_ids(model.hf, model.tokenizer).tolist()[0]
+    last = [len(model.anatomy.blocks)]
+    (whole,) = capture(model, [ids], depths=last, check_positions="all")
+    try:
+        parts = capture_in_parts(model, ids, [len(ids) // 2, len(ids) - 1, len(ids)], depths=last)
+        h_TD = torch.cat([residuals.h[-1] for _, residuals in parts])
+    except UnsupportedModel as error:
+        return str(error)
+    check = compare(
+        whole.final_logits, model.tail.logits(h_TD), model.dtype, tolerance=model.check.tolerance
+    )
+    if check.ok:
+        return None
+    return (
+        f"its log-probabilities with a cache differ by up to {check.max_abs_diff:.2g} nats from those "
+        f"of one pass (tolerance {check.tolerance:.1e})"
+    )
+
+
+def parts_of(model: Any, ids: Sequence[int], chunk: int) -> list[int]:
+    """Where the parts of a prompt end, for a model that has proven to read in parts.
+
+    Raises PromptError for a chunk below 1, UnsupportedModel with the reason where the model reads
+    differently in parts.
+    """
+    if not isinstance(chunk, int) or chunk < 1:
+        raise PromptError(f"chunk={chunk!r}: expected at least 1 position")
+    stops = ends(len(ids), chunk)
+    if len(stops) > 1 and (reason := why_not(model, len(ids))):
+        raise UnsupportedModel(
+            f"{model.name} cannot be read in parts: {reason}; read the prompt whole, without chunk"
+        )
+    return stops
