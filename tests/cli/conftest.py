@@ -19,12 +19,23 @@ class FakeModel:
         self.calls: list[tuple[str, dict]] = []
         self.name, self.revision, self.hf = "fake", None, SimpleNamespace()
 
-    def capture(self, prompt, **options):
+    def capture(self, prompt, *, progress=None, **options):
+        assert progress is None, "stderr is no terminal"
         self.calls.append(("capture", {"prompt": prompt} | options))
         return prompt
 
-    def readout(self, residuals, *, lens, **options):
+    def read(self, prompt, *, lens, progress=None, **options):
+        assert progress is None, "stderr is no terminal"
+        self.calls.append(("read", {"prompt": prompt, "lens": lens} | options))
+        return self._reading(lens, options)
+
+    def readout(self, residuals, *, lens, progress=None, **options):
+        assert progress is None, "stderr is no terminal"
         self.calls.append(("readout", {"lens": lens} | options))
+        return self._reading(lens, options)
+
+    @staticmethod
+    def _reading(lens, options):
         return make(
             EIFFEL, track=len(options["track"]), meta={"model": "fake", "lens": {"name": lens}}
         )

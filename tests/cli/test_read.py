@@ -45,6 +45,16 @@ def test_every_flag_arrives(cli):
     ]
 
 
+def test_chunks_are_read_by_each_lens(cli):
+    lenses = ("--lens", "logit", "--lens", "tuned")
+    assert cli("read", "x", "--chunk", "256", *lenses).exit_code == 0
+    assert [name for name, _ in cli.model.calls] == ["read", "read"]
+    assert [(o["lens"], o["chunk"]) for _, o in cli.model.calls] == [("logit", 256), ("tuned", 256)]
+    refused = cli("read", "x", "--chunk", "0")
+    assert refused.exit_code == 2
+    assert "x>=1" in refused.stderr
+
+
 @pytest.mark.parametrize("color", ["prob", "entropy", "kl", "rank", "next"])
 def test_colors(cli, color):
     result = cli("read", "x", "--color", color)

@@ -198,6 +198,23 @@ def test_truncate_reads_the_last_positions_that_fit(model):
     assert short.meta["truncated"] == 0
 
 
+def test_the_proof_is_of_the_logits_that_the_readout_made(model, monkeypatch):
+    """A product that is wrong in one token of the vocabulary is found out."""
+    from logitlens.readout.product import Product
+
+    right, wrong = Product.tile, 5
+
+    def tile(self, v):
+        z_NC = right(self, v)
+        if isinstance(v, slice) and v.start <= wrong < v.stop:
+            z_NC[:, wrong - v.start] += 3.0
+        return z_NC
+
+    monkeypatch.setattr(Product, "tile", tile)
+    with pytest.raises(UnsupportedModel, match="not the model's own output"):
+        model.read(PROMPT)
+
+
 def test_a_long_prompt_is_refused_without_a_warning_beside(model, caplog):
     tokenizer = copy.deepcopy(tiny_tokenizer())
     tokenizer.model_max_length = 64

@@ -189,6 +189,18 @@ def test_a_row_with_nothing_above_minus_infinity_is_reported(chunked):
     assert bool((ours.top_ids == -1).all())
 
 
+@pytest.mark.parametrize("called_only", [False, True], ids=["weights", "called"])
+@pytest.mark.parametrize("asked", [4099, 3 * 4099], ids=["one row at a time", "three"])
+def test_final_rows_are_handed_out_whole(chunked, called_only, asked, monkeypatch):
+    monkeypatch.setattr(streaming, "CALLED", asked)
+    head, x = make_head(4099, bias=True, softcap=30.0, scale=2.0), make_rows()
+    final = {p: torch.full((4099,), float("nan")) for p in (0, 3, 6)}
+    used = called(head) if called_only else head
+    chunked.stats(x, used, 10, make_targets(7, 4099), rows=11, columns=512, final=final)
+    for p, z_V in final.items():
+        torch.testing.assert_close(z_V, head.logits(x[p, -1:])[0], atol=1e-4, rtol=1e-5)
+
+
 def test_requests_that_cannot_be_met(chunked):
     head, x = make_head(50), make_rows(2, 3)
     with pytest.raises(PromptError, match="between 1 and the vocabulary's 50; got 51"):

@@ -6,8 +6,8 @@ import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,13 +73,19 @@ def errors() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def busy(what: str) -> AbstractContextManager[Any]:
-    """A spinner on stderr while something takes long; nothing where stderr is not a terminal."""
+@contextmanager
+def busy(what: str) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A spinner on stderr while something takes long; nothing where stderr is not a terminal.
+
+    Yields a function that takes progress (see `LensModel.read`) and shows it, or None.
+    """
     if not sys.stderr.isatty():
-        return nullcontext()
+        yield None
+        return
     from rich.text import Text
 
-    return errors().status(Text(what))
+    with errors().status(Text(what)) as status:
+        yield lambda unit, done, of: status.update(Text(f"{what}: {unit} {done:,} of {of:,}"))
 
 
 def prompt_text(prompt: str) -> str:

@@ -65,6 +65,11 @@ COLORS = ("prob", "entropy", "kl", "rank", "next")
     "--truncate", is_flag=True, help="Read the last positions that fit the model's context."
 )
 @click.option(
+    "--chunk", type=click.IntRange(min=1), metavar="N",
+    help="For long prompts: run at most N positions at a time, after a cache of those before, and "
+    "read them out at once; memory then hardly grows with the prompt.",
+)  # fmt: skip
+@click.option(
     "-o", "--output", "outputs", multiple=True, metavar="FILE",
     help="Write .html .png .svg .pdf .txt .json or .parquet; repeatable.",
 )  # fmt: skip
@@ -90,6 +95,7 @@ def command(
     positions: str | None,
     stream: str,
     truncate: bool,
+    chunk: int | None,
     outputs: tuple[str, ...],
     as_json: bool,
     quiet: bool,
@@ -107,14 +113,17 @@ def command(
     paths = check_outputs(outputs)
     text = prompt_text(prompt)
     model = load_model(source, **loading)
-    with busy("reading"):
-        residuals = model.capture(text, depths=depths, truncate=truncate, stream=stream)
-        readings = [
-            model.readout(
-                residuals, top=top, track=[*track, *track_id], lens=lens, positions=positions
-            )
-            for lens in lenses
-        ]
+    run = {"depths": depths, "truncate": truncate, "stream": stream}
+    shown = {"top": top, "track": [*track, *track_id], "positions": positions}
+    with busy("reading") as progress:
+        if chunk:
+            both = {**run, **shown, "chunk": chunk, "progress": progress}
+            readings = [model.read(text, lens=lens, **both) for lens in lenses]
+        else:  # the model runs once for all lenses
+            residuals = model.capture(text, progress=progress, **run)
+            readings = [
+                model.readout(residuals, lens=lens, progress=progress, **shown) for lens in lenses
+            ]
     for path in paths:
         for written in save(readings, list(lenses), path, color):
             errors().print(f"wrote {written}", markup=False, soft_wrap=True)

@@ -216,11 +216,12 @@ class LensModel:
         depths: Selection = None,
         truncate: bool = False,
         stream: str = "resid",
+        progress: Progress | None = None,
     ) -> Residuals:
         """The first half of `read`: the raw residual stream at each depth, T × D each."""
         ids, dropped = self._ids(prompt, truncate)
         rows = self._rows(depths, stream)
-        (residuals,) = capturing.capture(self, [ids], depths=rows, stream=stream)
+        (residuals,) = capturing.capture(self, [ids], depths=rows, stream=stream, progress=progress)
         residuals.prompt = prompt if isinstance(prompt, str) else None
         residuals.position_offset = dropped
         return residuals
