@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.model.capture import Cache, Progress, Residuals, capture
@@ -57,8 +59,43 @@ def capture_in_parts(
                 f"{type(model.hf).__name__} keeps no cache of keys and values: read the prompt whole, "
                 "without chunk"
             )
+        if number == 0 and cache is not None:
+            _grow_in_place(cache.past, len(ids))
         yield start, residuals
         start = stop
+
+
+def _grow_in_place(past: Any, T: int) -> None:
+    """Give the layers of a transformers cache room for T positions.
+
+    They would join old and new keys with every part: copies that grow, in ever new memory. Layers
+    of other kinds (a window, a state) are small and stay as they are.
+    """
+    for layer in getattr(past, "layers", ()):
+        if type(layer) is DynamicLayer and layer.is_initialized:
+            layer.update = _Room(layer, T)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Room:
+    """`DynamicLayer.update`, writing into memory that is there."""
+
+    def __init__(self, layer: Any, T: int):
+        self.layer = layer
+        self.rooms = [
+            part.new_empty(*part.shape[:-2], T, part.shape[-1])
+            for part in (layer.keys, layer.values)
+        ]
+        held = layer.keys, layer.values
+        layer.keys, layer.values = (room[..., :0, :] for room in self.rooms)
+        self(*held)
+
+    def __call__(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        held = self.layer.keys.shape[-2]
+        stop = held + keys.shape[-2]
+        for room, new in zip(self.rooms, (keys, values)):
+            room[..., held:stop, :] = new
+        self.layer.keys, self.layer.values = (room[..., :stop, :] for room in self.rooms)
+        return self.layer.keys, self.layer.values
 
 
 def _of_all(progress: Progress | None, number: int, parts: int) -> Progress | None:
