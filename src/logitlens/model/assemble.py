@@ -164,7 +164,7 @@ class Gathering:
             *shown,
             *next_T.tolist(),
             *request.track_ids,
-            *np.unique(arrays["top_ids"]).tolist(),
+            *torch.from_numpy(arrays["top_ids"]).unique().tolist(),
         }
         occurring.discard(-1)
         meta = self._meta(part, check, self.seconds + time.perf_counter() - began)
