@@ -3,12 +3,15 @@
 Weights in bfloat16 or float16 are multiplied as they are and summed in float32: `torch.mm` would
 round the result back to half precision, which no statistic over a vocabulary survives (a bfloat16
 logsumexp is off by a tenth of a nat). On x86 the library torch is linked with has that product
-(`cblas_gemm_bf16bf16f32` of Intel MKL); elsewhere the slice of the weights is widened first.
+(`cblas_gemm_bf16bf16f32` of Intel MKL), but on processors of other makers it is slower than widening
+a slice of the weights at a time, which is done wherever that is faster.
 """
 
 from __future__ import annotations
 
 import ctypes
+import time
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from torch import Tensor
 from logitlens.readout.head import Head
 
 FEW_HALF_ROWS = 128
+WIDE = 2 << 20  # numbers of half-precision weights widened at once (8 MB)
 LINE = 64  # floats; rows of a tile lie a multiple of this apart
 
 
@@ -35,7 +39,7 @@ class Product:
         self.way = _way(self.weight_VE)
         if self.way == "widen":
             self.x_NE = self.x_NE.float()
-        self.space = self.x_NE.new_empty(0, dtype=torch.float32)
+        self.space, self.wide = (self.x_NE.new_empty(0, dtype=torch.float32) for _ in range(2))
 
     def tile(self, v: slice | Tensor) -> Tensor:
         """Finished float32 logits (N, len(v)) of the tokens v; good until the next call."""
@@ -46,16 +50,31 @@ class Product:
         weight_CE = self.weight_VE[v]
         bias_C = None if self.head.bias_V is None else self.head.bias_V[v].float()
         if self.way == "onednn":  # makes its own result; to copy it would cost a tenth of the time
-            linear = torch.ops.mkldnn._linear_pointwise
-            return linear(self.x_NE, weight_CE, bias_C, "none", [], "")
+            return _onednn(self.x_NE, weight_CE, bias_C)
         out_NC = self._room(weight_CE.shape[0])
         if self.way == "mkl half":
             _half_gemm(self.x_NE.dtype)(self.x_NE, weight_CE, out_NC)
         elif self.way == "cuda half":
             torch.mm(self.x_NE, weight_CE.T, out_dtype=torch.float32, out=out_NC)
+        elif self.way == "widen":
+            self._widening(weight_CE, out_NC)
         else:
-            torch.mm(self.x_NE, weight_CE.float().T, out=out_NC)
+            torch.mm(self.x_NE, weight_CE.T, out=out_NC)
         return out_NC if bias_C is None else out_NC.add_(bias_C)
+
+    def _widening(self, weight_CE: Tensor, out_NC: Tensor) -> None:
+        """The product with weights of another dtype, a few of them in float32 at a time."""
+        C, E = weight_CE.shape
+        step = max(LINE, WIDE // E // LINE * LINE)
+        if self.wide.numel() < min(step, C) * E:
+            self.wide = self.wide.new_empty(min(step, C) * E)
+        for c in range(0, C, step):
+            part_cE = weight_CE[c : c + step]
+            wide_cE = self.wide[: part_cE.numel()].view(part_cE.shape).copy_(part_cE)
+            if wide_cE.is_cpu and _has_onednn():
+                out_NC[:, c : c + step] = _onednn(self.x_NE, wide_cE)
+            else:
+                torch.mm(self.x_NE, wide_cE.T, out=out_NC[:, c : c + step])
 
     def _room(self, columns: int) -> Tensor:
         """(N, columns) of memory that every tile uses again."""
@@ -157,7 +176,7 @@ def _way(weight_VE: Tensor) -> str:
     half = weight_VE.dtype in (torch.bfloat16, torch.float16)
     if weight_VE.device.type == "cpu":
         if half:
-            return "mkl half" if _half_gemm(weight_VE.dtype) else "widen"
+            return "mkl half" if _half_is_fast(weight_VE.dtype) else "widen"
         if weight_VE.dtype == torch.float32:
             return "onednn" if _has_onednn() else "mm"
     if weight_VE.device.type == "cuda" and half and torch.__version__ >= "2.8":
@@ -165,13 +184,42 @@ def _way(weight_VE: Tensor) -> str:
     return "widen"
 
 
+def _onednn(x_NE: Tensor, weight_CE: Tensor, bias_C: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x_NE, weight_CE, bias_C, "none", [], "")
+
+
 @lru_cache
 def _has_onednn() -> bool:
     try:
         one = torch.ones(1, 1)
-        return bool(torch.ops.mkldnn._linear_pointwise(one, one, None, "none", [], "") == one)
+        return bool(_onednn(one, one) == one)
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
+
+
+@lru_cache
+def _half_is_fast(dtype: torch.dtype) -> bool:
+    """Whether MKL's product of half-precision numbers beats one of float32 on this processor.
+
+    Measured once, in a few milliseconds: MKL takes the processor's own instructions for it on
+    Intel's processors only, and says nowhere whether it does.
+    """
+    gemm = _half_gemm(dtype)
+    if gemm is None:
+        return False
+    x_NE, w_CE, out_NC = torch.ones(256, 512), torch.ones(512, 512), torch.empty(256, 512)
+    x_half, w_half = x_NE.to(dtype), w_CE.to(dtype)
+
+    def seconds(multiply: Callable[[], object]) -> float:
+        times = []
+        for _ in range(4):
+            began = time.perf_counter()
+            multiply()
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    half = seconds(lambda: gemm(x_half, w_half, out_NC))
+    return half < seconds(lambda: torch.mm(x_NE, w_CE.T, out=out_NC))
 
 
 @lru_cache
