@@ -38,3 +38,21 @@ class MissingExtra(LogitLensError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str):
         super().__init__(f"{purpose} needs {package}: pip install 'logitlens[{extra}]'")
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, says that memory ran out.
+
+    torch says it as OutOfMemoryError on a GPU, and as a RuntimeError elsewhere.
+    """
+    while error is not None:
+        text = str(error).lower() if isinstance(error, RuntimeError) else ""
+        if (
+            isinstance(error, MemoryError)
+            or type(error).__name__ == "OutOfMemoryError"
+            or "out of memory" in text
+            or "can't allocate memory" in text
+        ):
+            return True
+        error = error.__cause__
+    return False

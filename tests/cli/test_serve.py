@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("uvicorn")
 
 from logitlens.server import run
-from logitlens.server.desk import Limits
+from logitlens.server.order import Limits
 
 
 @pytest.fixture

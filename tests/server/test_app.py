@@ -54,7 +54,7 @@ def test_the_shell_holds_no_inline_script(client):
 
 def test_a_prompt_becomes_a_page_and_a_file(client, tmp_path):
     events = read(client, top=4, track=[" Paris"])
-    assert [e["state"] for e in events] == ["waiting", "loading", "running", "reading", "done"]
+    assert [e["state"] for e in events] == ["waiting", "loading", "running", "running", "done"]
     name = events[-1]["id"]
     reading = client.desk.readings[name]
     head = client.get(f"/{TOKEN}/api/page/{name}").json()
@@ -96,6 +96,21 @@ def test_a_reading_is_made_again_with_more_tokens_tracked(client):
     assert (gone.status_code, "no reading 'r99'" in gone.text) == (400, True)
     wrong = client.post(f"/{TOKEN}/api/read", json={"again": name, "track": "x"})
     assert (wrong.status_code, wrong.text) == (400, "expected a list of tokens to track\n")
+
+
+def test_a_prompt_that_is_over_or_of_nobody_cannot_be_cancelled(client):
+    events = read(client, "a b")
+    for name in (events[0]["job"], events[-1]["id"], "nothing", ".."):
+        answer = client.delete(f"/{TOKEN}/api/read/{name}")
+        assert answer.status_code == 404
+    assert client.delete(f"/{TOKEN}/api/read/x").text == (
+        "no such prompt waits or runs here: it has ended\n"
+    )
+    assert client.delete(f"/{TOKEN}/api/read").status_code == 405
+    assert client.get(f"/{TOKEN}/api/read/{events[0]['job']}").status_code == 405
+    other = client.delete(f"/{TOKEN}/api/read/x", headers={"origin": "http://evil.example"})
+    assert other.status_code == 403
+    assert read(client, "a b")[-1]["state"] == "done"
 
 
 def test_a_failing_model_leaves_the_server_up(client):
@@ -154,6 +169,8 @@ def test_requests_of_the_wrong_size_or_kind_are_refused_in_words(client):
     )
     broken = client.post(path, content="{", headers={"content-type": "application/json"})
     assert (broken.status_code, broken.text[:9]) == (400, "not JSON:")
+    deep = client.post(path, content="[" * 100_000, headers={"content-type": "application/json"})
+    assert (deep.status_code, deep.text) == (400, "not JSON: nested too deeply\n")
     empty = client.post(path, json={"prompt": ""})
     assert (empty.status_code, empty.text) == (400, "the prompt is empty: type some text\n")
     assert client.get(path).status_code == 405

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from logitlens.errors import LogitLensError, PromptError
-from logitlens.server.desk import Desk, Job, Limits, Order
+from logitlens.server import desk as desk_module
+from logitlens.server.desk import ENDINGS, Desk, Job
+from logitlens.server.order import Limits, Order
 from tests.server.fakes import FakeModel
 
 MODELS, LENSES = ["one", "two"], ["logit", "tuned"]
@@ -17,17 +20,22 @@ MODELS, LENSES = ["one", "two"], ["logit", "tuned"]
 @pytest.fixture
 def desk():
     FakeModel.gate.clear()
+    FakeModel.reached.clear()
     loads: list[str] = []
+    may_load = threading.Event()
+    may_load.set()
 
     def load(name):
+        assert may_load.wait(20)
         loads.append(name)
         return FakeModel()
 
     desk = Desk(MODELS, load, limits=Limits(waiting=2, history=3, tokens=6))
-    desk.loads = loads
+    desk.loads, desk.may_load = loads, may_load
     yield desk
     FakeModel.gate.set()
-    desk.stop()
+    may_load.set()
+    assert desk.stop(20), "the worker's thread ends"
 
 
 def ask(desk, prompt, model="one", **more):
@@ -44,13 +52,20 @@ def ending(events):
     while True:
         event = events.get(timeout=20)
         states.append(event["state"])
-        if event["state"] in ("done", "error"):
+        if event["state"] in ENDINGS:
             return event, states
+
+
+def until(events, state):
+    """The first event of a state."""
+    while (event := events.get(timeout=20))["state"] != state:
+        assert event["state"] not in ENDINGS, event
+    return event
 
 
 def test_a_prompt_goes_through_its_states_and_is_kept(desk):
     event, states = ending(ask(desk, "a b c", top=3)[0])
-    assert states == ["waiting", "loading", "running", "reading", "done"]
+    assert states == ["waiting", "loading", "running", "running", "done"]
     assert event["label"] == "a b c"
     assert event["shape"] == [5, 3, 3]
     assert desk.readings[event["id"]].prompt == "a b c"
@@ -71,6 +86,8 @@ def test_one_model_is_in_memory(desk):
     [
         ("crash", "CUDA error: device-side assert triggered"),
         ("memory", "out of memory: shorten the prompt"),
+        ("cuda memory", "out of memory: shorten the prompt"),
+        ("forward", "Fake raises RuntimeError on 1 × 1 tokens: odd"),
         ("exit", "SystemExit"),
         (" ", "has no tokens"),
         ("1 2 3 4 5 6 7", "has 7 tokens, at most 6 are read here"),
@@ -89,26 +106,116 @@ def test_a_crashed_model_is_loaded_anew_and_a_refused_prompt_keeps_it(desk):
     ending(ask(desk, "1 2 3 4 5 6 7")[0])
     ending(ask(desk, "ok", lens="tuned")[0])
     assert desk.loads == ["one"]
-    ending(ask(desk, "crash")[0])
-    ending(ask(desk, "ok")[0])
-    assert desk.loads == ["one", "one"]
+    for prompt in ("crash", "forward", "cuda memory"):
+        desk.loads.clear()
+        ending(ask(desk, prompt)[0])
+        ending(ask(desk, "ok")[0])
+        assert desk.loads == ["one"]
 
 
 def test_those_who_wait_are_told_how_many_are_ahead_and_a_full_line_refuses(desk):
     first, _ = ask(desk, "wait")
-    while first.get(timeout=20)["state"] != "running":
-        pass
-    second, _ = ask(desk, "b")
-    third, gone = ask(desk, "c")
-    assert second.get(timeout=5) == {"state": "waiting", "ahead": 1}
-    assert third.get(timeout=5) == {"state": "waiting", "ahead": 2}
+    assert FakeModel.reached.wait(20)
+    second, job = ask(desk, "b")
+    third, other = ask(desk, "c")
+    assert second.get(timeout=5) == {"state": "waiting", "job": job.id, "ahead": 1}
+    assert third.get(timeout=5) == {"state": "waiting", "job": other.id, "ahead": 2}
     with pytest.raises(PromptError, match="2 prompts are waiting already"):
         ask(desk, "d")
-    gone.left = True
     FakeModel.gate.set()
     assert ending(second)[0]["state"] == "done"
-    ending(ask(desk, "e")[0])
-    assert third.empty(), "nobody reads for one who has left"
+    assert third.get(timeout=5)["ahead"] == 1
+    assert ending(third)[0]["state"] == "done"
+
+
+def test_progress_is_told_by_block_and_by_position_and_not_too_often(desk, monkeypatch):
+    now, tick = 0.0, 0.0
+
+    def monotonic():
+        nonlocal now
+        now += tick
+        return now
+
+    monkeypatch.setattr(desk_module, "time", SimpleNamespace(monotonic=monotonic))
+    for per, blocks in ((1.1, [1, 2, 3, 4]), (0.6, [1, 3]), (0.0, [1])):
+        tick = per * desk_module._TOLD_EVERY
+        events, _ = ask(desk, "a b c")
+        seen = []
+        while (event := events.get(timeout=20))["state"] not in ENDINGS:
+            seen.append(event)
+        running = [e for e in seen if e["state"] == "running"]
+        assert [e["done"] for e in running if e["phase"] == "blocks"] == blocks
+        assert {e["total"] for e in running if e["phase"] == "blocks"} == {4}
+        positions = [(e["done"], e["total"]) for e in running if e["phase"] == "positions"]
+        assert positions[0] == (1, 3)
+        assert all((e["tokens"], e["lens"]) == (3, "logit") for e in running)
+
+
+def test_one_that_waits_is_cancelled_at_once_and_the_line_moves_up(desk):
+    first, _ = ask(desk, "wait")
+    assert FakeModel.reached.wait(20)
+    second, job = ask(desk, "b")
+    third, _ = ask(desk, "c")
+    assert [events.get(timeout=5)["ahead"] for events in (second, third)] == [1, 2]
+    assert desk.cancel(job.id)
+    assert second.get(timeout=5) == {"state": "cancelled", "message": "cancelled before its turn"}
+    assert third.get(timeout=5)["ahead"] == 1
+    assert not desk.cancel(job.id), "cancelled twice"
+    FakeModel.gate.set()
+    assert ending(first)[0]["state"] == ending(third)[0]["state"] == "done"
+    assert second.empty()
+    assert len(desk.readings) == 2
+
+
+def test_one_that_runs_is_cancelled_at_its_next_block_and_the_model_stays(desk):
+    events, job = ask(desk, "wait")
+    assert FakeModel.reached.wait(20)
+    until(events, "running")
+    after, _ = ask(desk, "a b")
+    assert desk.cancel(job.id)
+    assert desk.cancel(job.id), "twice is once"
+    assert events.empty(), "it runs until the block has ended"
+    FakeModel.gate.set()
+    assert ending(events)[0] == {"state": "cancelled", "message": "cancelled at block 3 of 4"}
+    assert ending(after)[0]["state"] == "done"
+    assert desk.loads == ["one"]
+    assert events.empty()
+    assert not desk.cancel(job.id), "it is over"
+
+
+def test_one_whose_model_is_loading_is_cancelled_at_once_and_the_model_is_kept(desk):
+    desk.may_load.clear()
+    events, job = ask(desk, "a", "two")
+    assert until(events, "loading")["model"] == "two"
+    assert desk.cancel(job.id)
+    expected = {"state": "cancelled", "message": "cancelled while two was being loaded"}
+    assert events.get(timeout=5) == expected
+    assert not desk.cancel(job.id), "twice"
+    after, _ = ask(desk, "b", "two")
+    desk.may_load.set()
+    assert "loading" not in ending(after)[1]
+    assert desk.loads == ["two"]
+    assert events.empty(), "nothing follows an ending"
+
+
+def test_done_and_foreign_jobs_cannot_be_cancelled(desk):
+    events, job = ask(desk, "a")
+    done, _ = ending(events)
+    assert not desk.cancel(job.id)
+    assert not desk.cancel(done["id"]), "the name of a reading is not the secret of a job"
+    assert not desk.cancel("")
+    assert list(desk.readings) == [done["id"]]
+    assert len({Job(job.order, print).id for _ in range(100)}) == 100
+
+
+def test_a_job_cancelled_when_all_is_read_is_not_kept(desk):
+    events, job = ask(desk, "a")
+    job.tell = lambda event: (
+        events.put(event) or (event.get("phase") == "positions" and desk.cancel(job.id))
+    )
+    event, _ = ending(events)
+    assert event == {"state": "cancelled", "message": "cancelled at the last moment"}
+    assert not desk.readings
 
 
 def test_the_oldest_readings_go_first(desk):
@@ -119,15 +226,16 @@ def test_the_oldest_readings_go_first(desk):
 
 def test_stopping_tells_those_who_wait_and_ends_the_thread(desk):
     running, _ = ask(desk, "wait")
-    while running.get(timeout=20)["state"] != "running":
-        pass
+    assert FakeModel.reached.wait(20)
     waiting, _ = ask(desk, "b")
-    desk.stop()
-    for events in (running, waiting):
+    assert not desk.stop(), "the model is in the midst of its block"
+    late, _ = ask(desk, "c")
+    for events in (running, waiting, late):
         assert ending(events)[0]["message"] == "the server has ended"
     FakeModel.gate.set()
-    desk._worker.join(5)
+    assert desk.stop(20)
     assert desk._worker not in threading.enumerate()
+    assert not desk.readings, "the reading in hand ended at its next block"
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,24 @@ declare const logitlens: { mount(element: HTMLElement, source: Source, options?:
 
 interface Entry { id: string; label: string; model: string; lens: string; shape: [number, number, number] }
 interface Start { models: string[]; loaded: string | null; lenses: string[]; limits: { characters: number; tokens: number; top: number }; history: Entry[] }
-type Event = { state: string; ahead?: number; model?: string; tokens?: number; depths?: number; lens?: string; message?: string; seconds?: number } & Partial<Entry>
+type Event = { state: string; job?: string; ahead?: number; model?: string; phase?: string; done?: number; total?: number; tokens?: number; lens?: string; message?: string; seconds?: number } & Partial<Entry>
+
+const count = (n: number, noun: string) => `${n} ${noun}${n == 1 ? "" : "s"}`
 
 /** What an event means to a person. */
 export function words(e: Event): string {
   switch (e.state) {
-    case "waiting": return e.ahead ? `Waiting: ${e.ahead} ${e.ahead == 1 ? "prompt is" : "prompts are"} ahead of yours` : "Starting …"
+    case "waiting": return e.ahead ? `Waiting: ${count(e.ahead, "prompt")} ahead of yours` : "Starting …"
     case "loading": return `Loading ${e.model} …`
-    case "running": return `Running ${e.tokens} tokens through ${e.depths! - 1} blocks …`
-    case "reading": return `Reading ${e.depths ?? ""} every depth with the ${e.lens} lens …`.replace("  ", " ")
+    case "running": return e.phase == "blocks" ? `Running ${count(e.tokens!, "token")} through ${count(e.total!, "block")} …` : `Reading ${count(e.tokens!, "position")} with the ${e.lens} lens …`
     case "done": return `Done in ${e.seconds} s`
+    case "cancelled": return e.message!.replace(/^c/, "C")
     default: return e.message ?? e.state
   }
 }
+
+/** How far a run is: "block 3 of 8"; nothing where that is not known. */
+export const far = (e: Event) => (e.state == "running" ? `${e.phase!.replace(/s$/, "")} ${e.done} of ${e.total}` : "")
 
 /** JSON objects, one on each line, as they arrive. */
 export async function* lines(body: ReadableStream<Uint8Array>): AsyncGenerator<Event> {
@@ -48,7 +53,12 @@ class Desk {
   private top = h("input", { type: "number", min: 1, "aria-label": "Tokens kept in each cell" })
   private track = h("input", { type: "text", placeholder: " Paris, Rome", "aria-label": "Tokens to track, separated by commas; spaces count" })
   private go = h("button.go", { type: "submit" }, "Read")
+  private stop = h("button", { type: "button" }, "Cancel")
   private status = h("p.status", { role: "status" })
+  private bar = h("progress", { "aria-label": "Progress" })
+  private far = h("span.lab")
+  /** shown while a prompt is on its way */
+  private way = h("div.way", { hidden: true }, this.bar, this.far, this.stop)
   private list = h("ol.made", { "aria-label": "Readings" })
   private compare = h("button", { type: "button", disabled: true }, "Compare")
   private export = h("a.button", { hidden: true }, "Export file")
@@ -59,6 +69,8 @@ class Desk {
   private shown: string[] = []
   private close?: () => void
   private busy = false
+  private job?: string
+  private most: number
 
   constructor(root: HTMLElement, start: Start) {
     const label = (text: string, e: HTMLElement) => h("label", h("span.lab", text), e)
@@ -68,44 +80,76 @@ class Desk {
     if (start.loaded) this.model.value = start.loaded
     this.top.max = String(start.limits.top)
     this.top.value = String(Math.min(10, start.limits.top))
-    this.prompt.maxLength = start.limits.characters
+    this.most = start.limits.characters
     const form = h("form.ask", this.prompt, h("div.tools", label("Model", this.model), label("Lens", this.lens), label("Top", this.top), label("Track", this.track), this.go))
     form.onsubmit = e => { e.preventDefault(); void this.read() }
     this.prompt.onkeydown = e => {
       // Enter reads; Shift+Enter is a line of the prompt
       if (e.key == "Enter" && !e.shiftKey && !e.isComposing) e.preventDefault(), void this.read()
     }
+    this.stop.onclick = () => this.cancel()
     this.compare.onclick = () => this.show(this.chosen)
     this.exact.onclick = () => void this.again()
     this.export.onclick = () => { this.export.href = `api/export/${this.shown}?state=${encodeURIComponent(location.hash.slice(1))}` }
-    const dark = matchMedia("(prefers-color-scheme: dark)"), box = h("div.ll.desk", h("div.line", h("h1", "logitlens"), h("span.lab", "what the model would say if it stopped after each layer")), form, this.status, h("div.row", this.list, h("span.end", this.compare, this.exact, this.export)))
+    const dark = matchMedia("(prefers-color-scheme: dark)"), box = h("div.ll.desk", h("div.line", h("h1", "logitlens"), h("span.lab", "what the model would say if it stopped after each layer")), form, h("div.now", this.status, this.way), h("div.row", this.list, h("span.end", this.compare, this.exact, this.export)))
     const theme = () => { document.documentElement.dataset.theme = box.dataset.theme = dark.matches ? "dark" : "light" }
     dark.onchange = theme
     theme()
     root.append(box, this.page)
     this.made = start.history
     this.draw()
-    if (this.made[0]) void this.show([this.made[0].id])
+    // what the address names, where it is still there; a reading forgotten is not an error here
+    const named = (new URLSearchParams(location.search).get("show") ?? "").split(",").filter(id => this.made.some(m => m.id == id))
+    if (this.made[0]) void this.show(named[0] ? named : [this.made[0].id])
     else this.prompt.value = "The Eiffel Tower is in the city of"
     this.prompt.focus()
   }
 
-  private say(text: string, kind: "" | "busy" | "problem" = "") {
-    this.status.textContent = text
+  private say(text: string, kind: "" | "problem" = "") {
+    // a screen reader hears it when it changes
+    if (this.status.textContent != text) this.status.textContent = text
     this.status.className = "status " + kind
   }
 
+  /** Tell an event: words for the phase, and how far it is. */
+  private tell(e: Event) {
+    if (e.job) this.job = e.job
+    this.way.hidden = false
+    if (!this.stop.disabled) this.say(words(e))
+    this.far.textContent = far(e)
+    if (e.state == "running") {
+      this.bar.max = e.total!
+      this.bar.value = e.done!
+      this.bar.setAttribute("aria-valuetext", far(e))
+    } else {
+      // no value: on its way, but nobody knows how far
+      for (const name of ["value", "aria-valuetext"]) this.bar.removeAttribute(name)
+    }
+  }
+
+  /** Ask for an end of what waits or runs; the stream then says that it has ended. */
+  private cancel() {
+    this.stop.disabled = true
+    this.say("Cancelling …")
+    // where it has just ended, or the server has, the stream says so
+    fetch("api/read/" + this.job, { method: "DELETE" }).catch(() => {})
+  }
+
   /** Send orders, one after the other, tell what happens to them, and show the readings. */
-  private async read(orders: object[] = [{ prompt: this.prompt.value, model: this.model.value, lens: this.lens.value, top: +this.top.value, track: this.track.value ? this.track.value.split(",") : [] }]) {
+  private async read(orders?: object[]) {
     if (this.busy) return
+    const length = [...this.prompt.value].length
+    if (!orders && length > this.most) return this.say(`The prompt has ${length} characters, at most ${this.most} are read here`, "problem")
     this.busy = this.go.disabled = true
+    this.say("Sending …")
     try {
       const ids: string[] = []
       let last: Event = { state: "error", message: "the server ended before the reading was done" }
-      for (const order of orders) {
+      for (const order of orders ?? [{ prompt: this.prompt.value, model: this.model.value, lens: this.lens.value, top: +this.top.value, track: this.track.value ? this.track.value.split(",") : [] }]) {
         const r = await fetch("api/read", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(order) })
         if (!r.ok) throw Error((await r.text()).trim())
-        for await (const e of lines(r.body!)) this.say(words((last = e)), "busy")
+        for await (const e of lines(r.body!)) this.tell((last = e))
+        if (last.state == "cancelled") return this.say(words(last))
         if (last.state != "done") throw Error(words(last))
         this.made.unshift(last as Entry)
         ids.push(last.id!)
@@ -116,7 +160,10 @@ class Desk {
       this.say(e instanceof TypeError ? "The server does not answer: is `logitlens serve` still running?" : (e as Error).message, "problem")
     } finally {
       this.draw()
-      this.busy = this.go.disabled = false
+      // the focus must not vanish with the button
+      if (this.way.contains(document.activeElement)) this.prompt.focus()
+      this.way.hidden = true
+      this.busy = this.go.disabled = this.stop.disabled = false
     }
   }
 
@@ -146,6 +193,7 @@ class Desk {
         },
       }, { hash: true })
       this.shown = ids
+      history.replaceState(null, "", `?show=${ids}${location.hash}`)
       this.export.hidden = this.exact.hidden = false
       this.draw()
     } catch (e) {

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from logitlens import __version__
-from logitlens.errors import LogitLensError, ModelNotAvailable
+from logitlens.errors import LogitLensError, ModelNotAvailable, out_of_memory
 
 VERBS = {  # in the order of --help; the line is the first of the command's own help
     "read": "Read one prompt and show what the model would say at every depth.",
@@ -91,6 +91,8 @@ class Verbs(click.Group):
 
 def explain(error: Exception) -> tuple[str, int]:
     """One line and the exit code for an exception that nobody caught."""
+    if out_of_memory(error):
+        return "out of memory: use a shorter prompt, a smaller model, or --dtype bfloat16", 1
     if isinstance(error, ModelNotAvailable):
         return _one_line(str(error)), 4
     if isinstance(error, LogitLensError):
@@ -102,8 +104,6 @@ def explain(error: Exception) -> tuple[str, int]:
             else error.strerror or str(error)
         )
         return _one_line(named), 1
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory: use a shorter prompt, a smaller model, or --dtype bfloat16", 1
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return f"unexpected: {_one_line(what)}; set LOGITLENS_DEBUG=1 to see where", 1
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import webbrowser
 from typing import Any
 
 import click
 
 from logitlens.cli.options import errors, load_model, loading_options
+
+INTERRUPTED = 130  # the only way it ends
 
 
 @click.command("serve")
@@ -49,29 +52,31 @@ def command(
     max_tokens: int,
     open_browser: bool,
     **loading: Any,
-) -> None:
+) -> int:
     """Open the page on 127.0.0.1.
 
     Type a prompt in the browser and watch it being read; compare readings and export any view as
-    one offline file. The printed address ends in a secret word; Ctrl-C ends it.
+    one offline file. The printed address ends in a secret word. Ctrl-C ends it, also while a model
+    runs; the exit code is then 130.
     """
-    from logitlens.server.desk import Limits
+    from logitlens.server.order import Limits
     from logitlens.server.run import serve
 
     if host not in ("127.0.0.1", "localhost", "::1"):
         errors().print(
-            f"listening on {host}: whoever learns the address below can use the model; "
-            "the connection is not encrypted",
+            f"listening on {host}: whoever learns the address below can use the model"
+            + (" (with this machine's own name in it)" if host in ("0.0.0.0", "::") else "")
+            + "; the connection is not encrypted",
             markup=False,
             soft_wrap=True,
         )
 
     def ready(address: str) -> None:
         click.echo(address)
-        if open_browser:
-            webbrowser.open(address)
+        if open_browser and not webbrowser.open(address):
+            errors().print("no browser could be opened; open the address yourself", markup=False)
 
-    serve(
+    ended = serve(
         list(dict.fromkeys(models)),
         lambda name: load_model(name, **loading),
         lenses=["logit", "tuned", "jacobian", *extra_lenses],
@@ -82,3 +87,7 @@ def command(
         ready=ready,
     )
     errors().print("stopped")
+    if not ended:
+        # Native code cannot be interrupted, and the interpreter would abort over its thread.
+        os._exit(INTERRUPTED)
+    return INTERRUPTED

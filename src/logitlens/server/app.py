@@ -4,6 +4,7 @@ GET  /                         the page
 GET  /assets/NAME              its scripts and style sheets
 GET  /api/start                models, lenses, limits, history
 POST /api/read                 an order → progress, one JSON object on each line
+DELETE /api/read/JOB           cancel it; JOB is in the first of those lines
 GET  /api/page/IDS             manifest of one or several readings (r1,r2)
 GET  /api/page/IDS/BLOCK       one of its blocks
 GET  /api/export/IDS           the same as one offline file
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -30,8 +31,10 @@ from starlette.responses import (
 from starlette.routing import Route
 
 from logitlens.errors import LogitLensError, PromptError
-from logitlens.server.desk import Desk, Job, Order
+from logitlens.reading import Reading
+from logitlens.server.desk import ENDINGS, Desk, Job
 from logitlens.server.guard import TooLarge
+from logitlens.server.order import Order
 from logitlens.view import page
 
 ASSETS = {
@@ -68,6 +71,7 @@ def create(desk: Desk, lenses: Sequence[str]) -> Starlette:
             Route("/assets/{name}", routes.asset),
             Route("/api/start", routes.start),
             Route("/api/read", routes.read, methods=["POST"]),
+            Route("/api/read/{job}", routes.cancel, methods=["DELETE"]),
             Route("/api/page/{ids}", routes.manifest),
             Route("/api/page/{ids}/{block}", routes.block),
             Route("/api/export/{ids}", routes.export),
@@ -113,13 +117,18 @@ class Routes:
         )
 
     async def read(self, request: Request) -> Response:
-        """Read a prompt; the answer is a stream of progress, its last line is `done` or `error`."""
+        """Read a prompt; the answer is a stream of progress, whose last line is an ending.
+
+        Whoever closes it before that has cancelled the prompt.
+        """
         if request.headers.get("content-type", "").partition(";")[0] != "application/json":
             return _plain("expected JSON", 415)
         try:
             data = json.loads(await request.body())
         except ValueError as error:
             raise PromptError(f"not JSON: {error}") from error
+        except RecursionError:
+            raise PromptError("not JSON: nested too deeply") from None
         if isinstance(data, dict) and "again" in data:
             track = data.get("track", [])
             if not isinstance(track, list):
@@ -132,16 +141,17 @@ class Routes:
         self.desk.put(job)
 
         async def lines() -> AsyncIterator[bytes]:
-            try:
-                while True:
-                    event = await events.get()
-                    yield json.dumps(event).encode() + b"\n"
-                    if event["state"] in ("done", "error"):
-                        return
-            finally:
-                job.left = True
+            event: dict[str, Any] = {"state": ""}
+            while event["state"] not in ENDINGS:
+                event = await events.get()
+                yield json.dumps(event).encode() + b"\n"
 
-        return StreamingResponse(lines(), media_type="application/x-ndjson")
+        return Progress(lines(), lambda: self.desk.cancel(job.id))
+
+    async def cancel(self, request: Request) -> Response:
+        if self.desk.cancel(request.path_params["job"]):
+            return Response(status_code=204)
+        return _plain("no such prompt waits or runs here: it has ended", 404)
 
     async def manifest(self, request: Request) -> Response:
         head, _ = await self._page(request)
@@ -176,17 +186,34 @@ class Routes:
         self.pages.move_to_end(ids)
         return self.pages[ids]
 
-    def _readings(self, ids: str) -> list[Any]:
+    def _readings(self, ids: str) -> list[Reading]:
         names = ids.split(",")
-        missing = [name for name in names if name not in self.desk.readings]
-        if missing:
-            raise PromptError(
-                f"no reading {missing[0][:40]!r} here any more: the server keeps the last "
-                f"{self.desk.limits.history} and forgets all when it ends"
-            )
         if len(names) > _COMPARED:
             raise PromptError(f"{len(names)} readings on one page; at most {_COMPARED}")
-        return [self.desk.readings[name] for name in names]
+        readings = []
+        for name in names:
+            reading = self.desk.find(name)
+            if reading is None:
+                raise PromptError(
+                    f"no reading {name[:40]!r} here any more: the server keeps the last "
+                    f"{self.desk.limits.history} and forgets all when it ends"
+                )
+            readings.append(reading)
+        return readings
+
+
+class Progress(StreamingResponse):
+    """JSON lines; `closed` is called when they end, also because the asker has gone."""
+
+    def __init__(self, lines: AsyncIterator[bytes], closed: Callable[[], object]):
+        super().__init__(lines, media_type="application/x-ndjson")
+        self.closed = closed
+
+    async def __call__(self, *args: Any) -> None:
+        try:
+            await super().__call__(*args)
+        finally:
+            self.closed()
 
 
 def _plain(words: str, status: int) -> Response:

@@ -1,8 +1,9 @@
 """One model at a time: a queue of prompts, a worker thread, and words for what went wrong.
 
 Models and residuals are large, so a single thread loads, reads and answers; everybody else waits in
-line and is told how many are ahead. A job that fails says why and the next one runs; a job whose
-asker has left before its turn is skipped.
+line and is told how many are ahead. A job ends as done, error or cancelled, and the next one runs.
+Whoever holds a job's id may cancel it: in line at once, and while the model runs before its next
+block, which leaves the model as it was.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import secrets
 import threading
 import time
 from collections import OrderedDict, deque
@@ -17,70 +19,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from logitlens.errors import LogitLensError, PromptError
+from logitlens.errors import LogitLensError, PromptError, UnsupportedModel, out_of_memory
 from logitlens.reading import Reading
+from logitlens.server.order import Limits, Order
 from logitlens.view import page_words
 
 Loader = Callable[[str], Any]
 Event = dict[str, Any]
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request may ask for; each refusal names the number."""
-
-    characters: int = 20_000  # of a prompt
-    tokens: int = 4096  # of a prompt, the model's own context permitting
-    top: int = 50
-    track: int = 32
-    waiting: int = 16  # jobs in line
-    history: int = 200  # readings kept; the oldest go first
+ENDINGS = ("done", "error", "cancelled")  # states that no other state follows
+_TOLD_EVERY = 0.1  # seconds between two events of one phase
+_PHASES = {"blocks": "block", "positions": "position"}
 
 
-@dataclass(frozen=True)
-class Order:
-    """What to read, as asked. `check` says what is wrong with it."""
-
-    prompt: str
-    model: str
-    lens: str = "logit"
-    top: int = 10
-    track: tuple[int | str, ...] = ()
-
-    @staticmethod
-    def of(data: Any, models: Sequence[str], lenses: Sequence[str], limits: Limits) -> Order:
-        """An order from JSON. Raises PromptError in one line for whatever does not fit."""
-        if not isinstance(data, dict):
-            raise PromptError("expected a JSON object with the prompt")
-        prompt, model = data.get("prompt"), data.get("model", models[0])
-        lens, top, track = data.get("lens", "logit"), data.get("top", 10), data.get("track", [])
-        if not isinstance(prompt, str) or not prompt:
-            raise PromptError("the prompt is empty: type some text")
-        if len(prompt) > limits.characters:
-            raise PromptError(
-                f"the prompt has {len(prompt):,} characters, at most {limits.characters:,} are read "
-                "here; `logitlens read` has no such limit"
-            )
-        if model not in models:
-            raise PromptError(f"no model {model!r} here: expected one of {', '.join(models)}")
-        if lens not in lenses:
-            raise PromptError(f"no lens {lens!r} here: expected one of {', '.join(lenses)}")
-        if not isinstance(top, int) or isinstance(top, bool) or not 1 <= top <= limits.top:
-            raise PromptError(f"top is {top!r}: expected 1 to {limits.top}")
-        if not isinstance(track, list) or len(track) > limits.track:
-            raise PromptError(f"expected a list of at most {limits.track} tokens to track")
-        if not all(isinstance(t, (int, str)) and not isinstance(t, bool) for t in track):
-            raise PromptError("tokens to track are texts or ids")
-        return Order(prompt, model, lens, top, tuple(track))
+class Cancelled(Exception):
+    """Raised in the worker's thread where a job ends because it was cancelled; the message says where."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
-    """An order in line; `tell` is called from the worker's thread with each event."""
+    """An order in line; `tell` is called, from any thread, with each event.
+
+    The id is a secret between the desk and the asker, who may cancel with it.
+    """
 
     order: Order
     tell: Callable[[Event], object]
-    left: bool = False  # the asker has gone
+    id: str = field(default_factory=lambda: secrets.token_urlsafe(12))
+    cancelled: bool = False
+    over: bool = False  # an ending was told
     began: float = field(default_factory=time.monotonic)
 
 
@@ -96,7 +63,8 @@ class Desk:
         self._model: tuple[str, Any] | None = None
         self._line: deque[Job] = deque()
         self._running: Job | None = None
-        self._changed = threading.Condition()
+        self._loading: str | None = None
+        self._changed = threading.Condition()  # guards everything above
         self._numbers = itertools.count(1)
         self._stopped = False
         self._worker = threading.Thread(target=self._work, name="logitlens-desk", daemon=True)
@@ -114,27 +82,53 @@ class Desk:
                 raise PromptError(
                     f"{len(self._line)} prompts are waiting already: try again in a moment"
                 )
+            if self._stopped:
+                self._end(job, {"state": "error", "message": "the server has ended"})
+                return
             self._line.append(job)
-            ahead = len(self._line) - 1 + (self._running is not None)
-            self._tell(job, {"state": "waiting", "ahead": ahead})
+            self._tell_place(job, len(self._line) - 1)
             self._changed.notify()
 
-    def stop(self) -> None:
-        """Take no more from the line, and tell everybody; the job in hand ends with the process."""
+    def cancel(self, name: str) -> bool:
+        """Cancel a job that waits or runs; False where there is none of this id (any more).
+
+        One that waits has ended on return, and one whose model is being loaded too (the model goes
+        on loading, for whoever comes next); one that runs ends before the model's next block.
+        """
+        with self._changed:
+            if self._running and self._running.id == name and not self._running.over:
+                job = self._running
+                job.cancelled = True
+                if self._loading:
+                    self._end(job, _cancelled(f"while {self._loading} was being loaded"))
+                return True
+            for place, job in enumerate(self._line):
+                if job.id == name:
+                    del self._line[place]
+                    self._end(job, _cancelled("before its turn"))
+                    self._tell_line()
+                    return True
+            return False
+
+    def stop(self, wait: float = 0) -> bool:
+        """Tell everybody that the server has ended, and end the worker's thread.
+
+        Waits so many seconds for the job in hand to let go of the model; False where it has not.
+        """
         with self._changed:
             self._stopped = True
             for job in [*self._line, *([self._running] if self._running else [])]:
-                self._tell(job, {"state": "error", "message": "the server has ended"})
-                job.left = True
+                job.cancelled = True
+                self._end(job, {"state": "error", "message": "the server has ended"})
             self._line.clear()
             self._changed.notify()
+        self._worker.join(wait)
+        return not self._worker.is_alive()
 
-    @staticmethod
-    def _tell(job: Job, event: Event) -> None:
-        """Tell a job's asker, who may have gone (and the event loop with them)."""
-        if not job.left:
-            with contextlib.suppress(RuntimeError):
-                job.tell(event)
+    def find(self, name: str) -> Reading | None:
+        """A reading made before, if it is still kept."""
+        with self._changed:
+            return self.readings.get(name)
 
     def again(self, name: str, track: list[int | str]) -> Event:
         """The order of a reading made before, with more tokens to track, as JSON.
@@ -149,7 +143,32 @@ class Desk:
 
     def history(self) -> list[Event]:
         """The readings kept, newest first."""
-        return [self._entry(name, reading) for name, reading in reversed(self.readings.items())]
+        with self._changed:
+            kept = list(self.readings.items())
+        return [_entry(name, reading) for name, reading in reversed(kept)]
+
+    # -- telling -------------------------------------------------------------------------------
+
+    @staticmethod
+    def _tell(job: Job, event: Event) -> None:
+        """Tell a job's asker, who may have gone (and the event loop with them)."""
+        if not job.over:
+            with contextlib.suppress(RuntimeError):
+                job.tell(event)
+
+    def _end(self, job: Job, event: Event) -> None:
+        """Tell the ending; a job has one, whichever thread comes first."""
+        with self._changed:
+            self._tell(job, event)
+            job.over = True
+
+    def _tell_place(self, job: Job, place: int) -> None:
+        ahead = place + (self._running is not None)
+        self._tell(job, {"state": "waiting", "job": job.id, "ahead": ahead})
+
+    def _tell_line(self) -> None:
+        for place, job in enumerate(self._line):
+            self._tell_place(job, place)
 
     # -- the worker's thread --------------------------------------------------------------------
 
@@ -161,59 +180,94 @@ class Desk:
                 if self._stopped:
                     return
                 job = self._running = self._line.popleft()
-                for ahead, other in enumerate(self._line, 1):
-                    self._tell(other, {"state": "waiting", "ahead": ahead})
-            if not job.left:
-                self._tell(job, self._answer(job))
+                self._tell_line()
+            self._end(job, self._answer(job))
             with self._changed:
                 self._running = None
 
     def _answer(self, job: Job) -> Event:
-        """Read; whatever happens becomes an event, and the thread goes on."""
+        """Read; whatever happens becomes the job's ending, and the thread goes on."""
         try:
             return self._read(job)
-        except LogitLensError as error:
-            return {"state": "error", "message": _line(error)}
+        except Cancelled as where:
+            return _cancelled(str(where))
         except BaseException as error:
-            # a model may fail in any way; its state is not to be trusted afterwards
+            return {"state": "error", "message": self._failure(error)}
+
+    def _failure(self, error: BaseException) -> str:
+        """Words for an error. A model that failed is let go: its state is not to be trusted."""
+        if out_of_memory(error):
             self._drop()
-            if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-                words = "out of memory: shorten the prompt or choose a smaller model"
-            else:
-                words = f"the model failed ({type(error).__name__}: {_line(error)}); it will be loaded anew"
-            return {"state": "error", "message": words}
+            return "out of memory: shorten the prompt or choose a smaller model"
+        if isinstance(error, LogitLensError):
+            if isinstance(error, UnsupportedModel) and error.__cause__:
+                self._drop()  # its forward raised
+            return _line(error)
+        self._drop()
+        return f"the model failed ({type(error).__name__}: {_line(error)}); it will be loaded anew"
 
     def _read(self, job: Job) -> Event:
         order = job.order
         model = self._get(order.model, job)
-        ids = model.vocabulary.encode(order.prompt)
+        tokens = len(model.vocabulary.encode(order.prompt))
         limit = min(self.limits.tokens, model.context or self.limits.tokens)
-        if len(ids) > limit:
-            raise PromptError(
-                f"the prompt has {len(ids):,} tokens, at most {limit:,} are read here"
-            )
-        self._tell(job, {"state": "running", "tokens": len(ids), "depths": model.depth + 1})
-        residuals = model.capture(order.prompt)
-        self._tell(job, {"state": "reading", "lens": order.lens})
-        reading = model.readout(residuals, top=order.top, track=order.track, lens=order.lens)
-        name = f"r{next(self._numbers)}"
-        self.orders[name], self.readings[name] = order, reading
-        while len(self.readings) > self.limits.history:
-            oldest, _ = self.readings.popitem(last=False)
-            del self.orders[oldest]
-        return {
-            "state": "done",
-            "seconds": round(time.monotonic() - job.began, 3),
-            **self._entry(name, reading),
-        }
+        if tokens > limit:
+            raise PromptError(f"the prompt has {tokens:,} tokens, at most {limit:,} are read here")
+        reading = model.read(
+            order.prompt,
+            top=order.top,
+            track=order.track,
+            lens=order.lens,
+            progress=self._progress(job, {"tokens": tokens, "lens": order.lens}),
+        )
+        return self._keep(job, reading)
+
+    def _progress(self, job: Job, facts: Event) -> Callable[[str, int, int], None]:
+        """What a model calls as it goes on: tells the asker now and then, and ends a cancelled job."""
+        told: tuple[str, float] = ("", 0)
+
+        def progress(phase: str, done: int, total: int) -> None:
+            nonlocal told
+            if job.cancelled:
+                raise Cancelled(f"at {_PHASES.get(phase, phase)} {done:,} of {total:,}")
+            now = time.monotonic()
+            if phase != told[0] or now - told[1] >= _TOLD_EVERY:
+                told = phase, now
+                event = {"state": "running", "phase": phase, "done": done, "total": total}
+                self._tell(job, event | facts)
+
+        return progress
+
+    def _keep(self, job: Job, reading: Reading) -> Event:
+        """Add to the history, which is what makes a job done. Raises Cancelled."""
+        with self._changed:
+            if job.cancelled:
+                raise Cancelled("at the last moment")
+            name = f"r{next(self._numbers)}"
+            self.orders[name], self.readings[name] = job.order, reading
+            while len(self.readings) > self.limits.history:
+                oldest, _ = self.readings.popitem(last=False)
+                del self.orders[oldest]
+            seconds = round(time.monotonic() - job.began, 3)
+            event = {"state": "done", "seconds": seconds, **_entry(name, reading)}
+            self._end(job, event)
+            return event
 
     def _get(self, name: str, job: Job) -> Any:
-        """The model, loaded in place of another if need be."""
-        if self._model and self._model[0] == name:
-            return self._model[1]
-        self._tell(job, {"state": "loading", "model": name})
-        self._drop()
-        self._model = (name, self._load(name))
+        """The model, loaded in place of another if need be. Raises Cancelled."""
+        if not self._model or self._model[0] != name:
+            with self._changed:
+                if job.cancelled:
+                    raise Cancelled("before its model was loaded")
+                self._loading = name
+                self._tell(job, {"state": "loading", "model": name})
+            try:
+                self._drop()
+                self._model = (name, self._load(name))
+            finally:
+                self._loading = None
+        if job.cancelled:
+            raise Cancelled("before the model ran")
         return self._model[1]
 
     def _drop(self) -> None:
@@ -225,16 +279,20 @@ class Desk:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _entry(self, name: str, reading: Reading) -> Event:
-        about = page_words.about(reading)
-        L, T, K = reading.shape
-        return {
-            "id": name,
-            "label": page_words.label(reading),
-            "model": about["model"],
-            "lens": about["lens"],
-            "shape": [L, T, K],
-        }
+
+def _entry(name: str, reading: Reading) -> Event:
+    about = page_words.about(reading)
+    return {
+        "id": name,
+        "label": page_words.label(reading),
+        "model": about["model"],
+        "lens": about["lens"],
+        "shape": list(reading.shape),
+    }
+
+
+def _cancelled(where: str) -> Event:
+    return {"state": "cancelled", "message": f"cancelled {where}"}
 
 
 def _line(error: BaseException) -> str:

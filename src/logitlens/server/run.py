@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from logitlens.errors import MissingExtra
-from logitlens.server.desk import Desk, Limits, Loader
+from logitlens.server.desk import Desk, Loader
+from logitlens.server.order import Limits
 
 GRACE_SECONDS = 2
 
@@ -40,8 +41,11 @@ def serve(
     limits: Limits | None = None,
     ready: Callable[[str], None] = print,
     token: str | None = None,
-) -> None:
+) -> bool:
     """Serve until interrupted. `load` makes a LensModel of a name; `ready` is told the address.
+
+    A prompt that is being read ends before the model's next block. Returns False where it has not
+    ended within GRACE_SECONDS: its thread is in the midst of native code.
 
     Raises MissingExtra without starlette and uvicorn, OSError where the port is taken.
     """
@@ -82,4 +86,5 @@ def serve(
         except KeyboardInterrupt:
             pass  # uvicorn has ended in order and raises the signal again
         finally:
-            desk.stop()
+            ended = desk.stop(GRACE_SECONDS)
+    return ended

@@ -1,0 +1,58 @@
+"""What may be asked of the server: an order out of JSON, and the limits it has to fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from logitlens.errors import PromptError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for; each refusal names the number."""
+
+    characters: int = 20_000  # of a prompt
+    tokens: int = 4096  # of a prompt, the model's own context permitting
+    top: int = 50
+    track: int = 32
+    waiting: int = 16  # jobs in line
+    history: int = 200  # readings kept; the oldest go first
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to read, as asked."""
+
+    prompt: str
+    model: str
+    lens: str = "logit"
+    top: int = 10
+    track: tuple[int | str, ...] = ()
+
+    @staticmethod
+    def of(data: Any, models: Sequence[str], lenses: Sequence[str], limits: Limits) -> Order:
+        """An order from JSON. Raises PromptError in one line for whatever does not fit."""
+        if not isinstance(data, dict):
+            raise PromptError("expected a JSON object with the prompt")
+        prompt, model = data.get("prompt"), data.get("model", models[0])
+        lens, top, track = data.get("lens", "logit"), data.get("top", 10), data.get("track", [])
+        if not isinstance(prompt, str) or not prompt:
+            raise PromptError("the prompt is empty: type some text")
+        if len(prompt) > limits.characters:
+            raise PromptError(
+                f"the prompt has {len(prompt):,} characters, at most {limits.characters:,} are read "
+                "here; `logitlens read` has no such limit"
+            )
+        if model not in models:
+            raise PromptError(f"no model {model!r} here: expected one of {', '.join(models)}")
+        if lens not in lenses:
+            raise PromptError(f"no lens {lens!r} here: expected one of {', '.join(lenses)}")
+        if not isinstance(top, int) or isinstance(top, bool) or not 1 <= top <= limits.top:
+            raise PromptError(f"top is {top!r}: expected 1 to {limits.top}")
+        if not isinstance(track, list) or len(track) > limits.track:
+            raise PromptError(f"expected a list of at most {limits.track} tokens to track")
+        if not all(isinstance(t, (int, str)) and not isinstance(t, bool) for t in track):
+            raise PromptError("tokens to track are texts or ids")
+        return Order(prompt, model, lens, top, tuple(track))
