@@ -114,7 +114,7 @@ def test_a_crashed_model_is_loaded_anew_and_a_refused_prompt_keeps_it(desk):
 
 
 def test_those_who_wait_are_told_how_many_are_ahead_and_a_full_line_refuses(desk):
-    first, _ = ask(desk, "wait")
+    ask(desk, "wait")
     assert FakeModel.reached.wait(20)
     second, job = ask(desk, "b")
     third, other = ask(desk, "c")

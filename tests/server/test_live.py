@@ -10,7 +10,9 @@ import pytest
 
 from tests.server.fakes import FakeModel
 
-uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("uvicorn")
+
+import uvicorn
 
 from logitlens.server.app import create
 from logitlens.server.desk import ENDINGS, Desk

@@ -15,6 +15,7 @@ const count = (n: number, noun: string) => `${n} ${noun}${n == 1 ? "" : "s"}`
 /** What an event means to a person. */
 export function words(e: Event): string {
   switch (e.state) {
+    case "sent": return "Sending …"
     case "waiting": return e.ahead ? `Waiting: ${count(e.ahead, "prompt")} ahead of yours` : "Starting …"
     case "loading": return `Loading ${e.model} …`
     case "running": return e.phase == "blocks" ? `Running ${count(e.tokens!, "token")} through ${count(e.total!, "block")} …` : `Reading ${count(e.tokens!, "position")} with the ${e.lens} lens …`
@@ -111,11 +112,23 @@ class Desk {
     this.status.className = "status " + kind
   }
 
+  private working(busy: boolean) {
+    this.busy = busy
+    // a button that is disabled or hidden while it has the focus would drop it
+    this.go.ariaDisabled = String(busy)
+    if (this.way.contains(document.activeElement)) this.prompt.focus()
+    this.way.hidden = !busy
+    this.stop.disabled = busy
+    this.job = undefined
+  }
+
   /** Tell an event: words for the phase, and how far it is. */
   private tell(e: Event) {
-    if (e.job) this.job = e.job
-    this.way.hidden = false
-    if (!this.stop.disabled) this.say(words(e))
+    if (e.job && e.job != this.job) {
+      this.job = e.job
+      this.stop.disabled = false
+    }
+    if (!this.job || !this.stop.disabled) this.say(words(e))
     this.far.textContent = far(e)
     if (e.state == "running") {
       this.bar.max = e.total!
@@ -129,6 +142,7 @@ class Desk {
 
   /** Ask for an end of what waits or runs; the stream then says that it has ended. */
   private cancel() {
+    this.prompt.focus()
     this.stop.disabled = true
     this.say("Cancelling …")
     // where it has just ended, or the server has, the stream says so
@@ -140,8 +154,8 @@ class Desk {
     if (this.busy) return
     const length = [...this.prompt.value].length
     if (!orders && length > this.most) return this.say(`The prompt has ${length} characters, at most ${this.most} are read here`, "problem")
-    this.busy = this.go.disabled = true
-    this.say("Sending …")
+    this.working(true)
+    this.tell({ state: "sent" })
     try {
       const ids: string[] = []
       let last: Event = { state: "error", message: "the server ended before the reading was done" }
@@ -160,10 +174,7 @@ class Desk {
       this.say(e instanceof TypeError ? "The server does not answer: is `logitlens serve` still running?" : (e as Error).message, "problem")
     } finally {
       this.draw()
-      // the focus must not vanish with the button
-      if (this.way.contains(document.activeElement)) this.prompt.focus()
-      this.way.hidden = true
-      this.busy = this.go.disabled = this.stop.disabled = false
+      this.working(false)
     }
   }
 

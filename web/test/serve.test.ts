@@ -2,6 +2,7 @@ import { expect, test } from "vitest"
 import { far, lines, words } from "../src/serve"
 
 test("every state has words", () => {
+  expect(words({ state: "sent" })).toBe("Sending …")
   expect(words({ state: "waiting", ahead: 0 })).toBe("Starting …")
   expect(words({ state: "waiting", ahead: 1 })).toBe("Waiting: 1 prompt ahead of yours")
   expect(words({ state: "waiting", ahead: 3 })).toBe("Waiting: 3 prompts ahead of yours")
