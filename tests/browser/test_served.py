@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,133 +12,264 @@ import pytest
 from logitlens.view import page
 from tests.browser.conftest import Problems
 from tests.browser.test_page import AXE
+from tests.server.held import served
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 pytest.importorskip("uvicorn")
 
 DEMO = Path(page.__file__).parents[1] / "demo/model/model.safetensors"
+EIFFEL, COLOSSEUM = "The Eiffel Tower is in the city of", "The Colosseum is in the city of"
 
 
-@pytest.fixture(scope="module")
-def server():
+@pytest.fixture
+def hold(tmp_path_factory):
+    return tmp_path_factory.mktemp("hold")
+
+
+@pytest.fixture
+def address(hold):
     if not DEMO.exists():
         pytest.skip("the bundled model is not in this checkout")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "logitlens", "serve", "--port", "0", "--no-open"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    address = process.stdout.readline().strip()
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{20,}/", address), process.stderr.read()
-    yield process, address
-    if process.poll() is None:
-        process.kill()
-    process.communicate()
+    with served(hold, "-m", "demo", "-m", str(hold), "--max-tokens", "64") as (_, address):
+        yield address
 
 
-def test_a_typed_prompt_becomes_a_grid_and_two_are_compared(server, chromium, tmp_path):
-    _, address = server
-    problems = Problems()
-    context = chromium.new_context(viewport={"width": 1280, "height": 1000}, accept_downloads=True)
-    tab = context.new_page()
-    tab.set_default_timeout(60_000)
-    tab.on("pageerror", lambda e: problems.append(f"error: {e}"))
-    tab.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
-    tab.on(
-        "request",
-        lambda r: None if r.url.startswith((address, "data:", "blob:")) else problems.append(r.url),
-    )
-    tab.goto(address)
-    tab.fill("textarea", "The Eiffel Tower is in the city of")
-    tab.fill("input[aria-label^='Tokens to track']", " Paris")
+@pytest.fixture
+def open_tab(chromium, address):
+    """open_tab() → a tab that shows the page; requests elsewhere and complaints fail the test."""
+    problems, contexts = Problems(), []
+
+    def show(fragment="", *, width=1280, height=1000, **options):
+        context = chromium.new_context(
+            viewport={"width": width, "height": height}, accept_downloads=True, **options
+        )
+        contexts.append(context)
+        tab = context.new_page()
+        tab.set_default_timeout(60_000)
+        tab.on("pageerror", lambda e: problems.append(f"error: {e}"))
+        tab.on("console", lambda m: problems.append(m.text) if _complaint(m.text, m.type) else None)
+        ours = (address, "data:", "blob:")
+        tab.on("request", lambda r: None if r.url.startswith(ours) else problems.append(r.url))
+        tab.goto(address + fragment)
+        return tab
+
+    yield show
+    for context in contexts:
+        context.close()
+    assert not problems, problems
+
+
+def _complaint(text: str, kind: str) -> bool:
+    # a refusal in words is an answer of status 400, which Chromium writes down as an error
+    return kind in ("error", "warning") and "status of 400" not in text
+
+
+def ask(tab, prompt):
+    tab.fill("textarea", prompt)
     tab.keyboard.press("Enter")
+
+
+def status(tab, words):
+    """Wait until the status says so."""
+    tab.locator(".status", has_text=words).wait_for()
+    return tab.locator(".status").inner_text()
+
+
+def violations(tab):
+    if not AXE.exists():
+        pytest.skip("axe-core is not installed (npm ci in web/)")
+    tab.evaluate(AXE.read_text("utf-8"))  # through the CDP, which the policy does not bind
+    found = tab.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    return [(v["id"], [n["html"][:160] for n in v["nodes"]]) for v in found]
+
+
+def wide(tab):
+    """How many pixels the document is wider than the window."""
+    return tab.evaluate("document.documentElement.scrollWidth - innerWidth")
+
+
+def test_a_typed_prompt_becomes_a_grid_and_pins_become_exact(open_tab):
+    tab = open_tab()
+    tab.fill("input[aria-label^='Tokens to track']", " Paris")
+    ask(tab, EIFFEL)
     tab.wait_for_selector(".sc")
-    assert "Done in" in tab.locator(".status").inner_text()
-    assert tab.locator("h1").nth(1).inner_text() == "The Eiffel Tower is in the city of"
+    assert re.fullmatch(r"Done in [\d.]+ s", status(tab, "Done in"))
+    assert tab.locator("h1").nth(1).inner_text() == EIFFEL
     assert "✓ last row = model" in tab.inner_text(".about")
     tab.locator("[role=grid]").focus()
     tab.keyboard.press("Control+End")
     last = tab.locator("[role=columnheader] small").last.inner_text()
     assert f"position {last}, after ·of" in tab.locator("[aria-live=polite]").inner_text()
-    if AXE.exists():  # through the CDP, which the Content-Security-Policy does not bind
-        tab.evaluate(AXE.read_text("utf-8"))
-        found = tab.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-        assert [(v["id"], [n["html"][:160] for n in v["nodes"]]) for v in found] == []
-    tab.fill("textarea", "The Colosseum is in the city of")
-    tab.click("button.go")
-    tab.locator(".made li").nth(1).wait_for()
-    for box in tab.locator(".made input").all():
-        box.check()
-    tab.click("text=Compare 2")
-    tab.locator("[role=grid]").nth(1).wait_for()
-    tab.screenshot(path=tmp_path / "served.png")
-    with tab.expect_download() as download:
-        tab.click("text=Export file")
-    exported = page.load(_kept(download, tmp_path))
-    assert {r.prompt for r in exported} == {
-        "The Eiffel Tower is in the city of",
-        "The Colosseum is in the city of",
-    }
-    # pins become exact on demand
-    tab.click(".made li:nth-child(2) button")
-    tab.locator("[role=grid]").nth(1).wait_for(state="detached")
-    tab.locator("[role=grid]").focus()
-    tab.keyboard.press("Control+End")
     tab.keyboard.press("ArrowUp")
     tab.keyboard.press("ArrowUp")
     tab.locator(".chip").first.wait_for()  # the tile has come
     tab.keyboard.press("p")
     tab.wait_for_url(re.compile("pins="))
     tab.click("text=Track pins exactly")
-    tab.locator(".made li").nth(2).wait_for()
+    tab.locator(".made li").nth(1).wait_for()
     dots = tab.locator(".chart").nth(1).locator("circle")
     depths = int(tab.locator("[role=grid]").get_attribute("aria-rowcount")) - 1
     dots.nth(depths - 1).wait_for()
     assert dots.count() == depths, "a value at every depth"
-    # a mistake is told, and the next prompt is read
+
+
+def test_a_run_is_followed_and_cancelled_and_the_next_prompt_is_read(open_tab, hold):
+    (hold / "load").touch()
+    (hold / "run").touch()
+    tab = open_tab()
+    bar = tab.get_by_role("progressbar", name="Progress")
+    assert not bar.is_visible()
+    ask(tab, EIFFEL)
+    assert status(tab, "Loading") == "Loading demo …"
+    assert bar.get_attribute("value") is None, "nobody knows how far it is"
+    (hold / "load").unlink()
+    assert status(tab, "Running") == "Running 10 tokens through 8 blocks …"
+    tab.locator(".way", has_text=re.compile("block [12] of 8")).wait_for()
+    assert re.fullmatch("block [12] of 8", bar.get_attribute("aria-valuetext"))
+    assert bar.get_attribute("max") == "8"
+    assert violations(tab) == []
+    tab.get_by_role("button", name="Cancel").focus()
+    tab.keyboard.press("Enter")
+    status(tab, "Cancelling …")
+    assert tab.evaluate("document.activeElement.tagName") == "TEXTAREA"
+    (hold / "run").unlink()
+    assert status(tab, "Cancelled") == "Cancelled at block 3 of 8"
+    assert not bar.is_visible()
+    assert tab.locator(".made li").count() == 0
+    ask(tab, COLOSSEUM)
+    assert "Loading" not in status(tab, "Done in")
+    assert tab.locator(".made li").count() == 1
+
+
+def test_two_tabs_wait_for_each_other_and_a_closed_one_makes_way(open_tab, hold):
+    (hold / "run").touch()
+    first, second, third = open_tab(), open_tab(), open_tab()
+    ask(first, EIFFEL)
+    status(first, "Running")
+    ask(second, COLOSSEUM)
+    assert status(second, "Waiting") == "Waiting: 1 prompt ahead of yours"
+    ask(third, "Rome is the capital of")
+    assert status(third, "Waiting") == "Waiting: 2 prompts ahead of yours"
+    second.close()
+    status(third, "Waiting: 1 prompt ahead of yours")
+    first.close()
+    (hold / "run").unlink()
+    status(third, "Done in")
+    assert third.locator(".made li").count() == 1
+    third.reload()
+    third.wait_for_selector(".sc")
+    assert third.locator(".made li").count() == 1, "nobody read for those who had gone"
+
+
+def test_readings_are_compared_and_any_view_is_exported_as_it_is_seen(open_tab, tmp_path):
+    tab = open_tab()
+    for prompt, lens in ((EIFFEL, "logit"), (COLOSSEUM, "logit"), (EIFFEL, "tuned")):
+        before = tab.locator(".made li").count()
+        tab.select_option("select[aria-label=Lens]", lens)
+        ask(tab, prompt)
+        tab.locator(".made li").nth(before).wait_for()
+
+    def export(name):
+        tab.wait_for_timeout(300)  # the page writes its state into the address a moment later
+        with tab.expect_download() as download:
+            tab.click("text=Export file")
+        download.value.save_as(tmp_path / name)
+        return tmp_path / name, page.load(tmp_path / name)
+
+    tab.select_option("select[aria-label=Colour]", "entropy")
+    path, readings = export("grid.html")
+    assert [(r.prompt, r.lens_name) for r in readings] == [(EIFFEL, "tuned")]
+    assert shown(tab, path) == (1, "entropy")
+    for box in tab.locator(".made input").all():
+        box.check()
+    tab.click("text=Compare 3")
+    tab.locator("[role=grid]").nth(2).wait_for()
+    assert "?show=r1,r2,r3" in tab.url.replace("%2C", ",").replace("r3,r2,r1", "r1,r2,r3")
+    path, readings = export("three.html")
+    assert len(readings) == 3
+    assert shown(tab, path) == (3, "entropy")
+    tab.locator("[role=grid]").first.focus()
+    tab.keyboard.press("v")
+    tab.locator("[role=grid]").nth(1).wait_for(state="detached")
+    path, _ = export("difference.html")
+    assert shown(tab, path) == (1, "entropy")
+    assert "view=diff" in path.read_text("utf-8")
+    tab.reload()
+    tab.wait_for_selector(".sc")
+    assert tab.locator(".made [aria-current]").count() == 3, "the address says what is shown"
+    assert "view=diff" in tab.url
+
+
+def shown(tab, path):
+    """(grids, colour) of an exported file, opened without a network."""
+    context = tab.context.browser.new_context(offline=True)
+    offline = context.new_page()
+    offline.goto(path.as_uri())
+    offline.wait_for_selector(".sc")
+    found = offline.locator("[role=grid]").count(), offline.input_value("select[aria-label=Colour]")
+    context.close()
+    return found
+
+
+def test_what_cannot_be_read_is_told_and_the_next_prompt_is_read(open_tab, hold):
+    tab = open_tab()
+    ask(tab, "")
+    assert status(tab, "empty") == "the prompt is empty: type some text"
+    ask(tab, "one two three " * 40)
+    assert re.search("has 1?[0-9]+ tokens, at most 64 are read here", status(tab, "tokens, at"))
+    ask(tab, "x" * 20_001)
+    assert (
+        status(tab, "characters")
+        == "The prompt has 20,001 characters, at most 20,000 are read here"
+    )
+    ask(tab, "x" * 400_000)
+    assert "The prompt has 400,000 characters" in status(tab, "400,000")
+    tab.fill("textarea", EIFFEL)
     tab.fill("input[aria-label^='Tokens to track']", "antidisestablishmentarianism")
     tab.click("button.go")
-    tab.wait_for_selector(".status.problem")
-    assert "is not one token" in tab.locator(".status").inner_text()
-    context.close()
-    assert not problems, problems
+    assert "is not one token" in status(tab, "is not one token")
+    assert tab.locator(".status.problem").count() == 1
+    tab.fill("input[aria-label^='Tokens to track']", "")
+    tab.select_option("select[aria-label=Model]", str(hold))
+    tab.click("button.go")
+    assert "config.json" in status(tab, "config.json"), "a directory that is no model"
+    tab.select_option("select[aria-label=Model]", "demo")
+    tab.click("button.go")
+    status(tab, "Done in")
 
 
-def test_ctrl_c_during_a_reading_leaves_no_traceback():
-    if not DEMO.exists():
-        pytest.skip("the bundled model is not in this checkout")
-    command = [sys.executable, "-m", "logitlens", "serve", "--port", "0", "--no-open"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        address = process.stdout.readline().strip()
-        order = urllib.request.Request(
-            f"{address}api/read",
-            data=b'{"prompt": "The Eiffel Tower"}',
-            headers={"content-type": "application/json"},
-        )
-        with urllib.request.urlopen(order) as answer:
-            assert b"waiting" in answer.readline()
-            process.send_signal(signal.SIGINT)
-            assert b"the server has ended" in answer.read()
-        assert process.wait(30) == 0
-        assert process.stderr.read().strip() == "stopped"
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_everybody_can_use_it(open_tab, scheme, width):
+    tab = open_tab(color_scheme=scheme, width=width)
+    assert violations(tab) == []
+    # by keyboard alone: from the prompt through the tools to the page
+    tab.keyboard.press("Control+a")
+    tab.keyboard.type(COLOSSEUM)
+    for label in ("Model", "Lens", "Tokens kept in each cell", "Tokens to track", None):
+        tab.keyboard.press("Tab")
+        focused = tab.evaluate("document.activeElement.getAttribute('aria-label')")
+        assert focused is None if label is None else focused.startswith(label)
+    assert tab.evaluate("document.activeElement.textContent") == "Read"
+    tab.keyboard.press("Enter")
+    status(tab, "Done in")
+    assert tab.evaluate("document.activeElement.textContent") == "Read", "the focus stays"
+    tab.wait_for_selector(".sc")
+    ask(tab, EIFFEL)
+    tab.locator(".made li").nth(1).wait_for()
+    for box in tab.locator(".made input").all():
+        box.check()
+    tab.click("text=Compare 2")
+    tab.locator("[role=grid]").nth(1).wait_for()
+    assert violations(tab) == []
+    assert wide(tab) <= 0
+    box = tab.locator(".made li").first.bounding_box()
+    assert box["width"] > 150, "a name can be read"
 
 
-def _kept(download, folder):
-    path = folder / "exported.html"
-    download.value.save_as(path)
-    return path
-
-
-def test_the_printed_address_is_needed_and_ctrl_c_ends_it_cleanly(server):
-    process, address = server
+def test_the_printed_address_is_needed(address):
     root = re.match(r"http://[^/]+/", address)[0]
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(root)
     assert refused.value.code == 403
     refused.value.close()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
-    assert process.stderr.read().strip().splitlines()[-1] == "stopped"

@@ -153,7 +153,7 @@ class Desk {
   private async read(orders?: object[]) {
     if (this.busy) return
     const length = [...this.prompt.value].length
-    if (!orders && length > this.most) return this.say(`The prompt has ${length} characters, at most ${this.most} are read here`, "problem")
+    if (!orders && length > this.most) return this.say(`The prompt has ${length.toLocaleString("en")} characters, at most ${this.most.toLocaleString("en")} are read here`, "problem")
     this.working(true)
     this.tell({ state: "sent" })
     try {
@@ -162,7 +162,7 @@ class Desk {
       for (const order of orders ?? [{ prompt: this.prompt.value, model: this.model.value, lens: this.lens.value, top: +this.top.value, track: this.track.value ? this.track.value.split(",") : [] }]) {
         const r = await fetch("api/read", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(order) })
         if (!r.ok) throw Error((await r.text()).trim())
-        for await (const e of lines(r.body!)) this.tell((last = e))
+        for await (const e of lines(r.body!)) if ((last = e).state != "done") this.tell(e)
         if (last.state == "cancelled") return this.say(words(last))
         if (last.state != "done") throw Error(words(last))
         this.made.unshift(last as Entry)

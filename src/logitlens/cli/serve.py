@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import webbrowser
 from typing import Any
 
@@ -73,21 +74,31 @@ def command(
 
     def ready(address: str) -> None:
         click.echo(address)
-        if open_browser and not webbrowser.open(address):
-            errors().print("no browser could be opened; open the address yourself", markup=False)
+        if open_browser:
+            # a browser may take its time, and asks for the page meanwhile
+            threading.Thread(target=open_page, args=(address,), daemon=True).start()
 
-    ended = serve(
-        list(dict.fromkeys(models)),
-        lambda name: load_model(name, **loading),
-        lenses=["logit", "tuned", "jacobian", *extra_lenses],
-        host=host,
-        port=port,
-        allow_hosts=allow_hosts,
-        limits=Limits(tokens=max_tokens),
-        ready=ready,
-    )
+    try:
+        ended = serve(
+            list(dict.fromkeys(models)),
+            lambda name: load_model(name, **loading),
+            lenses=["logit", "tuned", "jacobian", *extra_lenses],
+            host=host,
+            port=port,
+            allow_hosts=allow_hosts,
+            limits=Limits(tokens=max_tokens),
+            ready=ready,
+        )
+    except KeyboardInterrupt:  # a second one, while the model had its time to end
+        ended = False
     errors().print("stopped")
     if not ended:
         # Native code cannot be interrupted, and the interpreter would abort over its thread.
         os._exit(INTERRUPTED)
     return INTERRUPTED
+
+
+def open_page(address: str) -> None:
+    """Open the browser, or say that there is none."""
+    if not webbrowser.open(address):
+        errors().print("no browser could be opened; open the address yourself", markup=False)

@@ -72,17 +72,18 @@ def serve(
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         shown = "127.0.0.1" if anywhere else f"[{host}]" if ":" in host else host
-        ready(f"http://{shown}:{port}/{token}/")
-        server = uvicorn.Server(config)
-        handle_exit = server.handle_exit
 
-        def tell_and_exit(*args: Any) -> None:
-            desk.stop()  # those who wait hear it, so that no connection has to be cut
-            handle_exit(*args)
+        class Server(uvicorn.Server):
+            async def startup(self, *args: Any, **options: Any) -> None:
+                await super().startup(*args, **options)
+                ready(f"http://{shown}:{port}/{token}/")  # from here on Ctrl-C is heard
 
-        server.handle_exit = tell_and_exit  # pyright: ignore[reportAttributeAccessIssue]
+            def handle_exit(self, *args: Any) -> None:
+                desk.stop()  # those who wait hear it, so that no connection has to be cut
+                super().handle_exit(*args)
+
         try:
-            server.run(sockets=[sock])
+            Server(config).run(sockets=[sock])
         except KeyboardInterrupt:
             pass  # uvicorn has ended in order and raises the signal again
         finally:
