@@ -102,7 +102,10 @@ class Desk {
     // what the address names, where it is still there; a reading forgotten is not an error here
     const named = (new URLSearchParams(location.search).get("show") ?? "").split(",").filter(id => this.made.some(m => m.id == id))
     if (this.made[0]) void this.show(named[0] ? named : [this.made[0].id])
-    else this.prompt.value = "The Eiffel Tower is in the city of"
+    else {
+      this.prompt.value = "The Eiffel Tower is in the city of"
+      this.say("Enter reads the prompt; Shift+Enter begins a new line")
+    }
     this.prompt.focus()
   }
 

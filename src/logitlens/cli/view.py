@@ -54,10 +54,15 @@ def load(path: Path) -> list[Reading]:
     """The readings of a file: one of .json and .parquet, all of a page. Raises FormatError, OSError."""
     from logitlens.reading import Reading
 
-    if path.suffix.lower() in (".html", ".htm"):
+    suffix = path.suffix.lower()
+    if suffix in (".html", ".htm"):
         from logitlens.view import page
 
         return page.load(path)
+    if suffix not in (".json", ".parquet"):
+        raise FormatError(
+            f"cannot view {path}: expected a .json, .parquet or .html file that logitlens wrote"
+        )
     return [Reading.load(path)]
 
 

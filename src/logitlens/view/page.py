@@ -160,7 +160,11 @@ def load(path: str | os.PathLike[str]) -> list[Reading]:
 
     Raises FormatError for any other file, OSError for none.
     """
-    return readings(Path(path).read_text(encoding="utf-8"), str(path))
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not a page of logitlens (it is not UTF-8)") from error
+    return readings(text, str(path))
 
 
 def readings(text: str, name: str = "the page") -> list[Reading]:
@@ -174,16 +178,22 @@ def readings(text: str, name: str = "the page") -> list[Reading]:
         head = json.loads(found[1])
     except json.JSONDecodeError as error:
         raise FormatError(f"{name}: the page's manifest is damaged ({error})") from error
-    if head.get("format") != FORMAT or head.get("version") != VERSION:
+    known = head if isinstance(head, dict) else {}
+    form, version = known.get("format"), known.get("version")
+    if form != FORMAT or version != VERSION:
         raise FormatError(
-            f"{name}: expected page data of version {VERSION}, found {head.get('format')!r} "
-            f"{head.get('version')!r}"
+            f"{name}: expected page data of version {VERSION}, found {form!r} {version!r}"
         )
-    blocks = {
-        key: base64.b64decode(value)
-        for key, value in re.findall(r'data-ll="([^"]+)">([A-Za-z0-9+/=]*)</script>', text)
-    }
-    return [decode(part, blocks) for part in head["readings"]]
+    try:
+        blocks = {
+            key: base64.b64decode(value)
+            for key, value in re.findall(r'data-ll="([^"]+)">([A-Za-z0-9+/=]*)</script>', text)
+        }
+        return [decode(part, blocks) for part in head["readings"]]
+    except FormatError as error:
+        raise FormatError(f"{name}: {error}") from error
+    except (LookupError, ValueError, TypeError) as error:
+        raise FormatError(f"{name}: the page's data are damaged ({error})") from error
 
 
 def script() -> str:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,26 +84,32 @@ def encode(reading: Reading, prefix: str = "") -> tuple[dict[str, Any], dict[str
 def decode(manifest: Mapping[str, Any], blocks: Mapping[str, bytes]) -> Reading:
     """The reading that `encode` was given, with float fields rounded to float16.
 
-    Raises FormatError where blocks are absent or do not fit the manifest.
+    Raises FormatError where blocks are absent, damaged, or do not fit the manifest.
     """
     try:
-        shape = manifest["shape"]
-        L, T, K, M = (int(shape[k]) for k in "LTKM")
-        head = json.loads(gzip.decompress(blocks[manifest["head"]]))
-        columns: dict[str, list[np.ndarray]] = {name: [] for name, _, _ in manifest["fields"]}
-        for index, name in enumerate(manifest["tiles"]):
-            rows = min(int(manifest["tile"]), T - index * int(manifest["tile"]))
-            data, at = gzip.decompress(blocks[name]), 0
-            for field, kind, per in manifest["fields"]:
-                slots = {"K": K, "M": M}.get(per, 1)
-                array, used = _unpack(data, at, kind, (rows, L, slots))
-                columns[field].append(array)
-                at += used
-            if at != len(data):
-                raise FormatError(f"tile {name} holds {len(data)} bytes, its fields need {at}")
-        whole = {name: np.concatenate(parts).swapaxes(0, 1) for name, parts in columns.items()}
-    except (KeyError, ValueError, TypeError, EOFError, OSError) as error:
+        return _decode(manifest, blocks)
+    except FormatError:
+        raise
+    except (LookupError, ValueError, TypeError, EOFError, OSError, zlib.error) as error:
         raise FormatError(f"the page's data are damaged ({error})") from error
+
+
+def _decode(manifest: Mapping[str, Any], blocks: Mapping[str, bytes]) -> Reading:
+    shape = manifest["shape"]
+    L, T, K, M = (int(shape[k]) for k in "LTKM")
+    head = json.loads(gzip.decompress(blocks[manifest["head"]]))
+    columns: dict[str, list[np.ndarray]] = {name: [] for name, _, _ in manifest["fields"]}
+    for index, name in enumerate(manifest["tiles"]):
+        rows = min(int(manifest["tile"]), T - index * int(manifest["tile"]))
+        data, at = gzip.decompress(blocks[name]), 0
+        for field, kind, per in manifest["fields"]:
+            slots = {"K": K, "M": M}.get(per, 1)
+            array, used = _unpack(data, at, kind, (rows, L, slots))
+            columns[field].append(array)
+            at += used
+        if at != len(data):
+            raise FormatError(f"tile {name} holds {len(data)} bytes, its fields need {at}")
+    whole = {name: np.concatenate(parts).swapaxes(0, 1) for name, parts in columns.items()}
     meta = dict(manifest["meta"])
     meta.update({k: head[k] for k in _IN_HEAD if head.get(k) is not None})
     if meta.get("positions") is True:
