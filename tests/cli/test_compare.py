@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from logitlens.cli.compare import summary
 from logitlens.view import page
+from tests.view.conftest import make
 
 
 def test_two_prompts_become_one_page(cli, tmp_path):
@@ -27,11 +30,35 @@ def test_lenses_and_models_multiply_and_each_model_is_loaded_once(cli):
     assert len(captures) == 2, "one forward pass serves every lens"
 
 
-def test_without_a_file_the_grids_are_printed_with_a_summary(cli):
-    result = cli("compare", "one", "two")
+def test_without_a_file_the_grids_are_printed_under_their_names_with_a_summary(cli):
+    result = cli("compare", "one", "two", "three", "--lens", "logit", "--lens", "tuned")
     assert result.exit_code == 0
-    assert result.stdout.count("embed") == 2
-    assert "10 aligned positions: the last rows agree on the likeliest token at 10" in result.stdout
+    assert result.stdout.count("embed") == 6
+    lines = result.stdout.splitlines()
+    titles = [line for line in lines if line.startswith(tuple(f"{n} · " for n in range(1, 7)))]
+    assert len(set(titles)) == 6, "names tell them apart"
+    assert lines[-5:] == [
+        f"{n} beside 1: 10 aligned positions; the likeliest token is the same at 10 in the last row "
+        "and in 70 of 70 cells; mean entropy +0.00 nats"
+        for n in range(2, 7)
+    ]
+
+
+def test_the_summary_counts_cells_of_aligned_tokens_and_depths():
+    a = make(["The", " Eiff", "el", " is"], depths=3, seed=0)
+    b = make(["The", " Tower", " is"], depths=3, seed=1)
+    c = make(["x"], depths=5, seed=2)
+    lines = summary([a, b, c])
+    pairs = [(0, 0), (1, 1), (3, 2)]
+    last = sum(a.words[2][i] == b.words[2][j] for i, j in pairs)
+    same = sum(a.words[d][i] == b.words[d][j] for d in range(3) for i, j in pairs)
+    gap = np.mean([b.entropy[d, j] - a.entropy[d, i] for d in range(3) for i, j in pairs])
+    assert lines[0] == (
+        f"2 beside 1: 3 aligned positions; the likeliest token is the same at {last} in the last "
+        f"row and in {same} of 9 cells; mean entropy {gap:+.2f} nats"
+    )
+    assert 0 < same < 9, "the numbers above mean something"
+    assert " of 5 cells" in lines[1], "the rows of the deeper one, each beside the nearest"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`logitlens view`: stored readings as a page, or converted; no model, no torch."""
 
+import random
 import subprocess
 import sys
 import webbrowser
@@ -64,17 +65,66 @@ def test_one_reading_is_converted(cli, stored, tmp_path):
         (None, "none.html", "No such file"),
         ("<p>", "other.html", "not a page of logitlens"),
         ("{", "cut.json", "not JSON, or cut short"),
-        ("x", "x.txt", "expected a .json or .parquet file"),
+        ("x", "x.txt", "expected a .json, .parquet or .html file that logitlens wrote"),
+        ("\xff", "bytes.html", "not a page of logitlens (it is not UTF-8)"),
+        (
+            '<script type="application/json" data-ll="manifest">[]</script>',
+            "a.html",
+            "found None None",
+        ),
     ],
 )
 def test_what_is_not_a_reading_is_one_line(cli, tmp_path, content, name, words, opened):
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_text(content, "latin-1")
     result = cli("view", str(tmp_path / name))
     assert result.exit_code == 1
     assert words in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert opened == []
+
+
+@pytest.mark.parametrize("stored_as", ["json", "parquet", "html"])
+@pytest.mark.parametrize("suffix", ["html", "png", "svg", "pdf", "txt", "json", "parquet"])
+def test_every_format_is_read_and_written(cli, tmp_path, stored_as, suffix):
+    source, out = tmp_path / f"a.{stored_as}", tmp_path / f"b.{suffix}"
+    make(EIFFEL).save(source)
+    result = cli("view", str(source), "-o", str(out))
+    assert (result.exit_code, out.stat().st_size > 200) == (0, True)
+    if suffix in ("json", "parquet"):
+        assert (Reading.load(out).top_ids == make(EIFFEL).top_ids).all()
+
+
+def test_a_damaged_page_is_one_line(cli, tmp_path):
+    path, rng = tmp_path / "page.html", random.Random(0)
+    page.save([make(EIFFEL)], path)
+    whole = path.read_text("utf-8")
+    start = whole.index('type="text/plain"')
+    end = whole.rindex("<script>")
+    refused = 0
+    for _ in range(40):
+        at = rng.randrange(start, end)
+        path.write_text(whole[:at] + "AAAAA" + whole[at + 6 :], "utf-8")
+        result = cli("view", str(path), "-o", str(tmp_path / "out.html"))
+        assert "unexpected" not in result.stderr
+        refused += result.exit_code
+    assert refused > 20
+    for lost in ('"shape"', '"readings"', '"fields"'):
+        path.write_text(whole.replace(lost, '"x"'), "utf-8")
+        result = cli("view", str(path))
+        assert (result.exit_code, "damaged" in result.stderr) == (1, True)
+        assert str(path) in result.stderr
+
+
+def test_without_a_browser_the_file_is_there_to_be_opened(cli, stored, monkeypatch):
+    monkeypatch.setattr(webbrowser, "open", lambda address: False)
+    result = cli("view", *stored)
+    assert result.exit_code == 0
+    assert result.stderr == "no browser could be opened; open the file above yourself\n"
+    path = Path(result.stdout.strip())
+    assert len(page.load(path)) == 2
+    path.unlink()
+    path.parent.rmdir()
 
 
 def test_torch_is_not_loaded(stored, tmp_path):

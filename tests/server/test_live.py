@@ -77,7 +77,9 @@ def server():
     desk = Desk(["one"], lambda name: FakeModel())
     with bind("127.0.0.1", 0) as sock:
         port = sock.getsockname()[1]
-        app = Guard(create(desk, ["logit"]), token=TOKEN, hosts=names("127.0.0.1", port)[0])
+        app = Guard(
+            create(desk, ["logit"]), token=TOKEN, hosts=names("127.0.0.1", port, ["box.lan"])[0]
+        )
         config = uvicorn.Config(app, log_level="error", lifespan="off", access_log=False)
         inner = uvicorn.Server(config)
         thread = threading.Thread(target=inner.run, kwargs={"sockets": [sock]})
@@ -135,3 +137,13 @@ def test_a_connection_that_drops_cancels_what_it_asked_for(server, gone, monkeyp
     server.read("after").until("done")
     kept = [entry["label"] for entry in server.desk.history()]
     assert kept == ["after", "b" if gone == "running" else "wait"]
+
+
+def test_a_proxy_with_tls_on_this_machine_may_stand_before_it(server):
+    for told, status in (({"x-forwarded-proto": "https"}, 200), ({}, 403)):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        headers = {"host": "box.lan", "origin": "https://box.lan", **told}
+        connection.request("GET", f"/{TOKEN}/api/start", headers=headers)
+        answer = connection.getresponse()
+        assert (answer.status, bool(answer.read())) == (status, True)
+        connection.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,9 @@ from logitlens.cli.options import (
     load_model,
     loading_options,
     output_console,
+    print_json,
     prompt_text,
-    safe_stdout,
+    reading_options,
 )
 
 if TYPE_CHECKING:
@@ -30,17 +31,7 @@ MOST = 8  # readings on one page
     "-m", "--model", "models", multiple=True, default=("demo",), show_default=True, metavar="MODEL",
     help="Hub name or directory; repeat it to compare models.",
 )  # fmt: skip
-@click.option(
-    "--lens", "lenses", multiple=True, default=("logit",), show_default=True, metavar="LENS",
-    help="logit, tuned[:PATH] or jacobian[:PATH]; repeat it to compare lenses.",
-)  # fmt: skip
-@click.option(
-    "-k", "--top", default=10, show_default=True, type=click.IntRange(min=1),
-    help="Likeliest tokens to keep in each cell.",
-)  # fmt: skip
-@click.option(
-    "--track", multiple=True, metavar="TOKEN", help='Follow a token, like " Paris"; repeatable.'
-)
+@reading_options
 @click.option(
     "-o", "--output", metavar="FILE",
     help="Write the page (.html). Default: print the grids one below the other.",
@@ -61,8 +52,9 @@ def command(
 ) -> None:
     """Show two readings side by side: two prompts, lenses or models.
 
-    Give two prompts, or one prompt with two --lens or two -m. Tokens are aligned where the prompts
-    are alike, depths by label or by their share of the way through the model.
+    Give two prompts, or one prompt with two --lens or two -m; or more, up to eight readings. Tokens
+    are aligned where the prompts are alike, depths by label or by their share of the way through
+    the model.
     """
     count = len(prompts) * len(models) * len(lenses)
     if count < 2:
@@ -85,14 +77,15 @@ def command(
 
         open_page(readings, targets[0], None, open_browser)
     if as_json:
-        safe_stdout()
-        for reading in readings:
-            click.echo(json.dumps(reading.to_dict(), ensure_ascii=False, allow_nan=False))
+        print_json(readings)
     elif not (output or open_browser):
         from logitlens.cli.read import show
+        from logitlens.view import page
 
-        show(readings, color="prob")
-        output_console().print(summary(readings[0], readings[1]), markup=False, soft_wrap=True)
+        titles = [f"{n} · {name}" for n, name in enumerate(page.labels(readings), 1)]
+        show(readings, titles=titles, color="prob")
+        for line in ["", *summary(readings)]:
+            output_console().print(line, markup=False, soft_wrap=True)
 
 
 def read_all(
@@ -107,25 +100,35 @@ def read_all(
     readings = []
     for source in models:
         model = load_model(source, **loading)
-        with busy("reading"):
+        with busy("reading") as progress:
             for text in texts:
-                residuals = model.capture(text)
-                readings += [model.readout(residuals, top=top, track=track, lens=x) for x in lenses]
+                residuals = model.capture(text, progress=progress)
+                readings += [
+                    model.readout(residuals, top=top, track=track, lens=lens, progress=progress)
+                    for lens in lenses
+                ]
         del model
     return readings
 
 
-def summary(a: Reading, b: Reading) -> str:
-    """One line: where the two agree in their last rows, and how their entropies differ."""
+def summary(readings: Sequence[Reading]) -> list[str]:
+    """For each reading after the first, one line: where it agrees with the first, and its entropy."""
     from logitlens.view import page_align
 
-    frame = page_align.columns([a.pieces, b.pieces])
-    pairs = [(i, j) for i, j in zip(*frame) if i >= 0 and j >= 0]
-    same = sum(a.words[-1][i] == b.words[-1][j] for i, j in pairs)
-    if not pairs:
-        return "the prompts have no token in common places"
-    gap = sum(float(b.entropy[-1, j] - a.entropy[-1, i]) for i, j in pairs) / len(pairs)
-    return (
-        f"{len(pairs)} aligned positions: the last rows agree on the likeliest token at {same}; "
-        f"mean entropy {gap:+.2f} nats in the second"
-    )
+    first = readings[0]
+    lines = []
+    for n, other in enumerate(readings[1:], 2):
+        columns = page_align.columns([first.pieces, other.pieces])
+        _, rows = page_align.depths([first.depths, other.depths])
+        places = [(i, j) for i, j in zip(*columns) if min(i, j) >= 0]
+        depths = [(d, e) for d, e in zip(*rows) if min(d, e) >= 0]
+        last = sum(first.words[-1][i] == other.words[-1][j] for i, j in places)
+        cells = [(d, i, e, j) for d, e in depths for i, j in places]
+        same = sum(first.words[d][i] == other.words[e][j] for d, i, e, j in cells)
+        gap = sum(float(other.entropy[e, j] - first.entropy[d, i]) for d, i, e, j in cells)
+        lines.append(
+            f"{n} beside 1: {len(places)} aligned positions; the likeliest token is the same at "
+            f"{last} in the last row and in {same} of {len(cells)} cells; mean entropy "
+            f"{gap / len(cells):+.2f} nats"
+        )
+    return lines

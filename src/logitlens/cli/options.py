@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 import tempfile
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from logitlens import LensModel
+    from logitlens.reading import Reading
 
 _LOADING = (
     click.option(
@@ -51,6 +53,28 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
         "-m", "--model", "source", default="demo", show_default=True, metavar="MODEL",
         help="Hub name or directory; demo is the bundled model and needs no network.",
     )(loading_options(function))  # fmt: skip
+
+
+_READING = (
+    click.option(
+        "--lens", "lenses", multiple=True, default=("logit",), show_default=True, metavar="LENS",
+        help="logit, tuned[:PATH] or jacobian[:PATH]; repeat it for several.",
+    ),
+    click.option(
+        "-k", "--top", default=10, show_default=True, type=click.IntRange(min=1),
+        help="Likeliest tokens to keep in each cell.",
+    ),
+    click.option(
+        "--track", multiple=True, metavar="TOKEN", help='Follow a token, like " Paris"; repeatable.'
+    ),
+)  # fmt: skip
+
+
+def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--lens, -k/--top, --track."""
+    for option in reversed(_READING):
+        function = option(function)
+    return function
 
 
 def load_model(source: str, **options: Any) -> LensModel:
@@ -146,6 +170,13 @@ def safe_stdout() -> None:
         sys.stdout, "reconfigure"
     ):
         sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def print_json(readings: Sequence[Reading]) -> None:
+    """Readings on stdout as JSON, one on each line."""
+    safe_stdout()
+    for reading in readings:
+        click.echo(json.dumps(reading.to_dict(), ensure_ascii=False, allow_nan=False))
 
 
 def output_console(width: int | None = None) -> Console:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,9 @@ from logitlens.cli.options import (
     load_model,
     model_options,
     output_console,
+    print_json,
     prompt_text,
-    safe_stdout,
+    reading_options,
 )
 from logitlens.errors import FormatError
 
@@ -30,17 +31,7 @@ COLORS = ("prob", "entropy", "kl", "rank", "next")
 @click.command("read")
 @click.argument("prompt", metavar="PROMPT|-")
 @model_options
-@click.option(
-    "--lens", "lenses", multiple=True, default=("logit",), show_default=True, metavar="LENS",
-    help="logit, tuned[:PATH] or jacobian[:PATH]; repeat it to see several.",
-)  # fmt: skip
-@click.option(
-    "-k", "--top", default=10, show_default=True, type=click.IntRange(min=1),
-    help="Likeliest tokens to keep in each cell.",
-)  # fmt: skip
-@click.option(
-    "--track", multiple=True, metavar="TOKEN", help='Follow a token, like " Paris"; repeatable.'
-)
+@reading_options
 @click.option(
     "--track-id", multiple=True, type=int, metavar="ID", help="Follow a token id; repeatable."
 )
@@ -128,21 +119,27 @@ def command(
         for written in save(readings, list(lenses), path, color):
             errors().print(f"wrote {written}", markup=False, soft_wrap=True)
     if as_json:
-        safe_stdout()
-        for reading in readings:
-            click.echo(json.dumps(reading.to_dict(), ensure_ascii=False, allow_nan=False))
+        print_json(readings)
     elif not quiet:
         show(readings, color=color, width=width, values=values, theme=theme)
 
 
-def show(readings: list[Reading], *, width: int | None = None, **options: Any) -> None:
-    """Print the grids of readings, one below the other."""
+def show(
+    readings: list[Reading],
+    *,
+    titles: Sequence[str] = (),
+    width: int | None = None,
+    **options: Any,
+) -> None:
+    """Print the grids of readings, one below the other, each under its title."""
     from logitlens.view import terminal
 
     console = output_console(width)
     for i, reading in enumerate(readings):
         if i:
             console.print()
+        if titles:
+            console.print(titles[i], style="bold", markup=False, soft_wrap=True)
         console.print(terminal.render(reading, **options))
 
 
