@@ -75,6 +75,13 @@ def status(tab, words):
     return tab.locator(".status").inner_text()
 
 
+def drawn(tab, grids):
+    """Wait until so many grids are there and have their columns."""
+    tab.locator("[role=grid]").nth(grids - 1).wait_for()
+    for grid in tab.locator("[role=grid]").all():
+        grid.locator("[role=columnheader]").first.wait_for()
+
+
 def violations(tab):
     if not AXE.exists():
         pytest.skip("axe-core is not installed (npm ci in web/)")
@@ -241,6 +248,8 @@ def test_what_cannot_be_read_is_told_and_the_next_prompt_is_read(open_tab, hold)
 def test_everybody_can_use_it(open_tab):
     for scheme, width in (("light", 1280), ("dark", 1280), ("light", 400), ("dark", 400)):
         tab = open_tab(color_scheme=scheme, width=width)
+        if (scheme, width) != ("light", 1280):  # the first finds no reading there
+            drawn(tab, 1)
         assert violations(tab) == []
         # by keyboard alone: from the prompt through the tools to the page
         tab.keyboard.press("Control+a")
@@ -258,7 +267,7 @@ def test_everybody_can_use_it(open_tab):
         for box in tab.locator(".made input").all()[:2]:
             box.check()
         tab.click("text=Compare 2")
-        tab.locator("[role=grid]").nth(1).wait_for()
+        drawn(tab, 2)
         assert violations(tab) == []
         assert wide(tab) <= 0
         box = tab.locator(".made li").first.bounding_box()
