@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROMPT := The Eiffel Tower is in the city of
 
-.PHONY: read test check ci docs sweep bench lock demo-model demo-lenses clean
+.PHONY: read test check ci docs sweep bench bench-kernels bench-lock lock demo-model demo-lenses clean
 
 ## read: read the Eiffel prompt with the bundled model and show the grid
 read: $(STAMP)
@@ -27,9 +27,18 @@ ci:
 sweep: $(STAMP)
 	$(BIN)/python -m tests.architectures.sweep
 
-## bench: speed and memory beside the alternatives; writes rows and docs/performance.md
+## bench: speed and memory beside the alternatives, each in its own environment (.bench/); writes
+##        rows and docs/performance.md. ARGS="--threads 1", ARGS="--only small", …
 bench: $(STAMP)
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+## bench-kernels: the readout's kernels alone, under pytest-benchmark
+bench-kernels: $(STAMP)
+	$(BIN)/python -m pytest benchmarks/test_kernels.py --benchmark-columns=min,median,iqr,rounds $(ARGS)
+
+## bench-lock: resolve benchmarks/environments again
+bench-lock: $(STAMP)
+	$(BIN)/python -m benchmarks.readout.environments lock
 
 ## docs: write the generated parts of README and docs again
 docs: $(STAMP)
@@ -48,7 +57,7 @@ lock:
 	.ci/lock.sh
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .bench build dist
 
 # torch comes first, exactly: an open range would let another package pull gigabytes of CUDA.
 $(STAMP): requirements-dev.lock pyproject.toml

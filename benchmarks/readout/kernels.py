@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 
 import torch
 
-from benchmarks.readout import machine
-from benchmarks.readout.contenders import best_of_few
+from benchmarks.readout import floor, machine
+from benchmarks.readout.measure import measured
 
 BASE = {"T": 64, "L": 13, "V": 50_257, "k": 10}
 SWEEPS = {
@@ -19,7 +18,7 @@ SWEEPS = {
     "k": [1, 10, 64, 256],
 }
 WIDTH = 768
-ROUNDS = 2
+ROUNDS = 3
 
 
 def rows(threads: int) -> Iterator[dict]:
@@ -39,11 +38,10 @@ def _point(axis: str, at: dict, threads: int) -> Iterator[dict]:
     x_TLE = torch.randn(at["T"], at["L"], WIDTH, generator=generator) * 3
     targets = torch.randint(0, at["V"], (at["T"], 1), generator=generator)
     seconds: dict[str, list[dict]] = {}
+    ways = _ways(x_TLE, head, at["k"], targets)
     for turn in range(ROUNDS + 1):
-        for name, read in _ways(x_TLE, head, at["k"], targets).items():
-            began, cpu = time.perf_counter(), time.process_time()
-            read()
-            took = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+        for name, read in ways.items():
+            _, took = measured(read, None)
             if turn:
                 seconds.setdefault(name, []).append(took)
     for name, said in seconds.items():
@@ -58,7 +56,9 @@ def _ways(x_TLE, head, k, targets):
     def ours(**options):
         return lambda: chunked.stats(x_TLE, head, k, targets, **options)
 
-    ways = {"product": lambda: _product(x_TLE.flatten(0, 1), head.weight_VE)}
+    x_NE = x_TLE.flatten(0, 1)
+    product = floor.fastest(len(x_NE), head.weight_VE)
+    ways = {"product": lambda: product(x_NE, head.weight_VE)}
     ways["torch"] = ours(kernel="torch")
     if find_spec("numba"):
         ways["numba"] = ours(kernel="numba")
@@ -66,13 +66,3 @@ def _ways(x_TLE, head, k, targets):
     if x_TLE.shape[0] * x_TLE.shape[1] * head.vocab <= 1 << 26:
         ways["naive"] = lambda: naive(x_TLE, head, k, targets, dtype=torch.float32)
     return ways
-
-
-def _product(x_NE, weight_VE) -> None:
-    out = torch.empty(min(1024, len(x_NE)), 4096)
-    for x in x_NE.split(1024):
-        if len(x) < 256:
-            best_of_few(x, weight_VE)
-            continue
-        for w in weight_VE.split(4096):
-            torch.mm(x, w.T, out=out[: len(x), : len(w)])

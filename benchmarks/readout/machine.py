@@ -9,19 +9,25 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+FORMAT = 2  # of a row; the report takes no older ones
+SUMMED = {"seconds": "", "cpu": "cpu_", "product_s": "product_", "forward_s": "forward_"}
+
 
 @lru_cache
 def facts() -> dict:
-    """Commit, machine and versions, the same in every row of a run."""
+    """Commit, machine and versions of this process's environment, the same in every row of a run."""
     return {
+        "format": FORMAT,
         "commit": _commit(),
         "machine": f"{_processor()}, {cores()} cores",
         "features": [f for f in ("avx512f", "avx512_bf16", "amx_bf16") if f in _flags()],
-        "versions": {
-            "python": platform.python_version(),
-            **{p: _version(p) for p in ("torch", "transformers", "numba", "nnsight")},
-        },
+        "versions": versions(("torch", "transformers", "numba")),
     }
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str | None]:
+    """Python's version and those of packages; None for one that is not installed."""
+    return {"python": platform.python_version(), **{p: _version(p) for p in packages}}
 
 
 def cores() -> int:
@@ -36,11 +42,11 @@ def summary(said: list[dict]) -> dict:
         return {"failed": failed[0]}
     peaks = [s["peak_mb"] for s in said if s.get("peak_mb") is not None]
     row = {"repeats": len(said), "peak_mb": round(max(peaks), 1) if peaks else None}
-    for name, prefix in (("seconds", ""), ("cpu", "cpu_")):
+    for name, prefix in SUMMED.items():
         values = sorted(s[name] for s in said if name in s)
         if values:
             row |= {f"{prefix}p{p}": _at(values, p / 100) for p in (20, 50, 80)}
-    return row
+    return row | {name: s[name] for s in said[-1:] for name in ("product",) if name in s}
 
 
 def _at(ordered: list[float], share: float) -> float:
@@ -53,7 +59,8 @@ def _commit() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "src")
+    parts = ("src", "benchmarks/run.py", "benchmarks/readout", "benchmarks/environments")
+    changed = git("status", "--porcelain", "--untracked-files=no", *parts)
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 

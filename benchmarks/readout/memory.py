@@ -24,7 +24,7 @@ def main(tokens: int, threads: int) -> None:
     import torch
     from torch import nn
 
-    from benchmarks.readout.worker import _forget_peak, _resident
+    from benchmarks.readout.measure import measured, resident
     from logitlens.lenses import LogitLens
     from logitlens.readout import chunked
     from logitlens.readout.head import Head
@@ -51,14 +51,11 @@ def main(tokens: int, threads: int) -> None:
         )  # fmt: skip
 
     read(16)
-    before = _resident("VmRSS")
-    _forget_peak()
-    read(tokens)
-    peak = _resident("VmHWM")
-    assert before is not None, "peak memory is read from /proc, which this system has not"
-    assert peak is not None, "peak memory is read from /proc, which this system has not"
+    before = resident()
+    _, said = measured(lambda: read(tokens), before)
+    assert said["peak_mb"] is not None, "peak memory is read from /proc, which this system has not"
     kept = tokens * L * (10 * 8 + 4 * 4 + 1) / 2**20  # the statistics themselves
-    print(json.dumps({"peak_mb": round((peak - before) / 1024, 1), "result_mb": round(kept, 1)}))
+    print(json.dumps({"peak_mb": round(said["peak_mb"], 1), "result_mb": round(kept, 1)}))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,20 @@
-"""docs/performance.md and its plots, from the rows alone: the newest row of each case."""
+"""docs/performance.md from the rows alone: the newest row of each case, of one machine."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from benchmarks.readout import figures, machine
+from benchmarks.readout.contenders import CONTENDERS, STAND_INS
+
 BEGIN, END = "<!-- begin: benchmarks/run.py -->", "<!-- end: benchmarks/run.py -->"
 NAMES = {"gpt2": "GPT-2's shape (12 blocks, 768, 50,257)", "128k": "16 blocks, 2,048, 128,256"}
+KEYS = (
+    "kind", "shape", "tokens", "last", "contender", "threads", "axis", "T", "L", "V", "k"
+)  # fmt: skip
+WAYS = {"mm": "`torch.mm`", "linear": "oneDNN's linear"}
+FLOOR = "floor: product + forward pass"
 
 
 def write(rows_path: Path, docs: Path) -> None:
@@ -16,73 +24,151 @@ def write(rows_path: Path, docs: Path) -> None:
     text = page.read_text()
     head, rest = text.split(BEGIN)
     _, tail = rest.split(END)
-    blocks = [reading(rows), kernels(rows), memory(rows), start(rows), origin(rows)]
-    page.write_text(
-        head + BEGIN + "\n\n" + "\n\n".join(b for b in blocks if b) + "\n\n" + END + tail
-    )
-    plot(rows, docs / "images")
+    makers = (who, bars, reading, single, start, kernels, memory, long, origin)
+    blocks = [block for block in (make(rows) for make in makers) if block]
+    page.write_text(head + BEGIN + "\n\n" + "\n\n".join(blocks) + "\n\n" + END + tail)
+    figures.contenders(rows, docs / "images")
+    figures.scaling(rows, docs / "images")
 
 
 def newest(path: Path) -> list[dict]:
-    """The last row of each case, in the order the cases first came."""
+    """The last row of each case, in the order the cases first came; only those of the machine that
+    measured last, and of today's form."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [row for row in rows if row.get("format") == machine.FORMAT]
     found: dict[tuple, dict] = {}
-    keys = ("kind", "shape", "tokens", "last", "contender", "threads", "axis", "T", "L", "V", "k")
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        found[tuple(row.get(key) for key in keys)] = row
+    for row in rows:
+        if _place(row) == _place(rows[-1]):
+            found[tuple(row.get(key) for key in KEYS)] = row
     return list(found.values())
 
 
+def _place(row: dict) -> tuple:
+    return row["machine"], tuple(row["features"])
+
+
+def who(rows: list[dict]) -> str:
+    """What each contender gives, in which environment, and how long its first result takes."""
+    compared = [r for r in rows if r["kind"] in ("read", "first") and r["shape"] in NAMES]
+    names = [n for n in (*CONTENDERS, *STAND_INS) if any(r["contender"] == n for r in compared)]
+    if not names:
+        return ""
+    first = {r["contender"]: r for r in rows if r["kind"] == "first"}
+    lines = ["**Who reads**", ""]
+    lines += ["| | gives, per depth and position | its environment | first result, s |"]
+    lines += ["| --- | --- | --- | ---: |"]
+    for name in names:
+        row = [r for r in compared if r["contender"] == name][-1]
+        took = first.get(name, {})
+        seconds = took.get("failed") or (_s(took["p50"]) if "p50" in took else "")
+        lines.append(f"| {name} | {row['gives']} | {_versions([row])} | {seconds} |")
+    return "\n".join(lines)
+
+
+def bars(rows: list[dict]) -> str:
+    if not figures.longest(rows):
+        return ""
+    return "![Seconds and peak memory of every contender, as bars](images/contenders.svg)"
+
+
 def reading(rows: list[dict]) -> str:
-    """One table for each shape and prompt: seconds, ratio to the floor, memory."""
+    """One table for each shape and prompt: seconds and ratio to the floor by threads, memory."""
     cases: dict[tuple, list[dict]] = {}
     for row in rows:
         if row["kind"] == "read" and row["shape"] in NAMES:
-            cases.setdefault((row["shape"], row["tokens"], row["last"], row["threads"]), []).append(
-                row
+            key = (list(NAMES).index(row["shape"]), row["last"], row["tokens"])
+            cases.setdefault(key, []).append(row)
+    return "\n\n".join(_case(cases[key]) for key in sorted(cases))
+
+
+def _case(rows: list[dict]) -> str:
+    one = rows[0]
+    what = f"{one['tokens']:,} tokens" + (", last position" if one["last"] else ", every position")
+    threads = _threads(rows)
+    lines = [f"**{NAMES[one['shape']]}, {one['dtype']}: {what}**", ""]
+    lines += ["| | " + "".join(f"seconds, {_count(n)} (20–80 %) | × floor | " for n in threads)]
+    lines[-1] += "peak MB |"
+    lines += ["| --- | " + "---: | " * (2 * len(threads) + 1)]
+    for name in [n for n in (*CONTENDERS, *STAND_INS) if any(r["contender"] == n for r in rows)]:
+        mine = {r["threads"]: r for r in rows if r["contender"] == name}
+        cells = [cell for n in threads for cell in _took(mine.get(n), _floor(rows, n))]
+        peaks = [r["peak_mb"] for r in mine.values() if r.get("peak_mb") is not None]
+        cells.append(f"{max(peaks):,.0f}" if peaks else "")
+        lines.append(f"| {FLOOR if name == 'floor' else name} | " + " | ".join(cells) + " |")
+    said = [_chosen(r) for n in threads for r in [_floor(rows, n)] if r and "product" in r]
+    return "\n".join([line.rstrip() for line in lines] + (["", " ".join(said)] if said else []))
+
+
+def _took(row: dict | None, floor: dict | None) -> list[str]:
+    if row is None:
+        return ["", ""]
+    if "failed" in row:
+        return [row["failed"].replace("|", "/"), ""]
+    ratio = f"{row['p50'] / floor['p50']:.2f}" if floor else ""
+    return [f"{_s(row['p50'])} ({_s(row['p20'])}–{_s(row['p80'])})", ratio]
+
+
+def _floor(rows: list[dict], threads: int) -> dict | None:
+    wanted = ("floor", threads)
+    return next((r for r in rows if (r["contender"], r["threads"]) == wanted and "p50" in r), None)
+
+
+def _chosen(row: dict) -> str:
+    p = row["product"]
+    said = f"Floor, {_count(row['threads'])}: {WAYS[p['way']]} in tiles of {p['rows']:,} × {p['columns']:,}"
+    if "product_p50" in row:
+        said += f", {_s(row['product_p50'])} s; forward pass {_s(row['forward_p50'])} s"
+    return said + "."
+
+
+def single(rows: list[dict]) -> str:
+    """The readout of one position alone."""
+    found = [r for r in rows if r["kind"] == "single" and "p50" in r]
+    if not found:
+        return ""
+    columns = list(dict.fromkeys((r["shape"], r["depths"], r["threads"]) for r in found))
+    columns.sort(key=lambda c: (list(NAMES).index(c[0]), -c[2]))
+    lines = [
+        "**One position's residual rows, read out** (no forward pass; milliseconds, × floor)",
+        "",
+    ]
+    heads = [f"{shape}: {depths} rows, {_count(n)}" for shape, depths, n in columns]
+    lines += ["| | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(columns)]
+    for name in dict.fromkeys(r["contender"] for r in found):
+        cells = []
+        for shape, _, n in columns:
+            at = {r["contender"]: r for r in found if (r["shape"], r["threads"]) == (shape, n)}
+            cells.append(
+                f"{at[name]['p50'] * 1e3:.1f} ({at[name]['p50'] / at['floor']['p50']:.2f})"
+                if name in at
+                else ""
             )
-    return "\n\n".join(_case(*case[:3], found) for case, found in cases.items())
-
-
-def _case(shape: str, tokens: int, last: bool, rows: list[dict]) -> str:
-    floor = next((r["cpu_p50"] for r in rows if r["contender"] == "floor" and "p50" in r), None)
-    what = f"{tokens:,} tokens" + (", last position alone" if last else ", every position")
-    threads = "1 thread" if rows[0]["threads"] == 1 else f"{rows[0]['threads']} threads"
-    lines = [f"**{NAMES[shape]}, {rows[0]['dtype']}: {what}, {threads}**", ""]
-    lines += ["| | seconds, median (20–80 %) | processor seconds | × floor | peak MB |"]
-    lines += ["| --- | ---: | ---: | ---: | ---: |"]
-    for row in rows:
-        name = "floor: product + forward pass" if row["contender"] == "floor" else row["contender"]
-        if "failed" in row:
-            lines.append(f"| {name} | {row['failed']} | | | |")
-            continue
-        cells = [f"{_s(row['p50'])} ({_s(row['p20'])}–{_s(row['p80'])})", _s(row["cpu_p50"])]
-        cells.append(f"{row['cpu_p50'] / floor:.2f}" if floor else "")
-        cells.append("" if row["peak_mb"] is None else f"{row['peak_mb']:,.0f}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(
+            f"| {'floor: product' if name == 'floor' else name} | " + " | ".join(cells) + " |"
+        )
     return "\n".join(lines)
 
 
 def kernels(rows: list[dict]) -> str:
-    """The readout alone: seconds over the product's, for each point of each sweep."""
-    found = [r for r in rows if r["kind"] == "kernel" and "p50" in r]
+    """The readout alone: seconds beside the product's, for each point of each sweep."""
+    found = figures.kernel_rows(rows)
     if not found:
         return ""
     names = list(dict.fromkeys(r["contender"] for r in found))
-    lines = ["**The readout alone** (processor seconds; 64 positions × 13 depths, 50,257 tokens, k = 10, "
-             "width 768, float32, where not said otherwise)", ""]  # fmt: skip
+    lines = [f"**The readout alone** (seconds, {_count(found[0]['threads'])}; 64 positions × 13 depths, "
+             "50,257 tokens, k = 10, width 768, float32, where not said otherwise)", ""]  # fmt: skip
     lines += ["| | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
     for point in dict.fromkeys((r["axis"], r[r["axis"]]) for r in found):
         axis, value = point
         at = {r["contender"]: r for r in found if (r["axis"], r[r["axis"]]) == point}
-        cells = [_s(at[name]["cpu_p50"]) if name in at else "" for name in names]
+        cells = [_s(at[name]["p50"]) if name in at else "" for name in names]
         lines.append(f"| {axis} = {value:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n\n![Seconds of a readout over T, L, V and k](images/scaling.svg)"
 
 
 def memory(rows: list[dict]) -> str:
     """Peak memory over the length of the prompt."""
-    found = [r for r in rows if r["kind"] == "memory"]
+    found = _most_threads([r for r in rows if r["kind"] == "memory"])
     if not found:
         return ""
     lines = ["**Memory over length** (13 depths, width 768, 8,192 tokens, float32, made-up "
@@ -96,12 +182,32 @@ def memory(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def start(rows: list[dict]) -> str:
-    """Time to the first result."""
-    found = [r for r in rows if r["kind"] == "start"]
+def long(rows: list[dict]) -> str:
+    """Long contexts, with and without a cache."""
+    found = _most_threads([r for r in rows if r["kind"] == "long"])
     if not found:
         return ""
-    lines = ["**From process start to the first result** (bundled model)", ""]
+    lines = [f"**Long contexts** (a random model of the bundled one's shape, its context extended; "
+             f"{_count(found[0]['threads'])}; MB beyond the loaded model)", ""]  # fmt: skip
+    lines += ["| tokens | | seconds | peak MB | keys and values | Reading | beyond both |"]
+    lines += ["| ---: | --- | ---: | ---: | ---: | ---: | ---: |"]
+    for r in found:
+        if "failed" in r:
+            lines.append(f"| {r['tokens']:,} | {r['contender']} | {r['failed']} | | | | |")
+            continue
+        beyond = r["peak_mb"] - r["cache_mb"] - r["reading_mb"]
+        sizes = (r["peak_mb"], r["cache_mb"], r["reading_mb"], beyond)
+        cells = " | ".join(f"{size:,.0f}" for size in sizes)
+        lines.append(f"| {r['tokens']:,} | {r['contender']} | {_s(r['p50'])} | {cells} |")
+    return "\n".join(lines)
+
+
+def start(rows: list[dict]) -> str:
+    """Time to the first result of the command line."""
+    found = _most_threads([r for r in rows if r["kind"] == "start"])
+    if not found:
+        return ""
+    lines = ["**From process start to the first result, on the command line** (bundled model)", ""]
     lines += ["| | seconds, median (20–80 %) |", "| --- | ---: |"]
     for r in found:
         said = r.get("failed") or f"{_s(r['p50'])} ({_s(r['p20'])}–{_s(r['p80'])})"
@@ -115,41 +221,29 @@ def origin(rows: list[dict]) -> str:
         return ""
     row = rows[-1]
     commits = ", ".join(dict.fromkeys(r["commit"] for r in rows))
-    versions = ", ".join(f"{n} {v}" for n, v in row["versions"].items() if v)
     features = f" ({', '.join(row['features'])})" if row["features"] else ""
-    return f"Measured on {row['machine']}{features}; {versions}; commit {commits}."
+    own = [r for r in rows if r.get("environment", "logitlens") == "logitlens"]
+    return f"Measured on {row['machine']}{features}; {_versions(own or rows)}; commit {commits}."
+
+
+def _versions(rows: list[dict]) -> str:
+    found = {n: v for row in rows for n, v in row["versions"].items() if v}
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def _threads(rows: list[dict]) -> list[int]:
+    return sorted({r["threads"] for r in rows}, reverse=True)
+
+
+def _most_threads(rows: list[dict]) -> list[dict]:
+    """Rows measured with the most threads; those of a kind that knows none are all kept."""
+    most = max((r.get("threads", 0) for r in rows), default=0)
+    return [r for r in rows if r.get("threads", 0) == most]
+
+
+def _count(threads: int) -> str:
+    return "1 thread" if threads == 1 else f"{threads} threads"
 
 
 def _s(seconds: float) -> str:
     return f"{seconds:.3f}" if seconds < 1 else f"{seconds:.2f}"
-
-
-def plot(rows: list[dict], images: Path) -> None:
-    """Four panels: seconds over T, L, V and k."""
-    found = [r for r in rows if r["kind"] == "kernel" and "p50" in r]
-    if not found:
-        return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "logitlens"
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 4, figsize=(13, 3.2), layout="constrained")
-    titles = {"T": "positions", "L": "depths", "V": "vocabulary", "k": "top k"}
-    for panel, axis in zip(panels, titles):
-        for name in dict.fromkeys(r["contender"] for r in found):
-            line = sorted(
-                (r[axis], r["cpu_p50"])
-                for r in found
-                if r["axis"] == axis and r["contender"] == name
-            )
-            if line:
-                panel.plot(*zip(*line), marker="o", label=name)
-        panel.set(xscale="log", yscale="log", xlabel=titles[axis])
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("processor seconds")
-    panels[0].legend(fontsize=8)
-    images.mkdir(exist_ok=True)
-    figure.savefig(images / "scaling.svg", metadata={"Date": None})
-    pyplot.close(figure)

@@ -1,19 +1,160 @@
-"""The benchmark's summing up: percentiles, failures, the newest row of each case."""
+"""The benchmark: contenders read the model they are given, rows are summed up and shown rightly."""
 
 from __future__ import annotations
 
 import json
+import time
+from importlib import import_module
 
-from benchmarks.readout import machine, report
+import pytest
+import torch
+
+from benchmarks.readout import compare, environments, figures, floor, machine, report, shapes
+from benchmarks.readout.contenders import CONTENDERS, STAND_INS, named
+from benchmarks.readout.worker import failure
+
+TIMES = {"p20": 1.0, "p50": 1.0, "p80": 1.0, "cpu_p50": 1.0, "peak_mb": 3.0}
+HERE = [
+    n for n in (*CONTENDERS, *STAND_INS) if named(n).environment in ("logitlens", "transformers")
+]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return shapes.write("small", tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def model(weights):
+    return shapes.load("small", weights)
 
 
 def row(**over):
     base = {
         "kind": "read", "shape": "gpt2", "tokens": 8, "last": False, "contender": "floor",
         "threads": 1, "dtype": "float32", "commit": "abc", "machine": "m", "features": [],
-        "versions": {"torch": "1"},
+        "versions": {"torch": "1"}, "format": machine.FORMAT, "gives": "nothing",
     }  # fmt: skip
     return base | over
+
+
+def rendered(tmp_path, rows):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "performance.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.write(path, tmp_path)
+    return (tmp_path / "performance.md").read_text()
+
+
+@pytest.mark.parametrize("name", [n for n in HERE if n != "floor"])
+@pytest.mark.parametrize("last", [False, True])
+@torch.inference_mode()
+def test_a_contender_ends_in_the_models_own_output(name, last, model, weights, monkeypatch):
+    monkeypatch.setattr("logitlens.readout.chunked.WARM", 0)  # put back what `ours` sets
+    result = named(name).read(model)(shapes.tokens("small", shapes.CHECKED), last)
+    top_T = result.top()
+    assert top_T.shape == ((1,) if last else (shapes.CHECKED,))
+    shapes.check("small", weights, top_T)
+
+
+def test_a_contender_with_another_model_is_found_out(model, weights):
+    with torch.inference_mode():
+        top_T = model(shapes.tokens("small", shapes.CHECKED)[None]).logits[0].argmax(-1)
+    shapes.check("small", weights, top_T)
+    top_T = torch.where(torch.arange(16) == 3, (top_T + 1) % 5000, top_T)
+    with pytest.raises(shapes.WrongModel, match=r"^1 of 16 likeliest tokens"):
+        shapes.check("small", weights, top_T)
+
+
+@pytest.mark.parametrize("name", [*CONTENDERS, *STAND_INS])
+def test_every_contender_has_a_function_an_environment_and_a_stand_in_that_exist(name):
+    contender = named(name)
+    module, function = contender.prepare.split(":")
+    assert callable(getattr(import_module(f"benchmarks.readout.{module}"), function))
+    lines = (environments.PINNED / f"{contender.environment}.txt").read_text().splitlines()
+    assert environments.TORCH in lines
+    assert all("==" in line for line in lines[1:])
+    assert not contender.stand_in or contender.stand_in in STAND_INS
+
+
+def test_the_transformers_of_the_environments_is_the_projects_own():
+    locked = (environments.ROOT / "requirements-dev.lock").read_text().splitlines()
+    assert environments.TRANSFORMERS in locked
+    assert environments.TORCH in locked
+
+
+@torch.inference_mode()
+def test_the_floor_multiplies_every_row_with_all_of_the_vocabulary(model, monkeypatch):
+    done = []
+    real = floor.linear
+    monkeypatch.setattr(floor, "linear", lambda x, w: done.append(len(x) * len(w)) or real(x, w))
+    weight_VD = model.lm_head.weight
+    floor.Product("linear", 256, 2048)(torch.ones(700, 64), weight_VD)
+    assert sum(done) == 700 * 5000
+    said = floor.Floor(model)(shapes.tokens("small", 100), False).said
+    assert said["product"] == vars(floor.Product(**said["product"]))
+    assert min(said["product_s"], said["forward_s"]) > 0
+
+
+def test_the_floor_is_the_fastest_of_its_ways(monkeypatch):
+    def slow(x, w):
+        time.sleep(0.002)
+        return real(x, w)
+
+    real = floor.linear
+    monkeypatch.setattr(floor, "linear", slow)
+    assert floor._measured(4, torch.ones(3000, 8)).way == "mm"
+    monkeypatch.setattr(floor, "linear", lambda x, w: None)
+    assert floor._measured(4, torch.ones(3000, 512)).way == "linear"
+
+
+def test_what_does_not_fit_into_memory_is_not_started(monkeypatch):
+    monkeypatch.setattr(compare, "available", lambda: 10 << 30)
+    worker = compare.Worker.__new__(compare.Worker)
+    worker.shape, worker.contender = "128k", CONTENDERS["naive, all statistics"]
+    assert worker._lacking({"tokens": 1024, "last": False}).startswith("holds about 49 GB")
+    assert worker._lacking({"tokens": 1024, "last": True}) == ""
+
+
+def test_a_case_stops_after_its_budget_but_not_before_three_rounds(monkeypatch):
+    class Said:
+        def ask(self, case):
+            return {"seconds": 1.0, "cpu": 1.0, "peak_mb": 1.0}
+
+    case = compare.Case(8, False, rounds=9, budget=0, leave_out=("slow",))
+    results = compare._case({"fast": Said(), "slow": Said()}, case)
+    assert {name: len(said) for name, said in results.items()} == {"fast": 3}
+    case = compare.Case(8, False, rounds=9, budget=60)
+    assert len(compare._case({"fast": Said()}, case)["fast"]) == 9
+
+
+@pytest.mark.slow
+def test_a_library_that_does_not_install_says_why_and_its_arithmetic_stands_in(
+    monkeypatch, weights, tmp_path
+):
+    def python(name):
+        if name == "nnterp":
+            raise environments.Unavailable("does not install: no such release")
+        return compare.sys.executable
+
+    monkeypatch.setattr(environments, "python", python)
+    case = compare.Case(8, True, rounds=1, budget=0)
+    found = {r["contender"]: r for r in compare.rows("small", weights, [case], 1, ["nnterp"])}
+    assert found["nnterp"]["failed"] == "does not install: no such release"
+    arithmetic = found["softmax arithmetic"]
+    assert arithmetic["repeats"] == 1
+    assert arithmetic["p50"] < arithmetic["first_s"]
+    assert arithmetic["versions"]["torch"] == torch.__version__
+
+
+def test_the_reason_of_a_failed_installation_is_one_line():
+    words = (
+        "WARNING: x\nERROR: Could not find a version\nERROR: No matching release\n\n[notice] y\n"
+    )
+    assert environments.reason(words) == "No matching release"
+    assert environments.reason("") == "no reason given"
+    assert failure(ModuleNotFoundError(name="nnsight"))["failed"] == "not installed: nnsight"
+    assert failure(TypeError("a\n  b"))["failed"] == "TypeError: a b"
 
 
 def test_percentiles_and_failures():
@@ -26,21 +167,48 @@ def test_percentiles_and_failures():
 
 
 def test_the_report_takes_the_newest_row_and_divides_by_the_floor(tmp_path):
-    times = {"p20": 1.0, "p50": 1.0, "p80": 1.0, "cpu_p50": 1.0, "peak_mb": 3.0}
     rows = [
-        row(**times),
-        row(contender="logitlens", **times | {"cpu_p50": 9.0}),
-        row(contender="logitlens", **times | {"cpu_p50": 1.25}),
+        row(**TIMES),
+        row(contender="logitlens", **TIMES | {"p50": 9.0}),
+        row(contender="logitlens", **TIMES | {"p50": 1.25}),
         row(contender="nnsight", failed="not installed: nnsight"),
     ]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    (tmp_path / "performance.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    report.write(path, tmp_path)
-    text = (tmp_path / "performance.md").read_text()
+    text = rendered(tmp_path, rows)
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
-    assert "| 1.25 | 3 |" in text
+    assert "| logitlens | 1.25 (1.00–1.00) | 1.25 | 3 |" in text
     assert "| nnsight | not installed: nnsight |" in text
     assert "9.00" not in text
     assert "old" not in text
+
+
+def test_threads_stand_side_by_side_and_each_has_its_own_floor(tmp_path):
+    rows = [
+        row(**TIMES), row(threads=2, **TIMES | {"p50": 0.5}),
+        row(contender="naive", **TIMES | {"p50": 3.0}),
+        row(contender="naive", threads=2, **TIMES | {"p50": 2.0}),
+    ]  # fmt: skip
+    text = rendered(tmp_path, rows)
+    assert "| | seconds, 2 threads (20–80 %) | × floor | seconds, 1 thread (20–80 %) |" in text
+    assert "| naive | 2.00 (1.00–1.00) | 4.00 | 3.00 (1.00–1.00) | 3.00 | 3 |" in text
+
+
+def test_rows_of_other_machines_and_older_forms_are_left_out(tmp_path):
+    rows = [
+        row(contender="naive", machine="another", **TIMES | {"p50": 7.0}),
+        row(contender="nnsight", format=1, **TIMES | {"p50": 8.0}),
+        row(**TIMES),
+    ]
+    text = rendered(tmp_path, rows)
+    assert "floor: product" in text
+    assert "naive" not in text
+    assert "nnsight" not in text
+
+
+def test_the_bars_are_of_the_longest_prompt_most_read():
+    names = list(CONTENDERS)[:6]
+    rows = [row(contender=n, tokens=128, threads=2, **TIMES) for n in names]
+    rows += [row(contender=n, tokens=1024, threads=2, **TIMES) for n in names[:5]]
+    rows += [row(contender=n, tokens=128, **TIMES) for n in names]
+    (case,) = figures.longest(rows)
+    assert {(r["tokens"], r["threads"]) for r in case} == {(128, 2)}
