@@ -34,7 +34,8 @@ bench: $(STAMP)
 
 ## bench-kernels: the readout's kernels alone, under pytest-benchmark
 bench-kernels: $(STAMP)
-	$(BIN)/python -m pytest benchmarks/test_kernels.py --benchmark-columns=min,median,iqr,rounds $(ARGS)
+	$(BIN)/python -m pytest benchmarks/test_kernels.py --benchmark-columns=min,median,iqr,rounds \
+		--benchmark-group-by=param:given,param:positions $(ARGS)
 
 ## bench-lock: resolve benchmarks/environments again
 bench-lock: $(STAMP)

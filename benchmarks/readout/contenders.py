@@ -56,7 +56,7 @@ CONTENDERS: dict[str, Contender] = {
     "logitlens": Contender("logitlens", "ours:torch_kernel", _ALL + ", checked", packages=_OURS[:2]),
     "logitlens (numba)": Contender("logitlens", "ours:numba_kernel", _ALL + ", checked", packages=_OURS),
     "nnsight": Contender(
-        "nnsight", "libraries:nnsight", "the likeliest token", 2.0, "softmax arithmetic",
+        "nnsight", "libraries:nnsight", "likeliest token, its probability", 2.0, "softmax arithmetic",
         ("torch", "transformers", "nnsight"),
     ),
     "nnterp": Contender(

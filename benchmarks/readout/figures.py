@@ -45,17 +45,18 @@ def contenders(rows: list[dict], images: Path) -> None:
         left.set_title(
             f"{TITLES[one['shape']]}: {one['tokens']:,} tokens, {threads}", loc="left", fontsize=10
         )
-        left.set_xlabel("seconds, median")
-        right.set_xlabel("peak memory beyond the loaded model")
+        left.set_xlabel("seconds, median (log scale)")
+        right.set_xlabel("MB at most beyond the loaded model (log scale)")
     _save(figure, images / "contenders.svg")
 
 
 def _bars(panel, names: list[str], values: list[float], colours: list[str], words) -> None:
     floor = min(v for v in values if v > 0) / 2
-    panel.barh(names, [max(v, floor) for v in values], color=colours, height=0.72, left=None)
+    panel.barh(names, [max(v, floor) for v in values], color=colours, height=0.72)
     for place, value in enumerate(values):
         panel.text(max(value, floor) * 1.08, place, words(value), va="center", fontsize=8)
     panel.set_xscale("log")
+    panel.xaxis.set_major_formatter("{x:,.16g}")
     panel.set_xlim(floor * 0.8, max(values) * 3)
     panel.invert_yaxis()
     panel.grid(axis="x", alpha=0.25)
@@ -107,12 +108,13 @@ def scaling(rows: list[dict], images: Path) -> None:
                 panel.plot(*zip(*line), marker="o", markersize=4, label=name, **style)
         panel.set(xscale="log", yscale="log", xlabel=AXES[axis])
         ticks = sorted({r[axis] for r in found if r["axis"] == axis})
-        panel.set_xticks(ticks, [f"{t:,}" for t in ticks], rotation=30 if axis == "V" else 0)
+        panel.set_xticks(ticks, [f"{t / 1000:.0f}k" if t > 1000 else str(t) for t in ticks])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("seconds")
     handles, labels = panels[0].get_legend_handles_labels()
-    labels = ["floor: product" if label == "product" else label for label in labels]
+    words = {"product": "floor: product", "naive": "naive"}
+    labels = [words.get(label, f"logitlens ({label})") for label in labels]
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     _save(figure, images / "scaling.svg")
 

@@ -24,7 +24,7 @@ def write(rows_path: Path, docs: Path) -> None:
     text = page.read_text()
     head, rest = text.split(BEGIN)
     _, tail = rest.split(END)
-    makers = (who, bars, reading, single, start, kernels, memory, long, origin)
+    makers = (overview, bars, who, reading, single, start, kernels, memory, long, origin)
     blocks = [block for block in (make(rows) for make in makers) if block]
     page.write_text(head + BEGIN + "\n\n" + "\n\n".join(blocks) + "\n\n" + END + tail)
     figures.contenders(rows, docs / "images")
@@ -50,7 +50,7 @@ def _place(row: dict) -> tuple:
 def who(rows: list[dict]) -> str:
     """What each contender gives, in which environment, and how long its first result takes."""
     compared = [r for r in rows if r["kind"] in ("read", "first") and r["shape"] in NAMES]
-    names = [n for n in (*CONTENDERS, *STAND_INS) if any(r["contender"] == n for r in compared)]
+    names = _names(compared)
     if not names:
         return ""
     first = {r["contender"]: r for r in rows if r["kind"] == "first"}
@@ -59,9 +59,10 @@ def who(rows: list[dict]) -> str:
     lines += ["| --- | --- | --- | ---: |"]
     for name in names:
         row = [r for r in compared if r["contender"] == name][-1]
+        library = {n: v for n, v in row["versions"].items() if n not in ("python", "torch")}
         took = first.get(name, {})
         seconds = took.get("failed") or (_s(took["p50"]) if "p50" in took else "")
-        lines.append(f"| {name} | {row['gives']} | {_versions([row])} | {seconds} |")
+        lines.append(f"| {name} | {row['gives']} | {_words(library)} | {seconds} |")
     return "\n".join(lines)
 
 
@@ -71,14 +72,50 @@ def bars(rows: list[dict]) -> str:
     return "![Seconds and peak memory of every contender, as bars](images/contenders.svg)"
 
 
+def overview(rows: list[dict]) -> str:
+    """Every contender on every prompt read at every position, on all threads."""
+    cases = {key: found for key, found in _cases(rows).items() if not key[1]}
+    if not cases:
+        return ""
+    threads = max(r["threads"] for found in cases.values() for r in found)
+    columns = {key: [r for r in cases[key] if r["threads"] == threads] for key in sorted(cases)}
+    titles = [f"{list(NAMES)[shape]}: {tokens:,}" for shape, _, tokens in columns]
+    lines = [f"**Seconds (× floor) to read a prompt of so many tokens**, every position, {_count(threads)}; "
+             "gpt2 is GPT-2's shape in float32, 128k a Llama of 16 blocks in bfloat16", ""]  # fmt: skip
+    lines += ["| | " + " | ".join(titles) + " |", "| --- |" + " ---: |" * len(titles)]
+    for name in _names([r for found in columns.values() for r in found]):
+        cells = []
+        for found in columns.values():
+            row = next((r for r in found if r["contender"] == name and "p50" in r), None)
+            seconds, ratio = _took(row, _floor(found, threads))
+            cells.append(f"{seconds.split(' ')[0]} ({ratio})" if row and ratio else "–")
+        lines.append(f"| {FLOOR if name == 'floor' else name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def reading(rows: list[dict]) -> str:
     """One table for each shape and prompt: seconds and ratio to the floor by threads, memory."""
+    cases = _cases(rows)
+    if not cases:
+        return ""
+    tables = "\n\n".join(_case(cases[key]) for key in sorted(cases))
+    return (
+        f"<details><summary>Every case, with spread and memory</summary>\n\n{tables}\n\n</details>"
+    )
+
+
+def _cases(rows: list[dict]) -> dict[tuple, list[dict]]:
+    """Rows by (place of the shape, last position alone, tokens)."""
     cases: dict[tuple, list[dict]] = {}
     for row in rows:
         if row["kind"] == "read" and row["shape"] in NAMES:
             key = (list(NAMES).index(row["shape"]), row["last"], row["tokens"])
             cases.setdefault(key, []).append(row)
-    return "\n\n".join(_case(cases[key]) for key in sorted(cases))
+    return cases
+
+
+def _names(rows: list[dict]) -> list[str]:
+    return [n for n in (*CONTENDERS, *STAND_INS) if any(r["contender"] == n for r in rows)]
 
 
 def _case(rows: list[dict]) -> str:
@@ -89,7 +126,7 @@ def _case(rows: list[dict]) -> str:
     lines += ["| | " + "".join(f"seconds, {_count(n)} (20–80 %) | × floor | " for n in threads)]
     lines[-1] += "peak MB |"
     lines += ["| --- | " + "---: | " * (2 * len(threads) + 1)]
-    for name in [n for n in (*CONTENDERS, *STAND_INS) if any(r["contender"] == n for r in rows)]:
+    for name in _names(rows):
         mine = {r["threads"]: r for r in rows if r["contender"] == name}
         cells = [cell for n in threads for cell in _took(mine.get(n), _floor(rows, n))]
         peaks = [r["peak_mb"] for r in mine.values() if r.get("peak_mb") is not None]
@@ -227,8 +264,11 @@ def origin(rows: list[dict]) -> str:
 
 
 def _versions(rows: list[dict]) -> str:
-    found = {n: v for row in rows for n, v in row["versions"].items() if v}
-    return ", ".join(f"{name} {version}" for name, version in found.items())
+    return _words({n: v for row in rows for n, v in row["versions"].items()})
+
+
+def _words(versions: dict[str, str | None]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
 
 
 def _threads(rows: list[dict]) -> list[int]:
