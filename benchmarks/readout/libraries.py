@@ -6,12 +6,11 @@ same loaded transformers model, which the library wraps.
 
 from __future__ import annotations
 
-import tempfile
-
 import torch
 from torch import Tensor
 
 from benchmarks.readout.contenders import Read, Result
+from benchmarks.readout.environments import MADE
 from benchmarks.readout.shapes import parts
 
 
@@ -43,10 +42,7 @@ def nnterp(model) -> Read:
     from nnterp import StandardizedTransformer
     from nnterp.interventions import logit_lens
 
-    wrapped = StandardizedTransformer(
-        model, tokenizer=tokenizer(), check_renaming=False, device_map=None
-    )
-    wrapped.detect_layer_output_type()
+    wrapped = StandardizedTransformer(model, tokenizer=tokenizer(), device_map=None)
 
     def read(ids: Tensor, last: bool) -> Result:
         if last:
@@ -120,17 +116,16 @@ def _bridge(model):
 
 
 def tokenizer():
-    """Two libraries insist on a tokenizer and never use it here: one of two words, from a file as
-    they want it."""
+    """Two libraries insist on a tokenizer and never use it here: one of two words, from a folder
+    that stays, as they read it again."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(models.WordLevel({"<s>": 0, "a": 1}, unk_token="<s>"))
     special = dict.fromkeys(("unk_token", "bos_token", "eos_token", "pad_token"), "<s>")
     made = PreTrainedTokenizerFast(tokenizer_object=words, padding_side="left", **special)
-    with tempfile.TemporaryDirectory() as folder:
-        made.save_pretrained(folder)
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+    made.save_pretrained(MADE / "tokenizer")
+    return PreTrainedTokenizerFast.from_pretrained(MADE / "tokenizer")
 
 
 def _blocks_return_tuples(model) -> bool:

@@ -20,6 +20,8 @@ FLOOR = "floor: product + forward pass"
 def write(rows_path: Path, docs: Path) -> None:
     """Replace what stands between the marks of docs/performance.md; draw the plots beside it."""
     rows = newest(rows_path)
+    if not rows:
+        raise SystemExit(f"{rows_path.name} has no rows of today's form: make bench measures them")
     page = docs / "performance.md"
     text = page.read_text()
     head, rest = text.split(BEGIN)

@@ -205,6 +205,12 @@ def test_rows_of_other_machines_and_older_forms_are_left_out(tmp_path):
     assert "nnsight" not in text
 
 
+def test_without_rows_the_page_stays_as_it_is(tmp_path):
+    with pytest.raises(SystemExit, match="make bench measures them"):
+        rendered(tmp_path, [row(format=1, **TIMES)])
+    assert "\nold\n" in (tmp_path / "performance.md").read_text()
+
+
 def test_the_bars_are_of_the_longest_prompt_most_read():
     names = list(CONTENDERS)[:6]
     rows = [row(contender=n, tokens=128, threads=2, **TIMES) for n in names]
