@@ -134,6 +134,7 @@ def _start(workers: dict, shape: str, weights: Path, name: str, threads: int) ->
     worker = workers[name] = Worker(shape, weights, name, threads)
     if "failed" in worker.ready:
         print(f"{name}: {worker.ready['failed']}", file=sys.stderr)
+        worker.close()
         stand_in = worker.contender.stand_in
         if stand_in and stand_in not in workers:
             workers[stand_in] = Worker(shape, weights, stand_in, threads)
