@@ -1,13 +1,12 @@
 """Long contexts: a random model of the bundled one's shape with its context extended.
 
-Read out in blocks of positions as a cached forward pass proceeds, beside that pass alone and beside
+Read out in chunks of positions as a cached forward pass proceeds, beside that pass alone and beside
 a reading of the whole prompt at once. What must grow with the prompt is the cache of keys and
 values and the Reading itself; the rest should not.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import subprocess
 import sys
@@ -23,8 +22,8 @@ from benchmarks.readout.measure import measured, resident
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTHS = [2_048, 8_192, 32_768]
-BLOCK = 512
-WAYS = ("forward pass in blocks", "logitlens, in blocks", "logitlens, whole")
+CHUNK = 512
+WAYS = ("forward pass in chunks", "logitlens, in chunks", "logitlens, whole")
 REPEATS = 3
 LONGEST = 30.0  # seconds after which a reading is not repeated
 
@@ -48,7 +47,7 @@ def rows(weights: Path, threads: int, lengths: list[int] | None = None) -> Itera
             last = (done.stderr.strip().splitlines() or ["the process ended"])[-1]
             said = json.loads(done.stdout) if done.returncode == 0 else {"failed": last[:200]}
             row = {"kind": "long", "tokens": tokens, "contender": way, "threads": threads}
-            yield row | {"block": BLOCK if "blocks" in way else tokens} | said
+            yield row | {"chunk": CHUNK if "chunks" in way else tokens} | said
 
 
 @torch.inference_mode()
@@ -68,13 +67,13 @@ def main(weights: str, threads: int, tokens: int, way: str) -> None:
         return
     config = model.config
     cache = 2 * config.n_layer * tokens * config.n_embd * 4 / 2**20
-    kept = {"cache_mb": round(cache, 1) if "blocks" in way else 0.0}
+    kept = {"cache_mb": round(cache, 1) if "chunks" in way else 0.0}
     kept["reading_mb"] = round(_megabytes(result), 1)
     print(json.dumps(machine.summary(said) | kept))
 
 
 def _way(way: str, model):
-    if way == "forward pass in blocks":
+    if way == "forward pass in chunks":
         return lambda ids: forward(model, ids)
     import logitlens
     from logitlens.readout import chunked
@@ -83,9 +82,7 @@ def _way(way: str, model):
     loaded = logitlens.load(model)
     if way == "logitlens, whole":
         return lambda ids: loaded.read(ids, top=10)
-    if "block" not in inspect.signature(loaded.read).parameters:
-        raise NotImplementedError("LensModel.read has no block=")
-    return lambda ids: loaded.read(ids, top=10, block=BLOCK)
+    return lambda ids: loaded.read(ids, top=10, chunk=CHUNK)
 
 
 def forward(model, ids: torch.Tensor) -> None:
@@ -93,8 +90,8 @@ def forward(model, ids: torch.Tensor) -> None:
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config)
-    for block in ids.split(BLOCK):
-        model.transformer(block[None], past_key_values=cache, use_cache=True)
+    for chunk in ids.split(CHUNK):
+        model.transformer(chunk[None], past_key_values=cache, use_cache=True)
 
 
 def _megabytes(result) -> float:
