@@ -72,7 +72,7 @@ CONTENDERS: dict[str, Contender] = {
         "TransformerLens arithmetic", ("torch", "transformers", "transformer-lens"),
     ),
     "TransformerLens logit_lens": Contender(
-        "transformer-lens", "libraries:transformer_lens_helper", "top 10, entropy",
+        "transformer-lens", "libraries:transformer_lens_call", "top 10, entropy",
         packages=("torch", "transformers", "transformer-lens"),
     ),
     "logitlenskit arithmetic": Contender(

@@ -89,7 +89,7 @@ def transformer_lens(model) -> Read:
     return read
 
 
-def transformer_lens_helper(model) -> Read:
+def transformer_lens_call(model) -> Read:
     """`transformer_lens.tools.analysis.logit_lens`, since 4.3: a few rows at a time."""
     from transformer_lens.tools.analysis import logit_lens
 
