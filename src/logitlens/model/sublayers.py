@@ -1,9 +1,8 @@
 """What attention and the MLP add to the residual stream, found by watching the additions.
 
-While a block runs, every sum of two tensors of the stream's shape is looked at. The sums that lead
-from the stream the block received to the one it returned are the residual additions; what they add
-is a sublayer's contribution, after any norm and multiplier of its own, whatever the module is
-called. Contributions of a block therefore sum to what the block did:
+What a block's additions (see `additions`) add to its stream is a sublayer's contribution, after any
+norm and multiplier of its own, whatever the module is called. Contributions of a block therefore
+sum to what the block did:
 
     depth d + attn + mlp = depth d + 1
 
@@ -18,17 +17,17 @@ it also shows which of the states a sublayer read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from logitlens.errors import LogitLensError, UnsupportedModel
+from logitlens.errors import UnsupportedModel
+from logitlens.model.additions import Path, Sum, Value, watching
 from logitlens.model.anatomy import Anatomy
-from logitlens.model.watch import as_found, forward, leaf, leaves, replace_leaf
+from logitlens.model.watch import as_found, forward, refusing
 
 STREAMS = ("resid", "mid", "attn", "mlp")
 POSITIONS = 11
@@ -36,46 +35,6 @@ STATES = 8  # the states of a block's stream that can be told apart
 FIRST = 2  # where the rows of state 0 are equal; those of state s are at FIRST + s
 MIXES, ROWWISE, CONSTANT = "mixes positions", "row by row", "constant"
 TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 4e-3}  # else 1e-4, relative to the largest value
-
-_SAME = {
-    torch.ops.aten.view.default,
-    torch.ops.aten._unsafe_view.default,
-    torch.ops.aten._reshape_alias.default,
-    torch.ops.aten.alias.default,
-    torch.ops.aten.detach.default,
-    torch.ops.aten.clone.default,
-    torch.ops.aten._to_copy.default,
-}
-_ADD, _ADD_ = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
-_MUL, _MUL_ = torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor
-
-
-@dataclass(eq=False)
-class Sum:
-    """The sum of two tensors of the stream's shape, neither of which is the stream."""
-
-    left: Value
-    right: Value
-
-
-@dataclass(eq=False)
-class State:
-    """The stream after `number` additions in this block."""
-
-    number: int
-    before: State | None = None
-    added: Value | None = None
-
-
-@dataclass(eq=False)
-class Value:
-    """A tensor, and how it came about if that matters. Held, so that its identity stays its own."""
-
-    tensor: Tensor
-    origin: State | Sum | None = None
-
-
-Path = list[tuple[State, Value]]  # a block's additions: the state each led to, and what it added
 
 
 @dataclass(frozen=True)
@@ -140,89 +99,6 @@ class Sublayers:
         raise UnsupportedModel(f"{name} has no stream {stream!r}: {reason}")
 
 
-class Additions(TorchDispatchMode):
-    """Follows the stream through the block that is running; see `watching`."""
-
-    def __init__(self, rows: Sequence[Tensor] | None = None):
-        super().__init__()
-        self.rows = rows  # what the stream is replaced by after each addition, in the probe
-        self.known: dict[int, Value] = {}
-        self.size = -1
-
-    def begin(self, stream: Tensor) -> None:
-        self.known, self.size = {}, stream.numel()
-        self.shape = stream.shape
-        self._note(stream, State(0))
-
-    def end(self, stream: Tensor) -> Path | None:
-        """The additions on the way to `stream`, first to last; None where it was not only added to."""
-        value = self.known.get(id(stream))
-        state = value.origin if value is not None else None
-        path: Path = []
-        while isinstance(state, State) and state.added is not None:
-            path.append((state, state.added))
-            state = state.before
-        self.known, self.size = {}, -1
-        return path[::-1] if isinstance(state, State) else None
-
-    def _note(self, tensor: Tensor, origin: State | Sum | None) -> Value:
-        value = Value(tensor, origin)
-        self.known[id(tensor)] = value
-        return value
-
-    def _value(self, tensor: Tensor) -> Value:
-        return self.known.get(id(tensor)) or Value(tensor)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if self.size < 0:
-            return func(*args, **kwargs)
-        if func in (_ADD, _ADD_) and self._fits(*args[:2]):
-            return self._add(func, args, kwargs)
-        out = func(*args, **kwargs)
-        given = args[0] if args else None
-        same = func in _SAME or (func in (_MUL, _MUL_) and _is_one(args[1]))
-        if same and isinstance(given, Tensor) and isinstance(out, Tensor):
-            value = self.known.get(id(given))
-            if value is not None and out.numel() == self.size:
-                self._note(out, value.origin)
-        elif isinstance(out, Tensor) and out is given:
-            self.known.pop(id(out), None)  # changed in place: no longer what it was
-        return out
-
-    def _fits(self, x: Any, y: Any) -> bool:
-        both = isinstance(x, Tensor) and isinstance(y, Tensor)
-        return both and x.numel() == y.numel() == self.size and x.shape[-1] == self.shape[-1]
-
-    def _add(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        x, y = self._value(args[0]), self._value(args[1])
-        if func is _ADD_:  # the first tensor is about to be overwritten
-            x = Value(x.tensor.clone(), x.origin)
-        out = func(*args, **kwargs)
-        if kwargs.get("alpha", 1) != 1:
-            y = Value(y.tensor * kwargs["alpha"])
-        states = [v for v in (x, y) if isinstance(v.origin, State)]
-        if len(states) == 2:
-            self.known.pop(id(out), None)
-        elif states:
-            before = states[0].origin
-            assert isinstance(before, State)
-            added = y if states[0] is x else x
-            state = State(before.number + 1, before, added)
-            if self.rows is not None and state.number < len(self.rows):
-                out.copy_(self.rows[state.number].view(out.shape))
-            self._note(out, state)
-        else:
-            self._note(out, Sum(x, y))
-        return out
-
-
-def _is_one(factor: Any) -> bool:
-    if isinstance(factor, Tensor):
-        return factor.numel() == 1 and factor.device.type != "meta" and float(factor) == 1.0
-    return factor == 1
-
-
 def find(model: nn.Module, anatomy: Anatomy, ids_T: Tensor, extra: dict[str, Any]) -> Sublayers:
     """The sublayers of every block, from one probe of tokens `ids_T`.
 
@@ -242,8 +118,15 @@ def find(model: nn.Module, anatomy: Anatomy, ids_T: Tensor, extra: dict[str, Any
     def took(block: int, path: Path | None, entering: Tensor, leaving: Tensor) -> None:
         found.append(_parts(anatomy, block, path, leaving.shape))
 
-    with torch.no_grad():
-        _run(model, anatomy, ids_2T, extra, took, probe=True)
+    def random_rows(stream: Tensor) -> list[Tensor]:
+        return _probe_rows(stream, anatomy)
+
+    with (
+        refusing(model, "while its sublayers are watched"),
+        as_found(model),
+        watching(anatomy, took, random_rows),
+    ):
+        forward(model, ids_2T, **extra)
     if len(found) != len(anatomy.blocks):
         raise UnsupportedModel(f"{len(found)} of {len(anatomy.blocks)} blocks ran once each")
     return Sublayers(tuple(found))
@@ -301,84 +184,6 @@ def _probe_rows(stream: Tensor, anatomy: Anatomy) -> list[Tensor]:
 
 
 @contextmanager
-def watching(anatomy: Anatomy, took: Any, *, probe: bool = False) -> Iterator[None]:
-    """Inside, `took(block, additions, entering, leaving)` is called after every block."""
-    mode = Additions()
-    entered: list[Tensor] = []
-    handles: list[Any] = []
-
-    def before(block: int):
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            given = {"args": args, "kwargs": kwargs}
-            slot = _entry(anatomy, block, given, entered)
-            stream = leaf(given, slot)
-            if probe:
-                mode.rows = _probe_rows(stream, anatomy)
-                stream = mode.rows[0].clone().view(stream.shape)
-                given = replace_leaf(given, slot, stream)
-            entered[:] = [stream, stream if probe else stream.clone()]
-            mode.begin(stream)
-            return given["args"], given["kwargs"]
-
-        return hook
-
-    def after(block: int):
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            stream = leaf(output, anatomy.exits[block])
-            took(block, mode.end(stream), entered[1], stream)
-            entered[:] = [stream]
-
-        return hook
-
-    try:
-        with mode:
-            for i, block in enumerate(anatomy.blocks):
-                handles.append(block.register_forward_pre_hook(before(i), with_kwargs=True))
-                handles.append(block.register_forward_hook(after(i)))
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _entry(anatomy: Anatomy, block: int, given: Any, last: list[Tensor]) -> tuple[Any, ...]:
-    """Where the block receives the stream: the very tensor the last one returned, or its equal."""
-    slot = anatomy.entry[1]
-    if block == 0:
-        return slot
-    found = list(leaves(given))
-    for place, tensor in found:
-        if tensor is last[0]:
-            return place
-    for place, tensor in sorted(found, key=lambda item: item[0] != slot):
-        if tensor.shape == last[0].shape and torch.equal(tensor.to(last[0].device), last[0]):
-            return place
-    raise UnsupportedModel(f"block {block} of {anatomy.blocks_path} does not receive the stream")
-
-
-def _run(
-    model: nn.Module,
-    anatomy: Anatomy,
-    ids_BT: Tensor,
-    extra: dict[str, Any],
-    took: Any,
-    *,
-    probe: bool = False,
-) -> None:
-    try:
-        with as_found(model), watching(anatomy, took, probe=probe):
-            forward(model, ids_BT, **extra)
-    except LogitLensError:
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        raise UnsupportedModel(
-            f"{type(model).__name__} raises {type(error).__name__} while its sublayers are watched: "
-            f"{text}"
-        ) from error
-
-
-@contextmanager
 def hooks(
     anatomy: Anatomy, sublayers: Sublayers, stream: str, blocks: Sequence[int], batch: int
 ) -> Iterator[dict[int, list[Tensor]]]:
@@ -413,8 +218,7 @@ def hooks(
         assert isinstance(out, Tensor)
         kept.setdefault(block + 1, []).append(anatomy.rows(out.detach(), batch).clone())
 
-    with ExitStack() as stack:
-        stack.enter_context(watching(anatomy, took))
+    with watching(anatomy, took):
         yield kept
 
 

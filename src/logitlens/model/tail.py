@@ -27,7 +27,7 @@ from logitlens.model.replay import Replay
 from logitlens.model.steps import Step, find_steps, rows_of
 from logitlens.model.unembed import Finish, find_finish, head_calls, make_head
 from logitlens.model.verify import Check, compare
-from logitlens.model.watch import Call, as_found, embeddings, input_device, unwrap
+from logitlens.model.watch import Call, as_found, embeddings, input_device, refusing, unwrap
 from logitlens.readout.head import Head
 
 
@@ -99,16 +99,11 @@ def find(
 
 
 def _observe(model: nn.Module, ids_BT: Tensor, extra: dict[str, Any] | None) -> Observation:
-    try:
-        return observe(model, ids_BT, extra)
-    except UnsupportedModel as error:
-        raise UnsupportedModel(f"{type(model).__name__}: {error}") from error
-    except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        raise UnsupportedModel(
-            f"{type(model).__name__} raises {type(error).__name__} on a prompt of "
-            f"{ids_BT.shape[1]} tokens: {text}"
-        ) from error
+    with refusing(model, f"on a prompt of {ids_BT.shape[1]} tokens"):
+        try:
+            return observe(model, ids_BT, extra)
+        except UnsupportedModel as error:
+            raise UnsupportedModel(f"{type(model).__name__}: {error}") from error
 
 
 def hypotheses(

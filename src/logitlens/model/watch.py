@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from logitlens.errors import UnsupportedModel
+from logitlens.errors import LogitLensError, UnsupportedModel
 
 # Where a tensor sits in a call's arguments or in its output: ("args", 0), ("kwargs", "x", 1), (0,).
 Slot = tuple[Any, ...]
@@ -119,6 +119,23 @@ def as_found(model: nn.Module) -> Iterator[None]:
         finally:
             for module in training:
                 module.training = True
+
+
+@contextmanager
+def refusing(model: nn.Module, when: str) -> Iterator[None]:
+    """Inside, what the model raises becomes UnsupportedModel: one line that says when it did.
+
+    Errors of our own pass through as they are.
+    """
+    try:
+        yield
+    except LogitLensError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise UnsupportedModel(
+            f"{type(model).__name__} raises {type(error).__name__} {when}: {text}"
+        ) from error
 
 
 def accepts(model: nn.Module) -> set[str]:
