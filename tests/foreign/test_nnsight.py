@@ -94,6 +94,7 @@ def test_the_lens_inside_a_trace_equals_read(wrapped):
     for name in FIELDS:
         np.testing.assert_allclose(getattr(reading, name), getattr(mine, name), atol=1e-5)
     assert reading.meta["check"]["max_abs_diff"] <= 1e-4
+    assert reading.meta["check"].keys() == mine.meta["check"].keys()
     assert "✓" in str(reading)
 
 

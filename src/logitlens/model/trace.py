@@ -100,30 +100,17 @@ def reading(
 
     Raises UnsupportedModel where the last row was not the model's own output.
     """
-    import logitlens
-    from logitlens.errors import UnsupportedModel
     from logitlens.model.capture import label
     from logitlens.model.tokens import Vocabulary
     from logitlens.reading import Reading
 
-    if tolerance is None:
-        tolerance = 1e-4 if found["dtype"] in ("float32", "float64") else 0.1
-    worst = found["max_abs_diff"]
-    if not worst <= tolerance:
-        raise UnsupportedModel(
-            f"{name}: the last row is not the model's own output: max |Δ log-prob| {worst:.1e} "
-            f"(tolerance {tolerance:.1e}); the tail given lacks a norm, a scale or a softcap"
-        )
     ids_T = torch.as_tensor(ids).flatten().cpu()
+    check = _proof(found, len(ids_T), name, tolerance)
     vocabulary = Vocabulary(tokenizer)
     next_T = torch.cat([ids_T[1:], ids_T.new_tensor([-1])])
     logprobs_LTM, ranks_LTM = found["target_logprobs"].clone(), found["target_ranks"].clone()
     logprobs_LTM[:, -1, 0], ranks_LTM[:, -1, 0] = float("nan"), 0
     occurring = {*ids_T.tolist(), *found["track"], *found["top_ids"].unique().tolist()}
-    line = (
-        f"last row equals the model's own logits at {len(ids_T)} positions: max |Δ log-prob| "
-        f"{worst:.1e} (tolerance {tolerance:.1e}, {found['dtype']})"
-    )
     return Reading(
         ids=ids_T.numpy(),
         pieces=vocabulary.pieces(ids_T.tolist()),
@@ -140,25 +127,44 @@ def reading(
         track_ranks=ranks_LTM[:, :, 1:].numpy(),
         vocab={i: vocabulary.piece(i) for i in sorted(occurring)},
         meta={
-            "prompt": prompt,
-            "prompt_tokens": len(ids_T),
-            "positions": list(range(len(ids_T))),
-            "model": name,
-            "n_blocks": len(found["top_ids"]) - 1,
-            "lens": {"name": "logit"},
-            "stream": "resid",
-            "dtype": found["dtype"],
-            "kernel": "nnsight trace",
-            "check": {
-                "ok": True,
-                "max_abs_diff": worst,
-                "tolerance": tolerance,
-                "positions": len(ids_T),
-                "dtype": found["dtype"],
-                "line": line,
-            },
-            "versions": {"logitlens": logitlens.__version__, "torch": torch.__version__},
+            **_provenance(found, len(ids_T), name, prompt),
+            "check": check.to_meta(),
             "vocab_bytes": {str(i): b for i, b in vocabulary.fragments(occurring).items()},
             "special_ids": sorted(i for i in occurring if vocabulary.is_special(i)),
         },
     )
+
+
+def _proof(found: dict[str, Any], positions: int, name: str, tolerance: float | None) -> Any:
+    """The Check of a traced last row. Raises UnsupportedModel where it is not the model's own."""
+    from logitlens.errors import UnsupportedModel
+    from logitlens.model.verify import FLOAT32_TOLERANCE, Check
+
+    dtype, worst = found["dtype"], found["max_abs_diff"]
+    if tolerance is None:
+        tolerance = FLOAT32_TOLERANCE if dtype in ("float32", "float64") else 0.1
+    # No token's log-probability is off by more than the tolerance: the likeliest one agrees, or ties.
+    check = Check(worst, tolerance, positions, top1_agree=True, dtype=dtype, method="trace")
+    if not check.ok:
+        raise UnsupportedModel(
+            f"{name}: the last row is not the model's own output: max |Δ log-prob| {worst:.1e} "
+            f"(tolerance {tolerance:.1e}); the tail given lacks a norm, a scale or a softcap"
+        )
+    return check
+
+
+def _provenance(found: dict[str, Any], T: int, name: str, prompt: str | None) -> dict[str, Any]:
+    import logitlens
+
+    return {
+        "prompt": prompt,
+        "prompt_tokens": T,
+        "positions": list(range(T)),
+        "model": name,
+        "n_blocks": len(found["top_ids"]) - 1,
+        "lens": {"name": "logit"},
+        "stream": "resid",
+        "dtype": found["dtype"],
+        "kernel": "nnsight trace",
+        "versions": {"logitlens": logitlens.__version__, "torch": torch.__version__},
+    }
