@@ -14,6 +14,7 @@ from logitlens.fit.corpus import from_ids
 from logitlens.fit.jacobian import JacobianFit, Settings
 from logitlens.lenses import merge, open_lens, resolve
 from tests.fit.corpora import repeating
+from tests.fit.processes import run_two
 from tests.lenses import tiny
 
 LENGTHS = [18, 23, 23, 31, 40, 27]
@@ -120,6 +121,26 @@ def test_shards_merge_into_the_whole(tmp_path):
     assert together.header.weight == whole.header.weight == 7
     assert together.header.corpus["tokens"] == whole.header.corpus["tokens"]
     for name, J in whole.tensors.items():
+        torch.testing.assert_close(together.tensors[name], J, atol=2e-5, rtol=1e-4)
+
+
+WORKER = """
+from logitlens.fit import jacobian
+settings = jacobian.Settings(tokens_per_pass=100, checkpoint_seconds=0, dtype="float32")
+jacobian.fit(tiny.gpt2(), repeating(5), settings, folder=Path(sys.argv[1]))
+"""
+
+
+def test_two_processes_are_one(tmp_path):
+    """Two batches for one, one for the other; each keeps a checkpoint and forgets it at the end."""
+    settings = Settings(tokens_per_pass=100)
+    alone = jacobian.fit(tiny.gpt2(), repeating(5), settings)
+    run_two(WORKER, tmp_path / "two")
+    assert os.listdir(tmp_path / "two") == [jacobian.FILE]
+    together = open_lens(tmp_path / "two")
+    assert together.header.weight == alone.header.weight == 5
+    assert together.header.corpus == alone.header.corpus
+    for name, J in alone.tensors.items():
         torch.testing.assert_close(together.tensors[name], J, atol=2e-5, rtol=1e-4)
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from logitlens.fit import checkpoint, tuned
 from logitlens.fit.tuned import Settings, TunedFit
 from logitlens.lenses import open_lens, resolve
 from tests.fit.corpora import repeating
+from tests.fit.processes import run_two
 from tests.lenses import tiny
 
 SMALL = {"steps": 8, "tokens_per_step": 80, "length": 20, "holdout": 0.1}
@@ -235,16 +233,11 @@ def test_bad_settings_are_one_line(change, message):
 
 
 WORKER = """
-import sys, torch
-from logitlens.fit import parallel, tuned
-from logitlens.fit.tuned import Settings
-from tests.fit.corpora import repeating
-from tests.lenses import tiny
-torch.set_num_threads(1)
-parallel.begin()
-settings = Settings(steps=5, tokens_per_step=100, length=20, holdout=0.15, optimizer="sgd", lr=0.3)
-tuned.fit(tiny.gpt2(), repeating(), settings, folder=__import__("pathlib").Path(sys.argv[1]))
-parallel.end()
+from logitlens.fit import tuned
+settings = tuned.Settings(
+    steps=5, tokens_per_step=100, length=20, holdout=0.15, optimizer="sgd", lr=0.3
+)
+tuned.fit(tiny.gpt2(), repeating(), settings, folder=Path(sys.argv[1]))
 """
 
 
@@ -255,28 +248,8 @@ def test_two_processes_are_one(tmp_path):
         steps=5, tokens_per_step=100, length=20, holdout=0.15, optimizer="sgd", lr=0.3
     )
     alone = tuned.fit(model, repeating(), settings, folder=tmp_path / "one")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    root = Path(__file__).resolve().parents[2]
-    workers = []
-    for rank in range(2):
-        env = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "PYTHONPATH": str(root),
-        }
-        command = [sys.executable, str(script), str(tmp_path / "two")]
-        workers.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-    for worker in workers:
-        _, text = worker.communicate(timeout=120)
-        assert worker.returncode == 0, text
+    run_two(WORKER, tmp_path / "two")
+    assert os.listdir(tmp_path / "two") == [tuned.FILE]
     together = open_lens(tmp_path / "two")
     assert together.header.losses == pytest.approx(alone.header.losses, rel=1e-4)
     stored = open_lens(tmp_path / "one")

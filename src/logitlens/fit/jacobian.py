@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from torch import Tensor
 from logitlens.errors import FitError, PromptError
 from logitlens.fit import checkpoint, parallel, stream
 from logitlens.fit.corpus import Corpus
-from logitlens.lenses import Header, JacobianLens, fingerprint, store
+from logitlens.fit.folder import Folder, identity
+from logitlens.fit.settings import check_counts, check_dtype, plain
+from logitlens.lenses import Header, JacobianLens
 from logitlens.model.capture import batches, input_device
 from logitlens.model.watch import unwrap
 
@@ -57,9 +59,7 @@ class Settings:
 
     def check(self, model: Any) -> None:
         """Raise PromptError for values that cannot be meant."""
-        for name in ("prompts", "length", "tokens_per_pass"):
-            if (getattr(self, name) or 1) < 1 or getattr(self, name) == 0:
-                raise PromptError(f"{name}={getattr(self, name)}: expected at least 1")
+        check_counts(self, "prompts", "length", "tokens_per_pass")
         if self.skip_first < 0:
             raise PromptError(f"skip_first={self.skip_first}: expected 0 or more")
         if self.length < self.skip_first + 2:
@@ -76,8 +76,7 @@ class Settings:
                 raise PromptError(
                     f"depth {depth}: expected 0 to {model.depth - 1}, before the last"
                 )
-        if self.dtype not in store.DTYPES:
-            raise PromptError(f"dtype={self.dtype!r}: expected one of {', '.join(store.DTYPES)}")
+        check_dtype(self)
 
     def per_pass(self, model: Any) -> int:
         """Positions of one backward pass on the device this model is on."""
@@ -193,7 +192,7 @@ class JacobianFit:
     ):
         settings.check(model)
         self.model, self.corpus, self.settings = model, corpus, settings
-        self.folder, self.report = folder, report
+        self.report = report
         self.prompts, self.skipped = choose(model, corpus, settings)
         D = model.width
         depths = range(model.depth) if settings.depths is None else settings.depths
@@ -201,24 +200,12 @@ class JacobianFit:
         self.sums = {d: torch.zeros(D, D) for d in self.depths}
         self.squares = dict.fromkeys(self.depths, 0.0)  # Σ over batches of n ‖J_batch‖²
         self.count, self.tokens, self.rounds = 0, 0, 0
-        self.identity = {
-            "kind": "jacobian",
-            "model": model.name,
-            "unembedding": fingerprint.of_model(model).hash,
-            "corpus": corpus.hash,
-            "processes": parallel.size(),
-            "process": parallel.rank(),
-            **{
-                k: list(v) if isinstance(v, tuple) else v
-                for k, v in asdict(settings).items()
-                if k not in ("checkpoint_seconds", "dtype")
-            },
-            "tokens_per_pass": settings.per_pass(model),
-        }
-        if folder is not None and not fresh:
-            state = checkpoint.load(folder, self.identity)
-            for name, value in (state or {}).items():
-                setattr(self, name, value)
+        made_of = plain(settings, without=("checkpoint_seconds", "dtype"))
+        made_of["tokens_per_pass"] = settings.per_pass(model)
+        self.folder = Folder(folder, identity("jacobian", model, corpus, made_of), apart=True)
+        state = self.folder.load() if not fresh else None
+        for name, value in (state or {}).items():
+            setattr(self, name, value)
 
     def run(self) -> JacobianLens:
         """Average over all prompts. Raises FitError, KeyboardInterrupt after a checkpoint."""
@@ -268,24 +255,17 @@ class JacobianFit:
         error = self.error() if parallel.size() == 1 else {}
         count = torch.tensor([self.count, self.tokens], dtype=torch.float64)
         sums = [self.sums[d].clone() for d in self.depths]
-        if parallel.active() and torch.distributed.get_backend() == "nccl":
-            count, sums = count.cuda(), [J_DD.cuda() for J_DD in sums]
         parallel.sum_all([count, *sums])
         n, tokens = float(count[0]), int(count[1])
-        tensors = {f"{d}.jacobian": (J.cpu() / n) for d, J in zip(self.depths, sums)}
-        settings = asdict(self.settings)
-        for own in ("checkpoint_seconds", "tokens_per_pass", "dtype", "prompts"):
-            settings.pop(own)  # how, not what: shards made differently still merge
-        header = Header(
-            kind="jacobian",
-            width=self.model.width,
-            depths=self.depths,
-            n_blocks=self.model.depth,
-            model=self.model.name,
-            revision=self.model.revision,
-            unembedding=fingerprint.of_model(self.model),
+        tensors = {f"{d}.jacobian": J / n for d, J in zip(self.depths, sums)}
+        # How, not what: shards made differently still merge.
+        how = ("checkpoint_seconds", "tokens_per_pass", "dtype", "prompts")
+        header = Header.of_model(
+            "jacobian",
+            self.model,
+            self.depths,
             corpus={**self.corpus.describe(), "documents": int(n), "tokens": tokens},
-            settings={k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
+            settings=plain(self.settings, without=how),
             weight=n,
             extra={"relative_error": {str(d): round(e, 6) for d, e in error.items()}},
         )
@@ -296,11 +276,8 @@ class JacobianFit:
         yield from batches([len(ids) for ids in self.prompts], per_pass)
 
     def _save(self) -> None:
-        if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
         names = ("sums", "squares", "count", "tokens", "rounds")
-        checkpoint.save(self.folder, self.identity, {name: getattr(self, name) for name in names})
+        self.folder.save({name: getattr(self, name) for name in names})
 
 
 def fit(
@@ -326,12 +303,7 @@ def fit(
         model, corpus, settings or Settings(), folder=folder, report=report, fresh=fresh
     )
     lens = job.run()
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        if parallel.rank() == 0:
-            store.save(lens, folder / FILE, dtype=job.settings.dtype)
-        checkpoint.remove(folder, parallel.rank())
-    parallel.barrier()
+    job.folder.finish(lens, FILE, job.settings.dtype)
     return lens
 
 

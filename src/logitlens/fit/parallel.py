@@ -36,19 +36,22 @@ def size() -> int:
 
 
 def sum_all(tensors: Iterable[Tensor]) -> None:
-    """Each tensor becomes its sum over all processes, in place."""
-    if active():
-        for tensor in tensors:
+    """Each tensor becomes its sum over all processes, in place, wherever it lies."""
+    if not active():
+        return
+    for tensor in tensors:
+        if dist.get_backend() == "nccl" and not tensor.is_cuda:  # it sums on GPUs only
+            summed = tensor.cuda()
+            dist.all_reduce(summed)
+            tensor.copy_(summed)
+        else:
             dist.all_reduce(tensor)
 
 
 def any_of(flag: bool) -> bool:
     """Whether any process says so: all must leave a loop at the same step."""
-    if not active():
-        return flag
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    votes = torch.tensor([float(flag)], device=device)
-    dist.all_reduce(votes)
+    votes = torch.tensor([float(flag)])
+    sum_all([votes])
     return bool(votes.item() > 0)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,15 @@ from logitlens.fit import batch, checkpoint, parallel
 from logitlens.fit.affine import AffineMaps
 from logitlens.fit.corpus import Corpus
 from logitlens.fit.divergence import Divergence
+from logitlens.fit.folder import Folder, identity
 from logitlens.fit.optim import make_optimizer, schedule
 from logitlens.fit.sequences import Schedule, split
-from logitlens.lenses import Header, TunedLens, fingerprint, store
+from logitlens.fit.settings import check_counts, check_dtype, plain
+from logitlens.lenses import Header, TunedLens, fingerprint
 
 FILE = "tuned.safetensors"
+_MAY_CHANGE = ("checkpoint_every", "dtype", "patience")  # without changing what a step does
+_STATE = ("step", "best", "best_maps", "best_mean", "logit", "stale", "history")
 
 
 @dataclass(frozen=True)
@@ -72,17 +76,12 @@ class Settings:
 
     def check(self) -> None:
         """Raise PromptError for values that cannot be meant."""
-        for name in ("steps", "tokens_per_step", "length", "holdout_tokens"):
-            if getattr(self, name) < 1:
-                raise PromptError(f"{name}={getattr(self, name)}: expected at least 1")
+        check_counts(self, "steps", "tokens_per_step", "length", "holdout_tokens", "rank")
         if not 0 < self.holdout < 1:
             raise PromptError(f"holdout={self.holdout}: expected a share between 0 and 1")
-        if self.rank is not None and self.rank < 1:
-            raise PromptError(f"rank={self.rank}: expected at least 1")
         if self.precision not in ("float32", "bfloat16"):
             raise PromptError(f"precision={self.precision!r}: expected float32 or bfloat16")
-        if self.dtype not in store.DTYPES:
-            raise PromptError(f"dtype={self.dtype!r}: expected one of {', '.join(store.DTYPES)}")
+        check_dtype(self)
 
 
 @dataclass
@@ -113,7 +112,7 @@ class TunedFit:
     ):
         settings.check()
         self.model, self.corpus, self.settings = model, corpus, settings
-        self.folder, self.report = folder, report
+        self.report = report
         self.depths = list(range(model.depth))
         self.divergence = Divergence(
             model.tail.head, fingerprint.head_width(model), precision=settings.precision
@@ -140,17 +139,11 @@ class TunedFit:
         self.best: dict[int, float] = {}
         self.best_maps: dict[str, Tensor] = {}
         self.stale, self.best_mean = 0, math.inf
-        self.identity = {
-            "kind": "tuned",
-            "model": model.name,
-            "unembedding": fingerprint.of_model(model).hash,
-            "corpus": corpus.hash,
-            **{k: v for k, v in asdict(settings).items() if k not in _MAY_CHANGE},
-        }
-        if folder is not None and not fresh:
-            state = checkpoint.load(folder, self.identity)
-            if state is not None:
-                self._restore(state)
+        made_of = plain(settings, without=_MAY_CHANGE)
+        self.folder = Folder(folder, identity("tuned", model, corpus, made_of))
+        state = self.folder.load() if not fresh else None
+        if state is not None:
+            self._restore(state)
 
     def run(self) -> TunedLens:
         """Train to the end (or the early stop) and return the best maps, one depth at a time.
@@ -188,16 +181,12 @@ class TunedFit:
     def lens(self) -> TunedLens:
         """The best maps so far, judged on held-out text; at a depth never improved on, the identity."""
         s = self.settings
-        header = Header(
-            kind="tuned",
-            width=self.model.width,
-            depths=tuple(self.depths),
-            n_blocks=self.model.depth,
-            model=self.model.name,
-            revision=self.model.revision,
-            unembedding=fingerprint.of_model(self.model),
+        header = Header.of_model(
+            "tuned",
+            self.model,
+            self.depths,
             corpus=self.corpus.describe(),
-            settings=asdict(s),
+            settings=plain(s),
             losses={d: round(loss, 6) for d, loss in self.best.items()},
             weight=float(self.step * s.tokens_per_step),
             extra={
@@ -220,8 +209,6 @@ class TunedFit:
         mine_BT = ids_BT[parallel.rank() :: parallel.size()]
         sums = self._pass(mine_BT, self.divergence, tokens)
         total_L = torch.tensor([sums[d] for d in self.depths], dtype=torch.float64)
-        if torch.distributed.is_initialized() and torch.distributed.get_backend() == "nccl":
-            total_L = total_L.to(self.maps.gradients()[0].device)
         parallel.sum_all([total_L, *self.maps.gradients()])
         losses = dict(zip(self.depths, (total_L / tokens).tolist()))
         for depth, loss in losses.items():
@@ -282,8 +269,6 @@ class TunedFit:
             for part in mine.split(per):
                 sums = self._pass(part, self.exact, None)
                 total_L += torch.tensor([sums[d] for d in self.depths], dtype=torch.float64)
-        if parallel.active() and torch.distributed.get_backend() == "nccl":
-            total_L = total_L.to(self.maps.gradients()[0].device)
         parallel.sum_all([total_L])
         return dict(zip(self.depths, (total_L / self.held_CT.numel()).tolist()))
 
@@ -305,39 +290,25 @@ class TunedFit:
     # -- state ----------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        if self.folder is None:
-            return
-        if parallel.rank() == 0:
-            state = {
-                "step": self.step,
+        self.folder.save(
+            {
                 "maps": {name: p.detach() for name, p in self.maps.parameters.items()},
                 "optimizer": self.optimizer.state_dict(),
-                "best": self.best,
-                "best_maps": self.best_maps,
-                "best_mean": self.best_mean,
-                "logit": self.logit,
-                "stale": self.stale,
-                "history": self.history,
+                **{name: getattr(self, name) for name in _STATE},
             }
-            self.folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.save(self.folder, self.identity, state)
-        parallel.barrier()
+        )
 
     def _restore(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
             for name, parameter in self.maps.parameters.items():
                 parameter.copy_(state["maps"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("step", "best", "best_maps", "best_mean", "logit", "stale", "history"):
+        for name in _STATE:
             setattr(self, name, state[name])
 
     def _good(self) -> str:
-        if self.folder is not None and (self.folder / checkpoint.NAME).is_file():
-            return f"the last good state is kept in {self.folder / checkpoint.NAME}; "
-        return ""
-
-
-_MAY_CHANGE = ("checkpoint_every", "dtype", "patience")  # without changing what a step does
+        kept = self.folder.checkpoint
+        return f"the last good state is kept in {kept}; " if kept is not None else ""
 
 
 def fit(
@@ -361,11 +332,7 @@ def fit(
     """
     job = TunedFit(model, corpus, settings or Settings(), folder=folder, report=report, fresh=fresh)
     lens = job.run()
-    if folder is not None and parallel.rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        store.save(lens, folder / FILE, dtype=job.settings.dtype)
-        checkpoint.remove(folder)
-    parallel.barrier()
+    job.folder.finish(lens, FILE, job.settings.dtype)
     return lens
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -42,6 +43,20 @@ class Header:
     weight: float = 0.0
     source: str = FORMAT
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_model(cls, kind: str, model: Any, depths: Sequence[int], **known: Any) -> Header:
+        """The header of a lens fitted on `model` (a LensModel); `known`: further fields."""
+        return cls(
+            kind=kind,
+            width=model.width,
+            depths=tuple(depths),
+            n_blocks=model.depth,
+            model=model.name,
+            revision=model.revision,
+            unembedding=fingerprint.of_model(model),
+            **known,
+        )
 
     def to_json(self) -> str:
         data = asdict(self)
