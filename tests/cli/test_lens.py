@@ -107,6 +107,11 @@ def test_eval(home, place):  # noqa: F811
     [
         (["eval"], 2, "give --corpus, --facts, or both"),
         (["eval", "--facts", "f", "-o", "e.txt"], 1, "expected .parquet"),
+        (
+            ["eval", "--facts", "f", "-o", "e.html"],
+            1,
+            "expected .parquet, .json, .png, .svg or .pdf",
+        ),
         (["eval", "--facts", "f", "-o", "no/e.png"], 1, "there is no folder no"),
         (["merge", "none", "-o", "x"], 4, "no lens at none"),
     ],

@@ -11,6 +11,7 @@ import pytest
 
 import logitlens
 from logitlens import cli as program
+from logitlens.cli import options
 from logitlens.errors import (
     FormatError,
     LensMismatch,
@@ -139,6 +140,14 @@ def test_usage_errors_are_one_line_and_code_2(cli, arguments, line):
     assert result.exit_code == 2
     assert result.stderr.replace(": --nonsense", " '--nonsense'").startswith(line)
     assert result.stderr.count("\n") == 1
+
+
+def test_what_is_passed_to_load_is_what_the_loading_options_are_called():
+    @options.loading_options
+    def verb():
+        """Never called."""
+
+    assert {option.name for option in verb.__click_params__} == set(options.LOADING)
 
 
 def test_without_arguments_help_and_code_2(cli):

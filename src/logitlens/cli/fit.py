@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from logitlens.cli.options import errors, load_model, model_options
+from logitlens.cli import fit_progress
+from logitlens.cli.options import LOADING, STORED, busy, load_model, model_options
 
 if TYPE_CHECKING:
     from logitlens import LensModel
@@ -24,16 +25,6 @@ def command() -> None:
     """
 
 
-LOADING = (
-    "tokenizer",
-    "revision",
-    "dtype",
-    "device_map",
-    "attn_implementation",
-    "trust_remote_code",
-)
-
-
 def _common(function: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.argument("corpus", metavar="CORPUS"),
@@ -44,7 +35,7 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--field", default="text", show_default=True, metavar="NAME",
                      help="JSONL field or Parquet column with the text."),
         click.option("--length", type=int, metavar="N", help="Tokens of one sequence."),
-        click.option("--store", "store", type=click.Choice(["float16", "bfloat16", "float32"]),
+        click.option("--store", "store", type=click.Choice(STORED),
                      default="float16", show_default=True, help="Number type of the lens file."),
         click.option("--seed", type=int, default=0, show_default=True, metavar="N"),
         click.option("--fresh", is_flag=True, help="Begin anew, whatever checkpoint lies in DIR."),
@@ -95,16 +86,15 @@ def tuned_command(
     from logitlens.fit import tuned
     from logitlens.fit.sequences import split
 
-    loading = {name: options.pop(name) for name in LOADING}
-    given = {name: value for name, value in options.items() if value is not None}
+    loading, given = _apart(options)
     with _session(source, loading) as (model, speak):
-        settings = tuned.Settings(dtype=given.pop("store"), **given)
+        settings = tuned.Settings(**given)
         needed = settings.steps * settings.tokens_per_step * 21 // 20
         text = _read(corpus, model, field, min(needed, max_tokens or needed), speak)
-        with _watched_tuned(model, speak) as report:
+        with fit_progress.watched_tuned(speak) as report:
             lens = tuned.fit(model, text, settings, folder=out, report=report, fresh=fresh)
         if speak:
-            _tell_tuned(lens, out / tuned.FILE)
+            fit_progress.tell_tuned(lens, out / tuned.FILE)
             if evaluate:
                 _, held_CT = split(model, text, settings)
                 _judge(model, f"tuned:{out}", held_CT, facts, out)
@@ -121,7 +111,10 @@ def tuned_command(
 )
 @click.option("--skip-first", type=int, metavar="N", help="Leading positions left out (16).")
 @click.option(
-    "--tokens-per-pass", type=int, metavar="N", help="Positions of one backward pass (4096)."
+    "--tokens-per-pass",
+    type=int,
+    metavar="N",
+    help="Positions of one backward pass (CPU 1024, GPU 16384).",
 )
 @click.option("--shard", metavar="I/N", help="Every N-th document from the I-th on (from 0).")
 def jacobian_command(
@@ -145,29 +138,35 @@ def jacobian_command(
     from logitlens.fit import jacobian
     from logitlens.fit.corpus import Corpus
 
-    loading = {name: options.pop(name) for name in LOADING}
-    given = {name: value for name, value in options.items() if value is not None}
+    loading, given = _apart(options)
     part = _shard(shard)
     with _session(source, loading) as (model, speak):
         if depths is not None:
             from logitlens.readout.select import select
 
             given["depths"] = tuple(select(depths, model.depth, "depths"))
-        settings = jacobian.Settings(dtype=given.pop("store"), **given)
+        settings = jacobian.Settings(**given)
         text = _read(corpus, model, field, None, speak, settings)
         if part is not None:
             # The prompts of the whole fit are shared out, so that the shards merge into it.
             chosen, _ = jacobian.choose(model, text, settings)
             text = Corpus(text.name, [ids.numpy() for ids in chosen]).shard(*part)
-        with _watched_jacobian(speak) as report:
+        with fit_progress.watched_jacobian(speak) as report:
             lens = jacobian.fit(model, text, settings, folder=out, report=report, fresh=fresh)
         if speak:
-            _tell_jacobian(lens, out / jacobian.FILE)
+            fit_progress.tell_jacobian(lens, out / jacobian.FILE)
             if evaluate:
                 chosen, _ = jacobian.choose(model, text, settings)
                 _judge(
                     model, f"jacobian:{out}", _held_out(model, text, chosen, settings), facts, out
                 )
+
+
+def _apart(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of loading the model, and those given of the fit's settings."""
+    loading = {name: value for name, value in options.items() if name in LOADING}
+    given = {k: v for k, v in options.items() if k not in LOADING and v is not None}
+    return loading, {"dtype": given.pop("store"), **given}
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:
@@ -199,7 +198,6 @@ def _read(
     speak: bool,
     settings: Any = None,
 ) -> Any:
-    from logitlens.cli.options import busy
     from logitlens.fit import corpus
 
     if settings is not None:  # documents, not tokens, are what is needed: twice as many, cut later
@@ -218,95 +216,6 @@ def _held_out(model: LensModel, text: Any, used: list[Any], settings: Any) -> An
     rest = Corpus(text.name, long[len(used) :] or long)
     length = min(settings.length, model.context or settings.length, max(2, rest.tokens))
     return rest.chunks(length)[:128]
-
-
-@contextmanager
-def _watched_tuned(model: LensModel, speak: bool) -> Iterator[Callable[..., None] | None]:
-    """A bar and the losses per depth on stderr, where that is a terminal."""
-    console = errors()
-    if not speak or not console.is_terminal:
-        yield None
-        return
-    from rich.console import Group
-    from rich.live import Live
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.table import Table
-
-    bar = Progress(
-        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[rate]}"), console=console,
-    )  # fmt: skip
-    task = bar.add_task("training", total=None, rate="")
-    heldout: dict[int, float] = {}
-
-    def table(losses: dict[int, float]) -> Table:
-        out = Table("depth", "loss", "held-out KL", box=None, padding=(0, 2))
-        for depth, loss in losses.items():
-            judged = f"{heldout[depth]:.4f}" if depth in heldout else ""
-            out.add_row("embed" if depth == 0 else str(depth - 1), f"{loss:.4f}", judged)
-        return out
-
-    with Live(bar, console=console, transient=True) as live:
-
-        def report(p: Any) -> None:
-            heldout.update(p.heldout or {})
-            rate = f"{p.tokens / max(p.seconds, 1e-9):,.0f} tokens/s"
-            bar.update(task, completed=p.step, total=p.steps, rate=rate)
-            live.update(Group(bar, table(p.losses)))
-
-        yield report
-
-
-@contextmanager
-def _watched_jacobian(speak: bool) -> Iterator[Callable[..., None] | None]:
-    console = errors()
-    if not speak or not console.is_terminal:
-        yield None
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    with Progress(
-        TextColumn("averaging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[error]}"), console=console, transient=True,
-    ) as bar:  # fmt: skip
-        task = bar.add_task("averaging", total=None, error="")
-
-        def report(p: Any) -> None:
-            error = f"standard error ≤ {max(p.error.values()):.1%}" if p.error else ""
-            bar.update(task, completed=p.prompts, total=p.total, error=error)
-
-        yield report
-
-
-def _tell_tuned(lens: Any, path: Path) -> None:
-    logit = {int(d): loss for d, loss in lens.header.extra["logit_losses"].items()}
-    tokens = lens.header.extra["heldout_tokens"]
-    click.echo(f"{path}: held-out KL(final ‖ lens) in nats, {tokens} tokens")
-    click.echo(f"{'depth':>6} {'logit':>9} {'tuned':>9}")
-    for depth, loss in lens.header.losses.items():
-        label = "embed" if depth == 0 else str(depth - 1)
-        click.echo(f"{label:>6} {logit[depth]:9.4f} {loss:9.4f}")
-
-
-def _tell_jacobian(lens: Any, path: Path) -> None:
-    corpus, error = lens.header.corpus, lens.header.extra.get("relative_error") or {}
-    click.echo(f"{path}: mean over {corpus['documents']} prompts, {corpus['tokens']} tokens")
-    for depth in lens.header.depths:
-        if str(depth) in error:
-            label = "embed" if depth == 0 else str(depth - 1)
-            click.echo(f"{label:>6} relative standard error {error[str(depth)]:.2%}")
 
 
 def _judge(model: LensModel, lens: str, sequences: Any, facts: str | None, out: Path) -> None:

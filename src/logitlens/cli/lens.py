@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from logitlens.cli.options import errors, load_model, model_options, safe_stdout
+from logitlens.cli.options import (
+    STORED,
+    check_outputs,
+    errors,
+    load_model,
+    model_options,
+    safe_stdout,
+)
 
 if TYPE_CHECKING:
     from logitlens import LensModel
+
+JUDGED = (".parquet", ".json", ".png", ".svg", ".pdf")  # what `lens eval` can write
 
 
 @click.group("lens", no_args_is_help=True)
@@ -153,7 +162,7 @@ def push(path: Path, repository: str, private: bool) -> None:
 @command.command("merge")
 @click.argument("parts", metavar="LENS…", nargs=-1, required=True)
 @click.option("-o", "--out", required=True, metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--store", "dtype", type=click.Choice(["float16", "bfloat16", "float32"]),
+@click.option("--store", "dtype", type=click.Choice(STORED),
               default="float16", show_default=True)  # fmt: skip
 def merge(parts: tuple[str, ...], out: Path, dtype: str) -> None:
     """Put Jacobian lenses fitted on shards together: their mean, weighted by prompts.
@@ -206,7 +215,7 @@ def evaluate(
     """
     if corpus is None and facts is None:
         raise click.UsageError("nothing to judge on: give --corpus, --facts, or both")
-    paths = _outputs(outputs)
+    paths = check_outputs(outputs, JUDGED)
     model = load_model(source, **loading)
     sequences = None
     if corpus is not None:
@@ -277,21 +286,3 @@ def _json(result: Any) -> str:
         return {k: None if isinstance(v, float) and v != v else v for k, v in row.items()}
 
     return json.dumps({"meta": result.meta, "rows": [clean(row) for row in result.rows]})
-
-
-def _outputs(outputs: Sequence[str]) -> list[Path]:
-    """Checked before a model runs: known suffixes, writers installed, folders there."""
-    from logitlens.errors import FormatError, MissingExtra
-
-    paths = [Path(output) for output in outputs]
-    for path in paths:
-        if path.suffix not in (".parquet", ".json", ".png", ".svg", ".pdf"):
-            raise FormatError(f"{path}: expected .parquet, .json, .png, .svg or .pdf")
-        if not path.parent.is_dir():
-            raise OSError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-        needs = {".parquet": ("pyarrow", "data", "writing Parquet")}
-        if path.suffix in (".png", ".svg", ".pdf"):
-            needs[path.suffix] = ("matplotlib", "plot", "a figure")
-        if path.suffix in needs and importlib.util.find_spec(needs[path.suffix][0]) is None:
-            raise MissingExtra(*needs[path.suffix])
-    return paths

@@ -39,6 +39,16 @@ _LOADING = (
     click.option("--trust-remote-code", is_flag=True, help="Run code that the model brings along."),
 )
 
+LOADING = (
+    "tokenizer",
+    "revision",
+    "dtype",
+    "device_map",
+    "attn_implementation",
+    "trust_remote_code",
+)  # what they are called as arguments of `logitlens.load`
+STORED = ["float16", "bfloat16", "float32"]  # number types of a lens file
+
 
 def loading_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--tokenizer, --revision, --dtype, --device-map, --attn, --trust-remote-code."""
@@ -138,16 +148,21 @@ _NEEDS = {
 }
 
 
-def check_outputs(paths: Sequence[str]) -> list[Path]:
+def check_outputs(paths: Sequence[str], suffixes: Sequence[str] | None = None) -> list[Path]:
     """The outputs, proven writable before a model runs for minutes.
+
+    suffixes   what may be written; None: whatever a Reading can be saved as
 
     Raises FormatError for an unknown suffix, MissingExtra where its writer is not installed, OSError
     where the folder does not exist or cannot be written, or the path is a directory.
     """
+    from logitlens.errors import FormatError
     from logitlens.reading import known_suffix
 
     out = []
     for path in map(Path, paths):
+        if suffixes is not None and path.suffix not in suffixes:
+            raise FormatError(f"{path}: expected {', '.join(suffixes[:-1])} or {suffixes[-1]}")
         needs = _NEEDS.get(known_suffix(path))
         if needs and importlib.util.find_spec(needs[0]) is None:
             raise MissingExtra(*needs)
