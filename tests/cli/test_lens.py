@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from logitlens.lenses import find, save
-from tests.cli.test_fit import one_thread, place, run  # noqa: F401 - fixtures
+from tests.cli.test_fit import place, run  # noqa: F401 - a fixture
 from tests.lenses import tiny
 from tests.lenses.test_published import jacobian_file, tuned_directory
 from tests.lenses.test_store import tuned
