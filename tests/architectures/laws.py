@@ -7,6 +7,7 @@ from plain hooks, and rows of other depths from the model's own code after the l
 from __future__ import annotations
 
 import gc
+import textwrap
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,4 +169,4 @@ def gap(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    return textwrap.shorten(str(error), 400, placeholder=" …")

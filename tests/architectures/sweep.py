@@ -3,6 +3,7 @@
 python -m tests.architectures.sweep              write the page
 python -m tests.architectures.sweep --check      fail when the page is out of date
 python -m tests.architectures.sweep NAME …       judge some classes, print, write nothing
+python -m tests.architectures.sweep --only NAME …  and write their rows of the page again
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ TABLE = """| class | blocks found at | tail found | verdict | largest error |
 | --- | --- | --- | --- | --- |
 """
 
+CELL = r"(?:[^|\\]|\\.)*"  # a | inside is written \|
+ROW = re.compile(rf"\| `(?P<name>\w+)` \|{CELL}\|{CELL}\| (?P<verdict>[a-z ]+\w)(:|\s)")
+TOTALS = re.compile(r"\d+ classes: ")
+
 
 def sweep(names: list[str]) -> list[Verdict]:
     with ProcessPoolExecutor(WORKERS, get_context("spawn"), initializer=_worker) as pool:
@@ -59,8 +64,8 @@ def _worker() -> None:
     warnings.simplefilter("ignore")
 
 
-def totals(verdicts: list[Verdict]) -> str:
-    count = Counter(v.verdict for v in verdicts)
+def totals(verdicts: list[str]) -> str:
+    count = Counter(verdicts)
     built = len(verdicts) - count["not built"]
     return (
         f"{len(verdicts)} classes: {built} built, {count['correct']} correct, "
@@ -72,9 +77,31 @@ def page(parts: list[list[Verdict]]) -> str:
     version = f"transformers {transformers.__version__}"
     out = [INTRO.format(version=version)]
     for title, verdicts in zip(PARTS, parts):
-        out.append(f"## {title}\n\n{totals(verdicts)}\n\n{TABLE}")
+        words = totals([v.verdict for v in verdicts])
+        out.append(f"## {title}\n\n{words}\n\n{TABLE}")
         out.append("\n".join(_row(v) for v in verdicts) + "\n\n")
     return "".join(out).rstrip() + "\n"
+
+
+def with_rows(text: str, verdicts: list[Verdict]) -> str:
+    """The page `text` with these rows in place of theirs, and its totals counted again.
+
+    Raises ValueError where the page is of another transformers, or has no such row.
+    """
+    if INTRO.format(version=f"transformers {transformers.__version__}") not in text:
+        raise ValueError(f"{PAGE.name} is of another transformers: run the whole sweep")
+    new = {v.name: _row(v) for v in verdicts}
+    sections = []
+    for section in text.split("\n## "):
+        lines = section.split("\n")
+        found = [ROW.match(line) for line in lines]
+        lines = [new.pop(m["name"], line) if m else line for m, line in zip(found, lines)]
+        judged = [m["verdict"] for line in lines if (m := ROW.match(line))]
+        lines = [totals(judged) if TOTALS.match(line) else line for line in lines]
+        sections.append("\n".join(lines))
+    if new:
+        raise ValueError(f"{PAGE.name} has no row for {', '.join(new)}: run the whole sweep")
+    return "\n## ".join(sections)
 
 
 def _row(v: Verdict) -> str:
@@ -107,11 +134,13 @@ def main(arguments: list[str]) -> int:
     seconds = time.perf_counter() - began
     wrong = any(v.verdict == "wrong" for v in verdicts)
     if chosen:
+        if "--only" in arguments and not wrong:
+            write_text(PAGE, with_rows(PAGE.read_text(encoding="utf-8"), verdicts))
         return int(wrong)
     by_name = {v.name: v for v in verdicts}
     parts = [[by_name[name] for name in part] for part in PARTS.values()]
     for title, part in zip(PARTS, parts):
-        print(f"{title}: {totals(part)}")
+        print(f"{title}: {totals([v.verdict for v in part])}")
     print(f"{seconds:.0f} s")
     if "--check" in arguments:
         old = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""

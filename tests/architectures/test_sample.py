@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
 from tests.architectures.build import CLASSES, VOCAB, build, quiet
-from tests.architectures.laws import judge
-from tests.architectures.sweep import PAGE, main, structure
+from tests.architectures.laws import Verdict, judge
+from tests.architectures.sweep import PAGE, main, structure, with_rows
 
 FAMILIES = [
     "GPT2LMHeadModel",
@@ -40,6 +41,7 @@ FAMILIES = [
 # One of each odder tail or stream: what each shows is in docs/architectures.md.
 ODD = [
     "BartForCausalLM",
+    "BltForCausalLM",
     "MegatronBertForCausalLM",
     "ModernBertDecoderForCausalLM",
     "DeepseekV4ForCausalLM",
@@ -112,6 +114,23 @@ def test_staleness_ignores_what_differs_between_machines_and_nothing_else():
     assert structure(row) != structure(row.replace("correct", "refused"))
     assert structure(f"{row} by 0.022 nats |") == structure(f"{row} by 2.3e-02 nats |")
     assert structure(row) != structure(row.replace("m.layers", "n.layers"))
+
+
+def test_rows_written_again_leave_the_others_and_are_counted():
+    text = PAGE.read_text(encoding="utf-8")
+    assert with_rows(text, []) == text  # the totals on the page are those of its rows
+    changed = with_rows(text, [Verdict("GPT2LMHeadModel", "refused", reason="a | b")])
+    pairs = [(a, b) for a, b in zip(text.splitlines(), changed.splitlines()) if a != b]
+    (_, total), (_, row) = pairs
+    assert row == r"| `GPT2LMHeadModel` |  |  | refused: a \| b |  |"
+    correct, refused = (
+        int(re.search(rf"(\d+) {word}", pairs[0][0])[1]) for word in ("correct", "refused")
+    )
+    assert f"{correct - 1} correct, {refused + 1} refused" in total
+    with pytest.raises(ValueError, match="no row for GPT5LMHeadModel"):
+        with_rows(text, [Verdict("GPT5LMHeadModel", "correct")])
+    with pytest.raises(ValueError, match="another transformers"):
+        with_rows(text.replace("(transformers ", "(transformers 1."), [])
 
 
 def test_a_wrong_verdict_is_possible(monkeypatch):

@@ -143,6 +143,8 @@ def test_blocks_of_one_sublayer_have_no_other():
         ("OpenAIGPTLMHeadModel", "does not only add to its stream"),
         ("MiniMaxForCausalLM", "does not only add to its stream"),
         ("Gemma3nForCausalLM", "carries 4 streams"),
+        ("BltForCausalLM", "spread over several modules"),
+        ("XLMWithLMHeadModel", "spread over several modules"),
     ],
 )
 def test_models_without_a_middle_say_why(name, says):

@@ -76,7 +76,7 @@ class Anatomy:
 
     blocks       the N modules, in the order they run; depth d is what blocks[d-1] returned
     entries      the modules that receive each depth: the blocks themselves, unless a block is
-                 spread over several lists of modules (XLM)
+                 spread over several lists of modules (XLM, BLT)
     blocks_path  their place, for people: "transformer.h"
     width        D, the number of values in one row (all streams together)
     row_shape    (D,), or (streams, width of each)
@@ -193,7 +193,9 @@ def find_blocks(model: nn.Module, seen: Observation) -> tuple[Anatomy, list[Call
             lists.append((path, chain))
             continue
         found.append((anatomy, chain))
-    for group in _groups(lists) if not found else ():
+    # Also where a list by itself passes a stream on: that may be an encoder's (BLT), further from
+    # the logits.
+    for group in _groups(lists):
         path = ", ".join(path for path, _ in group)
         spread = [sorted(calls, key=lambda c: c.start) for calls in zip(*(c for _, c in group))]
         firsts, lasts = [calls[0] for calls in spread], [calls[-1] for calls in spread]

@@ -103,12 +103,17 @@ def find(model: nn.Module, anatomy: Anatomy, ids_T: Tensor, extra: dict[str, Any
     """The sublayers of every block, from one probe of tokens `ids_T`.
 
     Raises UnsupportedModel where a block does something else to its stream than to add to it: a
-    norm after the addition (post-norm), a factor, several streams.
+    norm after the addition (post-norm), a factor, several streams; or is no single module.
     """
     if len(anatomy.row_shape) > 1:
         raise UnsupportedModel(
             f"{type(model).__name__} carries {anatomy.row_shape[0]} streams and mixes them in every "
             "block: its sublayers have no contributions that sum to the stream"
+        )
+    if any(first is not last for first, last in zip(anatomy.entries, anatomy.blocks)):
+        raise UnsupportedModel(
+            f"a block of {type(model).__name__} is spread over several modules "
+            f"({anatomy.blocks_path}): what is added between them cannot be told apart"
         )
     ids_2T = ids_T.flatten()[:POSITIONS].expand(2, -1)
     if ids_2T.shape[1] < POSITIONS:
