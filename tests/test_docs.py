@@ -16,18 +16,36 @@ BLOCK = re.compile(r"^```(python|bash)( no-run)?\n(.*?)^```", re.MULTILINE | re.
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
 
 
-def blocks(language: str) -> list:
-    """A parameter for each page: its blocks of `language` that are not marked no-run."""
-    out = []
-    for page in PAGES:
-        found = BLOCK.findall(page.read_text(encoding="utf-8"))
-        bodies = [body for kind, skip, body in found if kind == language and not skip]
-        if bodies:
-            out.append(pytest.param(page, bodies, id=page.name))
-    return out
+def blocks(page: Path, language: str) -> list[str]:
+    """A page's blocks of `language` that are not marked no-run."""
+    found = BLOCK.findall(page.read_text(encoding="utf-8"))
+    return [body for kind, skip, body in found if kind == language and not skip]
 
 
-@pytest.mark.parametrize(("page", "code"), blocks("python"))
+def commands(page: Path) -> list[str]:
+    """The lines of its bash blocks that begin with `logitlens`."""
+    joined = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
+    return [line for line in joined.splitlines() if line.strip().startswith("logitlens ")]
+
+
+def pages(found) -> list:
+    """A parameter for each page on which there is something of the kind."""
+    return [pytest.param(page, what, id=page.name) for page in PAGES if (what := found(page))]
+
+
+def links(page: Path) -> list[str]:
+    return LINK.findall(page.read_text(encoding="utf-8"))
+
+
+def test_something_is_found_to_run_and_to_follow():
+    assert len(blocks(ROOT / "README.md", "python")) >= 1
+    assert len(commands(ROOT / "README.md")) >= 3
+    assert len(links(ROOT / "README.md")) >= 10
+    for found in (lambda page: blocks(page, "python"), commands):
+        assert len(pages(found)) >= 3
+
+
+@pytest.mark.parametrize(("page", "code"), pages(lambda page: blocks(page, "python")))
 def test_python_blocks_run(page, code, tmp_path, monkeypatch):
     """The blocks of a page run one after the other in one namespace, in an empty folder."""
     monkeypatch.chdir(tmp_path)
@@ -36,25 +54,23 @@ def test_python_blocks_run(page, code, tmp_path, monkeypatch):
         exec(compile(block, str(page), "exec"), namespace)
 
 
-@pytest.mark.parametrize(("page", "code"), blocks("bash"))
-def test_command_lines_run(page, code, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("page", "lines"), pages(commands))
+def test_command_lines_run(page, lines, tmp_path, monkeypatch):
     """Every line that begins with `logitlens` exits 0, in order, in one empty folder."""
     from click.testing import CliRunner
 
     from logitlens.cli import main
 
     monkeypatch.chdir(tmp_path)
-    joined = "\n".join(code).replace("\\\n", " ")
-    lines = [line for line in joined.splitlines() if line.strip().startswith("logitlens ")]
     for line in lines:
         arguments = shlex.split(line, comments=True)[1:]
         result = CliRunner().invoke(main, arguments, prog_name="logitlens")
         assert result.exit_code == 0, f"{line}\n{result.output}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_relative_links_lead_somewhere(page):
-    for target in LINK.findall(page.read_text(encoding="utf-8")):
+@pytest.mark.parametrize(("page", "targets"), pages(links))
+def test_relative_links_lead_somewhere(page, targets):
+    for target in targets:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
