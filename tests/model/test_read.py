@@ -47,8 +47,12 @@ def test_the_last_row_is_the_models_own_output(model, reading):
 
 
 def test_every_row_is_the_residual_read_by_hand(model, reading):
-    """Each depth against transformers' own modules, without any code of ours but the hooks'."""
+    """Each depth against transformers' own modules, without any code of ours but the hooks'.
+
+    The KL is from the final row to the depth, KL(final ‖ depth), in nats.
+    """
     hf = model.hf
+    final = torch.from_numpy(model_logprobs(model, reading.ids))
     ids = torch.tensor([reading.ids.tolist()])
     with torch.no_grad():
         states = hf(input_ids=ids, output_hidden_states=True).hidden_states
@@ -57,6 +61,12 @@ def test_every_row_is_the_residual_read_by_hand(model, reading):
         for row, state in enumerate(states[:-1]):
             truth = hf.lm_head(norm(state))[0].double().log_softmax(-1)
             got = torch.tensor(reading.top_ids[row].astype(np.int64))
+            likeliest = truth.topk(7, dim=-1).values
+            torch.testing.assert_close(truth.gather(1, got), likeliest, atol=1e-4, rtol=0)
+            entropy = -(truth.exp() * truth).sum(-1)
+            np.testing.assert_allclose(reading.entropy[row], entropy, atol=1e-4)
+            kl = (final.exp() * (final - truth)).sum(-1)
+            np.testing.assert_allclose(reading.kl[row], kl, atol=1e-4)
             torch.testing.assert_close(
                 torch.tensor(reading.top_logprobs[row]).double(),
                 truth.gather(1, got),
