@@ -87,6 +87,7 @@ def test_ink_is_legible_on_every_cell(eiffel, name, cmap):
     _, ax, _ = draw(eiffel, color=name, cmap=cmap)
     unit = ax.collections[0].get_array()
     faces = ax.collections[0].to_rgba(unit)
+    assert len(ax.texts) == unit.size
     for text, face, t in zip(ax.texts, faces.reshape(-1, 4), unit.reshape(-1)):
         if t is np.ma.masked:
             assert text.get_color() == "black"

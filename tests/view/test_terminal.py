@@ -82,7 +82,9 @@ def test_ink_is_legible_on_every_painted_cell(eiffel, name, theme):
 
 @pytest.mark.parametrize("name", COLORS)
 def test_256_colours_avoid_the_users_own_sixteen_and_stay_legible(hostile, name):
-    for segment in painted(hostile, "256", color=name):
+    cells = painted(hostile, "256", color=name)
+    assert len(cells) > 20
+    for segment in cells:
         ink, ground = segment.style.color, segment.style.bgcolor
         assert ink.number >= 16
         assert ground.number >= 16
