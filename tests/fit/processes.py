@@ -27,6 +27,7 @@ def run_two(code: str, folder: Path) -> None:
         port = free.getsockname()[1]
     script = folder.with_suffix(".py")
     script.write_text(BEGIN + code + "\nparallel.end()\n")
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     workers = [
         subprocess.Popen(
@@ -36,7 +37,7 @@ def run_two(code: str, folder: Path) -> None:
                 **group,
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
-                "PYTHONPATH": str(ROOT),
+                "PYTHONPATH": os.pathsep.join(paths),
             },
             stderr=subprocess.PIPE,
             text=True,
