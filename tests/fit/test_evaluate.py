@@ -97,6 +97,20 @@ def test_fact_ranks_equal_a_reading():
     assert found.meta["facts"] == 5
 
 
+def test_a_rank_counts_as_a_hit_up_to_the_limit_itself():
+    ranks_LFM = np.array([[[1]], [[2]], [[5]], [[6]], [[10]], [[11]]])
+    hits_FLK = judging._hits(ranks_LFM, np.array([[0]]))
+    assert judging.RANKS == (1, 5, 10)
+    assert hits_FLK[0].tolist() == [
+        [1, 1, 1],
+        [0, 1, 1],
+        [0, 1, 1],
+        [0, 0, 1],
+        [0, 0, 1],
+        [0, 0, 0],
+    ]
+
+
 def test_own_facts(tmp_path, worded):
     path = tmp_path / "facts.jsonl"
     path.write_text(

@@ -176,6 +176,41 @@ def test_ctrl_c_saves_first(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+class Evil:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+def test_a_checkpoint_with_code_is_refused_and_never_run(tmp_path, capsys):
+    torch.save({"identity": {}, "state": Evil()}, tmp_path / checkpoint.NAME)
+    with pytest.raises(FitError, match="not a checkpoint of a fit"):
+        tuned.fit(tiny.gpt2(), repeating(), Settings(**SMALL), folder=tmp_path)
+    assert "code ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("clip", [1e-4, 1e9])
+def test_the_gradients_together_are_clipped(clip):
+    job = TunedFit(tiny.gpt2(), repeating(), Settings(**SMALL, clip=clip))
+    job._update()
+    norm = float(torch.stack([g.norm() for g in job.maps.gradients()]).norm())
+    assert norm == pytest.approx(1e-4, rel=1e-3) if clip < 1 else norm > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "factors"),
+    [
+        ({}, [1, 0.75, 0.5, 0.25]),
+        ({"decay": False}, [1, 1, 1, 1]),
+        ({"warmup": 2}, [1 / 3, 2 / 3, 1, 0.5]),
+    ],
+)
+def test_the_learning_rate_warms_up_and_decays(options, factors):
+    settings = Settings(**{**SMALL, "steps": 4}, lr=2.0, momentum=0.5, **options)
+    seen = []
+    tuned.fit(tiny.gpt2(), repeating(), settings, report=lambda p: seen.append(p.lr))
+    assert seen == pytest.approx([2.0 * (1 - 0.5) * factor for factor in factors])
+
+
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     model = tiny.gpt2()
     settings = Settings(checkpoint_every=1, **SMALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -206,6 +207,23 @@ def test_truncate_reads_the_last_positions_that_fit(model):
     (batched, short) = model.read_batch([PROMPT * 20, PROMPT], truncate=True, top=1)
     assert batched.meta["truncated"] == whole - 64
     assert short.meta["truncated"] == 0
+    ids = [i % VOCAB for i in range(100)]
+    assert model.read(ids, truncate=True, top=1).ids.tolist() == ids[-64:]
+
+
+def test_the_proof_is_of_the_numbers_that_are_shown(model, monkeypatch):
+    """Right logits whose log-probabilities come out a little wrong are refused as well."""
+    from logitlens.readout import online
+
+    result = online.Online.result
+
+    def wrong(self):
+        stats = result(self)
+        return dataclasses.replace(stats, top_logprobs=stats.top_logprobs + 1e-3)
+
+    monkeypatch.setattr(online.Online, "result", wrong)
+    with pytest.raises(UnsupportedModel, match="the last row is not the model's own output"):
+        model.read(PROMPT)
 
 
 def test_the_proof_is_of_the_logits_that_the_readout_made(model, monkeypatch):

@@ -224,11 +224,28 @@ def test_any_row_through_our_tail_equals_the_models_own_code(name):
 
 
 def test_replay_leaves_the_models_forward_methods_alone():
-    model = loaded("Gemma3nForCausalLM")
+    hf = build("Gemma3nForCausalLM")
+
+    def own():
+        return [m.__dict__.get("forward") for m in hf.modules()]
+
+    before = own()
+    model = logitlens.load(hf)
     assert model.tail.kind == "replay"
-    before = [sorted(m.__dict__) for m in model.hf.modules()]
+    assert own() == before
     model.read(IDS)
-    assert [sorted(m.__dict__) for m in model.hf.modules()] == before
+    assert own() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "softcap"),
+    [("Gemma2ForCausalLM", 1.0, 4.0), ("GraniteForCausalLM", 0.25, None),
+     ("InklingForCausalLM", 1.0, None)],
+)  # fmt: skip
+def test_measured_constants_are_rounded_to_the_configurations(name, scale, softcap):
+    """Measured in bfloat16 they are off by a per cent; the configuration's number is exact."""
+    head = logitlens.load(build(name, dtype=torch.bfloat16)).tail.head
+    assert (head.scale, head.softcap) == (scale, softcap)
 
 
 # -- the check itself -----------------------------------------------------------------------------
