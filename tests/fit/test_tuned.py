@@ -12,6 +12,8 @@ import torch
 
 from logitlens.errors import FitError, PromptError
 from logitlens.fit import checkpoint, tuned
+from logitlens.fit.corpus import from_ids
+from logitlens.fit.sequences import split
 from logitlens.fit.tuned import Settings, TunedFit
 from logitlens.lenses import open_lens, resolve
 from tests.fit.corpora import repeating
@@ -86,6 +88,21 @@ def test_held_out_losses_are_those_of_the_reader():
         for d in range(model.depth):
             mean = sum(float(r.kl[d].mean()) for r in readings) / len(readings)
             assert mean == pytest.approx(kl[d], rel=1e-4)
+
+
+def test_what_is_held_out_is_never_trained_on():
+    model = tiny.gpt2()
+    generator = torch.Generator().manual_seed(0)
+    text = from_ids(torch.randint(tiny.VOCAB, (30, 20), generator=generator).tolist())
+    settings = Settings(**{**SMALL, "holdout": 0.2})
+    train, held = ({tuple(row) for row in part.tolist()} for part in split(model, text, settings))
+    assert len(held) == round(0.2 * len(train | held))
+    assert not train & held
+    chunks = text.chunks(20, getattr(model.tokenizer, "eos_token_id", None))
+    assert train | held == {tuple(row) for row in chunks.tolist()}
+    job = TunedFit(model, text, settings)
+    seen = {tuple(row) for step in range(20) for row in job.schedule.step(step).tolist()}
+    assert seen == train
 
 
 def test_going_on_equals_never_having_stopped(tmp_path):
