@@ -189,6 +189,14 @@ def test_batches_keep_to_the_budget_and_lose_nothing(lengths, budget, beyond):
             assert len(set(widths)) == 1
 
 
+def test_pads_are_the_last_token_again_and_masked():
+    cpu = torch.device("cpu")
+    uneven = padding.padded([torch.tensor([1, 2, 3]), torch.tensor([7])], cpu)
+    assert uneven.ids_BT.tolist() == [[1, 2, 3], [7, 7, 7]]
+    assert uneven.extra["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert padding.padded([torch.tensor([1, 2]), torch.tensor([7, 8])], cpu).extra == {}
+
+
 def test_rescaling_is_found_in_nested_parameters():
     class Config:
         max_position_embeddings = 99

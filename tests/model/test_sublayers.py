@@ -245,6 +245,17 @@ def test_a_block_that_stops_adding_is_noticed():
     model.capture(IDS, stream="attn")
 
 
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-3), (torch.bfloat16, 0.1)])
+def test_contributions_that_do_not_sum_to_what_a_block_did_are_refused(model, dtype, off):
+    h, a, b = torch.rand(3, 1, 4, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    leaving = h + a + b
+    sublayers._check_law(model.anatomy, 1, h, [a, b], leaving)
+    leaving[0, 2, 5] += off * float(leaving.abs().max())
+    with pytest.raises(UnsupportedModel, match=r"block 1 .* do not sum to what it did") as caught:
+        sublayers._check_law(model.anatomy, 1, h, [a, b], leaving)
+    assert "\n" not in str(caught.value)
+
+
 def test_on_the_command_line(tmp_path):
     from click.testing import CliRunner
 
