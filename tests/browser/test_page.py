@@ -481,11 +481,25 @@ def test_damaged_data_are_told_in_words(chromium, tmp_path):
 
     text = page.html([eiffel()])
     (tmp_path / "a.html").write_text(text.replace('data-ll="0.head"', 'data-ll="gone"'), "utf-8")
-    (tmp_path / "b.html").write_text(text.replace('"version":1', '"version":9'), "utf-8")
+    (tmp_path / "b.html").write_text(text.replace('"version":2', '"version":9'), "utf-8")
     tab = chromium.new_page()
     for name, words in [("a", "lacks its part 0.head"), ("b", "data are logitlens-page 9")]:
         tab.goto((tmp_path / f"{name}.html").as_uri())
         assert words in tab.locator("[role=alert]").inner_text()
+    tab.close()
+
+
+def test_a_file_whose_line_ends_were_changed_still_opens(chromium, tmp_path):
+    from logitlens.view import page
+
+    reading = eiffel()
+    text = page.html([reading]).encode()
+    (tmp_path / "crlf.html").write_bytes(text.replace(b"\n", b"\r\n"))
+    tab = chromium.new_page()
+    tab.goto((tmp_path / "crlf.html").as_uri() + "#cell=[12,7]")
+    tab.locator(".sc").wait_for()
+    cell = tab.locator("[role=gridcell]", has_text=reading.words[12][7].strip())
+    cell.wait_for(state="attached")  # the cell of the address is named once its numbers are there
     tab.close()
 
 

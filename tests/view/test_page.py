@@ -61,6 +61,30 @@ def test_large_readings_are_tiled_and_equal_the_whole(monkeypatch):
     assert page.decode(manifest, blocks).equals(whole)
 
 
+def test_2000_positions_at_48_depths_are_a_file_of_at_most_2_mb(tmp_path):
+    reading = synthetic.plausible(L=48, T=2000, K=5, M=0)
+    path = page.save([reading], tmp_path / "page.html")
+    assert path.stat().st_size <= 2_000_000
+    assert np.array_equal(page.load(path)[0].top_ids, reading.top_ids)
+
+
+def test_a_file_survives_a_change_of_line_ends(tmp_path):
+    reading = synthetic.random(3, 50, 4, 1)
+    path = page.save([reading], tmp_path / "page.html")
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert page.load(path)[0].equals(page.decode(*page.encode(reading)))
+
+
+def test_pages_of_the_first_version_are_refused_in_one_line(tmp_path):
+    text = page.html([synthetic.random(2, 3, 2, 0)])
+    path = tmp_path / "old.html"
+    path.write_text(text.replace('"version":2', '"version":1'), "utf-8")
+    with pytest.raises(
+        FormatError, match="version 2, found 'logitlens-page' 1; open it in a browser"
+    ):
+        page.load(path)
+
+
 def test_ranks_of_ties_are_those_of_the_definition():
     logprobs = np.array([[[-1.0, -2.0, -2.0, -2.0, -3.0]]], np.float32)
     assert page_data.tied_ranks(logprobs).tolist() == [[[1, 2, 2, 2, 5]]]
@@ -81,6 +105,7 @@ def test_damaged_blocks_are_one_clear_error():
         ("0", blocks["0"][:40]),
         ("0", gzip.compress(b"short")),
         ("0", gzip.compress(gzip.decompress(blocks["0"]) + b"x")),
+        ("0", gzip.compress(b"\xff" + gzip.decompress(blocks["0"])[1:])),
         ("head", b"no gzip"),
     ]:
         with pytest.raises(FormatError, match="bytes|damaged"):

@@ -3,10 +3,10 @@
  * documents the format; ids are the keys everywhere, and a missing value is NaN or -1, never 0. */
 
 export const FORMAT = "logitlens-page"
-export const VERSION = 1
+export const VERSION = 2
 
-/** Field of a tile: name, type and values per (position, depth) cell ("K", "M" or 1). */
-type Field = [name: string, type: "u32" | "f16" | "u8" | "ref", per: "K" | "M" | 1]
+/** Field of a tile: name, type (see page_fields.py) and values per cell ("K", "M" or 1). */
+type Field = [name: string, type: "u8" | "f16" | "f16-k" | "f16-l" | "u32" | "rank" | "recent", per: "K" | "M" | 1]
 
 export interface ReadingManifest {
   label: string
@@ -51,6 +51,7 @@ export interface Source {
 interface Head {
   ids: number[]
   next: number[]
+  /** null: as its id's piece in the vocabulary */
   pieces: string[]
   track: number[]
   special: number[]
@@ -72,39 +73,42 @@ export async function gunzip(data: ArrayBuffer | Uint8Array): Promise<Uint8Array
   return new Uint8Array(await new Response(stream).arrayBuffer())
 }
 
-/** Undo the byte shuffle: plane b holds byte b of every value. */
-function unshuffle(src: Uint8Array, at: number, n: number, size: number): ArrayBuffer {
-  const out = new Uint8Array(n * size)
-  for (let b = 0; b < size; b++) for (let i = 0, j = at + b * n; i < n; i++) out[i * size + b] = src[j++]!
-  return out.buffer
-}
-
 type Column = Uint32Array | Uint16Array | Uint8Array
 
-/** Fields of one tile; arrays run position, depth, slot. */
+/** Fields of one tile; arrays run slot, depth, position. */
 export function untile(src: Uint8Array, fields: Field[], n: number, L: number, K: number, M: number) {
-  let at = 0
+  let at = 0, before: Column
   const out: Record<string, Column> = {}
+  // undo the byte shuffle: plane b holds byte b of every value
+  const take = (count: number, width: number) => {
+    const bytes = new Uint8Array(count * width)
+    for (let b = 0; b < width; b++) for (let i = b; i < bytes.length; i += width) bytes[i] = src[at++]!
+    return width > 2 ? new Uint32Array(bytes.buffer) : width > 1 ? new Uint16Array(bytes.buffer) : bytes
+  }
   for (const [name, type, per] of fields) {
-    const k = per == "K" ? K : per == "M" ? M : 1, size = n * L * k
-    if (type == "u8") {
-      out[name] = src.slice(at, (at += size))
-    } else if (type == "f16") {
-      out[name] = new Uint16Array(unshuffle(src, at, size, 2))
-      at += 2 * size
-    } else if (type == "u32") {
-      out[name] = new Uint32Array(unshuffle(src, at, size, 4))
-      at += 4 * size
-    } else {
-      // "ref": one byte per value, 0 = the next literal, j = slot j - 1 of the depth before
-      const ops = src.subarray(at, (at += size)), ids = new Uint32Array(size)
-      let m = 0
-      for (let i = 0; i < size; i++) if (!ops[i]) m++
-      const literals = new Uint32Array(unshuffle(src, at, m, 4))
-      at += 4 * m
-      for (let i = 0, next = 0; i < size; i++) ids[i] = ops[i] ? ids[i - (i % k) - k + ops[i]! - 1]! : literals[next++]!
-      out[name] = ids
+    const k = per == "K" ? K : per == "M" ? M : 1, row = L * n, size = row * k
+    let a = take(size, { u8: 1, recent: 1, u32: 4, rank: 4 }[type as string] ?? 2)
+    if (type == "recent") {
+      // a byte is a place in the list of the ids that its position has shown, or 0 for the next literal
+      const literals = take(a.filter(v => !v).length, 4), ids = new Uint32Array(size)
+      for (let t = 0, next = 0; t < n; t++) for (let l = 0, recent: number[] = []; l < L; l++) {
+        const cell: number[] = []
+        for (let i = l * n + t; i < size; i += row) cell.push((ids[i] = a[i] ? recent.splice(a[i]! - 1, 1)[0]! : literals[next++]!))
+        recent.unshift(...cell)
+        recent.length = Math.min(254, recent.length)
+      }
+      a = ids
     }
+    if (type == "rank") for (let r = 0; r < size; r += n) {
+      // in the order of the log-probabilities before, each as a step from the one before
+      const steps = a.slice(r, r + n)
+      let v = 0
+      Float64Array.from(steps, (_, i) => before[r + i]! * n + i).sort().forEach((x, i) => (a[r + (x % n)] = v += (steps[i]! >>> 1) ^ -(steps[i]! & 1)))
+    }
+    // differences from the slot or the depth before; 16 bits wrap
+    const step = type == "f16-k" ? row : type == "f16-l" ? n : size
+    for (let i = step; i < size; i++) a[i]! += a[i - step]!
+    out[name] = before = a
   }
   if (at != src.length) throw Error(`a tile holds ${src.length} bytes where its fields need ${at}`)
   return out
@@ -128,6 +132,7 @@ export class Reading {
     this.special = new Set(head.special)
     let id = 0
     head.vocab.ids.forEach((step, i) => this.vocab.set((id += step), head.vocab.pieces[i]!))
+    head.pieces = head.pieces.map((p, t) => p ?? this.piece(head.ids[t]!))
     for (const key in head.vocab.bytes) this.bytes.set(+key, head.vocab.bytes[key]!.match(/../g)!.map(b => parseInt(b, 16)))
   }
 
@@ -144,9 +149,9 @@ export class Reading {
     })())
   }
 
-  private raw(name: string, l: number, t: number, k: number, per: number): number | undefined {
+  private raw(name: string, l: number, t: number, k: number): number | undefined {
     const n = this.man.tile, i = Math.floor(t / n)
-    return this.tiles[i]?.[name]?.[((t - i * n) * this.L + l) * per + k]
+    return this.tiles[i]?.[name]?.[(k * this.L + l) * Math.min(n, this.T - i * n) + t - i * n]
   }
 
   /** True once the tile that holds position t has been inflated. */
@@ -154,24 +159,24 @@ export class Reading {
     return !!this.tiles[Math.floor(t / this.man.tile)]
   }
   /** A statistic in nats; NaN where missing (or not inflated yet). */
-  num(name: string, l: number, t: number, k = 0, per = 1) {
-    return HALF[this.raw(name, l, t, k, per) ?? 0x7e00]!
+  num(name: string, l: number, t: number, k = 0) {
+    return HALF[this.raw(name, l, t, k) ?? 0x7e00]!
   }
   /** A rank; NaN where there is none (stored as 0). */
-  rank(name: string, l: number, t: number, k = 0, per = 1) {
-    return this.raw(name, l, t, k, per) || NaN
+  rank(name: string, l: number, t: number, k = 0) {
+    return this.raw(name, l, t, k) || NaN
   }
   /** Id in slot k of the top, -1 where missing. */
   top(l: number, t: number, k = 0) {
-    const v = this.raw("top_ids", l, t, k, this.K) ?? MISSING
+    const v = this.raw("top_ids", l, t, k) ?? MISSING
     return v == MISSING ? -1 : v
   }
   lp(l: number, t: number, k = 0) {
-    return this.num("top_logprobs", l, t, k, this.K)
+    return this.num("top_logprobs", l, t, k)
   }
   /** Rank of slot k: 1 + number strictly greater (stored only where there are ties). */
   topRank(l: number, t: number, k: number) {
-    return this.raw("top_ranks", l, t, k, this.K) || k + 1
+    return this.raw("top_ranks", l, t, k) || k + 1
   }
   /** Place of a token in the top k of a cell, -1 where it is not. */
   slot(l: number, t: number, has: (id: number) => boolean) {
@@ -188,7 +193,7 @@ export class Reading {
   /** What the model said about token `id` at a cell: exact if tracked, next, or among the top k. */
   token(l: number, t: number, id: number): { lp: number; rank: number } {
     const m = this.head.track.indexOf(id), k = this.slot(l, t, x => x == id)
-    return m >= 0 ? { lp: this.num("track_logprobs", l, t, m, this.M), rank: this.rank("track_ranks", l, t, m, this.M) }
+    return m >= 0 ? { lp: this.num("track_logprobs", l, t, m), rank: this.rank("track_ranks", l, t, m) }
       : this.head.next[t] == id ? { lp: this.num("next_logprobs", l, t), rank: this.rank("next_ranks", l, t) }
       // else known only to lie below the last slot: infinity tells that its rank is a bound
       : k < 0 ? { lp: NaN, rank: this.ready(t) ? Infinity : NaN }
@@ -202,12 +207,30 @@ export async function open({ manifest: m, read }: Source): Promise<Reading[]> {
   return Promise.all(m.readings.map(async man => new Reading(man, JSON.parse(new TextDecoder().decode(await gunzip(await read(man.head)))), async name => read(name))))
 }
 
-/** Source over base64 text in the document: <script type="text/plain" data-ll="name">. */
+/** Bytes of a text of seven bits to a character; page_text.py says how. */
+export function unsevened(text: string): Uint8Array {
+  const out = new Uint8Array((text.length * 7) >> 2)
+  let n = 0, bits = 0, have = 0
+  const put = (v: number) => {
+    bits = (bits << 7) | v
+    have += 7
+    if (have > 7) out[n++] = bits >> (have -= 8)
+    bits &= 255
+  }
+  for (let i = 0; i < text.length; i++) {
+    const c = text.charCodeAt(i), unsafe = [0, 10, 13, 26, 38, 60][(c >> 7) - 1]
+    if (unsafe != null) put(unsafe)
+    put(c & 127)
+  }
+  return out.slice(0, n)
+}
+
+/** Source over text in the document: <script type="text/plain" data-ll="name">. */
 export const embedded = (root: ParentNode, manifest: Manifest): Source => ({
   manifest,
   read(name) {
     const text = root.querySelector(`[data-ll="${name}"]`)?.textContent
     if (!text) throw Error(`the file lacks its part ${name}`)
-    return Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer as ArrayBuffer
+    return unsevened(text).buffer as ArrayBuffer
   },
 })

@@ -80,6 +80,7 @@ class Page {
       if (problem) this.say(problem)
       app.arrived()
       this.sheets()
+      this.each(g => g.cursor && g.speak())
     }))
     app.changed = patch => this.changed(patch)
     this.theme()

@@ -8,7 +8,6 @@ works alone, after a restart, and whichever cells were cleared.
 
 from __future__ import annotations
 
-import base64
 import html
 import secrets
 import zlib
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from logitlens.reading import Reading
-from logitlens.view import page, page_words
+from logitlens.view import page, page_text, page_words
 from logitlens.view.text import clip, isolate, visible
 
 SCRIPT_LIMIT = 25 * 1024  # bytes of script that one cell may carry
@@ -58,43 +57,37 @@ _HOST = (
     "f.srcdoc=%(frame)s;e.replaceChildren(f)}"
 )
 
-# The frame's part: base85, inflate, run.
-_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%.()*+-;,=:?@^_`{|}~"
+# The frame's part: text to bytes (see page_text.pairs), inflate the script, run it on the data.
 _UNPACK = (
-    f"let a='{_ALPHABET}',o=[],d=document;"
-    "js.textContent.replace(/.{5}/g,s=>{let n=0;"
-    "for(let c of s)n=n*85+a.indexOf(c);o.push(n>>>24,n>>>16,n>>>8,n)});"
-    "new Response(new Blob([new Uint8Array(o)]).stream().pipeThrough(new DecompressionStream('gzip')))"
-    ".text().then(t=>{let s=d.createElement('script');"
-    "s.textContent=t+';logitlens.file(page,{hash:false,theme:name})';d.head.append(s)})"
+    'let d=document,u=q=>{let t=d.querySelector(`[data-ll="${q}"]`).textContent,o=[],b=0,n=0,i=0,'
+    "c=_=>({33:60,126:92}[_=t.charCodeAt(i++)]||_)-35;"
+    "for(;i+1<t.length;)for(b=b<<13|c()*91+c(),n+=13;n>7;)o.push(b>>(n-=8));"
+    "o.length-=i<t.length;return new Uint8Array(o).buffer};"
+    "new Response(new Blob([u('js')]).stream().pipeThrough(new DecompressionStream('gzip')))"
+    ".text().then(t=>{let s=d.createElement('script');s.textContent=t+"
+    "';logitlens.mount(page,{manifest:m,read:u},{theme:name})';d.head.append(s)})"
 )
-_TO_ALPHABET = str.maketrans("<>&", ",:.")
 
 
 def _frame(readings: Sequence[Reading], title: str | None, options: dict[str, Any]) -> str:
     head, blocks = page.manifest(readings, title=title, options=options)
     data = "".join(
-        f'<script type="text/plain" data-ll="{name}">{base64.b64encode(block).decode()}</script>'
-        for name, block in blocks.items()
+        f'<script type="text/plain" data-ll="{name}">{page_text.pairs(block)}</script>'
+        for name, block in {**blocks, "js": packed_script()}.items()
     )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none';script-src 'unsafe-inline';style-src 'unsafe-inline';"
         'img-src data: blob:"><style>body{margin:0}'
         f'{page.style()}</style><main id="page"></main>'
-        f'<script type="application/json" data-ll="manifest">{page.script_json(head)}</script>{data}'
-        f'<script type="text/plain" id="js">{packed_script()}</script><script>{_UNPACK}</script>'
+        f"{data}<script>let m={page.script_json(head)};{_UNPACK}</script>"
     )
 
 
 @lru_cache(maxsize=1)
-def packed_script() -> str:
-    """The page's script, gzip'd, padded to whole groups and written in base85."""
-    text = page.script().encode()
-    # smaller blocks can fit the text better: the shortest of the few ways is taken
-    data = min((_gzip(text, memory) for memory in range(5, 10)), key=len)
-    # Python's alphabet has three characters that would have to be escaped inside <script>.
-    return base64.b85encode(_padded(data)).decode().translate(_TO_ALPHABET)
+def packed_script() -> bytes:
+    """The page's script, gzip'd: smaller blocks can fit it better, the shortest of the few ways is taken."""
+    return min((_gzip(page.script().encode(), memory) for memory in range(5, 10)), key=len)
 
 
 def _gzip(text: bytes, memory: int) -> bytes:
@@ -102,18 +95,9 @@ def _gzip(text: bytes, memory: int) -> bytes:
     return packer.compress(text) + packer.flush()
 
 
-def _padded(data: bytes) -> bytes:
-    """gzip data of a length that 4 divides: a comment in the header takes up the rest."""
-    missing = -len(data) % 4
-    if not missing:
-        return data
-    # RFC 1952: flag 16 says that a zero-terminated comment follows the 10-byte header
-    return data[:3] + bytes([data[3] | 16]) + data[4:10] + b" " * (missing - 1) + b"\0" + data[10:]
-
-
 def script_bytes() -> int:
     """Bytes of script in a cell: the packed page, its unpacker and the host's part."""
-    return len(packed_script()) + len(_UNPACK) + len(_HOST)
+    return len(page_text.pairs(packed_script())) + len(_UNPACK) + len(_HOST)
 
 
 def static_table(reading: Reading) -> str:

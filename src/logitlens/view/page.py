@@ -25,7 +25,7 @@ from typing import Any
 from logitlens.errors import FormatError
 from logitlens.files import write_text
 from logitlens.reading import Reading
-from logitlens.view import page_align, page_data, page_words
+from logitlens.view import page_align, page_data, page_text, page_words
 from logitlens.view.page_data import FORMAT, VERSION, decode, encode
 
 __all__ = ["decode", "encode", "html", "load", "manifest", "readings", "save", "script", "style"]
@@ -59,7 +59,7 @@ def html(
     code = f"{script()}\n{_START}"
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     data = "\n".join(
-        f'<script type="text/plain" data-ll="{name}">{base64.b64encode(block).decode()}</script>'
+        f'<script type="text/plain" data-ll="{name}">{page_text.sevens(block)}</script>'
         for name, block in blocks.items()
     )
     policy = (
@@ -182,13 +182,12 @@ def readings(text: str, name: str = "the page") -> list[Reading]:
     form, version = known.get("format"), known.get("version")
     if form != FORMAT or version != VERSION:
         raise FormatError(
-            f"{name}: expected page data of version {VERSION}, found {form!r} {version!r}"
+            f"{name}: expected page data of version {VERSION}, found {form!r} {version!r}; "
+            "open it in a browser, or write it again with this logitlens"
         )
+    found_blocks = re.findall(r'<script type="text/plain" data-ll="([^"]+)">([^<]*)</script>', text)
     try:
-        blocks = {
-            key: base64.b64decode(value)
-            for key, value in re.findall(r'data-ll="([^"]+)">([A-Za-z0-9+/=]*)</script>', text)
-        }
+        blocks = {key: page_text.from_sevens(value) for key, value in found_blocks}
         return [decode(part, blocks) for part in head["readings"]]
     except FormatError as error:
         raise FormatError(f"{name}: {error}") from error
@@ -218,6 +217,6 @@ def _utf8(text: str) -> str:
 def script_json(value: Any) -> str:
     """JSON that may stand inside <script>: no `<`, no U+2028 or U+2029."""
     text = page_data.json_text(value)
-    for char in "<>&\u2028\u2029":
+    for char in "<\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
     return text

@@ -1,18 +1,12 @@
-"""The page's data format, version 1: a Reading as a manifest and gzip'd blocks, and back.
+"""The page's data format, version 2: a Reading as a manifest and gzip'd blocks, and back.
 
     manifest, blocks = encode(reading)          # JSON-able dict, {name: bytes}
     decode(manifest, blocks)                    # the Reading again, log-probabilities rounded to f16
 
 `blocks["head"]` is gzip'd JSON: input ids and pieces, tracked ids, and the fragment of the vocabulary
-that occurs (ids as steps from one to the next, pieces, bytes of those that are not text). The other
-blocks are tiles of positions; inside one, the fields named in `manifest["fields"]` follow each other,
-little-endian, each an array over (position, depth[, slot]):
-
-    f16   IEEE half precision, byte-shuffled (first all low bytes, then all high bytes); nan = missing
-    u32   byte-shuffled in the same way; 0xFFFFFFFF = missing
-    u8    plain
-    ref   ids: one byte for each value, 0 = the next literal, j = the same id as slot j - 1 of the
-          depth before; then the literals as u32
+that occurs (ids as steps from one to the next, pieces, bytes of those that are not text). A piece of
+the prompt is null where it is its id's in the vocabulary. The other blocks are tiles of positions;
+inside one, the fields named in `manifest["fields"]` follow each other as page_fields writes them.
 
 A reading below `TILE_ABOVE` bytes is one tile; above, tiles of `TILE` positions are inflated when
 they come into view. Half precision keeps 11 bits: a log-probability is within 0.05 % of its value.
@@ -24,6 +18,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import struct
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -33,13 +28,12 @@ import numpy as np
 from logitlens.errors import FormatError
 from logitlens.reading import Reading
 from logitlens.reading_io import _plain as plain
-from logitlens.view import page_words
+from logitlens.view import page_fields, page_words
 
 FORMAT = "logitlens-page"
-VERSION = 1
+VERSION = 2
 TILE = 256
 TILE_ABOVE = 10_000_000
-MISSING = 0xFFFFFFFF
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Facts that the head carries in a denser form than the provenance.
@@ -58,12 +52,16 @@ def encode(reading: Reading, prefix: str = "") -> tuple[dict[str, Any], dict[str
     fields = _fields(reading)
     size = sum(array.nbytes for array, _, _ in fields.values())
     tile = T if size <= TILE_ABOVE else TILE
-    blocks = {prefix + "head": _gzip(json_text(_head(reading)).encode())}
+    blocks = {prefix + "head": gzip_parts([json_text(_head(reading)).encode()])}
     tiles: list[str] = []
     for start in range(0, T, tile):
         name = f"{prefix}{start}"
-        parts = [_pack(a[start : start + tile], kind) for a, kind, _ in fields.values()]
-        blocks[name] = _gzip(b"".join(parts))
+        parts, before = [], None
+        for array, kind, _ in fields.values():
+            here = np.ascontiguousarray(array[..., start : start + tile])
+            parts += page_fields.pack(here, kind, before)
+            before = here
+        blocks[name] = gzip_parts(parts)
         tiles.append(name)
     manifest = {
         "label": page_words.label(reading),
@@ -101,55 +99,56 @@ def _decode(manifest: Mapping[str, Any], blocks: Mapping[str, bytes]) -> Reading
     columns: dict[str, list[np.ndarray]] = {name: [] for name, _, _ in manifest["fields"]}
     for index, name in enumerate(manifest["tiles"]):
         rows = min(int(manifest["tile"]), T - index * int(manifest["tile"]))
-        data, at = gzip.decompress(blocks[name]), 0
+        data, at, array = gzip.decompress(blocks[name]), 0, None
         for field, kind, per in manifest["fields"]:
             slots = {"K": K, "M": M}.get(per, 1)
-            array, used = _unpack(data, at, kind, (rows, L, slots))
+            array, used = page_fields.unpack(data, at, kind, (slots, L, rows), array)
             columns[field].append(array)
             at += used
         if at != len(data):
             raise FormatError(f"tile {name} holds {len(data)} bytes, its fields need {at}")
-    whole = {name: np.concatenate(parts).swapaxes(0, 1) for name, parts in columns.items()}
+    whole = {name: np.concatenate(parts, -1) for name, parts in columns.items()}
     meta = dict(manifest["meta"])
     meta.update({k: head[k] for k in _IN_HEAD if head.get(k) is not None})
     if meta.get("positions") is True:
         meta["positions"] = list(range(T))
     ids = np.cumsum(head["vocab"]["ids"]).tolist()
+    vocab = dict(zip(ids, head["vocab"]["pieces"]))
     return Reading(
         ids=np.array(head["ids"], np.int32),
-        pieces=head["pieces"],
+        pieces=[vocab[i] if p is None else p for i, p in zip(head["ids"], head["pieces"])],
         depths=list(manifest["depths"]),
-        top_ids=_signed(whole["top_ids"]),
-        top_logprobs=whole["top_logprobs"].astype(np.float32),
-        entropy=whole["entropy"][..., 0].astype(np.float32),
-        kl=whole["kl"][..., 0].astype(np.float32),
+        top_ids=_signed(_slots(whole["top_ids"])),
+        top_logprobs=_slots(whole["top_logprobs"]).astype(np.float32),
+        entropy=whole["entropy"][0].astype(np.float32),
+        kl=whole["kl"][0].astype(np.float32),
         next_ids=np.array(head["next"], np.int32),
-        next_logprobs=whole["next_logprobs"][..., 0].astype(np.float32),
-        next_ranks=_signed(whole["next_ranks"][..., 0]),
+        next_logprobs=whole["next_logprobs"][0].astype(np.float32),
+        next_ranks=_signed(whole["next_ranks"][0]),
         track_ids=np.array(head["track"], np.int32),
-        track_logprobs=whole["track_logprobs"].astype(np.float32),
-        track_ranks=_signed(whole["track_ranks"]),
-        vocab=dict(zip(ids, head["vocab"]["pieces"])),
+        track_logprobs=_slots(whole["track_logprobs"]).astype(np.float32),
+        track_ranks=_signed(_slots(whole["track_ranks"])),
+        vocab=vocab,
         meta=meta,
     )
 
 
 def _fields(reading: Reading) -> dict[str, tuple[np.ndarray, str, str | int]]:
-    """Every field as (T, L[, slots]) array, its type and what its slots are."""
+    """Every field as (slot, depth, position) array, its type and what its slots are."""
     K = reading.shape[2]
     out: dict[str, tuple[np.ndarray, str, str | int]] = {
-        "top_ids": (_by_position(reading.top_ids, np.uint32), "ref" if K <= 254 else "u32", "K"),
-        "top_logprobs": (_by_position(reading.top_logprobs, np.float16), "f16", "K"),
-        "entropy": (_by_position(reading.entropy, np.float16), "f16", 1),
-        "kl": (_by_position(reading.kl, np.float16), "f16", 1),
-        "next_logprobs": (_by_position(reading.next_logprobs, np.float16), "f16", 1),
-        "next_ranks": (_by_position(reading.next_ranks, np.uint32), "u32", 1),
-        "track_logprobs": (_by_position(reading.track_logprobs, np.float16), "f16", "M"),
-        "track_ranks": (_by_position(reading.track_ranks, np.uint32), "u32", "M"),
+        "top_ids": (_by_slot(reading.top_ids, np.uint32), "recent" if K <= 254 else "u32", "K"),
+        "top_logprobs": (_by_slot(reading.top_logprobs, np.float16), "f16-k", "K"),
+        "entropy": (_by_slot(reading.entropy, np.float16), "f16", 1),
+        "kl": (_by_slot(reading.kl, np.float16), "f16", 1),
+        "next_logprobs": (_by_slot(reading.next_logprobs, np.float16), "f16-l", 1),
+        "next_ranks": (_by_slot(reading.next_ranks, np.uint32), "rank", 1),
+        "track_logprobs": (_by_slot(reading.track_logprobs, np.float16), "f16-l", "M"),
+        "track_ranks": (_by_slot(reading.track_ranks, np.uint32), "rank", "M"),
     }
     ranks_LTK = tied_ranks(reading.top_logprobs)
     if K <= 255 and (ranks_LTK != np.arange(1, K + 1)).any():
-        out["top_ranks"] = (_by_position(ranks_LTK, np.uint8), "u8", "K")
+        out["top_ranks"] = (_by_slot(ranks_LTK, np.uint8), "u8", "K")
     return out
 
 
@@ -163,52 +162,19 @@ def tied_ranks(top_logprobs: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(np.where(tied, 0, places), axis=-1)
 
 
-def _by_position(array: np.ndarray, dtype: type) -> np.ndarray:
+def _by_slot(array: np.ndarray, dtype: type) -> np.ndarray:
+    """(L, T[, slot]) as (slot, L, T)."""
+    array = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
     with np.errstate(over="ignore"):  # below -65504 nats float16 says -inf, which is as unlikely
-        return np.ascontiguousarray(array.swapaxes(0, 1).astype(dtype))
+        return array.astype(dtype)
+
+
+def _slots(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(array, 0, -1))
 
 
 def _signed(array: np.ndarray) -> np.ndarray:
     return array.astype(np.uint32).view(np.int32)
-
-
-def _pack(array: np.ndarray, kind: str) -> bytes:
-    if kind != "ref":
-        return _shuffle(array)
-    before = np.zeros_like(array)
-    before[:, 1:] = array[:, :-1]
-    same = array[..., :, None] == before[..., None, :]  # (t, L, K, K): slot k is slot j of before
-    same[:, 0] = False
-    ops = np.where(same.any(-1), same.argmax(-1) + 1, 0).astype(np.uint8)
-    return ops.tobytes() + _shuffle(array[ops == 0])
-
-
-def _unpack(data: bytes, at: int, kind: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, int]:
-    """One field from `at` on: (array of `shape`, bytes used)."""
-    count = shape[0] * shape[1] * shape[2]
-    if kind == "ref":
-        ops = np.frombuffer(data, np.uint8, count, at).reshape(shape)
-        literal_count = int((ops == 0).sum())
-        literals = _unshuffle(data, at + count, literal_count, np.dtype("<u4"))
-        out = np.zeros(shape, np.uint32)
-        out[ops == 0] = literals
-        for depth in range(1, shape[1]):
-            refer = ops[:, depth]
-            taken = np.take_along_axis(out[:, depth - 1], np.maximum(refer, 1) - 1, axis=-1)
-            out[:, depth] = np.where(refer > 0, taken, out[:, depth])
-        return out, count + 4 * literal_count
-    dtype = {"f16": np.dtype("<f2"), "u32": np.dtype("<u4"), "u8": np.dtype("u1")}[kind]
-    return _unshuffle(data, at, count, dtype).reshape(shape), count * dtype.itemsize
-
-
-def _shuffle(array: np.ndarray) -> bytes:
-    flat = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1)
-    return flat.view(np.uint8).reshape(-1, array.dtype.itemsize).T.tobytes()
-
-
-def _unshuffle(data: bytes, at: int, count: int, dtype: np.dtype[Any]) -> np.ndarray:
-    planes = np.frombuffer(data, np.uint8, count * dtype.itemsize, at)
-    return np.ascontiguousarray(planes.reshape(dtype.itemsize, -1).T).view(dtype).reshape(-1)
 
 
 def json_text(value: Any) -> str:
@@ -217,8 +183,27 @@ def json_text(value: Any) -> str:
     return _SURROGATE.sub(lambda m: f"\\u{ord(m[0]):04x}", text)
 
 
-def _gzip(data: bytes) -> bytes:
-    return gzip.compress(data, 9, mtime=0)
+def gzip_parts(parts: list[bytes]) -> bytes:
+    """The parts one after the other as one gzip member, each compressed in the way that suits it best.
+
+    Bytes of noise are shorter without a search for repeats, text is not.
+    """
+    ways = zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY
+    body = b"".join(
+        min((_deflate(part, way, last=i == len(parts) - 1) for way in ways), key=len)
+        for i, part in enumerate(parts)
+    )
+    whole = b"".join(parts)
+    head = bytes(
+        [31, 139, 8, 0, 0, 0, 0, 0, 2, 255]
+    )  # RFC 1952: no name, no time, best, any system
+    return head + body + struct.pack("<II", zlib.crc32(whole), len(whole) & 0xFFFFFFFF)
+
+
+def _deflate(part: bytes, strategy: int, *, last: bool) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 7, strategy)
+    # a full flush ends on a byte and refers to nothing before it: what follows can be appended
+    return packer.compress(part) + packer.flush(zlib.Z_FINISH if last else zlib.Z_FULL_FLUSH)
 
 
 def _head(reading: Reading) -> dict[str, Any]:
@@ -227,7 +212,10 @@ def _head(reading: Reading) -> dict[str, Any]:
     return {
         "ids": reading.ids.tolist(),
         "next": reading.next_ids.tolist(),
-        "pieces": list(reading.pieces),
+        "pieces": [
+            None if reading.vocab.get(int(i)) == piece else piece
+            for i, piece in zip(reading.ids, reading.pieces)
+        ],
         "track": reading.track_ids.tolist(),
         "special": sorted(page_words.special_ids(reading)),
         "roles": page_words.roles(reading),
