@@ -23,6 +23,14 @@ def chromium():
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def demo_model():
+    """The bundled model."""
+    import logitlens
+
+    return logitlens.load()
+
+
 class Problems(list):
     """What a page asked for or complained of; empty at the end of a good test."""
 

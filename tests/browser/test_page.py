@@ -11,32 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.browser.steps import AXE, cell_at, copied, eiffel, settle, violations
 from tests.view import page_synthetic as synthetic
 
 pytestmark = pytest.mark.browser
-
-AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
-
-
-def eiffel(**options):
-    return synthetic.plausible(prompt="The Eiffel Tower is in the city of", **options)
-
-
-def cell_at(tab, row, column, grid=0):
-    """The middle of a cell on the screen (sizes as the page chose them)."""
-    box = tab.locator(".sc").nth(grid).bounding_box()
-    heads = tab.locator(".sc").nth(grid).locator("[role=columnheader]")
-    head = heads.nth(column).bounding_box()
-    rows = tab.locator(".sc").nth(grid).locator(".rows [role=row]")
-    labels = rows.evaluate_all("es => es.map(e => +e.ariaRowIndex - 2)")
-    side = rows.nth(labels.index(row)).bounding_box()
-    assert box["x"] < head["x"]
-    return head["x"] + head["width"] / 2, side["y"] + side["height"] / 2
-
-
-def settle(tab):
-    """Let the page draw: two frames from now everything asked for is on the screen."""
-    tab.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 def popup_rows(tab):
@@ -160,6 +138,22 @@ def test_pins_give_exact_trajectories_of_tracked_tokens(open_page):
     assert "Paris" in rank_chart.text_content()
 
 
+def test_a_chart_of_probabilities_has_the_log_probability_of_every_depth_and_position(open_page):
+    reading = eiffel()
+    paris = int(reading.track_ids[0])
+    tab = open_page([reading], f"pins=[[0,{paris}]]&cell=[3,7]")
+    for chart, values in [
+        (0, reading.track_logprobs[:, 7, 0]),
+        (2, reading.track_logprobs[3, :, 0]),
+    ]:
+        circles = tab.locator(".chart").nth(chart).locator("circle")
+        ys = circles.evaluate_all("es => es.map(e => +e.getAttribute('cy'))")
+        decades = -values / np.log(10)
+        want = 26 + decades / max(2, np.ceil(decades.max())) * 150
+        assert len(ys) == len(want)
+        assert np.allclose(ys, want, atol=0.15)
+
+
 def test_groups_add_probabilities(open_page):
     reading = eiffel()
     a, b = (int(i) for i in reading.top_ids[12, 7, :2])
@@ -169,6 +163,50 @@ def test_groups_add_probabilities(open_page):
     want = 100 * float(np.exp(reading.top_logprobs[12, 7, :2]).sum())
     assert float(re.search(r"([\d.]+)%", row)[1]) == pytest.approx(want, rel=0.01)
     assert "#1" in row
+
+
+def test_a_group_is_made_and_undone_from_the_keyboard(open_page):
+    reading = eiffel()
+    first, second = (reading.piece(int(i)).replace(" ", "·") for i in reading.top_ids[12, 7, :2])
+    tab = open_page([reading], "cell=[12,7]")
+    tab.locator("[role=grid]").focus()
+    for key in ("Enter", "Enter", "ArrowDown", "Shift+Enter", "Escape"):
+        tab.keyboard.press(key)
+    settle(tab)
+    chips = tab.locator(".chip bdi")
+    assert chips.all_inner_texts() == [f"{first} + {second}"]
+    for label in (f"Remove {first} + {second}", f"Pin {first}"):
+        tab.locator(f'.chip button[aria-label="{label}"]').press("Enter")
+        settle(tab)
+    assert chips.all_inner_texts() == [first]
+
+
+def test_what_is_read_aloud_is_the_cell(open_page):
+    reading = eiffel()
+    tab = open_page([reading], "color=entropy")
+    tab.locator("[role=grid]").focus()
+    tab.keyboard.press("Control+End")
+    token = reading.words[12][7].replace(" ", "·")
+    percent = f"{100 * np.exp(np.float16(reading.top_logprobs[12, 7, 0]).astype(float)):.3g}"
+    entropy = f"{np.float16(reading.entropy[12, 7]):#.3g}"
+    assert tab.locator("[aria-live=polite]").inner_text() == (
+        f"depth 11, position 7, after ·of: {token}, {percent}%; entropy {entropy} nats"
+    )
+
+
+def test_every_token_keeps_its_own_direction(open_page):
+    tab = open_page([synthetic.hostile()], "w=90&cell=[1,5]")
+    tab.locator("[role=grid]").focus()
+    tab.keyboard.press("Enter")
+    tab.keyboard.press("Escape")
+    tab.keyboard.press("t")
+    hebrew = "[...document.querySelectorAll('*')].filter(e => !e.children.length"
+    hebrew += (
+        " && /[\\u0590-\\u06ff]/.test(e.textContent) && !e.closest('script,title,pre,svg,.sr'))"
+    )
+    alone = f"{hebrew}.filter(e => !e.closest('bdi')).map(e => e.outerHTML.slice(0, 120))"
+    assert tab.evaluate(f"{hebrew}.length") > 10
+    assert tab.evaluate(alone) == []
 
 
 def test_candidates_are_the_tokens_that_were_top_at_any_depth(open_page):
@@ -391,14 +429,10 @@ def test_save_png_and_svg_copy_text_and_python(open_page):
     ]:
         tab.click("text=Copy")
         tab.click(f"text={what}")
-        for _ in range(100):
-            copied = tab.evaluate("navigator.clipboard.readText()")
-            if all(word in copied for word in words):
-                break
-            tab.wait_for_timeout(30)
-        assert all(word in copied for word in words), copied
+        text = copied(tab, words[0])
+        assert all(word in text for word in words), text
         if "Python" in what:
-            compile(copied, "copied", "exec")
+            compile(text, "copied", "exec")
 
 
 def test_paper_gets_tables_and_vector_charts(open_page, tmp_path):
@@ -459,21 +493,16 @@ def test_axe_finds_no_violation(open_page, theme):
         pytest.skip("axe-core is not installed (npm ci in web/)")
     tab = open_page([eiffel(), eiffel(seed=4)], "cell=[3,2]&pins=[[0,20]]", color_scheme=theme)
 
-    def check():
-        tab.evaluate(AXE.read_text("utf-8"))
-        found = tab.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-        return [(v["id"], v["help"], [n["html"][:160] for n in v["nodes"][:3]]) for v in found]
-
-    assert check() == []
+    assert violations(tab) == []
     tab.locator("[role=grid]").first.focus()
     tab.keyboard.press("Enter")
-    assert check() == []
+    assert violations(tab) == []
     tab.keyboard.press("Escape")
     tab.keyboard.press("?")
-    assert check() == []
+    assert violations(tab) == []
     tab.keyboard.press("Escape")
     tab.keyboard.press("t")
-    assert check() == []
+    assert violations(tab) == []
 
 
 def test_damaged_data_are_told_in_words(chromium, tmp_path):

@@ -198,8 +198,8 @@ export class App {
       mark: (i, c) => !!S.q && of.some(q => { const p = this.here(q, shown[i]!, c); return p && p.R.slot(p.l, p.t, id => this.found[q]!.has(id)) >= 0 }),
       row: i => this.labels[shown[i]!]!,
       col: c => {
-        const q = of.find(x => cols[x]![c]! >= 0), R = Rs[q ?? r]!, t = cols[q ?? r]![c]!
-        const text = t < 0 ? "" : visible(clip(R.head.pieces[t]!, 200))
+        const has = of.filter(x => cols[x]![c]! >= 0), q = has[0] ?? r, R = Rs[q]!, t = cols[q]![c]!
+        const text = [...new Set(has.map(x => visible(clip(Rs[x]!.head.pieces[cols[x]![c]!]!, 200))))].join(" / ")
         return { text, position: t < 0 ? "" : String(R.at(t)), special: R.special.has(R.head.ids[t]!), pinned: S.pos.includes(c) }
       },
       speak: (i, c) => this.sentence(shown[i]!, c),
@@ -217,7 +217,7 @@ export class App {
     return this.Rs.findIndex(Q => Q.man.vocabulary == R.man.vocabulary)
   }
   name([r, ...ids]: Pin) {
-    return ids.map(id => this.Rs[r!]!.piece(id)).join(" + ")
+    return ids.map(id => visible(clip(this.Rs[r!]!.piece(id), 40))).join(" + ")
   }
   /** Whether a token is pinned, as the index of its pin. */
   pinned(R: Reading, id: number) {

@@ -27,7 +27,7 @@ export function chart({ title, ranked, xs, lines, at, xlabel, width: W, pick }: 
   const X = (i: number) => L + (i / n) * (R - L), Y = (e: number) => T + (e / deep) * (B - T)
   const text = (x: number, y: number, s: string, anchor = "middle", cls = "") => svg("text", { x, y, "text-anchor": anchor, class: cls }, s)
   const out = svg("svg", { viewBox: `0 0 ${W} 210`, width: W, height: 210, role: "img", "aria-label": title, class: "chart" }, text(8, 15, title, "start", "t"), text((L + R) / 2, 205, xlabel))
-  const step = Math.ceil((xs.length * 30) / (R - L)), every = Math.ceil(deep / 5)
+  const step = Math.ceil((xs.length * 42) / (R - L)), every = Math.ceil(deep / 5)
   for (let e = 0; e <= deep; e += every) out.append(svg("path", { d: `M${L} ${Y(e)}H${R}`, class: "g" }), text(L - 5, Y(e) + 3.5, ranked ? decade(e) : ["100%", "10%", "1%", "0.1%"][e] ?? decade(-e), "end"))
   xs.forEach((x, i) => i % step || out.append(text(X(i), B + 14, visible(clip(x, 6)))))
   if (at >= 0) out.append(svg("path", { d: `M${X(at)} ${T}V${B}`, class: "m" }))

@@ -12,7 +12,7 @@ function followed(app: App, c: number): Pin[] {
   const { panes, S } = app, each = panes.map(r => { const t = app.cols[r]![c]!, R = app.Rs[r]!; return t < 0 ? [] : candidates(R, t).map(id => [app.home(R), id]) })
   // of several readings in turn: first what each ends with
   const turn = range(6).flatMap(n => each.flatMap(list => (list[n] ? [list[n]!] : [])))
-  return S.pins[0] ? S.pins : turn.filter((p, i) => turn.findIndex(q => q + "" == p + "") == i).slice(0, 6)
+  return S.pins[0] ? S.pins : turn.filter((p, i) => turn.findIndex(q => q + "" == p + "") == i).slice(0, 12 / panes.length)
 }
 
 /** The three charts, as data. */
@@ -21,12 +21,12 @@ export function plots(app: App, d: number, c: number, width: number, go?: (d: nu
   const lo = Math.max(0, Math.min(c - 60, app.ncol - 121)), near = range(Math.min(app.ncol, 121), lo)
   const lines = (of: number[], cells: [number, number][], kind: "lp" | "rank", at: number): Line[] =>
     pins.flatMap((pin, i) => panes.flatMap((r, q) => of.map((col, n) => ({
-      name: visible(clip(app.name(pin), 20)), tail: (of[1] != null ? " @" + cols[col] : "") + (panes[1] != null ? " " + "ABCDEFGH"[r] : ""),
+      name: clip(app.name(pin), 20), tail: (of[1] != null ? " @" + cols[col] : "") + (panes[1] != null ? " " + "ABCDEFGH"[r] : ""),
       colour: LINES[i % LINES.length]!, dash: DASHES[(q + n * panes.length) % DASHES.length]!,
       ys: cells.map(([y, x]) => { const p = app.here(r, y, at < 0 ? col : x), v = p && app.follow(p, pin); return v && v.rank != Infinity ? v[kind] : NaN }),
     }))))
   const down = shown.map(y => [y, c] as [number, number]), t = cols[c]!
-  const where = columns[1] != null ? "at the pinned positions" : t < 0 ? "" : `after “${visible(clip(A.head.pieces[t]!, 12))}” (position ${A.at(t)})`
+  const where = columns[1] != null ? "at the pinned positions" : t < 0 ? "" : `after “${visible(clip(A.head.pieces[t]!, 12))}” (${A.at(t)})`
   const over = { width, xs: shown.map(y => labels[y]!), at: shown.indexOf(d), xlabel: "depth", pick: go && ((x: number) => go(shown[x]!, c)) }
   return [
     { ...over, title: "Probability over depth " + where, lines: lines(columns, down, "lp", -1) },
@@ -47,7 +47,7 @@ export class Panel {
     const chip = (text: string, sign: string, act: string, f: () => void, i = -1) => h("span.chip", i >= 0 && dot(i), h("bdi", text), h("button", { "aria-label": `${act} ${text}`, title: act, onclick: f }, sign))
     this.chips.replaceChildren(...[
       h("span.lab", pins[0] ? "Pinned" : "Top at any depth here"),
-      list.map((p, i) => chip(visible(clip(app.name(p), 28)), pins[0] ? "×" : "+", pins[0] ? "Remove" : "Pin", () => app.set({ pins: pins[0] ? pins.filter(x => x != p) : [p] }), i)),
+      list.map((p, i) => chip(clip(app.name(p), 28), pins[0] ? "×" : "+", pins[0] ? "Remove" : "Pin", () => app.set({ pins: pins[0] ? pins.filter(x => x != p) : [p] }), i)),
       pins[1] && link("group", () => app.set({ pins: range(app.Rs.length).map(r => [r, ...pins.filter(p => p[0] == r).flatMap(p => p.slice(1))]) })),
       pins.some(p => p[2] != null) && link("ungroup", () => app.set({ pins: pins.flatMap(([r, ...ids]) => ids.map(id => [r!, id])) })),
       pins[0] && link("clear", () => app.set({ pins: [] })),

@@ -65,7 +65,7 @@ export class Popup {
         next < 0 ? line("next token", "none follows") : line("next token", token(at, next), R.token(l, t, next)),
         line("settled", "from depth " + R.depths[settled(R, t)]),
         R.head.track.map(id => app.pinned(R, id) < 0 && line("tracked", token(at, id), R.token(l, t, id))),
-        app.S.pins.map((p, i) => line("pinned", h("bdi", dot(i), visible(clip(app.name(p), 24))), app.follow(at, p)))),
+        app.S.pins.map((p, i) => line("pinned", h("bdi", dot(i), clip(app.name(p), 24)), app.follow(at, p)))),
     ]
   }
 }

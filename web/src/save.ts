@@ -36,7 +36,7 @@ export const tables = (app: App, { c0, c1 }: Part, per: number) =>
   (app.diff ? [app.S.a] : app.panes).flatMap(r => range(Math.ceil((c1 - c0) / per)).map(n => {
     const s = app.sheet(r), cols = range(Math.min(per, c1 - c0 - n * per), c0 + n * per)
     const th = (scope: string, ...kids: (string | Node)[]) => h("th", { scope }, kids)
-    return h("table.real", h("caption", `${s.name}: the likeliest next token, positions ${s.col(cols[0]!).position} – ${s.col(cols[cols.length - 1]!).position}`), h("thead", h("tr", th("col", "depth"), cols.map(c => th("col", h("small", s.col(c).position), " ", h("bdi", clip(s.col(c).text, 24)))))),
+    return h("table.real", h("caption", h("bdi", s.name), `: the likeliest next token, positions ${s.col(cols[0]!).position} – ${s.col(cols[cols.length - 1]!).position}`), h("thead", h("tr", th("col", "depth"), cols.map(c => th("col", h("small", s.col(c).position), " ", h("bdi", clip(s.col(c).text, 24)))))),
       h("tbody", range(s.nrow).map(i => h("tr", th("row", s.row(i)), cols.map(c => {
         const [first, second] = s.words(i, c)
         return h("td", h("bdi", clip(first, 24) || "–"), " ", h("small", second))

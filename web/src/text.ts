@@ -2,7 +2,7 @@
  * base, byte fragments their hex; truncation never cuts a grapheme. */
 
 const GLYPHS: Record<string, string> = { " ": "·", "\n": "↵", "\t": "⇥", "\xa0": "⍽" }
-const HIDDEN = /[\s\x00-\x1f\x7f-\x9f\xad\u200b\u200c\u200e\u200f\u2028-\u202f\u2060-\u206f\ufeff]|^\u200d/g
+const HIDDEN = /[\s\x00-\x1f\x7f-\x9f\xad\u200b\u200c\u200e\u200f\u2028-\u202f\u2060-\u206f\ufeff\p{Cs}]|^\u200d/gu
 
 /** A token with everything invisible made visible; "" (an empty piece) is shown as ∅. */
 export function visible(piece: string): string {

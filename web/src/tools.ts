@@ -25,7 +25,7 @@ export class Tools {
   bar: HTMLElement
   help: HTMLDialogElement
   tableBox = h("dialog.wide", { "aria-label": "Table" })
-  search = h("input", { type: "search", placeholder: "Search tokens or a position", "aria-label": "Search tokens or a position" })
+  search = h("input", { type: "search", placeholder: "Token or position", "aria-label": "Search tokens or a position" })
   private results = h("div.results", { hidden: true })
   private bind: (() => void)[] = []
   private key = h("div.legend")

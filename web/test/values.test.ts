@@ -44,6 +44,7 @@ describe("tokens", () => {
     expect(visible("\u202ex\u200b")).toBe("⟨202E⟩x⟨200B⟩")
     expect(visible("\x1b[1m\u2028\u3000")).toBe("␛[1m⟨2028⟩⟨3000⟩")
     expect(visible("👩‍👩‍👧")).toBe("👩‍👩‍👧")
+    expect(visible("\ud83d x 😀")).toBe("⟨D83D⟩·x·😀")
   })
   it("never cuts a grapheme", () => {
     expect(clip("👩‍👩‍👧‍👦👩‍👩‍👧‍👦👩‍👩‍👧‍👦", 2)).toBe("👩‍👩‍👧‍👦…")

@@ -81,16 +81,19 @@ def vocabularies(readings: Sequence[Reading]) -> list[int]:
     return out
 
 
-def order(label: str) -> int:
-    """A depth label as the number of blocks behind it: embed → 0, label i → i + 1."""
-    return 0 if label == "embed" else int(label) + 1
+def order(label: str) -> float:
+    """A depth label as the number of blocks behind it: embed → 0, label i → i + 1, i.mlp → i + ½."""
+    if label == "embed":
+        return 0
+    block, _, stream = label.partition(".")
+    return int(block) + (0.5 if stream else 1)
 
 
 def depths(labels: Sequence[Sequence[str]]) -> tuple[list[str], list[list[int]]]:
     """(labels of the common rows, for each reading its row there or -1)."""
     deepest = max(order(own[-1]) for own in labels)
     union = {label for own in labels if order(own[-1]) == deepest for label in own}
-    common = sorted(union, key=order)
+    common = sorted(union, key=lambda label: (order(label), label))
     rows = []
     for own in labels:
         last = order(own[-1])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from logitlens.reading import Reading
+from logitlens.view import page_align
 
 _LENSES = {
     "logit": (
@@ -93,23 +95,61 @@ def about(reading: Reading) -> dict[str, Any]:
 
 
 def code(reading: Reading) -> str:
-    """Python that makes the reading again."""
+    """Python that makes the reading again: the same model, prompt, depths and positions."""
     meta = reading.meta
     lens = meta.get("lens")
-    name = reading.lens_name
     file = lens.get("file") if isinstance(lens, Mapping) else None
     bundled = meta.get("model") in (None, "demo")
-    spec = f"{name}:{file}" if file and not bundled else name
-    prompt = meta.get("prompt")
-    text = repr(prompt) if isinstance(prompt, str) else repr(reading.ids.tolist())
-    track = f", track={reading.track_ids.tolist()}" if len(reading.track_ids) else ""
-    source = "" if meta.get("model") in (None, "demo") else repr(meta["model"])
-    if meta.get("stream", "resid") != "resid":
-        track += f", stream={meta['stream']!r}"
+    facts = {
+        "top": reading.shape[2],
+        "lens": f"{reading.lens_name}:{file}" if file and not bundled else reading.lens_name,
+        **({"track": reading.track_ids.tolist()} if len(reading.track_ids) else {}),
+        **_part(reading),
+    }
+    load = {k: meta[k] for k in ("revision", "dtype") if meta.get(k)}
+    if bundled and load.get("dtype") == "float32":
+        del load["dtype"]
+    source = [] if bundled else [repr(meta["model"])]
+    prompt, note = meta.get("prompt"), ""
+    if not isinstance(prompt, str):
+        prompt = reading.ids.tolist()
+        if "positions" in facts:
+            note = "  # put in the whole prompt's ids: the reading holds only these"
     return (
-        f"import logitlens\n\nmodel = logitlens.load({source})\n"
-        f"reading = model.read({text}, top={reading.shape[2]}, lens={spec!r}{track})"
+        f"import logitlens\n\nmodel = logitlens.load({', '.join(source + _arguments(load))})\n"
+        f"reading = model.read({', '.join([repr(prompt), *_arguments(facts)])}){note}"
     )
+
+
+def _arguments(facts: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={value!r}" for name, value in facts.items()]
+
+
+def _part(reading: Reading) -> dict[str, Any]:
+    """What `read` was told to leave out, as its arguments."""
+    meta, out = reading.meta, {}
+    stream = meta.get("stream", "resid")
+    whole = stream == "resid"
+    # what a block adds belongs to the depth behind that block; the last row comes without being asked for
+    depths = [math.ceil(page_align.order(d)) for d in reading.depths[: None if whole else -1]]
+    if len(depths) < meta.get("n_blocks", 0) + whole:
+        out["depths"] = _selection(depths)
+    positions = meta.get("positions")
+    if positions and positions != list(range(meta.get("prompt_tokens", len(reading.ids)))):
+        out["positions"] = _selection(positions)
+    if meta.get("truncated"):
+        out["truncate"] = True
+    if stream != "resid":
+        out["stream"] = stream
+    return out
+
+
+def _selection(numbers: list[int]) -> str | list[int]:
+    """Numbers as `first:stop:step` where they are evenly apart."""
+    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+    if step < 1 or numbers != list(range(numbers[0], numbers[-1] + 1, step)):
+        return numbers
+    return f"{numbers[0]}:{numbers[-1] + 1}" + (f":{step}" if step > 1 else "")
 
 
 def special_ids(reading: Reading) -> set[int]:

@@ -1,0 +1,94 @@
+"""Readings side by side and as a difference, in a real browser."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.browser.steps import AXE, cell_at, eiffel, settle, violations
+from tests.view import page_synthetic as synthetic
+
+pytestmark = pytest.mark.browser
+
+
+def three():
+    prompts = ("The Colosseum is in the old city of", "Tower is in the capital of")
+    return [eiffel(), *(synthetic.plausible(prompt=p, seed=i) for i, p in enumerate(prompts, 3))]
+
+
+def test_three_readings_are_linked(open_page):
+    tab = open_page(three(), "w=160&cell=[5,3]")
+    assert tab.locator("[role=grid]").count() == 3
+    tab.locator("[role=grid]").nth(1).focus()
+    tab.keyboard.press("ArrowDown")
+    settle(tab)
+    # one cell is chosen in all of them, at the token they share
+    for cell in tab.locator("[role=gridcell]").all_inner_texts():
+        assert "depth 5, " in cell
+    tab.locator(".sc").nth(2).evaluate("e => e.scrollLeft = 130")
+    settle(tab)
+    assert tab.locator(".sc").evaluate_all("es => es.map(e => e.scrollLeft)") == [130] * 3
+
+
+def test_the_card_shows_all_three_readings_without_scrolling(open_page):
+    readings = three()
+    tab = open_page(readings, "cell=[6,5]")
+    tab.locator("[role=grid]").first.focus()
+    tab.keyboard.press("Enter")
+    tops = tab.locator(".pop .top")
+    assert tops.count() == 3
+    for n in range(3):
+        box = tops.nth(n).bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 1280
+    wide, inner = tab.locator(".pop").evaluate("e => [e.scrollWidth, e.clientWidth]")
+    assert wide <= inner
+    # the same token, each at its own position: "city", "old", "of" and so on are aligned by text
+    assert {t.split("after ")[1] for t in tab.locator(".pop .at").all_inner_texts()} == {"·the"}
+
+
+def test_charts_of_several_readings_name_each_line(open_page):
+    readings = three()
+    paris = int(readings[0].track_ids[0])
+    tab = open_page(readings, f"pins=[[0,{paris}]]&cell=[6,5]")
+    names = tab.locator(".chart").first.locator(".n").all_text_contents()
+    assert sorted(n.split()[-1] for n in names) == ["A", "B", "C"]
+    dashes = tab.locator(".chart").first.locator("path[fill=none]")
+    assert (
+        len(set(dashes.evaluate_all("es => es.map(e => e.getAttribute('stroke-dasharray'))"))) == 3
+    )
+
+
+def test_any_two_of_three_are_subtracted(open_page):
+    readings = three()
+    tab = open_page(readings, "view=diff&a=1&b=2&color=entropy&text=value")
+    heads = tab.locator("[role=columnheader] bdi").all_inner_texts()
+    assert "·the" in heads
+    differing = [head for head in heads if " / " in head]
+    assert differing, "where the tokens differ the column has both"
+    for head in differing:
+        one, other = head.split(" / ")
+        assert one in {p.replace(" ", "·") for p in readings[1].pieces}
+        assert other in {p.replace(" ", "·") for p in readings[2].pieces}
+    assert tab.locator("figcaption").inner_text().startswith("Tower is in the capital of −")
+    column = heads.index("·the")
+    tab.mouse.move(*cell_at(tab, 4, column))
+    assert tab.locator(".pop section").count() == 2
+    t = [readings[r].pieces.index(" the") for r in (1, 2)]
+    tab.click("button:has-text('Table')")
+    text = tab.locator("dialog .real tbody tr").nth(4).locator("td").nth(column).inner_text()
+    want = float(np.float16(readings[2].entropy[4, t[1]])) - float(
+        np.float16(readings[1].entropy[4, t[0]])
+    )
+    assert float(text.replace("−", "-")) == pytest.approx(want, rel=0.06, abs=0.01)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_no_violation_in_a_difference(open_page, theme):
+    if not AXE.exists():
+        pytest.skip("axe-core is not installed (npm ci in web/)")
+    tab = open_page(three(), "view=diff&color=kl&cell=[3,2]", color_scheme=theme)
+    assert violations(tab) == []
+    tab.locator("[role=grid]").first.focus()
+    tab.keyboard.press("Enter")
+    assert violations(tab) == []
