@@ -550,6 +550,8 @@ def test_a_notebook_cell_shows_the_page_in_a_frame_that_reaches_nothing(chromium
         frame = tab.frame_locator("iframe").nth(n)
         frame.locator(".sc").wait_for(timeout=15_000)
         assert frame.locator(".ll").get_attribute("data-theme") == "dark"
+    tab.evaluate("document.body.dataset.jpThemeLight = 'true'")
+    frame.locator(".ll[data-theme=light]").wait_for()
     frame.locator("[role=grid]").focus()
     tab.keyboard.press("ArrowDown")
     assert "depth 0, position 0" in frame.locator("[aria-live=polite]").inner_text()

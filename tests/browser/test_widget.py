@@ -12,6 +12,16 @@ pytestmark = pytest.mark.browser
 pytest.importorskip("anywidget")
 
 
+def test_a_place_without_widgets_shows_the_tables():
+    from logitlens.view.page_widget import PageWidget
+
+    readings = [synthetic.plausible(T=6), synthetic.plausible(T=6, lens="tuned")]
+    data, _ = PageWidget(readings)._repr_mimebundle_()
+    assert data["text/html"].count("<table") == 2
+    assert "tuned lens" in data["text/html"]
+    assert "application/vnd.jupyter.widget-view+json" in data
+
+
 def test_buffers_become_a_page(chromium):
     from logitlens.view.page_widget import PageWidget
 
@@ -45,6 +55,8 @@ def test_buffers_become_a_page(chromium):
     assert tab.locator("[role=columnheader]").count() == 6
     tab.keyboard.press("?")
     assert tab.locator("dialog[open]").count() == 0, "the notebook keeps its own keys"
+    tab.evaluate("document.body.dataset.jpThemeLight = 'true'")
+    tab.locator(".ll[data-theme=light]").wait_for()
     tab.evaluate("window.away()")
     assert tab.locator(".sc").count() == 0
     tab.close()

@@ -197,7 +197,9 @@ def test_depths_are_aligned_by_label_or_by_share_of_the_way():
 
 
 def test_what_sublayers_add_stands_between_the_depths_it_leads_to():
-    labels, rows = page_align.depths([["embed", "0", "1"], ["0.mlp", "1.mlp", "1"], ["1.attn", "1"]])
+    labels, rows = page_align.depths(
+        [["embed", "0", "1"], ["0.mlp", "1.mlp", "1"], ["1.attn", "1"]]
+    )
     assert labels == ["embed", "0.mlp", "0", "1.attn", "1.mlp", "1"]
     assert rows == [[0, -1, 1, -1, -1, 2], [-1, 0, -1, -1, 1, 2], [-1, -1, -1, 0, -1, 1]]
 

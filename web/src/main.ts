@@ -71,6 +71,8 @@ class Page {
     const { tools } = this
     box.append(tools.head, this.prompt, tools.bar, this.gridBox, this.overview.el, this.panel.el, this.popup.el, this.live, this.toast, tools.help, tools.tableBox, this.print)
     on(matchMedia("(prefers-color-scheme: dark)"), "change", () => this.theme())
+    // a host that changes its theme says so: "light", "dark" or "auto"
+    on(window, "message", e => { if (/^(light|dark|auto)$/.test(e.data)) o.theme = e.data, this.theme() })
     on(window, "beforeprint", () => this.printable())
     on(window, "resize", () => { this.resize(); this.redraw() })
     if (o.hash) on(window, "hashchange", () => app.set({ ...app.start, ...app.parse(location.hash) }))

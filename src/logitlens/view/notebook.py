@@ -47,14 +47,17 @@ def cell(
     )
 
 
-# The host's part: learn whether the notebook is dark, tell the frame by its name, let it do the rest.
+# The host's part: learn whether the notebook is dark, tell the frame by its name and, when that changes,
+# by a message; let it do the rest.
 _HOST = (
-    "{const e=document.getElementById('%(place)s'),b=document.body,d=b.dataset,j=d.jpThemeLight,"
+    "{const e=document.getElementById('%(place)s'),b=document.body,"
+    "t=(d=b.dataset,j=d.jpThemeLight)=>j?j=='true'?'light':'dark':"
+    "/vscode-(dark|light)/.exec(b.className)?.[1]??d.theme??'auto',"
     "f=document.createElement('iframe');f.sandbox='allow-scripts allow-downloads allow-modals';"
     "f.allow='clipboard-write';f.title='logitlens';"
     "f.style.cssText='width:100%%;height:%(height)dpx;border:0';"
-    "f.name=j?j=='true'?'light':'dark':/vscode-(dark|light)/.exec(b.className)?.[1]??d.theme??'auto';"
-    "f.srcdoc=%(frame)s;e.replaceChildren(f)}"
+    "f.name=t();f.srcdoc=%(frame)s;e.replaceChildren(f);"
+    "new MutationObserver(_=>f.contentWindow?.postMessage(f.name=t(),'*')).observe(b,{attributes:!0})}"
 )
 
 # The frame's part: text to bytes (see page_text.pairs), inflate the script, run it on the data.

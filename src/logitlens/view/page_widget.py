@@ -15,6 +15,7 @@ from typing import Any
 from logitlens.errors import MissingExtra
 from logitlens.reading import Reading
 from logitlens.view import page
+from logitlens.view.notebook import static_table
 
 try:
     import anywidget
@@ -24,12 +25,15 @@ except ImportError as error:  # the module is imported on purpose, so it says wh
 
 # The widget's own part: the host's theme, and buffers as the page's source.
 _RENDER = """
+const theme = ({ dataset, className } = document.body, jp = dataset.jpThemeLight) =>
+  jp ? (jp == "true" ? "light" : "dark") : /vscode-(dark|light)/.exec(className)?.[1] ?? dataset.theme ?? "auto"
 export default {
   async render({ model, el }) {
-    const blocks = model.get("blocks"), { dataset, className } = document.body, jp = dataset.jpThemeLight
-    const theme = jp ? (jp == "true" ? "light" : "dark") : /vscode-(dark|light)/.exec(className)?.[1] ?? dataset.theme ?? "auto"
+    const blocks = model.get("blocks"), watch = new MutationObserver(() => postMessage(theme(), "*"))
     const read = name => { const b = blocks[name]; return b.buffer.slice(b.byteOffset, b.byteOffset + b.byteLength) }
-    return logitlens.mount(el, { manifest: model.get("manifest"), read }, { theme })
+    const close = await logitlens.mount(el, { manifest: model.get("manifest"), read }, { theme: theme() })
+    watch.observe(document.body, { attributes: true })
+    return () => { watch.disconnect(); close() }
   },
 }
 """  # noqa: E501
@@ -47,3 +51,9 @@ class PageWidget(anywidget.AnyWidget):
         options.setdefault("height", 430)
         head, blocks = page.manifest(readings, title=title, options=options)
         super().__init__(manifest=head, blocks=blocks)
+        self._tables = "".join(map(static_table, readings))
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict] | None:
+        """With the static table, for places that have no widgets: GitHub, untrusted notebooks."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        return bundle and ({**bundle[0], "text/html": self._tables}, bundle[1])
