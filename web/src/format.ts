@@ -89,13 +89,13 @@ export function untile(src: Uint8Array, fields: Field[], n: number, L: number, K
     const k = per == "K" ? K : per == "M" ? M : 1, row = L * n, size = row * k
     let a = take(size, { u8: 1, recent: 1, u32: 4, rank: 4 }[type as string] ?? 2)
     if (type == "recent") {
-      // a byte is a place in the list of the ids that its position has shown, or 0 for the next literal
+      // a byte is a place in the list of the ids that its position has shown, counted from its end, or
+      // 0 for the next literal
       const literals = take(a.filter(v => !v).length, 4), ids = new Uint32Array(size)
       for (let t = 0, next = 0; t < n; t++) for (let l = 0, recent: number[] = []; l < L; l++) {
         const cell: number[] = []
-        for (let i = l * n + t; i < size; i += row) cell.push((ids[i] = a[i] ? recent.splice(a[i]! - 1, 1)[0]! : literals[next++]!))
-        recent.unshift(...cell)
-        recent.length = Math.min(254, recent.length)
+        for (let i = l * n + t; i < size; i += row) cell.unshift((ids[i] = a[i] ? recent.splice(-a[i]!, 1)[0]! : literals[next++]!))
+        recent.push(...cell)
       }
       a = ids
     }

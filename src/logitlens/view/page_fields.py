@@ -11,8 +11,9 @@ Bytes are shuffled: first the low byte of every value, then the next. What a typ
               before (log-probabilities: with them, ranks rise), zigzag: 0, -1, 1, -2 … as 0, 1, 2, 3 …
     recent    ids; for each position a list is kept of the ids it has shown, those of the latest depth
               first. First one byte for each value: 0 = the next literal, j = the j-th of the list, which
-              leaves it. A cell's ids go to the list's front when the cell is complete, and the list
-              is cut to `RECENT`. Then the literals as u32, by position, depth and slot
+              leaves it. A cell's ids go to the list's front when the cell is complete; the writer
+              looks at the first `RECENT` only, or as many as there are slots. Then the literals as
+              u32, by position, depth and slot
 
 Differences of f16 are those of their bits as 16-bit integers, which wrap: nothing is rounded.
 """
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-RECENT = 254
+RECENT = 64
 DTYPES = {"u8": "u1", "u32": "<u4", "rank": "<u4", "f16": "<f2", "f16-k": "<f2", "f16-l": "<f2"}
 
 
@@ -102,7 +103,7 @@ def _recent(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
                     literals.append(token)
                     row.append(0)
             ops.append(row)
-            recent = (cell + recent)[:RECENT]
+            recent = (cell + recent)[: max(RECENT, slots)]
     by_position = np.array(ops, np.uint8).reshape(positions, depths, slots)
     return np.ascontiguousarray(by_position.T), np.array(literals, np.uint32)
 
@@ -116,7 +117,7 @@ def _replay(ops: np.ndarray, literals: np.ndarray) -> np.ndarray:
         for row in column:
             cell = [recent.pop(op - 1) if op else next(rest) for op in row]
             cells.append(cell)
-            recent = (cell + recent)[:RECENT]
+            recent = cell + recent
     return np.array(cells, np.uint32).reshape(ops.T.shape).T
 
 
