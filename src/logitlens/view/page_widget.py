@@ -3,7 +3,7 @@
     from logitlens.view.page_widget import PageWidget
     PageWidget([before, after], color="kl")
 
-`_repr_mimebundle_` of a Reading needs no widget; this one spares the base64 and lives in the
+`_repr_mimebundle_` of a Reading needs no widget; this one spares the text and lives in the
 notebook's own document, as high as its content.
 """
 
