@@ -164,7 +164,8 @@ class Gathering:
             *shown,
             *next_T.tolist(),
             *request.track_ids,
-            *torch.from_numpy(arrays["top_ids"]).unique().tolist(),
+            # A depth at a time: of all at once, a table several times as large would be made.
+            *(i for ids in arrays["top_ids"] for i in torch.from_numpy(ids).unique().tolist()),
         }
         occurring.discard(-1)
         meta = self._meta(part, check, self.seconds + time.perf_counter() - began)

@@ -31,6 +31,7 @@ from logitlens.model.watch import (
     input_device,
     leaf,
     logits_of,
+    refusing,
     unwrap,
 )
 
@@ -132,15 +133,12 @@ def capture(
     if cache is not None:
         cache.past = getattr(output, "past_key_values", None)
     logits = logits_of(output).detach()
-    if keep_last and logits.shape[1] == len(last):
-        row = {position: i for i, position in enumerate(last)}
-    else:
-        row = {position: position for position in range(logits.shape[1])}
+    kept = last if keep_last and logits.shape[1] == len(last) else range(logits.shape[1])
     out = []
     for b, ids_T in enumerate(ids):
         T = len(ids_T)
         where = [T - 1] if check_positions == "last" else list(range(T))
-        if any(p not in row for p in where):
+        if not set(where) <= set(kept):
             raise UnsupportedModel(
                 f"{type(hf).__name__} gave logits of shape {tuple(logits.shape)} for {T} tokens: "
                 "expected one row a position"
@@ -152,7 +150,7 @@ def capture(
                 h=[h_BTD[b, :T].clone() if len(ids) > 1 else h_BTD[0] for h_BTD in h_LBTD],
                 depth_indices=wanted,
                 labels=labels,
-                final_logits=logits[b, [row[p] for p in where]].float(),
+                final_logits=logits[b, [kept.index(p) for p in where]].float(),
                 final_positions=where,
                 stream=stream,
             )
@@ -218,21 +216,16 @@ def _run(
     B, T = ids_BT.shape
     ended: list[BaseException] = []  # by `returned`, which is not the model's failure
     try:
-        with as_found(hf), ExitStack() as stack:
+        with refusing(hf, f"on {B} × {T} tokens"), as_found(hf), ExitStack() as stack:
             seen = [stack.enter_context(context) for context, _ in parts]
             if returned:
                 stack.enter_context(_telling(anatomy, returned, ended))
             output = forward(hf, ids_BT, **extra)
             logits_of(output)
-    except LogitLensError:
+    except UnsupportedModel as error:
+        if any(error.__cause__ is e for e in ended):
+            raise ended[0] from None
         raise
-    except Exception as error:
-        if any(error is e for e in ended):
-            raise
-        text = " ".join(str(error).split())[:300]
-        raise UnsupportedModel(
-            f"{type(hf).__name__} raises {type(error).__name__} on {B} × {T} tokens: {text}"
-        ) from error
     out = []
     for kept, (_, depths) in zip(seen, parts):
         for depth in depths:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
@@ -147,9 +148,9 @@ def parts_of(model: Any, ids: Sequence[int], chunk: int) -> list[int]:
     Raises PromptError for a chunk below 1, UnsupportedModel with the reason where the model reads
     differently in parts.
     """
-    if not isinstance(chunk, int) or chunk < 1:
+    if not isinstance(chunk, (int, np.integer)) or chunk < 1:
         raise PromptError(f"chunk={chunk!r}: expected at least 1 position")
-    stops = ends(len(ids), chunk)
+    stops = ends(len(ids), int(chunk))
     if len(stops) > 1 and (reason := why_not(model, len(ids))):
         raise UnsupportedModel(
             f"{model.name} cannot be read in parts: {reason}; read the prompt whole, without chunk"
