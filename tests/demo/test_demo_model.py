@@ -55,6 +55,7 @@ def test_tokenizer_is_byte_level_and_loses_nothing(bundled):
         assert len(tokenizer(word).input_ids) == 1, word
 
 
+@pytest.mark.slow
 def test_eiffel_answer_emerges_late(bundled):
     """Paris at the last depth, and not before the first third of the layers is over."""
     tops = evaluate.trace(*bundled, facts.EIFFEL_PROMPT)

@@ -61,6 +61,7 @@ def brute_force(model, ids, depth, skip=16):
     return full[valid].sum(0)[:, valid].mean(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny.gpt2, tiny.llama])
 def test_exact_against_brute_force(make):
     model, text = make(), corpus([18, 23, 20])
@@ -131,6 +132,7 @@ jacobian.fit(tiny.gpt2(), repeating(5), settings, folder=Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     """Two batches for one, one for the other; each keeps a checkpoint and forgets it at the end."""
     settings = Settings(tokens_per_pass=100)

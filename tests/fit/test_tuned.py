@@ -293,6 +293,7 @@ tuned.fit(tiny.gpt2(), repeating(), settings, folder=Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     """Five sequences a step and three held out, so that the two have unequal shares."""
     model = tiny.gpt2()

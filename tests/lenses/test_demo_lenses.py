@@ -34,6 +34,7 @@ def test_found_by_name_and_whole(model, kind, tmp_path, monkeypatch):
     assert (reading.kl[-1] == 0).all()
 
 
+@pytest.mark.slow
 def test_both_fit_into_four_megabytes():
     assert sum(f.stat().st_size for f in find.BUNDLED.glob("*.safetensors")) <= 4_000_000
 

@@ -21,6 +21,7 @@ def peak(tokens: int) -> float:
     return said["peak_mb"] - said["result_mb"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from /proc")
 def test_four_times_the_prompt_takes_no_more_memory():
     short, long = peak(256), peak(1024)

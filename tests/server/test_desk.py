@@ -74,6 +74,7 @@ def test_a_prompt_goes_through_its_states_and_is_kept(desk):
     assert [entry["label"] for entry in desk.history()] == ["again", "a b c"]
 
 
+@pytest.mark.slow
 def test_one_model_is_in_memory(desk):
     for model in ("one", "two", "two", "one"):
         ending(ask(desk, "x y", model)[0])
@@ -93,6 +94,7 @@ def test_one_model_is_in_memory(desk):
         ("1 2 3 4 5 6 7", "has 7 tokens, at most 6 are read here"),
     ],
 )
+@pytest.mark.slow
 def test_a_failure_is_told_and_the_next_prompt_is_read(desk, prompt, words):
     event, _ = ending(ask(desk, prompt)[0])
     assert event["state"] == "error"
@@ -101,6 +103,7 @@ def test_a_failure_is_told_and_the_next_prompt_is_read(desk, prompt, words):
     assert ending(ask(desk, "fine")[0])[0]["state"] == "done"
 
 
+@pytest.mark.slow
 def test_a_crashed_model_is_loaded_anew_and_a_refused_prompt_keeps_it(desk):
     ending(ask(desk, "ok")[0])
     ending(ask(desk, "1 2 3 4 5 6 7")[0])

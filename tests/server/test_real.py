@@ -109,6 +109,7 @@ def test_progress_counts_every_block_and_position_of_the_model(desk):
     assert steps[-1] == ("positions", T, T)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("failure", "words"),
     [

@@ -96,6 +96,7 @@ def test_ink_is_legible_on_every_cell(eiffel, name, cmap):
         assert color.contrast(ink, tuple(round(255 * c) for c in face[:3])) >= color.LEGIBLE
 
 
+@pytest.mark.slow
 def test_missing_values_are_masked_not_zero(eiffel):
     _, ax, _ = draw(eiffel, color="rank")
     assert ax.collections[0].get_array().mask[:, -1].all()
@@ -113,6 +114,7 @@ def test_large_grids_keep_their_words_apart(reading_of):
     assert height < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("figsize", [(10, 6), (5, 3)])
 def test_words_fit_a_figure_size_that_is_asked_for(eiffel, figsize):
     fig, ax, renderer = draw(eiffel, figsize=figsize)
@@ -120,6 +122,7 @@ def test_words_fit_a_figure_size_that_is_asked_for(eiffel, figsize):
     assert_words_lie_in_their_cells(fig, ax, renderer)
 
 
+@pytest.mark.slow
 def test_hostile_words(hostile, tmp_path):
     """Nothing is parsed as mathematics, nothing is drawn as an empty box: a warning would fail."""
     fig, ax, renderer = draw(hostile)

@@ -58,7 +58,7 @@ COLORS = ("prob", "entropy", "kl", "rank", "next")
 @click.option(
     "--chunk", type=click.IntRange(min=1), metavar="N",
     help="For long prompts: run at most N positions at a time, after a cache of those before, and "
-    "read them out at once; memory then hardly grows with the prompt.",
+    "read them out at once, so that residuals of N positions only are held.",
 )  # fmt: skip
 @click.option(
     "-o", "--output", "outputs", multiple=True, metavar="FILE",
