@@ -119,7 +119,7 @@ class Gathering:
             h_LTD = [h_TD[where - start] for h_TD in h_LTD]
         kernel, final = None, {}
         if hands_out(model.tail):
-            kernel = chunked.choose_kernel(len(where) * len(kept) * model.vocab_size)
+            kernel = chunked.choose_kernel(len(where) * len(kept), model.tail.head)
             place = {p: i for i, p in enumerate((where - start).tolist())}
             for p in set(part.final_positions) & set(place):
                 self.final[p] = torch.empty(model.vocab_size, device=h_LTD[-1].device)

@@ -17,7 +17,7 @@ from torch import Tensor
 from logitlens.errors import MissingExtra
 from logitlens.readout.head import Head
 from logitlens.readout.online import Online
-from logitlens.readout.product import Product, finish_
+from logitlens.readout.product import Product, finish_, widens
 from logitlens.readout.stats import Stats, check_request
 
 ROWS = 1024  # rows of a tile: enough that packing the weights costs the product nothing
@@ -25,7 +25,8 @@ TILE = 4 << 20  # logits of a tile (16 MB): at most 4,096 tokens of many rows, 1
 CALLED = 4 << 20  # logits a head that may only be called is asked for at once
 BLOCK_BYTES = 8 << 20  # residual rows handed over at once, in float32
 SAME = 64  # tokens from which on a product's sums no longer depend on how many there are
-WARM = 1 << 29  # logits read by a process before it pays to load the compiled loop
+WARM = 1 << 29  # logits read by a process before it pays to load what numba compiled
+WIDENED = 128  # numbers of a widened token that cost as much as looking at one logit
 
 _read = 0  # logits read by this process so far
 
@@ -83,7 +84,7 @@ def stats(
     else:
         read = _multiplied
         targets_TM = targets_TM.to(head.weight_VE.device)
-    way = Way(k, columns, kernel or choose_kernel(T * L * head.vocab))
+    way = Way(k, columns, kernel or choose_kernel(T * L, head))
     step = max(1, rows // L)
     parts = []
     for p in range(0, max(T, 1), step):
@@ -97,13 +98,17 @@ def inside(final: FinalRows | None, start: int, stop: int) -> FinalRows:
     return {p - start: z_V for p, z_V in (final or {}).items() if start <= p < stop}
 
 
-def choose_kernel(logits: int) -> str:
-    """What is to read so many more logits: "numba" where installed and worth it.
+def choose_kernel(rows: int, head: Head) -> str:
+    """What is to read so many more rows: "numba" where installed and worth it.
 
-    The compiled loop takes half a second to load (and once, after an installation, several to
-    compile), so that a process stays with "torch" until it has read half a billion logits.
+    What numba compiled takes half a second to load (and once, after an installation, several to
+    compile), so that a process stays with "torch" until it has read half a billion logits. Where
+    torch alone must widen the weights, a logit costs more time, and counts for more.
     """
     global _read
+    logits, weight_VE = rows * head.vocab, head.weight_VE
+    if weight_VE is not None and widens(weight_VE):
+        logits *= 1 + weight_VE.shape[1] // WIDENED
     _read += logits
     return "numba" if _read > WARM and find_spec("numba") else "torch"
 
@@ -131,7 +136,7 @@ class Way:
 def _multiplied(x_PLE: Tensor, head: Head, targets_PM: Tensor, way: Way, final: FinalRows) -> Stats:
     """A block of positions, by the head's weights."""
     P, L, E = x_PLE.shape
-    product = Product(x_PLE.reshape(P * L, E), head)
+    product = Product(x_PLE.reshape(P * L, E), head, compiled=way.kernel == "numba")
     online = way.online(targets_PM, target_logits(product, targets_PM, L))
     stream(product, online, way.columns, final)
     return online.result()

@@ -15,6 +15,7 @@ import numba
 import numpy as np
 import torch
 from numba import types
+from numba.core import config
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -55,7 +56,7 @@ class Fused(Online):
         ]  # fmt: skip
         threads = min(torch.get_num_threads(), self.P)
         if threads > 1:
-            numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
+            numba.set_num_threads(min(threads, config.NUMBA_NUM_THREADS))  # pyright: ignore[reportAttributeAccessIssue]
             _tiles(*place, threads, *state)
         else:
             _tile(*place, 0, self.P, *state)

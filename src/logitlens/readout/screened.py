@@ -55,7 +55,7 @@ def stats(
         zero = torch.zeros(T, L)
         return Screened(exact, zero, torch.ones(T, dtype=torch.bool))
     spare = min(k + SPARE, head.vocab)
-    way = chunked.Way(spare, columns, kernel or chunked.choose_kernel(T * L * head.vocab))
+    way = chunked.Way(spare, columns, kernel or chunked.choose_kernel(T * L, head))
     step = max(1, chunked.ROWS // L)
     parts = [
         _block(x_TLE[p : p + step], head, k, targets_TM[p : p + step], way)
