@@ -4,8 +4,8 @@ Weights in bfloat16 or float16 are multiplied as they are and summed in float32:
 round the result back to half precision, which no statistic over a vocabulary survives (a bfloat16
 logsumexp is off by a tenth of a nat). On x86 the library torch is linked with has that product
 (`cblas_gemm_bf16bf16f32` of Intel MKL), but on processors of other makers it is slower than widening
-a slice of the weights at a time, which is done wherever that is faster; for bfloat16 the compiled
-product of `bfloat16` is several times as fast as both where the processor has the instruction.
+a slice of the weights at a time, which is done wherever that is faster. The product of `compiled` is
+faster than all of these where it runs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Product:
         if self.way == "widen":
             self.x_NE = self.x_NE.float()
         elif self.way == "compiled":
-            from logitlens.readout.bfloat16 import Rows
+            from logitlens.readout.compiled import Rows
 
             self.rows = Rows(self.x_NE)
         self.space, self.wide = (self.x_NE.new_empty(0, dtype=torch.float32) for _ in range(2))
@@ -189,12 +189,12 @@ def widens(weight_VE: Tensor) -> bool:
 
 
 def compiles(weight_VE: Tensor) -> bool:
-    """Whether there is a compiled product for these weights; loads numba."""
+    """Whether numba brings a product for these weights that is the fastest here; loads numba."""
     if not find_spec("numba"):
         return False
-    from logitlens.readout import bfloat16
+    from logitlens.readout import compiled
 
-    return bfloat16.takes(weight_VE) and bfloat16.runs_here()
+    return compiled.takes(weight_VE) and compiled.runs_here(weight_VE.dtype)
 
 
 def _way(weight_VE: Tensor, compiled: bool) -> str:
@@ -202,8 +202,8 @@ def _way(weight_VE: Tensor, compiled: bool) -> str:
     if weight_VE.device.type == "cpu":
         if half and not widens(weight_VE):
             return "mkl half"
-        if half:
-            return "compiled" if compiled and compiles(weight_VE) else "widen"
+        if compiled and compiles(weight_VE):
+            return "compiled"
         if weight_VE.dtype == torch.float32:
             return "onednn" if _has_onednn() else "mm"
     if weight_VE.device.type == "cuda" and half and torch.__version__ >= "2.8":
