@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -85,9 +88,32 @@ def test_parts_shrink_where_the_mask_would_grow(monkeypatch):
     assert stops[-1] == 200_000
     assert all((b - a) * b <= chunks.MASK or b - a == 16 for a, b in zip(starts, stops))
     assert stops[0] == 1024
+    sizes = {b - a for a, b in zip(starts[:-1], stops[:-1])}
+    assert sizes == {1024, 512, 256, 128, 64, 32, 16}, "a compiled product is kept for each size"
     monkeypatch.setattr(chunks, "MASK", 20 * 16)
     model = logitlens.load(tiny_gpt2())
     equal(model.read(IDS, chunk=20), model.read(IDS))
+
+
+@pytest.mark.parametrize("ends_early", [False, True])
+def test_the_cache_goes_with_the_reading(ends_early):
+    """Without a collector: a cycle would keep 300 MB of keys and values at 32k positions."""
+    model = logitlens.load(tiny_gpt2())
+    rooms = []
+    gc.collect()
+    gc.disable()
+    try:
+        parts = chunks.capture_in_parts(model, IDS, [10, 20, len(IDS)])
+        for _ in parts:
+            if not rooms:
+                rooms += [weakref.ref(r) for r in gc.get_objects() if type(r) is chunks._Room]
+            if ends_early:
+                break
+        assert rooms
+        parts.close()
+        assert not any(room() for room in rooms)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("chunk", [0, -1, 2.5])

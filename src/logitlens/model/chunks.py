@@ -6,6 +6,7 @@ model computes the same in parts as in one pass is proven on a probe before it i
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,17 +22,21 @@ from logitlens.model.tail import probe_ids
 from logitlens.model.verify import compare
 from logitlens.model.watch import accepts
 
-MASK = 4 << 20  # positions of a part × positions up to its end: a model makes a mask of that size
+MASK = 2 << 20  # positions of a part × positions up to its end: a model makes a mask of that size
 LEAST = 16  # positions of a part, however long the prompt
 
 
 def ends(T: int, size: int) -> list[int]:
-    """Where the parts of T positions end: `size` each, fewer where the mask would grow too large."""
+    """Where the parts of T positions end: `size` each, halved when the mask would grow too large.
+
+    Few different sizes: libraries keep a compiled product for each they have seen.
+    """
     out = []
     start = 0
     while start < T:
-        step = min(size, max(LEAST, MASK // (start + size)))
-        start = min(T, start + step)
+        while size > LEAST and size * (start + size) > MASK:
+            size = -(-size // 2)
+        start = min(T, start + size)
         out.append(start)
     return out
 
@@ -50,20 +55,25 @@ def capture_in_parts(
     Raises UnsupportedModel where the model keeps no cache; else as `capture`.
     """
     cache, start = Cache() if len(stops) > 1 else None, 0
-    for number, stop in enumerate(stops):
-        (residuals,) = capture(
-            model, [ids[start:stop]], depths=depths, stream=stream, cache=cache,
-            progress=_of_all(progress, number, len(stops)),
-        )  # fmt: skip
-        if cache is not None and cache.past is None:
-            raise UnsupportedModel(
-                f"{type(model.hf).__name__} keeps no cache of keys and values: read the prompt whole, "
-                "without chunk"
-            )
-        if number == 0 and cache is not None:
-            _grow_in_place(cache.past, len(ids))
-        yield start, residuals
-        start = stop
+    try:
+        for number, stop in enumerate(stops):
+            (residuals,) = capture(
+                model, [ids[start:stop]], depths=depths, stream=stream, cache=cache,
+                progress=_of_all(progress, number, len(stops)),
+            )  # fmt: skip
+            if cache is not None and cache.past is None:
+                raise UnsupportedModel(
+                    f"{type(model.hf).__name__} keeps no cache of keys and values: read the prompt "
+                    "whole, without chunk"
+                )
+            if number == 0 and cache is not None:
+                _grow_in_place(cache.past, len(ids))
+            yield start, residuals
+            del residuals
+            _trim()
+            start = stop
+    finally:
+        _let_go(cache)
 
 
 def _grow_in_place(past: Any, T: int) -> None:
@@ -75,6 +85,24 @@ def _grow_in_place(past: Any, T: int) -> None:
     for layer in getattr(past, "layers", ()):
         if type(layer) is DynamicLayer and layer.is_initialized:
             layer.update = _Room(layer, T)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _trim() -> None:
+    """Hand freed memory back to the system, where the C library is glibc.
+
+    Every part needs a mask a little larger than the last; glibc keeps the pieces of those before,
+    none of which is large enough again, twice as much at 32k positions.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, TypeError, AttributeError):
+        pass  # another C library
+
+
+def _let_go(cache: Cache | None) -> None:
+    """Undo `_grow_in_place`: a layer and its room hold each other, and would outlive the reading."""
+    for layer in getattr(cache and cache.past, "layers", ()):
+        vars(layer).pop("update", None)
 
 
 class _Room:
