@@ -24,7 +24,7 @@ def longest(rows: list[dict]) -> list[list[dict]]:
 
 
 def contenders(rows: list[dict], images: Path) -> None:
-    """Bars on log axes, one row of panels for each shape: seconds, and peak memory."""
+    """Bars, one row of panels for each shape: seconds, and peak memory."""
     cases = longest(rows)
     if not cases:
         return
@@ -45,19 +45,17 @@ def contenders(rows: list[dict], images: Path) -> None:
         left.set_title(
             f"{TITLES[one['shape']]}: {one['tokens']:,} tokens, {threads}", loc="left", fontsize=10
         )
-        left.set_xlabel("seconds, median (log scale)")
-        right.set_xlabel("MB at most beyond the loaded model (log scale)")
+        left.set_xlabel("seconds, median")
+        right.set_xlabel("MB at most beyond the loaded model")
     _save(figure, images / "contenders.svg")
 
 
 def _bars(panel, names: list[str], values: list[float], colours: list[str], words) -> None:
-    floor = min(v for v in values if v > 0) / 2
-    panel.barh(names, [max(v, floor) for v in values], color=colours, height=0.72)
+    panel.barh(names, values, color=colours, height=0.72)
     for place, value in enumerate(values):
-        panel.text(max(value, floor) * 1.08, place, words(value), va="center", fontsize=8)
-    panel.set_xscale("log")
+        panel.text(value + max(values) / 100, place, words(value), va="center", fontsize=8)
     panel.xaxis.set_major_formatter("{x:,.16g}")
-    panel.set_xlim(floor * 0.8, max(values) * 3)
+    panel.set_xlim(0, max(values) * 1.12)
     panel.invert_yaxis()
     panel.grid(axis="x", alpha=0.25)
     panel.set_axisbelow(True)
@@ -76,7 +74,7 @@ def _colour(name: str) -> str:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
+    return f"{value:.2f} s" if value < 1 else f"{value:.1f} s"
 
 
 def _megabytes(value: float) -> str:

@@ -230,7 +230,7 @@ def long(rows: list[dict]) -> str:
              f"{_count(found[0]['threads'])}; MB beyond the loaded model)", ""]  # fmt: skip
     lines += ["| tokens | | seconds | peak MB | keys and values | Reading | beyond both |"]
     lines += ["| ---: | --- | ---: | ---: | ---: | ---: | ---: |"]
-    for r in found:
+    for r in sorted(found, key=lambda r: r["tokens"]):
         if "failed" in r:
             lines.append(f"| {r['tokens']:,} | {r['contender']} | {r['failed']} | | | | |")
             continue

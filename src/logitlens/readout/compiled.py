@@ -69,12 +69,9 @@ def works(dtype: torch.dtype) -> bool:
 
 
 def takes(weight_VE: Tensor) -> bool:
-    """Whether the words can be read as they lie."""
-    if weight_VE.dtype not in KINDS or not weight_VE.is_cpu or weight_VE.stride(1) != 1:
-        return False
-    per_word = 4 // weight_VE.itemsize
-    places = (weight_VE.shape[1], weight_VE.stride(0), weight_VE.storage_offset())
-    return not any(place % per_word for place in places)
+    """Whether a token's words can be read as they lie."""
+    plain = weight_VE.dtype in KINDS and weight_VE.is_cpu and weight_VE.stride(1) == 1
+    return plain and weight_VE.shape[1] * weight_VE.itemsize % 4 == 0
 
 
 class Rows:
@@ -158,7 +155,8 @@ def _block(rows: int, width: int, step: int = 4):
 
     one: the operand read word by word, its rows `stride` apart, words `step` apart; other: width
     words side by side for each of them. Stored at out or, where add is not 0, added to what is
-    there. Addresses and strides in bytes; kind: a number of the type in `KINDS`.
+    there. Addresses and strides in bytes; kind: a number of the type in `KINDS`. Weights mapped from
+    a file may begin at any byte.
     """
     lines = [(lane, 16 if lane + 16 <= width else 8) for lane in range(0, width, 16)]
     each = [(row, lane, lanes) for row in range(rows) for lane, lanes in lines]
@@ -191,7 +189,7 @@ def _block(rows: int, width: int, step: int = 4):
             here = builder.add(one, builder.mul(number, _I64(step)))
             after = {}
             for row in range(rows):
-                word = builder.load(at(here, builder.mul(stride, _I64(row)), _I32), align=4)
+                word = builder.load(at(here, builder.mul(stride, _I64(row)), _I32), align=1)
                 for lane, lanes in lines:
                     place = row, lane, lanes
                     after[place] = _dot(
@@ -234,7 +232,7 @@ def _word(typingctx, address):
     """The 32 bits at an address."""
 
     def generate(context, builder, signature, args):
-        return builder.load(builder.inttoptr(args[0], _I32.as_pointer()), align=4)
+        return builder.load(builder.inttoptr(args[0], _I32.as_pointer()), align=1)
 
     return types.int32(types.int64), generate
 
@@ -259,7 +257,7 @@ def _turn(typingctx, weight, stride, panel):
             address = builder.add(base, builder.mul(step, _I64(i)))
             return builder.inttoptr(address, _words(16).as_pointer())
 
-        words = [builder.load(place(weight, stride, i), align=4) for i in range(16)]
+        words = [builder.load(place(weight, stride, i), align=1) for i in range(16)]
         for d in (8, 4, 2, 1):  # exchange the off-diagonal quarters, then those of each quarter
             low = ir.Constant(_words(16), [i if not i & d else 16 + i - d for i in range(16)])
             high = ir.Constant(_words(16), [i + d if not i & d else 16 + i for i in range(16)])
@@ -299,11 +297,11 @@ def _many(kind, x, groups, side, words, weight, stride, C, out, out_stride, work
             first = p * WIDTH
             _pack(weight + first * stride, stride, min(WIDTH, C - first), words, panel)
             for g in range(groups):
-                rows = x + g * words * ROWS * 4
-                to = out + g * ROWS * out_stride + first * 4
+                rows = x + g * words * side * 4
+                to = out + g * side * out_stride + first * 4
                 for w in range(0, words, RUN):
                     _block_many(
-                        kind, rows + w * ROWS * 4, 4, panel + w * WIDTH * 4,
+                        kind, rows + w * side * 4, 4, panel + w * WIDTH * 4,
                         min(RUN, words - w), to, out_stride, w,
                     )  # fmt: skip
 
