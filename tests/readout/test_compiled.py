@@ -49,12 +49,13 @@ def times(x_NE, weight_CE, margin=0):
 
 @pytest.mark.parametrize("N", [1, 8, 9, 17, 25, 33, 41, 49, 57, 64, 65, 66, 131])
 @pytest.mark.parametrize("E", [2, 32, 254, 770])
-@pytest.mark.parametrize("C", [1, 7, 8, 63, 64, 65, 200])
-def test_sums_are_those_of_float64(numbers, N, E, C):
-    x, w = numbers(N, E), numbers(C, E, seed=1)
-    truth = x.double() @ w.double().T
-    size = x.double().abs() @ w.double().abs().T
-    assert bool(((times(x, w) - truth).abs() <= 4 * EPS * size).all())
+def test_sums_are_those_of_float64(numbers, N, E):
+    x = numbers(N, E)
+    for C in (1, 7, 8, 63, 64, 65, 200):
+        w = numbers(C, E, seed=C)
+        truth = x.double() @ w.double().T
+        size = x.double().abs() @ w.double().abs().T
+        assert bool(((times(x, w) - truth).abs() <= 4 * EPS * size).all()), f"{C} tokens"
 
 
 def test_long_sums_are_as_true_as_those_of_float32(numbers):
