@@ -49,7 +49,7 @@ def test_buffers_become_a_page(chromium):
             blocks,
         ],
     )
-    tab.locator(".sc").wait_for()
+    tab.locator("[role=columnheader]").last.wait_for(state="attached")  # drawn with the first frame
     assert tab.locator("select[aria-label=Colour]").input_value() == "entropy"
     assert tab.locator(".ll").get_attribute("data-theme") == "dark"
     assert tab.locator("[role=columnheader]").count() == 6
