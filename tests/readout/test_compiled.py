@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -18,7 +20,7 @@ if not find_spec("numba"):
 
 from logitlens.readout import compiled
 
-HERE = [d for d in (torch.float32, torch.bfloat16) if compiled.runs_here(d)]
+HERE = [d for d in (torch.float32, torch.bfloat16) if compiled.suits(d)]
 if not HERE:
     pytest.skip("this processor multiplies otherwise", allow_module_level=True)
 
@@ -39,8 +41,8 @@ def numbers(request):
 def times(x_NE, weight_CE, margin=0):
     """(N, C) logits; what lies behind the room that was asked for must stay as it was."""
     rows, C = compiled.Rows(x_NE), len(weight_CE)
-    width = -(-C // 64) * 64
-    out = torch.full((rows.room() + 1, width + 7), SENTINEL)
+    width = max(8, C) if rows.few else -(-C // 64) * 64
+    out = torch.full((rows.room() + 1, width + 8), SENTINEL)
     rows.times(weight_CE, out[: rows.room(), :C])
     assert bool((out[rows.room() :] == SENTINEL).all()), "rows behind the last were written"
     assert bool((out[:, width:] == SENTINEL).all()), "columns behind the last were written"
@@ -170,6 +172,37 @@ def test_it_is_not_used_where_it_does_not_run(numbers, where, name, value, monke
     finally:
         compiled.runs_here.cache_clear()
     assert ours.way != "compiled"
+
+
+AT_THE_END = """
+import ctypes, mmap, sys, torch
+from logitlens.readout.compiled import Rows
+C, E, dtype = 65, 34, getattr(torch, sys.argv[1])
+room = mmap.mmap(-1, 64 * mmap.PAGESIZE)
+begin = ctypes.addressof(ctypes.c_char.from_buffer(room))
+assert not ctypes.CDLL(None).mprotect(ctypes.c_void_p(begin + 63 * mmap.PAGESIZE), mmap.PAGESIZE, 0)
+before = 63 * mmap.PAGESIZE - C * E * dtype.itemsize
+w = torch.frombuffer(room, dtype=dtype, count=C * E, offset=before).view(C, E).fill_(2)
+for N in (3, 100):
+    rows = Rows(torch.ones(N, E, dtype=dtype))
+    out = torch.empty(rows.room(), C + 64 - C % 64)
+    rows.times(w, out[:, :C])
+    assert bool((out[:N, :C] == 2 * E).all())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are shut by Linux's call")
+@pytest.mark.parametrize("dtype", HERE, ids=str)
+def test_nothing_behind_the_weights_is_read(dtype):
+    """The last weight lies before a page that may not be touched: the process would die."""
+    command = [sys.executable, "-c", AT_THE_END, str(dtype).split(".")[1]]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:] or f"ended by signal {-done.returncode}"
+
+
+@pytest.mark.parametrize("dtype", HERE, ids=str)
+def test_it_works_where_the_processor_suits(dtype):
+    assert compiled.works(dtype)
 
 
 def test_a_wrong_sum_is_found_before_it_is_trusted(monkeypatch):

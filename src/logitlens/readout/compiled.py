@@ -41,18 +41,25 @@ KINDS = {torch.float32: np.float32(0), torch.bfloat16: np.int16(0)}  # told apar
 def runs_here(dtype: torch.dtype) -> bool:
     """Whether this product of such numbers runs on this processor and is the fastest known for it.
 
-    float32 on AMD's processors only: on others oneDNN's is taken to be as fast. Tried on a small
-    product whose result is known exactly before it is trusted.
+    Tried on a small product whose result is known exactly before it is trusted.
+    """
+    return suits(dtype) and works(dtype)
+
+
+def suits(dtype: torch.dtype) -> bool:
+    """Whether the processor is one for it, and the compiler is to write for this processor.
+
+    float32 on AMD's processors only: on others oneDNN's is taken to be as fast.
     """
     if config.CPU_NAME or config.CPU_FEATURES:  # pyright: ignore[reportAttributeAccessIssue]
-        return False  # the compiler is to write for another processor
+        return False
     has, name = llvm.get_host_cpu_features(), llvm.get_host_cpu_name()
     fast = {
         torch.float32: has.get("avx512f") and name.startswith("znver"),
         # before LLVM 16 the instruction had other operands
         torch.bfloat16: has.get("avx512bf16") and llvm.llvm_version_info >= (16,),
     }
-    return bool(fast.get(dtype)) and works(dtype)
+    return bool(fast.get(dtype))
 
 
 def works(dtype: torch.dtype) -> bool:
