@@ -191,6 +191,7 @@ for N in (3, 100):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are shut by Linux's call")
 @pytest.mark.parametrize("dtype", HERE, ids=str)
 def test_nothing_behind_the_weights_is_read(dtype):
