@@ -55,7 +55,6 @@ def test_tokenizer_is_byte_level_and_loses_nothing(bundled):
         assert len(tokenizer(word).input_ids) == 1, word
 
 
-@pytest.mark.slow
 def test_eiffel_answer_emerges_late(bundled):
     """Paris at the last depth, and not before the first third of the layers is over."""
     tops = evaluate.trace(*bundled, facts.EIFFEL_PROMPT)
@@ -70,6 +69,7 @@ def test_eiffel_answer_emerges_late(bundled):
         assert prob == pytest.approx(kept, abs=0.005)
 
 
+@pytest.mark.slow
 def test_held_out_wordings_are_answered(bundled):
     """One held-out prompt per fact, judged again; all of them are in the JSON."""
     lines = (RECIPE / "heldout_facts.jsonl").read_text(encoding="utf-8").splitlines()

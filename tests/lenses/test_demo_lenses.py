@@ -34,11 +34,11 @@ def test_found_by_name_and_whole(model, kind, tmp_path, monkeypatch):
     assert (reading.kl[-1] == 0).all()
 
 
-@pytest.mark.slow
 def test_both_fit_into_four_megabytes():
     assert sum(f.stat().st_size for f in find.BUNDLED.glob("*.safetensors")) <= 4_000_000
 
 
+@pytest.mark.slow
 def test_the_tuned_lens_is_nearer_the_end_at_every_depth(model):
     """On prose that neither the model nor the lens was trained on."""
     held = corpus.read(HELD_OUT, model)

@@ -96,13 +96,13 @@ def test_ink_is_legible_on_every_cell(eiffel, name, cmap):
         assert color.contrast(ink, tuple(round(255 * c) for c in face[:3])) >= color.LEGIBLE
 
 
-@pytest.mark.slow
 def test_missing_values_are_masked_not_zero(eiffel):
     _, ax, _ = draw(eiffel, color="rank")
     assert ax.collections[0].get_array().mask[:, -1].all()
     assert not ax.collections[0].get_array().mask[:, :-1].any()
 
 
+@pytest.mark.slow
 def test_large_grids_keep_their_words_apart(reading_of):
     reading = reading_of([" word", "ish", " Notre-Dame", " of"] * 15, depths=49)
     fig, ax, renderer = draw(reading)
@@ -114,7 +114,6 @@ def test_large_grids_keep_their_words_apart(reading_of):
     assert height < 20
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("figsize", [(10, 6), (5, 3)])
 def test_words_fit_a_figure_size_that_is_asked_for(eiffel, figsize):
     fig, ax, renderer = draw(eiffel, figsize=figsize)
@@ -133,6 +132,7 @@ def test_hostile_words(hostile, tmp_path):
     assert_golden("hostile-figure-words.txt", "\n".join(shown) + "\n")
 
 
+@pytest.mark.slow
 def test_without_fonts_characters_are_escaped(hostile, monkeypatch, tmp_path):
     fonts._cover.cache_clear()
     monkeypatch.setattr(fonts, "_installed", lambda: ())
