@@ -95,6 +95,18 @@ def test_parts_shrink_where_the_mask_would_grow(monkeypatch):
     equal(model.read(IDS, chunk=20), model.read(IDS))
 
 
+def test_memory_is_handed_back_between_parts_only(monkeypatch):
+    """It takes milliseconds, which a reading in one pass must not pay."""
+    model = logitlens.load(tiny_gpt2())
+    model.differs_in_parts  # noqa: B018 - asked before, so that only the readings are counted
+    calls = []
+    monkeypatch.setattr(chunks, "_trim", lambda: calls.append(1))
+    model.read(IDS)
+    assert not calls
+    model.read(IDS, chunk=8)
+    assert len(calls) == len(chunks.ends(len(IDS), 8)) - 1
+
+
 @pytest.mark.parametrize("ends_early", [False, True])
 def test_the_cache_goes_with_the_reading(ends_early):
     """Without a collector: a cycle would keep 300 MB of keys and values at 32k positions."""

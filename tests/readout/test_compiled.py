@@ -38,7 +38,7 @@ def numbers(request):
     return made
 
 
-def times(x_NE, weight_CE, margin=0):
+def times(x_NE, weight_CE):
     """(N, C) logits; what lies behind the room that was asked for must stay as it was."""
     rows, C = compiled.Rows(x_NE), len(weight_CE)
     width = max(8, C) if rows.few else -(-C // 64) * 64

@@ -70,7 +70,8 @@ def capture_in_parts(
                 _grow_in_place(cache.past, len(ids))
             yield start, residuals
             del residuals
-            _trim()
+            if stop < stops[-1]:
+                _trim()
             start = stop
     finally:
         _let_go(cache)

@@ -140,17 +140,26 @@ def _sums(lanes: int) -> ir.VectorType:
     return ir.VectorType(ir.FloatType(), lanes)
 
 
+def _at(builder, address, offset, what):
+    """A pointer to `what`, offset bytes behind an address."""
+    return builder.inttoptr(builder.add(address, offset), what.as_pointer())
+
+
+def _spread(builder, word, lanes):
+    """A vector with the same word in every lane."""
+    nothing = ir.Constant(_words(lanes), ir.Undefined)
+    vector = builder.insert_element(nothing, word, _I32(0))
+    return builder.shuffle_vector(vector, nothing, ir.Constant(_words(lanes), [0] * lanes))
+
+
 def _dot(builder, kind, sums, a, b):
     """sums + a b, lane by lane; a and b are vectors of words."""
     lanes = sums.type.count
     if kind == types.float32:
         name, operand, order = f"llvm.fma.v{lanes}f32", _sums(lanes), (1, 2, 0)
     else:
-        name, operand = (
-            f"llvm.x86.avx512bf16.dpbf16ps.{32 * lanes}",
-            ir.VectorType(_BF16, 2 * lanes),
-        )
-        order = (0, 1, 2)
+        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * lanes}"
+        operand, order = ir.VectorType(_BF16, 2 * lanes), (0, 1, 2)
     given = sums, builder.bitcast(a, operand), builder.bitcast(b, operand)
     given = [given[i] for i in order]
     function = ir.FunctionType(sums.type, [operand.type for operand in given])
@@ -172,17 +181,6 @@ def _block(rows: int, width: int, step: int = 4):
     def block(typingctx, kind, one, stride, other, words, out, out_stride, add):
         def generate(context, builder, signature, args):
             one, stride, other, words, out, out_stride, add = args[1:]
-
-            def at(address, offset, what):
-                return builder.inttoptr(builder.add(address, offset), what.as_pointer())
-
-            def spread(word, lanes):
-                nothing = ir.Constant(_words(lanes), ir.Undefined)
-                vector = builder.insert_element(nothing, word, _I32(0))
-                return builder.shuffle_vector(
-                    vector, nothing, ir.Constant(_words(lanes), [0] * lanes)
-                )
-
             start, loop, done = builder.block, *map(builder.append_basic_block, ("word", "done"))
             builder.branch(loop)
             builder.position_at_end(loop)
@@ -190,18 +188,17 @@ def _block(rows: int, width: int, step: int = 4):
             sums = {place: builder.phi(_sums(place[2])) for place in each}
             here = builder.add(other, builder.mul(number, _I64(4 * width)))
             side_by_side = {
-                lane: builder.load(at(here, _I64(4 * lane), _words(lanes)), align=32)
+                lane: builder.load(_at(builder, here, _I64(4 * lane), _words(lanes)), align=32)
                 for lane, lanes in lines
             }
             here = builder.add(one, builder.mul(number, _I64(step)))
             after = {}
             for row in range(rows):
-                word = builder.load(at(here, builder.mul(stride, _I64(row)), _I32), align=1)
+                away = builder.mul(stride, _I64(row))
+                word = builder.load(_at(builder, here, away, _I32), align=1)
                 for lane, lanes in lines:
-                    place = row, lane, lanes
-                    after[place] = _dot(
-                        builder, kind, sums[place], side_by_side[lane], spread(word, lanes)
-                    )
+                    place, same = (row, lane, lanes), _spread(builder, word, lanes)
+                    after[place] = _dot(builder, kind, sums[place], side_by_side[lane], same)
             following = builder.add(number, _I64(1))
             number.add_incoming(_I64(0), start)
             number.add_incoming(following, loop)
@@ -216,8 +213,8 @@ def _block(rows: int, width: int, step: int = 4):
             keep = builder.sext(builder.icmp_unsigned("!=", add, _I64(0)), _I32)
             for row, lane, lanes in each:
                 here = builder.add(out, builder.mul(out_stride, _I64(row)))
-                pointer = at(here, _I64(4 * lane), _words(lanes))
-                before = builder.and_(builder.load(pointer, align=4), spread(keep, lanes))
+                pointer = _at(builder, here, _I64(4 * lane), _words(lanes))
+                before = builder.and_(builder.load(pointer, align=4), _spread(builder, keep, lanes))
                 before = builder.bitcast(before, _sums(lanes))
                 total = builder.fadd(before, after[row, lane, lanes])
                 builder.store(builder.bitcast(total, _words(lanes)), pointer, align=4)
