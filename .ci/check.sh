@@ -27,7 +27,7 @@ $bin/lint-imports
 if [ -f web/package.json ]; then
   step "page: build gives the committed file, unit tests, size"
   (cd web && npm ci --no-audit --no-fund --loglevel=error && npm run --silent check)
-  git diff --exit-code --stat -- src/logitlens/view/assets
+  git diff --exit-code --stat -- src/logitlens/view/page/assets
 fi
 
 step "generated docs are up to date"

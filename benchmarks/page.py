@@ -24,7 +24,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from logitlens.view import notebook, page  # noqa: E402
+from logitlens.view import page  # noqa: E402
+from logitlens.view.page import notebook  # noqa: E402
 from tests.view import page_synthetic as synthetic  # noqa: E402
 
 SHAPES = ((13, 10, 5), (48, 2000, 5), (126, 8000, 5))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import nnsight
 
 import logitlens.demo
-from logitlens.model import trace
+from logitlens.model import nnsight as lens
 
 PROMPT = "The Eiffel Tower is in the city of"
 
@@ -20,7 +20,7 @@ model = nnsight.LanguageModel(str(logitlens.demo.path()), dispatch=True)
 ids = model.tokenizer(PROMPT, return_tensors="pt")["input_ids"]
 blocks, norm, head = model.transformer.h, model.transformer.ln_f, model.lm_head
 
-nnsight.register(trace)  # lets a server that lacks this package run `trace.statistics`
+nnsight.register(lens)  # lets a server that lacks this package run `lens.statistics`
 with model.trace(ids):  # remote: model.trace(ids, remote=True)
     h = [blocks[0].input]
     for block in blocks:
@@ -29,7 +29,7 @@ with model.trace(ids):  # remote: model.trace(ids, remote=True)
     def tail(x):
         return head(norm(x))  # and whatever else the model does: a scale, a softcap
 
-    found = nnsight.save(trace.statistics(h, tail, head.output, ids, k=5))
+    found = nnsight.save(lens.statistics(h, tail, head.output, ids, k=5))
 
-reading = trace.reading(found, ids, tokenizer=model.tokenizer, name="demo", prompt=PROMPT)
+reading = lens.reading(found, ids, tokenizer=model.tokenizer, name="demo", prompt=PROMPT)
 print(reading)

@@ -7,7 +7,7 @@ const internal = /^(hovered|cursor|seen|strip|stick|space|image|fitted|heads|sid
 
 export default defineConfig({
   build: {
-    outDir: "../src/logitlens/view/assets",
+    outDir: "../src/logitlens/view/page/assets",
     emptyOutDir: false,
     target: "es2022",
     cssTarget: "chrome120",

@@ -264,7 +264,7 @@ class Reading:
         )
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return _view("notebook").mimebundle(self)
+        return _view("page.notebook").mimebundle(self)
 
     @property
     def lens_name(self) -> str:

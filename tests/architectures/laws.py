@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 import logitlens
+from logitlens.anatomy.replay import Replay
 from logitlens.errors import LogitLensError
 from logitlens.model.capture import capture
-from logitlens.model.replay import Replay
 from tests.architectures.build import DROP, ENCODER_DECODERS, PREFIX_MODELS, VOCAB, build, quiet
 
 TOLERANCE = 1e-4

@@ -135,7 +135,7 @@ def test_rows_written_again_leave_the_others_and_are_counted():
 def test_a_wrong_verdict_is_possible(monkeypatch):
     """The judge must fail a tail that forgets the softcap, also where the package's own checks are
     blind: else the sweep proves nothing that loading has not."""
-    from logitlens.model.verify import Check
+    from logitlens.anatomy.check import Check
     from logitlens.readout.head import Head
 
     honest = Head.finish

@@ -17,7 +17,7 @@ import urllib.request
 
 import pytest
 
-from logitlens.view import notebook, page_text
+from logitlens.view.page import encoding, notebook
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 pytest.importorskip("jupyterlab", reason="JupyterLab is not installed (pip install jupyterlab)")
@@ -142,7 +142,7 @@ def test_a_cell_that_runs_again_shows_one_page(lab):
 
 
 def test_the_page_and_the_widget_follow_the_theme(lab):
-    widget = "from logitlens.view.page_widget import PageWidget\nPageWidget([reading])"
+    widget = "from logitlens.view.page.widget import PageWidget\nPageWidget([reading])"
     lab.write("dark.ipynb", READ + "reading", widget)
     tab = lab.open("dark.ipynb")
     for theme in ("Dark", "Light"):
@@ -191,7 +191,7 @@ def wait_for_outputs(path):
 
 def test_the_widget_shows_and_goes_away(lab):
     pytest.importorskip("anywidget")
-    code = "from logitlens.view.page_widget import PageWidget\n"
+    code = "from logitlens.view.page.widget import PageWidget\n"
     code += "other = model.read('The Colosseum is in the city of', top=5)\n"
     lab.write("widget.ipynb", READ + code + "PageWidget([reading, other], color='entropy')")
     tab = lab.open("widget.ipynb")
@@ -208,7 +208,7 @@ def test_the_widget_shows_and_goes_away(lab):
 
 
 def test_a_foreign_notebook_shows_tables_for_widgets(lab):
-    widget = "from logitlens.view.page_widget import PageWidget\nPageWidget([reading, reading])"
+    widget = "from logitlens.view.page.widget import PageWidget\nPageWidget([reading, reading])"
     path = lab.write("shown.ipynb", READ, widget)
     tab = lab.open("shown.ipynb")
     lab.run(tab)
@@ -243,5 +243,5 @@ def script_of(cell: str) -> int:
     frame = json.loads(re.search(r"f\.srcdoc=(\".*\");e\.replaceChildren", cell, re.S)[1])
     blocks = re.findall(r'data-ll="([^"]+)">([^<]*)</script>', frame)
     packed = dict(blocks)["js"]
-    assert packed == page_text.pairs(notebook.packed_script())
+    assert packed == encoding.pairs(notebook.packed_script())
     return len(packed) + len(notebook._UNPACK) + len(notebook._HOST)

@@ -533,7 +533,7 @@ def test_a_file_whose_line_ends_were_changed_still_opens(chromium, tmp_path):
 
 
 def test_a_notebook_cell_shows_the_page_in_a_frame_that_reaches_nothing(chromium, tmp_path):
-    from logitlens.view import notebook
+    from logitlens.view.page import notebook
 
     themed = synthetic.plausible(prompt="THEME %s park")
     cells = "".join(f"<div>{notebook.cell([r])}</div>" for r in (themed, synthetic.hostile()))

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from logitlens.view import page_words
+from logitlens.view.page import words
 from tests.browser.steps import copied, eiffel, settle
 from tests.view import page_synthetic as synthetic
 
@@ -73,10 +73,10 @@ def test_the_python_of_a_cell_makes_the_reading_again(open_page, demo_model, opt
 
 
 def test_python_for_ids_says_when_they_are_not_the_whole_prompt(demo_model):
-    whole = page_words.code(demo_model.read([5, 6, 7], top=2))
+    whole = words.code(demo_model.read([5, 6, 7], top=2))
     assert "model.read([5, 6, 7], top=2" in whole
     assert "#" not in whole
-    part = page_words.code(demo_model.read([5, 6, 7], top=2, positions="1:"))
+    part = words.code(demo_model.read([5, 6, 7], top=2, positions="1:"))
     assert "positions='1:3'" in part
     assert "whole prompt's ids" in part
 

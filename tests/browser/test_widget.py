@@ -13,7 +13,7 @@ pytest.importorskip("anywidget")
 
 
 def test_a_place_without_widgets_shows_the_tables():
-    from logitlens.view.page_widget import PageWidget
+    from logitlens.view.page.widget import PageWidget
 
     readings = [synthetic.plausible(T=6), synthetic.plausible(T=6, lens="tuned")]
     data, _ = PageWidget(readings)._repr_mimebundle_()
@@ -23,7 +23,7 @@ def test_a_place_without_widgets_shows_the_tables():
 
 
 def test_buffers_become_a_page(chromium):
-    from logitlens.view.page_widget import PageWidget
+    from logitlens.view.page.widget import PageWidget
 
     widget = PageWidget([synthetic.plausible(T=6)], color="entropy")
     blocks = {name: base64.b64encode(data).decode() for name, data in widget.blocks.items()}

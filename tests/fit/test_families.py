@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import logitlens
+from logitlens.anatomy.watch import leaf, replace_leaf
 from logitlens.fit import jacobian
 from logitlens.fit.tuned import Settings, TunedFit
 from logitlens.model.capture import capture
-from logitlens.model.watch import leaf, replace_leaf
 from tests.architectures.build import build
 from tests.fit.corpora import repeating
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from logitlens.fit import parallel
+from logitlens.fit import data_parallel
 
 
 def test_alone_nothing_changes():
     tensor = torch.tensor([1.0, 2.0])
-    parallel.sum_all([tensor])
+    data_parallel.sum_all([tensor])
     assert tensor.tolist() == [1, 2]
-    assert parallel.any_of(True)
-    assert not parallel.any_of(False)
-    assert (parallel.rank(), parallel.size(), parallel.active()) == (0, 1, False)
+    assert data_parallel.any_of(True)
+    assert not data_parallel.any_of(False)
+    assert (data_parallel.rank(), data_parallel.size(), data_parallel.active()) == (0, 1, False)
 
 
 def test_a_group_that_sums_on_gpus_brings_the_sum_back(monkeypatch):
@@ -34,5 +34,5 @@ def test_a_group_that_sums_on_gpus_brings_the_sum_back(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "cuda", to_gpu)
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
     tensor = torch.tensor([1.0, 2.0])
-    parallel.sum_all([tensor])
+    data_parallel.sum_all([tensor])
     assert tensor.tolist() == [2, 4]

@@ -14,7 +14,7 @@ from torch import nn
 
 import logitlens
 from logitlens import ModelNotAvailable, UnsupportedModel
-from logitlens.model import trace
+from logitlens.model import nnsight as lens
 from tests.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 nnsight = pytest.importorskip("nnsight")
@@ -58,7 +58,7 @@ def traced(wrapped, ids, **options):
         def tail(x):
             return head(norm(x))
 
-        found = nnsight.save(trace.statistics(h, tail, head.output, ids, **options))
+        found = nnsight.save(lens.statistics(h, tail, head.output, ids, **options))
     return found
 
 
@@ -85,7 +85,7 @@ def test_a_trace_still_works_after_loading_and_reading(wrapped):
 
 def test_the_lens_inside_a_trace_equals_read(wrapped):
     found = traced(wrapped, IDS, k=5, track=[9, 11])
-    reading = trace.reading(found, IDS, tokenizer=wrapped.tokenizer, name="tiny")
+    reading = lens.reading(found, IDS, tokenizer=wrapped.tokenizer, name="tiny")
     mine = logitlens.load(wrapped).read(IDS, top=5, track=[9, 11])
     assert reading.depths == mine.depths
     assert reading.pieces == mine.pieces
@@ -111,9 +111,9 @@ def test_a_trace_without_the_norm_is_refused(wrapped):
         h = [blocks[0].input]
         for block in blocks:
             h.append(block.output)
-        found = nnsight.save(trace.statistics(h, lambda x: head(x), head.output, IDS))
+        found = nnsight.save(lens.statistics(h, lambda x: head(x), head.output, IDS))
     with pytest.raises(UnsupportedModel, match="not the model's own output") as caught:
-        trace.reading(found, IDS)
+        lens.reading(found, IDS)
     assert "\n" not in str(caught.value)
 
 
@@ -122,18 +122,18 @@ import sys, warnings
 sys.path.insert(0, sys.argv[1])
 import torch, nnsight
 from tests.models import tiny_gpt2, tiny_tokenizer
-from logitlens.model import trace
+from logitlens.model import nnsight as lens
 torch.set_num_threads(1)
 warnings.simplefilter("ignore")
 model = nnsight.LanguageModel(tiny_gpt2(), tokenizer=tiny_tokenizer())
-nnsight.register(trace)
+nnsight.register(lens)
 ids = [5, 1, 17, 200, 3]
 with model.trace(torch.tensor([ids]), remote="local"):
     h = [model.transformer.h[0].input]
     for block in model.transformer.h:
         h.append(block.output)
     tail = lambda x: model.lm_head(model.transformer.ln_f(x))
-    found = nnsight.save(trace.statistics(h, tail, model.lm_head.output, ids, k=3))
+    found = nnsight.save(lens.statistics(h, tail, model.lm_head.output, ids, k=3))
 print(*found["top_ids"].flatten().tolist())
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from logitlens.model import tail
+from logitlens.anatomy import tail
 from logitlens.model.lens_model import LensModel
 
 VOCAB, WIDTH, BLOCKS = 97, 32, 3

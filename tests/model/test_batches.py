@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import logitlens
 from logitlens import PromptError
-from logitlens.model import capture, padding
+from logitlens.model import batches, capture
 from tests.architectures.build import build
 from tests.models import VOCAB, tiny_gpt2, tiny_llama, tiny_tokenizer
 
@@ -180,7 +180,7 @@ def test_frequencies_that_depend_on_the_longest_prompt():
     st.none() | st.integers(0, 200),
 )
 def test_batches_keep_to_the_budget_and_lose_nothing(lengths, budget, beyond):
-    groups = padding.batches(lengths, budget, alone_beyond=beyond)
+    groups = batches.batches(lengths, budget, alone_beyond=beyond)
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:
         widths = [lengths[i] for i in group]
@@ -191,10 +191,10 @@ def test_batches_keep_to_the_budget_and_lose_nothing(lengths, budget, beyond):
 
 def test_pads_are_the_last_token_again_and_masked():
     cpu = torch.device("cpu")
-    uneven = padding.padded([torch.tensor([1, 2, 3]), torch.tensor([7])], cpu)
+    uneven = batches.padded([torch.tensor([1, 2, 3]), torch.tensor([7])], cpu)
     assert uneven.ids_BT.tolist() == [[1, 2, 3], [7, 7, 7]]
     assert uneven.extra["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert padding.padded([torch.tensor([1, 2]), torch.tensor([7, 8])], cpu).extra == {}
+    assert batches.padded([torch.tensor([1, 2]), torch.tensor([7, 8])], cpu).extra == {}
 
 
 def test_rescaling_is_found_in_nested_parameters():
@@ -205,7 +205,7 @@ def test_rescaling_is_found_in_nested_parameters():
             "sliding_attention": {"rope_type": "default"},
         }
 
-    assert padding.rescales_beyond(Config) == 99
+    assert batches.rescales_beyond(Config) == 99
     Config.rope_parameters = {"rope_type": "yarn"}
-    assert padding.rescales_beyond(Config) is None
-    assert padding.rescales_beyond(None) is None
+    assert batches.rescales_beyond(Config) is None
+    assert batches.rescales_beyond(None) is None

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import logitlens
+from logitlens import hub
 from logitlens.errors import LogitLensError, ModelNotAvailable, UnsupportedModel
-from logitlens.model import hub
 from tests.architectures.build import build, quiet
 from tests.models import tiny_tokenizer
 

@@ -16,7 +16,8 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from logitlens.view import page, page_data, page_text  # noqa: E402
+from logitlens.view import page  # noqa: E402
+from logitlens.view.page import data, encoding  # noqa: E402
 from tests.view import page_synthetic as synthetic  # noqa: E402
 
 TARGET = ROOT / "web/test/fixture.json"
@@ -24,20 +25,20 @@ TARGET = ROOT / "web/test/fixture.json"
 
 def fixture() -> str:
     """The fixture as JSON text: manifest, blocks, and per reading the values of every cell."""
-    kept = page_data.TILE_ABOVE, page_data.TILE
-    page_data.TILE_ABOVE, page_data.TILE = 0, 4  # several tiles in a small file
+    kept = data.TILE_ABOVE, data.TILE
+    data.TILE_ABOVE, data.TILE = 0, 4  # several tiles in a small file
     try:
         readings = [synthetic.random(3, 10, 4, 2, seed=1), synthetic.hostile()]
         manifest, blocks = page.manifest(readings, title="fixture")
     finally:
-        page_data.TILE_ABOVE, page_data.TILE = kept
+        data.TILE_ABOVE, data.TILE = kept
     expected = []
     for reading in readings:
         expected.append(
             {
                 "top_ids": reading.top_ids.tolist(),
                 "top_logprobs": _half(reading.top_logprobs),
-                "top_ranks": page_data.tied_ranks(reading.top_logprobs).tolist(),
+                "top_ranks": data.tied_ranks(reading.top_logprobs).tolist(),
                 "entropy": _half(reading.entropy),
                 "kl": _half(reading.kl),
                 "next_logprobs": _half(reading.next_logprobs),
@@ -47,8 +48,8 @@ def fixture() -> str:
                 "pieces": [p if p.isprintable() else None for p in reading.pieces],
             }
         )
-    data = {name: page_text.sevens(block) for name, block in blocks.items()}
-    text = page_data.json_text({"manifest": manifest, "blocks": data, "expected": expected})
+    packed = {name: encoding.sevens(block) for name, block in blocks.items()}
+    text = data.json_text({"manifest": manifest, "blocks": packed, "expected": expected})
     return json.dumps(json.loads(text), ensure_ascii=True, indent=1) + "\n"
 
 

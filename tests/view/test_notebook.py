@@ -6,7 +6,8 @@ import gzip
 import json
 import re
 
-from logitlens.view import notebook, page
+from logitlens.view import page
+from logitlens.view.page import notebook
 from tests.view import page_synthetic as synthetic
 
 

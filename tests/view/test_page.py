@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from logitlens.errors import FormatError
-from logitlens.view import page, page_align, page_data
+from logitlens.view import page
+from logitlens.view.page import align, data
 from tests.view import page_fixture
 from tests.view import page_synthetic as synthetic
 
@@ -54,7 +55,7 @@ def test_half_precision_keeps_a_logprob_within_a_two_thousandth():
 def test_large_readings_are_tiled_and_equal_the_whole(monkeypatch):
     reading = synthetic.plausible(L=5, T=600, K=3)
     whole = page.decode(*page.encode(reading))
-    monkeypatch.setattr(page_data, "TILE_ABOVE", 1000)
+    monkeypatch.setattr(data, "TILE_ABOVE", 1000)
     manifest, blocks = page.encode(reading, "x.")
     assert manifest["tiles"] == ["x.0", "x.256", "x.512"]
     assert set(blocks) == {"x.head", *manifest["tiles"]}
@@ -87,7 +88,7 @@ def test_pages_of_the_first_version_are_refused_in_one_line(tmp_path):
 
 def test_ranks_of_ties_are_those_of_the_definition():
     logprobs = np.array([[[-1.0, -2.0, -2.0, -2.0, -3.0]]], np.float32)
-    assert page_data.tied_ranks(logprobs).tolist() == [[[1, 2, 2, 2, 5]]]
+    assert data.tied_ranks(logprobs).tolist() == [[[1, 2, 2, 2, 5]]]
     plain = synthetic.plausible(L=2, T=3, K=4)
     assert "top_ranks" not in [name for name, _, _ in page.encode(plain)[0]["fields"]]
     tied = synthetic.random(2, 3, 4, 0)
@@ -174,7 +175,7 @@ def test_wrong_use_is_told_in_words(tmp_path):
 
 
 def test_tokens_are_aligned_with_gaps_where_they_differ():
-    cols = page_align.columns(
+    cols = align.columns(
         [list("abcdef"), list("abXdef"), list("acdeef"), ["a", "b", "q", "c", "d", "e", "f"]]
     )
     texts = [list("abcdef"), list("abXdef"), list("acdeef"), ["a", "b", "q", "c", "d", "e", "f"]]
@@ -188,18 +189,16 @@ def test_tokens_are_aligned_with_gaps_where_they_differ():
 
 
 def test_depths_are_aligned_by_label_or_by_share_of_the_way():
-    labels, rows = page_align.depths([["embed", "0", "1", "2"], ["0", "2"]])
+    labels, rows = align.depths([["embed", "0", "1", "2"], ["0", "2"]])
     assert (labels, rows) == (["embed", "0", "1", "2"], [[0, 1, 2, 3], [-1, 0, -1, 1]])
-    labels, rows = page_align.depths([["embed", "0", "1", "2", "3"], ["embed", "0", "1"]])
+    labels, rows = align.depths([["embed", "0", "1", "2", "3"], ["embed", "0", "1"]])
     assert labels == ["embed", "0", "1", "2", "3"]
     assert rows[1][0] == 0
     assert rows[1][-1] == 2
 
 
 def test_what_sublayers_add_stands_between_the_depths_it_leads_to():
-    labels, rows = page_align.depths(
-        [["embed", "0", "1"], ["0.mlp", "1.mlp", "1"], ["1.attn", "1"]]
-    )
+    labels, rows = align.depths([["embed", "0", "1"], ["0.mlp", "1.mlp", "1"], ["1.attn", "1"]])
     assert labels == ["embed", "0.mlp", "0", "1.attn", "1.mlp", "1"]
     assert rows == [[0, -1, 1, -1, -1, 2], [-1, 0, -1, -1, 1, 2], [-1, -1, -1, 0, -1, 1]]
 
@@ -207,7 +206,7 @@ def test_what_sublayers_add_stands_between_the_depths_it_leads_to():
 def test_readings_of_other_tokenizers_are_told_apart():
     one, same = synthetic.plausible(seed=1), synthetic.plausible(seed=2)
     other = synthetic.random(3, 4, 3, 1)
-    assert page_align.vocabularies([one, other, same]) == [0, 1, 0]
+    assert align.vocabularies([one, other, same]) == [0, 1, 0]
 
 
 def test_chat_roles_and_specials_are_found_in_the_prompt():
@@ -226,7 +225,7 @@ def test_the_readers_fixture_is_what_the_writer_writes_today():
 
 def test_the_page_needs_numpy_only():
     code = (
-        "import sys, logitlens.view.page, logitlens.view.notebook\n"
+        "import sys, logitlens.view.page, logitlens.view.page.notebook\n"
         "bad = {'torch', 'transformers', 'matplotlib', 'pyarrow'} & set(sys.modules)\n"
         "sys.exit(str(bad) if bad else 0)"
     )

@@ -7,14 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from logitlens.view import page_text
+from logitlens.view.page import encoding
 
 
 def samples():
     rng = np.random.default_rng(0)
     yield from (rng.integers(0, 256, n, np.uint8).tobytes() for n in range(130))
     yield from (bytes([v]) * n for v in (0, 1, 255) for n in (1, 6, 7, 8, 13, 26))
-    for code in page_text.UNSAFE:  # runs of one unsafe character, of any length and at any end
+    for code in encoding.UNSAFE:  # runs of one unsafe character, of any length and at any end
         for n in range(1, 17):
             bits = f"{code:07b}" * n
             yield int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8))
@@ -22,13 +22,13 @@ def samples():
 
 def test_sevens_give_the_bytes_again():
     for data in samples():
-        assert page_text.from_sevens(page_text.sevens(data)) == data
+        assert encoding.from_sevens(encoding.sevens(data)) == data
 
 
 def test_sevens_hold_nothing_that_html_or_a_change_of_line_ends_touches():
     data = np.random.default_rng(1).integers(0, 256, 100_000, np.uint8).tobytes()
-    text = page_text.sevens(data)
-    assert not set(map(chr, page_text.UNSAFE)) & set(text)
+    text = encoding.sevens(data)
+    assert not set(map(chr, encoding.UNSAFE)) & set(text)
     written = text.encode("utf-8")
     assert len(written) <= len(data) * 8 / 7 + 2, "no byte is lost to escapes"
     assert text == written.replace(b"\n", b"\r\n").decode("utf-8")
@@ -36,12 +36,12 @@ def test_sevens_hold_nothing_that_html_or_a_change_of_line_ends_touches():
 
 def test_a_text_that_is_no_sevens_is_refused():
     with pytest.raises(ValueError, match="below U\\+0800"):
-        page_text.from_sevens("日本")
+        encoding.from_sevens("日本")
 
 
 def test_pairs_give_the_bytes_again_and_need_no_escape_in_json_or_script():
     for data in samples():
-        text = page_text.pairs(data)
+        text = encoding.pairs(data)
         assert from_pairs(text) == data
         assert json.dumps(text) == f'"{text}"'
         assert "<" not in text

@@ -1,11 +1,11 @@
 /* The page's data: a JSON manifest, one gzip'd JSON head per reading (tokens, vocabulary fragment)
- * and one gzip'd block per tile of positions. The writer is src/logitlens/view/page_data.py, which
+ * and one gzip'd block per tile of positions. The writer is src/logitlens/view/page/data.py, which
  * documents the format; ids are the keys everywhere, and a missing value is NaN or -1, never 0. */
 
 export const FORMAT = "logitlens-page"
 export const VERSION = 2
 
-/** Field of a tile: name, type (see page_fields.py) and values per cell ("K", "M" or 1). */
+/** Field of a tile: name, type (see page/fields.py) and values per cell ("K", "M" or 1). */
 type Field = [name: string, type: "u8" | "f16" | "f16-k" | "f16-l" | "u32" | "rank" | "recent", per: "K" | "M" | 1]
 
 export interface ReadingManifest {
@@ -20,12 +20,12 @@ export interface ReadingManifest {
   fields: Field[]
   /** [low, high] of each statistic over the whole reading, for the colour scale */
   range: Record<string, [number, number]>
-  /** sentences and badges, made where the numbers are made (see page_words.py) */
+  /** sentences and badges, made where the numbers are made (see page/words.py) */
   about: { lens: string; model: string; raw: boolean; check: string; ok: boolean | null; text: string[]; code: string }
   meta: Record<string, unknown>
 }
 
-/** How several readings stand side by side (made in page_align.py). */
+/** How several readings stand side by side (made in page/align.py). */
 export interface Frame {
   labels: string[]
   /** per reading: runs of [first position or -1, length] */
@@ -207,7 +207,7 @@ export async function open({ manifest: m, read }: Source): Promise<Reading[]> {
   return Promise.all(m.readings.map(async man => new Reading(man, JSON.parse(new TextDecoder().decode(await gunzip(await read(man.head)))), async name => read(name))))
 }
 
-/** Bytes of a text of seven bits to a character; page_text.py says how. */
+/** Bytes of a text of seven bits to a character; page/encoding.py says how. */
 export function unsevened(text: string): Uint8Array {
   const out = new Uint8Array((text.length * 7) >> 2)
   let n = 0, bits = 0, have = 0

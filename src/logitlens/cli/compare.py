@@ -113,13 +113,13 @@ def read_all(
 
 def summary(readings: Sequence[Reading]) -> list[str]:
     """For each reading after the first, one line: where it agrees with the first, and its entropy."""
-    from logitlens.view import page_align
+    from logitlens.view.page import align
 
     first = readings[0]
     lines = []
     for n, other in enumerate(readings[1:], 2):
-        columns = page_align.columns([first.pieces, other.pieces])
-        _, rows = page_align.depths([first.depths, other.depths])
+        columns = align.columns([first.pieces, other.pieces])
+        _, rows = align.depths([first.depths, other.depths])
         places = [(i, j) for i, j in zip(*columns) if min(i, j) >= 0]
         depths = [(d, e) for d, e in zip(*rows) if min(d, e) >= 0]
         last = sum(first.words[-1][i] == other.words[-1][j] for i, j in places)

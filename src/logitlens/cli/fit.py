@@ -142,7 +142,7 @@ def jacobian_command(
     part = _shard(shard)
     with _session(source, loading) as (model, speak):
         if depths is not None:
-            from logitlens.readout.select import select
+            from logitlens.select import select
 
             given["depths"] = tuple(select(depths, model.depth, "depths"))
         settings = jacobian.Settings(**given)
@@ -181,13 +181,13 @@ def _shard(text: str | None) -> tuple[int, int] | None:
 @contextmanager
 def _session(source: str, loading: dict[str, Any]) -> Iterator[tuple[LensModel, bool]]:
     """The model, and whether this process is the one that speaks."""
-    from logitlens.fit import parallel
+    from logitlens.fit import data_parallel
 
-    parallel.begin()
+    data_parallel.begin()
     try:
-        yield load_model(source, **loading), parallel.rank() == 0
+        yield load_model(source, **loading), data_parallel.rank() == 0
     finally:
-        parallel.end()
+        data_parallel.end()
 
 
 def _read(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from logitlens.fit import checkpoint, parallel
+from logitlens.fit import checkpoint, data_parallel
 from logitlens.fit.corpus import Corpus
 from logitlens.lenses import fingerprint, store
 from logitlens.lenses.fitted import FittedLens
@@ -21,9 +21,9 @@ class Folder:
 
     def __init__(self, path: Path | None, identity: dict[str, Any], *, apart: bool = False):
         self.path, self.apart = path, apart
-        self.process = parallel.rank() if apart else 0
+        self.process = data_parallel.rank() if apart else 0
         if apart:
-            identity = {**identity, "processes": parallel.size(), "process": self.process}
+            identity = {**identity, "processes": data_parallel.size(), "process": self.process}
         self.identity = identity
 
     @property
@@ -44,19 +44,19 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
             checkpoint.save(self.path, self.identity, state)
         if not self.apart:
-            parallel.barrier()
+            data_parallel.barrier()
 
     def finish(self, lens: FittedLens, name: str, dtype: str) -> None:
         """Write the lens as `name`, then forget the checkpoint. Raises OSError, FormatError."""
         if self.path is not None and self._writes():
             self.path.mkdir(parents=True, exist_ok=True)
-            if parallel.rank() == 0:
+            if data_parallel.rank() == 0:
                 store.save(lens, self.path / name, dtype=dtype)
             checkpoint.remove(self.path, self.process)
-        parallel.barrier()
+        data_parallel.barrier()
 
     def _writes(self) -> bool:
-        return self.apart or parallel.rank() == 0
+        return self.apart or data_parallel.rank() == 0
 
 
 def identity(kind: str, model: Any, corpus: Corpus, settings: dict[str, Any]) -> dict[str, Any]:

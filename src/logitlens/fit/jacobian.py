@@ -21,14 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logitlens.anatomy.forward import unwrap
 from logitlens.errors import FitError, PromptError
-from logitlens.fit import checkpoint, parallel, stream
+from logitlens.fit import checkpoint, data_parallel, gradients
 from logitlens.fit.corpus import Corpus
 from logitlens.fit.folder import Folder, identity
 from logitlens.fit.settings import check_counts, check_dtype, plain
 from logitlens.lenses import Header, JacobianLens
 from logitlens.model.capture import batches, input_device
-from logitlens.model.watch import unwrap
 
 FILE = "jacobian.safetensors"
 
@@ -111,8 +111,8 @@ def estimate(model: Any, prompts: Sequence[Tensor], settings: Settings) -> dict[
     D, anatomy = model.width, model.anatomy
     longest = max(len(ids) for ids in prompts)
     copies = max(1, min(D, settings.per_pass(model) // (len(prompts) * longest)))
-    with stream.differentiable(model):
-        kept = stream.run(model, prompts, depths, copies)
+    with gradients.differentiable(model):
+        kept = gradients.run(model, prompts, depths, copies)
         target, sources = kept[model.depth], [kept[d] for d in depths]
         B = len(prompts) * copies
         target_BTD = anatomy.rows(target, B)
@@ -129,14 +129,14 @@ def estimate(model: Any, prompts: Sequence[Tensor], settings: Settings) -> dict[
             by_copy += valid_BT.unflatten(0, (-1, copies))[:, :R, :, None] * q_RD[:, None].to(
                 target.device, target.dtype
             )
-            gradients = torch.autograd.grad(
+            found = torch.autograd.grad(
                 target,
                 sources,
                 anatomy.stream(cotangent_BTD),
                 retain_graph=number < len(passes) - 1,
                 allow_unused=True,
             )
-            for depth, gradient in zip(depths, gradients):
+            for depth, gradient in zip(depths, found):
                 if gradient is None:
                     continue
                 g_PRTD = anatomy.rows(gradient, B).unflatten(0, (-1, copies))[:, :R]
@@ -210,7 +210,7 @@ class JacobianFit:
     def run(self) -> JacobianLens:
         """Average over all prompts. Raises FitError, KeyboardInterrupt after a checkpoint."""
         began = saved = time.perf_counter()
-        mine = list(self._batches())[parallel.rank() :: parallel.size()]
+        mine = list(self._batches())[data_parallel.rank() :: data_parallel.size()]
         with checkpoint.interruptible() as asked:
             for indices in mine[self.rounds :]:
                 prompts = [self.prompts[i] for i in indices]
@@ -252,10 +252,10 @@ class JacobianFit:
 
     def lens(self) -> JacobianLens:
         """The mean so far, of all processes."""
-        error = self.error() if parallel.size() == 1 else {}
+        error = self.error() if data_parallel.size() == 1 else {}
         count = torch.tensor([self.count, self.tokens], dtype=torch.float64)
         sums = [self.sums[d].clone() for d in self.depths]
-        parallel.sum_all([count, *sums])
+        data_parallel.sum_all([count, *sums])
         n, tokens = float(count[0]), int(count[1])
         tensors = {f"{d}.jacobian": J / n for d, J in zip(self.depths, sums)}
         # How, not what: shards made differently still merge.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from logitlens.errors import FitError, PromptError
-from logitlens.fit import batch, checkpoint, parallel
+from logitlens.fit import batch, checkpoint, data_parallel
 from logitlens.fit.affine import AffineMaps
 from logitlens.fit.corpus import Corpus
 from logitlens.fit.divergence import Divergence
@@ -167,7 +167,7 @@ class TunedFit:
                 heldout = None
                 if self.step % every == 0 or self.step == s.steps:
                     heldout = self._judge_and_keep()
-                stopping = parallel.any_of(asked.is_set())
+                stopping = data_parallel.any_of(asked.is_set())
                 if stopping or self.step % (s.checkpoint_every or every) == 0:
                     self._save()
                 if self.report is not None:
@@ -206,10 +206,10 @@ class TunedFit:
         self.maps.zero_gradients()
         ids_BT = self.schedule.step(self.step)
         tokens = ids_BT.numel()
-        mine_BT = ids_BT[parallel.rank() :: parallel.size()]
+        mine_BT = ids_BT[data_parallel.rank() :: data_parallel.size()]
         sums = self._pass(mine_BT, self.divergence, tokens)
         total_L = torch.tensor([sums[d] for d in self.depths], dtype=torch.float64)
-        parallel.sum_all([total_L, *self.maps.gradients()])
+        data_parallel.sum_all([total_L, *self.maps.gradients()])
         losses = dict(zip(self.depths, (total_L / tokens).tolist()))
         for depth, loss in losses.items():
             if not math.isfinite(loss):
@@ -263,13 +263,13 @@ class TunedFit:
     def judge(self) -> dict[int, float]:
         """Mean held-out KL(final ‖ lens) per depth, nats, exactly, over all processes."""
         total_L = torch.zeros(len(self.depths), dtype=torch.float64)
-        mine = self.held_CT[parallel.rank() :: parallel.size()]
+        mine = self.held_CT[data_parallel.rank() :: data_parallel.size()]
         per = max(1, self.settings.tokens_per_step // self.held_CT.shape[1])
         with batch.as_evaluated(self.model.tail), torch.no_grad():
             for part in mine.split(per):
                 sums = self._pass(part, self.exact, None)
                 total_L += torch.tensor([sums[d] for d in self.depths], dtype=torch.float64)
-        parallel.sum_all([total_L])
+        data_parallel.sum_all([total_L])
         return dict(zip(self.depths, (total_L / self.held_CT.numel()).tolist()))
 
     def _judge_and_keep(self) -> dict[int, float]:

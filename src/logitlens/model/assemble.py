@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 import logitlens
+from logitlens.anatomy.check import Check, compare
 from logitlens.errors import LensMismatch, PromptError, UnsupportedModel
 from logitlens.lenses import Lens, resolve
 from logitlens.model.capture import Progress, Residuals
-from logitlens.model.verify import Check, compare
 from logitlens.reading import Reading
 from logitlens.readout import chunked
 from logitlens.readout.read import Table, hands_out, statistics
-from logitlens.readout.select import Selection, select
+from logitlens.select import Selection, select
 
 if TYPE_CHECKING:
     from logitlens.model.lens_model import LensModel

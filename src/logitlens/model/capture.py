@@ -17,23 +17,23 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from logitlens.errors import LogitLensError, PromptError, UnsupportedModel
-from logitlens.model.anatomy import Anatomy
-from logitlens.model.padding import batches as batches
-from logitlens.model.padding import padded
-from logitlens.model.sublayers import STREAMS, hooks
-from logitlens.model.tail import probe_ids
-from logitlens.model.verify import compare
-from logitlens.model.watch import (
+from logitlens.anatomy.blocks import Anatomy
+from logitlens.anatomy.check import compare
+from logitlens.anatomy.forward import (
     accepts,
     as_found,
     forward,
     input_device,
-    leaf,
     logits_of,
     refusing,
     unwrap,
 )
+from logitlens.anatomy.sublayers import STREAMS, hooks
+from logitlens.anatomy.tail import probe_ids
+from logitlens.anatomy.watch import leaf
+from logitlens.errors import LogitLensError, PromptError, UnsupportedModel
+from logitlens.model.batches import batches as batches
+from logitlens.model.batches import padded
 
 Progress = Callable[[str, int, int], None]  # what is counted, how many are done, of how many
 

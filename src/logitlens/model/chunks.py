@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from logitlens.anatomy.check import compare
+from logitlens.anatomy.forward import accepts
+from logitlens.anatomy.tail import probe_ids
 from logitlens.errors import PromptError, UnsupportedModel
+from logitlens.model.batches import rescales_beyond
 from logitlens.model.capture import Cache, Progress, Residuals, capture
-from logitlens.model.padding import rescales_beyond
-from logitlens.model.tail import probe_ids
-from logitlens.model.verify import compare
-from logitlens.model.watch import accepts
 
 MASK = 2 << 20  # positions of a part × positions up to its end: a model makes a mask of that size
 LEAST = 16  # positions of a part, however long the prompt

@@ -10,22 +10,23 @@ from typing import Any
 
 import torch
 
+from logitlens.anatomy import sublayers
+from logitlens.anatomy.blocks import Anatomy
+from logitlens.anatomy.check import Check
+from logitlens.anatomy.sublayers import Sublayers
+from logitlens.anatomy.tail import Tail, probe_ids
+from logitlens.anatomy.tensor_parallel import with_shards
 from logitlens.errors import PromptError
 from logitlens.lenses import Lens, resolve
+from logitlens.model import batches, chunks
 from logitlens.model import capture as capturing
-from logitlens.model import chunks, padding, sublayers
-from logitlens.model.anatomy import Anatomy
 from logitlens.model.assemble import Gathering, several, wanted
 from logitlens.model.capture import Progress, Residuals
 from logitlens.model.chunks import capture_in_parts, parts_of
-from logitlens.model.parallel import with_shards
 from logitlens.model.prompt import Prompt, ids_of
-from logitlens.model.sublayers import Sublayers
-from logitlens.model.tail import Tail, probe_ids
 from logitlens.model.tokens import Vocabulary
-from logitlens.model.verify import Check
 from logitlens.reading import Reading
-from logitlens.readout.select import Selection, select
+from logitlens.select import Selection, select
 
 
 class LensModel:
@@ -185,18 +186,18 @@ class LensModel:
         """
         if isinstance(prompts, str):
             raise PromptError("expected several prompts, got one text: use read, or give a list")
-        texts = padding.unpadded(prompts) if isinstance(prompts, Mapping) else list(prompts)
+        texts = batches.unpadded(prompts) if isinstance(prompts, Mapping) else list(prompts)
         cut = [self._ids(prompt, truncate) for prompt in texts]
         ids, dropped = [i for i, _ in cut], [n for _, n in cut]
         track = several(track)
         rows = self._rows(depths, stream)
         found = resolve(lens, self)
         out: dict[int, Reading] = {}
-        alone_beyond = padding.rescales_beyond(self.hf.config)
+        alone_beyond = batches.rescales_beyond(self.hf.config)
         lengths = [len(i) for i in ids]
         if len(set(lengths)) > 1 and not self.pads_change_nothing:
             alone_beyond = 0  # only prompts of one length share a batch
-        for batch in padding.batches(lengths, token_budget, alone_beyond=alone_beyond):
+        for batch in batches.batches(lengths, token_budget, alone_beyond=alone_beyond):
             for index, residuals in zip(
                 batch,
                 capturing.capture(self, [ids[i] for i in batch], depths=rows, stream=stream),

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from logitlens import hub
 from logitlens.errors import LogitLensError, MissingExtra, ModelNotAvailable, UnsupportedModel
-from logitlens.model import hub
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ def load(
             tokenizer = _tokenizer(folder if tokenizer is None else tokenizer, trust_remote_code)
     else:
         _refuse_options(revision, dtype, device_map, attn_implementation)
-        from logitlens.model.foreign import unwrapped
+        from logitlens.anatomy.foreign import unwrapped
 
         model, own_tokenizer = unwrapped(source)
         model = _object(model)
@@ -95,10 +95,10 @@ def wrap(
     """Find and prove the anatomy of a model object. Raises UnsupportedModel."""
     import torch
 
-    from logitlens.model.inputs import with_inputs
+    from logitlens.anatomy.forward import accepts, unwrap
+    from logitlens.anatomy.inputs import with_inputs
+    from logitlens.anatomy.tail import NotCausal, find
     from logitlens.model.lens_model import LensModel
-    from logitlens.model.tail import NotCausal, find
-    from logitlens.model.watch import accepts, unwrap
 
     with quietly():
         hf = with_inputs(unwrap(model), inputs)

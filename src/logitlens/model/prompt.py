@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from logitlens.errors import PromptError
-from logitlens.model import padding
+from logitlens.model import batches
 from logitlens.model.tokens import Vocabulary
 
 Prompt = str | Sequence[int] | np.ndarray | Tensor | Mapping[str, Any]
@@ -48,7 +48,7 @@ def ids_of(
 
 def _integers(prompt: Any) -> list[int]:
     if isinstance(prompt, Mapping):  # what apply_chat_template and tokenizers return
-        rows = padding.unpadded(prompt)
+        rows = batches.unpadded(prompt)
         if len(rows) != 1:
             raise PromptError(f"expected one prompt, got {len(rows)}: use read_batch")
         prompt = rows[0]

@@ -5,7 +5,7 @@
     z = softcap · tanh(z / softcap)
     z = z + final_bias
 
-`logitlens.model.tail` finds these values by watching the model and proves them against its logits;
+`logitlens.anatomy.tail` finds these values by watching the model and proves them against its logits;
 everything in `logitlens.readout` takes them as given.
 """
 

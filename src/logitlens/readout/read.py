@@ -22,7 +22,7 @@ Engine = Callable[..., Stats]
 
 
 class TailLike(Protocol):
-    """What a readout needs of a tail; see `logitlens.model.tail.Tail`."""
+    """What a readout needs of a tail; see `logitlens.anatomy.tail.Tail`."""
 
     @property
     def head(self) -> Head: ...

@@ -100,7 +100,7 @@ class Routes:
         name = request.path_params["name"]
         if name not in ASSETS:
             return _plain("no such file", 404)
-        text = resources.files("logitlens.view").joinpath("assets", name).read_text("utf-8")
+        text = resources.files("logitlens.view.page").joinpath("assets", name).read_text("utf-8")
         return Response(text, media_type=ASSETS[name])
 
     async def start(self, request: Request) -> Response:

@@ -22,7 +22,7 @@ from typing import Any
 from logitlens.errors import LogitLensError, PromptError, UnsupportedModel, out_of_memory
 from logitlens.reading import Reading
 from logitlens.server.order import Limits, Order
-from logitlens.view import page_words
+from logitlens.view.page import words
 
 Loader = Callable[[str], Any]
 Event = dict[str, Any]
@@ -281,10 +281,10 @@ class Desk:
 
 
 def _entry(name: str, reading: Reading) -> Event:
-    about = page_words.about(reading)
+    about = words.about(reading)
     return {
         "id": name,
-        "label": page_words.label(reading),
+        "label": words.label(reading),
         "model": about["model"],
         "lens": about["lens"],
         "shape": list(reading.shape),

@@ -10,7 +10,8 @@ import torch
 
 import logitlens
 from logitlens import LensMismatch, PromptError, UnsupportedModel
-from logitlens.model import capture, sublayers
+from logitlens.anatomy import sublayers
+from logitlens.model import capture
 from tests.architectures.build import build
 from tests.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 

@@ -1,6 +1,6 @@
 """The page as a Jupyter widget (extra `notebook`): data as binary buffers, no frame.
 
-    from logitlens.view.page_widget import PageWidget
+    from logitlens.view.page.widget import PageWidget
     PageWidget([before, after], color="kl")
 
 `_repr_mimebundle_` of a Reading needs no widget; this one spares the text and lives in the
@@ -15,7 +15,7 @@ from typing import Any
 from logitlens.errors import MissingExtra
 from logitlens.reading import Reading
 from logitlens.view import page
-from logitlens.view.notebook import static_table
+from logitlens.view.page.notebook import static_table
 
 try:
     import anywidget

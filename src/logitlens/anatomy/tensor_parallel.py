@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from logitlens.model.tail import Tail
+from logitlens.anatomy.tail import Tail
 from logitlens.readout.head import Head
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from logitlens.anatomy.blocks import Anatomy
+from logitlens.anatomy.watch import leaf, leaves, replace_leaf
 from logitlens.errors import UnsupportedModel
-from logitlens.model.anatomy import Anatomy
-from logitlens.model.watch import leaf, leaves, replace_leaf
 
 _SAME = {
     torch.ops.aten.view.default,

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from logitlens.anatomy.forward import as_found, forward, unwrap
+from logitlens.anatomy.watch import leaf, replace_leaf
 from logitlens.errors import UnsupportedModel
 from logitlens.model.capture import input_device, padded
-from logitlens.model.watch import as_found, forward, leaf, replace_leaf, unwrap
 
 
 class _Enough(Exception):

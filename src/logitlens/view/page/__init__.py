@@ -25,8 +25,8 @@ from typing import Any
 from logitlens.errors import FormatError
 from logitlens.files import write_text
 from logitlens.reading import Reading
-from logitlens.view import page_align, page_data, page_text, page_words
-from logitlens.view.page_data import FORMAT, VERSION, decode, encode
+from logitlens.view.page import align, data, encoding, words
+from logitlens.view.page.data import FORMAT, VERSION, decode, encode
 
 __all__ = ["decode", "encode", "html", "load", "manifest", "readings", "save", "script", "style"]
 
@@ -59,7 +59,7 @@ def html(
     code = f"{script()}\n{_START}"
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     data = "\n".join(
-        f'<script type="text/plain" data-ll="{name}">{page_text.sevens(block)}</script>'
+        f'<script type="text/plain" data-ll="{name}">{encoding.sevens(block)}</script>'
         for name, block in blocks.items()
     )
     policy = (
@@ -90,13 +90,13 @@ def manifest(
     title: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The page's data: (manifest of the whole page, {name: gzip'd block}); see page_data."""
+    """The page's data: (manifest of the whole page, {name: gzip'd block}); see `data`."""
     readings = list(readings)
     if not readings:
         raise FormatError("a page needs at least one reading, got none")
     chosen = _options(options or {})
     parts = [encode(reading, f"{i}.") for i, reading in enumerate(readings)]
-    groups = page_align.vocabularies(readings)
+    groups = align.vocabularies(readings)
     for (part, _), name, group in zip(parts, labels(readings), groups):
         part["label"], part["vocabulary"] = name, group
     head = {
@@ -104,9 +104,9 @@ def manifest(
         "version": VERSION,
         "title": title
         if title is not None
-        else " · ".join(dict.fromkeys(page_words.label(r) for r in readings)),
+        else " · ".join(dict.fromkeys(words.label(r) for r in readings)),
         "options": chosen,
-        "frame": page_align.frame(readings),
+        "frame": align.frame(readings),
         "readings": [part for part, _ in parts],
     }
     return head, {name: block for _, blocks in parts for name, block in blocks.items()}
@@ -131,8 +131,8 @@ def _options(options: Mapping[str, Any]) -> dict[str, Any]:
 def labels(readings: Sequence[Reading]) -> list[str]:
     """Names that tell the readings apart: by prompt, else by lens, by model, or by number."""
     ways = (
-        [page_words.label(r) for r in readings],
-        [page_words.lens_words(r)[0] for r in readings],
+        [words.label(r) for r in readings],
+        [words.lens_words(r)[0] for r in readings],
         [str(r.meta.get("model", "model")) for r in readings],
     )
     if len(readings) == 1:
@@ -187,7 +187,7 @@ def readings(text: str, name: str = "the page") -> list[Reading]:
         )
     found_blocks = re.findall(r'<script type="text/plain" data-ll="([^"]+)">([^<]*)</script>', text)
     try:
-        blocks = {key: page_text.from_sevens(value) for key, value in found_blocks}
+        blocks = {key: encoding.from_sevens(value) for key, value in found_blocks}
         return [decode(part, blocks) for part in head["readings"]]
     except FormatError as error:
         raise FormatError(f"{name}: {error}") from error
@@ -207,7 +207,9 @@ def style() -> str:
 
 @lru_cache
 def _asset(name: str) -> str:
-    return resources.files("logitlens.view").joinpath("assets", name).read_text("utf-8").strip()
+    return (
+        resources.files("logitlens.view.page").joinpath("assets", name).read_text("utf-8").strip()
+    )
 
 
 def _utf8(text: str) -> str:
@@ -216,7 +218,7 @@ def _utf8(text: str) -> str:
 
 def script_json(value: Any) -> str:
     """JSON that may stand inside <script>: no `<`, no U+2028 or U+2029."""
-    text = page_data.json_text(value)
+    text = data.json_text(value)
     for char in "<\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
     return text

@@ -48,7 +48,7 @@ def _traced(source: Any) -> nn.Module:
         raise UnsupportedModel(
             f"{type(source).__name__}: its weights are not loaded yet; call dispatch() on it first, "
             "or make it with dispatch=True. A remote model is read inside its trace: see "
-            "logitlens.model.trace"
+            "logitlens.model.nnsight"
         )
     return inner
 

@@ -6,7 +6,7 @@
 `blocks["head"]` is gzip'd JSON: input ids and pieces, tracked ids, and the fragment of the vocabulary
 that occurs (ids as steps from one to the next, pieces, bytes of those that are not text). A piece of
 the prompt is null where it is its id's in the vocabulary. The other blocks are tiles of positions;
-inside one, the fields named in `manifest["fields"]` follow each other as page_fields writes them.
+inside one, the fields named in `manifest["fields"]` follow each other as fields writes them.
 
 A reading below `TILE_ABOVE` bytes is one tile; above, tiles of `TILE` positions are inflated when
 they come into view. Half precision keeps 11 bits: a log-probability is within 0.05 % of its value.
@@ -28,7 +28,7 @@ import numpy as np
 from logitlens.errors import FormatError
 from logitlens.reading import Reading
 from logitlens.reading_io import _plain as plain
-from logitlens.view import page_fields, page_words
+from logitlens.view.page import fields, words
 
 FORMAT = "logitlens-page"
 VERSION = 2
@@ -49,31 +49,31 @@ def encode(reading: Reading, prefix: str = "") -> tuple[dict[str, Any], dict[str
     """
     L, T, K = reading.shape
     M = len(reading.track_ids)
-    fields = _fields(reading)
-    size = sum(array.nbytes for array, _, _ in fields.values())
+    columns = _fields(reading)
+    size = sum(array.nbytes for array, _, _ in columns.values())
     tile = T if size <= TILE_ABOVE else TILE
     blocks = {prefix + "head": gzip_parts([json_text(_head(reading)).encode()])}
     tiles: list[str] = []
     for start in range(0, T, tile):
         name = f"{prefix}{start}"
         parts, before = [], None
-        for array, kind, _ in fields.values():
+        for array, kind, _ in columns.values():
             here = np.ascontiguousarray(array[..., start : start + tile])
-            parts += page_fields.pack(here, kind, before)
+            parts += fields.pack(here, kind, before)
             before = here
         blocks[name] = gzip_parts(parts)
         tiles.append(name)
     manifest = {
-        "label": page_words.label(reading),
+        "label": words.label(reading),
         "vocabulary": 0,
         "depths": list(reading.depths),
         "shape": {"L": L, "T": T, "K": K, "M": M},
         "head": prefix + "head",
         "tile": tile,
         "tiles": tiles,
-        "fields": [[name, kind, per] for name, (_, kind, per) in fields.items()],
+        "fields": [[name, kind, per] for name, (_, kind, per) in columns.items()],
         "range": _ranges(reading),
-        "about": page_words.about(reading),
+        "about": words.about(reading),
         "meta": {k: v for k, v in plain(reading.meta).items() if k not in _IN_HEAD},
     }
     return manifest, blocks
@@ -102,7 +102,7 @@ def _decode(manifest: Mapping[str, Any], blocks: Mapping[str, bytes]) -> Reading
         data, at, array = gzip.decompress(blocks[name]), 0, None
         for field, kind, per in manifest["fields"]:
             slots = {"K": K, "M": M}.get(per, 1)
-            array, used = page_fields.unpack(data, at, kind, (slots, L, rows), array)
+            array, used = fields.unpack(data, at, kind, (slots, L, rows), array)
             columns[field].append(array)
             at += used
         if at != len(data):
@@ -217,8 +217,8 @@ def _head(reading: Reading) -> dict[str, Any]:
             for i, piece in zip(reading.ids, reading.pieces)
         ],
         "track": reading.track_ids.tolist(),
-        "special": sorted(page_words.special_ids(reading)),
-        "roles": page_words.roles(reading),
+        "special": sorted(words.special_ids(reading)),
+        "roles": words.roles(reading),
         "vocab": {
             "ids": np.diff(ids, prepend=0).tolist(),
             "pieces": [reading.vocab[i] for i in ids],

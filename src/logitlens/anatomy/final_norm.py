@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from logitlens.model.anatomy import Axes, same
-from logitlens.model.watch import Call, Slot, leaf, replace_leaf
+from logitlens.anatomy.blocks import Axes, same
+from logitlens.anatomy.watch import Call, Slot, leaf, replace_leaf
 
 LONGEST = 4
 

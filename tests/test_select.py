@@ -3,7 +3,7 @@
 import pytest
 
 from logitlens import PromptError
-from logitlens.readout.select import select
+from logitlens.select import select
 
 
 @pytest.mark.parametrize(

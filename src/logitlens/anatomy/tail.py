@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from logitlens.errors import LogitLensError, UnsupportedModel
-from logitlens.model.anatomy import (
+from logitlens.anatomy.blocks import (
     PROBE_BATCH,
     PROBE_POSITIONS,
     Anatomy,
@@ -23,11 +22,13 @@ from logitlens.model.anatomy import (
     find_blocks,
     observe,
 )
-from logitlens.model.replay import Replay
-from logitlens.model.steps import Step, find_steps, rows_of
-from logitlens.model.unembed import Finish, find_finish, head_calls, make_head
-from logitlens.model.verify import Check, compare
-from logitlens.model.watch import Call, as_found, embeddings, input_device, refusing, unwrap
+from logitlens.anatomy.check import Check, compare
+from logitlens.anatomy.final_norm import Step, find_steps, rows_of
+from logitlens.anatomy.forward import as_found, embeddings, input_device, refusing, unwrap
+from logitlens.anatomy.replay import Replay
+from logitlens.anatomy.unembedding import Finish, find_finish, head_calls, make_head
+from logitlens.anatomy.watch import Call
+from logitlens.errors import LogitLensError, UnsupportedModel
 from logitlens.readout.head import Head
 
 

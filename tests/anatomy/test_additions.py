@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from logitlens.model import additions
+from logitlens.anatomy import additions
 
 
 @pytest.mark.parametrize(

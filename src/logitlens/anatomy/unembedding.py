@@ -15,9 +15,10 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from logitlens.model.anatomy import Observation, same
-from logitlens.model.steps import device_of, rows_of
-from logitlens.model.watch import Call, as_found, embeddings, forward, leaf, logits_of, replace_leaf
+from logitlens.anatomy.blocks import Observation, same
+from logitlens.anatomy.final_norm import device_of, rows_of
+from logitlens.anatomy.forward import as_found, embeddings, forward, logits_of
+from logitlens.anatomy.watch import Call, leaf, replace_leaf
 from logitlens.readout.head import Head
 
 HUGE = 3e4  # far beyond any softcap, still finite in float16

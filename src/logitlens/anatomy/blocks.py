@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from logitlens.anatomy.forward import as_found, forward, logits_of
+from logitlens.anatomy.watch import Call, Slot, watching
 from logitlens.errors import UnsupportedModel
-from logitlens.model.watch import Call, Slot, as_found, forward, logits_of, watching
 
 PROBE_BATCH = 2
 PROBE_POSITIONS = 11

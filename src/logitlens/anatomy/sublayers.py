@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from logitlens.anatomy.additions import Path, Sum, Value, watching
+from logitlens.anatomy.blocks import Anatomy
+from logitlens.anatomy.forward import as_found, forward, refusing
 from logitlens.errors import UnsupportedModel
-from logitlens.model.additions import Path, Sum, Value, watching
-from logitlens.model.anatomy import Anatomy
-from logitlens.model.watch import as_found, forward, refusing
 
 STREAMS = ("resid", "mid", "attn", "mlp")
 POSITIONS = 11

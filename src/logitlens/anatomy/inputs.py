@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from logitlens.anatomy.forward import accepts, embeddings, input_device
 from logitlens.errors import UnsupportedModel
-from logitlens.model.watch import accepts, embeddings, input_device
 
 Value = Tensor | Callable[[Tensor], Tensor] | Any
 

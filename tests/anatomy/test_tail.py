@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import logitlens
+from logitlens.anatomy import tail as finding
+from logitlens.anatomy.check import compare, dtype_error
+from logitlens.anatomy.final_norm import ratio
+from logitlens.anatomy.replay import Replay
 from logitlens.errors import UnsupportedModel
-from logitlens.model import tail as finding
 from logitlens.model.capture import capture
-from logitlens.model.replay import Replay
-from logitlens.model.steps import ratio
-from logitlens.model.verify import compare, dtype_error
 from tests.architectures.build import build
 
 IDS = [5, 60, 7, 82, 9, 10, 11, 33, 34]

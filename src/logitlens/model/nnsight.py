@@ -1,16 +1,16 @@
 """The lens inside an nnsight trace: statistics where the model runs, so that only top-k leaves it.
 
-    from logitlens.model import trace
+    from logitlens.model import nnsight as lens
 
     with model.trace(ids):                                  # remote=True: on NDIF
         h = [model.transformer.h[0].input]
         for block in model.transformer.h:
             h.append(block.output)
         tail = lambda x: model.lm_head(model.transformer.ln_f(x))
-        found = trace.statistics(h, tail, model.lm_head.output, ids, k=5).save()
-    reading = trace.reading(found, ids, tokenizer=model.tokenizer, name="gpt2")
+        found = lens.statistics(h, tail, model.lm_head.output, ids, k=5).save()
+    reading = lens.reading(found, ids, tokenizer=model.tokenizer, name="gpt2")
 
-`statistics` uses torch alone, so that `nnsight.register(trace)` can send it to a server which does
+`statistics` uses torch alone, so that `nnsight.register(lens)` can send it to a server which does
 not have this package. It takes the tail on trust, but not unseen: the last row is compared with the
 model's own logits there, and `reading` refuses a difference.
 """
@@ -137,8 +137,8 @@ def reading(
 
 def _proof(found: dict[str, Any], positions: int, name: str, tolerance: float | None) -> Any:
     """The Check of a traced last row. Raises UnsupportedModel where it is not the model's own."""
+    from logitlens.anatomy.check import FLOAT32_TOLERANCE, Check
     from logitlens.errors import UnsupportedModel
-    from logitlens.model.verify import FLOAT32_TOLERANCE, Check
 
     dtype, worst = found["dtype"], found["max_abs_diff"]
     if tolerance is None:

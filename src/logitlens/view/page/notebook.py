@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from logitlens.reading import Reading
-from logitlens.view import page, page_text, page_words
+from logitlens.view import page
+from logitlens.view.page import encoding, words
 from logitlens.view.text import clip, isolate, visible
 
 SCRIPT_LIMIT = 25 * 1024  # bytes of script that one cell may carry
@@ -60,7 +61,7 @@ _HOST = (
     "new MutationObserver(_=>f.contentWindow?.postMessage(f.name=t(),'*')).observe(b,{attributes:!0})}"
 )
 
-# The frame's part: text to bytes (see page_text.pairs), inflate the script, run it on the data.
+# The frame's part: text to bytes (see encoding.pairs), inflate the script, run it on the data.
 _UNPACK = (
     'let d=document,u=q=>{let t=d.querySelector(`[data-ll="${q}"]`).textContent,o=[],b=0,n=0,i=0,'
     "c=_=>({33:60,126:92}[_=t.charCodeAt(i++)]||_)-35;"
@@ -75,7 +76,7 @@ _UNPACK = (
 def _frame(readings: Sequence[Reading], title: str | None, options: dict[str, Any]) -> str:
     head, blocks = page.manifest(readings, title=title, options=options)
     data = "".join(
-        f'<script type="text/plain" data-ll="{name}">{page_text.pairs(block)}</script>'
+        f'<script type="text/plain" data-ll="{name}">{encoding.pairs(block)}</script>'
         for name, block in {**blocks, "js": packed_script()}.items()
     )
     return (
@@ -100,7 +101,7 @@ def _gzip(text: bytes, memory: int) -> bytes:
 
 def script_bytes() -> int:
     """Bytes of script in a cell: the packed page, its unpacker and the host's part."""
-    return len(page_text.pairs(packed_script())) + len(_UNPACK) + len(_HOST)
+    return len(encoding.pairs(packed_script())) + len(_UNPACK) + len(_HOST)
 
 
 def static_table(reading: Reading) -> str:
@@ -115,7 +116,7 @@ def static_table(reading: Reading) -> str:
         + "</tr>"
         for row in rows
     )
-    about = page_words.about(reading)
+    about = words.about(reading)
     shown = f"{len(rows)} of {L} depths, " if len(rows) < L else ""
     shown += f"last {len(columns)} of {T} positions" if len(columns) < T else ""
     note = " · ".join(

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from logitlens.anatomy.blocks import Anatomy
+from logitlens.anatomy.forward import as_found, forward, logits_of
+from logitlens.anatomy.watch import Slot, leaf, replace_leaf
 from logitlens.errors import UnsupportedModel
-from logitlens.model.anatomy import Anatomy
-from logitlens.model.watch import Slot, as_found, forward, leaf, logits_of, replace_leaf
 
 
 class Replay:
