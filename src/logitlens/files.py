@@ -1,45 +1,65 @@
-"""Writing a file whole or not at all."""
+"""Atomic writes: a file appears whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from logitlens.errors import LogitLensError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no advisory locks: leftovers of killed writes stay there
+    fcntl = None
+
+_ROOM = 1 << 20  # bytes tried where a writer failed, to learn whether the disk is full
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes the name `path`, else it vanishes.
+    """Yield a temporary path beside `path`; on success it is renamed to `path`, else it is removed.
 
-    A reader therefore sees the old file or the new one, never a part. Raises OSError with one line
-    where the folder is missing or cannot be written.
+    A reader therefore sees the old file or the new one, never a part. A file that is overwritten keeps
+    its mode, a symbolic link keeps its place and its target is replaced, and what a killed write of
+    the same file left behind is removed. The bytes are on the disk before the rename.
+
+    Raises OSError with one line where `path` cannot be written: no folder, no permission, a full disk,
+    a directory, a pipe or a device.
     """
-    target = Path(path)
-    try:
-        # mkstemp opens with mode 600; a result file should follow the user's umask like any other.
-        descriptor, name = tempfile.mkstemp(
-            prefix=f".{target.name[:100]}.", suffix=f".tmp{target.suffix}", dir=target.parent
-        )
-    except OSError as error:
-        raise OSError(f"cannot write {target}: {error.strerror or error}") from error
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        if target.is_dir():
-            raise OSError(f"cannot write {target}: it is a directory")
-        os.replace(temporary, target)
-    except OSError as error:
-        if error.strerror is None:
+    with _temporary(path) as (target, temporary, descriptor):
+        try:
+            yield temporary
+            os.fsync(descriptor)
+            if (old := _mode(target)) is not None:
+                os.chmod(temporary, stat.S_IMODE(old))
+            os.replace(temporary, target)
+        except OSError as error:
+            if error.errno is None or error.filename not in (None, str(temporary)):
+                raise  # the caller's own words, or about another file
+            raise _refused(path, os.strerror(error.errno)) from error
+        except LogitLensError:
             raise
-        raise OSError(f"cannot write {target}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        except Exception as error:
+            # Some writers report a full disk in errors of their own: ask the disk itself.
+            try:
+                os.lseek(descriptor, 0, os.SEEK_END)
+                for _ in range(2):  # the first may fit in part
+                    os.write(descriptor, bytes(_ROOM))
+                os.fsync(descriptor)
+            except OSError as reason:
+                raise _refused(path, os.strerror(reason.errno or 0)) from error
+            raise
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise the OSError that `replacing` would raise, before there is anything to write."""
+    with _temporary(path):
+        pass
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -51,3 +71,80 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` to `path` as UTF-8, whole or not at all."""
     write_bytes(path, text.encode("utf-8"))
+
+
+@contextmanager
+def _temporary(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path, int]]:
+    """(what `path` names, a new empty file beside it, its descriptor); the file is removed at the end."""
+    try:
+        old = _mode(path)
+        if old is not None and not stat.S_ISREG(old):
+            raise _refused(
+                path, "it is a directory" if stat.S_ISDIR(old) else "it is no regular file"
+            )
+        target = Path(os.path.realpath(path))
+        if not target.parent.is_dir():
+            raise _refused(path, f"there is no folder {Path(path).parent}; make it first")
+        # Readable by nobody who may not read the old file; the umask narrows a new one.
+        mode = 0o666 if old is None else stat.S_IMODE(old)
+        start, end = f".{target.name[:40]}.", f".tmp{target.suffix[:20]}"
+        _sweep(target.parent, start, end)
+        temporary, descriptor = _create(target.parent, start, end, mode)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise _refused(path, os.strerror(error.errno)) from error
+    try:
+        yield target, temporary, descriptor
+    finally:
+        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _mode(path: str | os.PathLike[str]) -> int | None:
+    """What `path` names, links followed; None where there is nothing yet."""
+    try:
+        return os.stat(path).st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _create(folder: Path, start: str, end: str, mode: int) -> tuple[Path, int]:
+    """A new file, locked as long as its descriptor is open."""
+    while True:
+        path = folder / f"{start}{secrets.token_hex(4)}{end}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+        _lock(descriptor, wait=True)
+        if os.fstat(descriptor).st_nlink:
+            return path, descriptor
+        os.close(descriptor)  # another process took it for a leftover before it was locked
+
+
+def _sweep(folder: Path, start: str, end: str) -> None:
+    """Remove temporary files that no process holds any more: their writers were killed."""
+    for name in os.listdir(folder):
+        middle = name[len(start) : -len(end)]
+        if not (name.startswith(start) and name.endswith(end) and len(middle) == 8):
+            continue
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder / name, os.O_RDWR)
+            try:
+                if _lock(descriptor, wait=False):
+                    os.unlink(folder / name)
+            finally:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int, wait: bool) -> bool:
+    """Lock an open file; False where another process holds it or the file system has no locks."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def _refused(path: str | os.PathLike[str], why: str) -> OSError:
+    return OSError(f"cannot write {path}: {why}")

@@ -49,8 +49,9 @@ def test_every_form_gives_the_same_documents(tmp_path, model, suffix):
     assert again.hash == found.hash
 
 
-def test_a_folder_is_read_in_order_of_names(tmp_path, model):
-    for name, part in [("b.txt", "of Paris"), ("a.txt", "The city"), ("c.bin", "x")]:
+def test_a_folder_is_read_in_order_of_names_without_hidden_files(tmp_path, model):
+    names = ["b.txt", "a.txt", "c.bin", ".a.txt.0123abcd.tmp.txt"]
+    for name, part in zip(names, ["of Paris", "The city", "x", "half"]):
         (tmp_path / name).write_text(part)
     found = corpus.read(tmp_path, model)
     assert [d.tolist() for d in found.documents] == [

@@ -26,11 +26,7 @@ def save(folder: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain containers) with what it belongs to; whole or not at all."""
     path = path_in(folder, identity.get("process", 0))
     with replacing(path) as temporary:
-        try:
-            torch.save({"identity": identity, "state": state}, temporary)
-        except RuntimeError as error:  # torch reports a full disk so
-            first = str(error).splitlines()[0]
-            raise OSError(f"cannot write {path}: {first}") from None
+        torch.save({"identity": identity, "state": state}, temporary)
 
 
 def load(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:

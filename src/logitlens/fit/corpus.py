@@ -137,7 +137,9 @@ def records(source: str | os.PathLike[str], field: str = "text") -> Iterator[str
         return
     path = Path(source).expanduser()
     if path.is_dir():
-        files = sorted(f for f in path.iterdir() if _suffix(f) in SUFFIXES)
+        files = sorted(
+            f for f in path.iterdir() if _suffix(f) in SUFFIXES and not f.name.startswith(".")
+        )
         if not files:
             raise PromptError(f"{path} holds no corpus files: expected {', '.join(SUFFIXES)}")
         for file in files:
