@@ -196,7 +196,7 @@ def _safetensors(path):
 def _reading(path):
     from tests.view.conftest import EIFFEL, make
 
-    make(EIFFEL).save(path)
+    make(EIFFEL * 4).save(path)
 
 
 @pytest.mark.parametrize(

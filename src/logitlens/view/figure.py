@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitlens.errors import FormatError, MissingExtra
-from logitlens.files import replacing
+from logitlens.files import write_bytes
 from logitlens.reading import Reading
 from logitlens.view import color as paint
 from logitlens.view import select
@@ -130,8 +130,10 @@ def save(reading: Reading, path: str | os.PathLike[str], *, dpi: int = 200, **op
     kind = Path(path).suffix.lower().lstrip(".")
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
     fig = figure(reading, **options)
-    with replacing(path) as temporary, mpl.rc_context({"svg.hashsalt": "logitlens"}):
-        fig.savefig(temporary, format=kind, dpi=dpi, metadata=dates, bbox_inches="tight")
+    drawn = io.BytesIO()  # matplotlib's own files stay open where the disk is full
+    with mpl.rc_context({"svg.hashsalt": "logitlens"}):
+        fig.savefig(drawn, format=kind, dpi=dpi, metadata=dates, bbox_inches="tight")
+    write_bytes(path, drawn.getvalue())
 
 
 def _matplotlib() -> Any:
