@@ -1,62 +1,80 @@
-"""A hub name → a directory: the cache first, one short probe of the network, then a download.
+"""The Hugging Face hub: the cache first, then one short probe, then what was asked for.
 
-With a dead name server one look-up of the hub takes half a minute before it fails; so nothing here
-asks the network before the cache has been searched, and the probe runs under a limit of its own.
-Honours HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
+With a dead name server one look-up takes half a minute before it fails, and the client library goes
+on trying for minutes where connections are reset. So whatever asks the network here runs in a
+thread that is given up after a short silence. Honours HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT,
+HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE and the proxy variables.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import re
-import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from logitlens.errors import ModelNotAvailable
+from logitlens.errors import LogitLensError, ModelNotAvailable
 
 PROBE_SECONDS = 3.0
-WANTED = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+SILENCE = 8.0  # seconds without an answer or a byte, after which the hub is given up
+WANTED = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".py")
+THREAD = "logitlens-hub"
+
+T = TypeVar("T")
 
 
-def looks_like_name(source: str) -> bool:
-    """Whether `source` could be a repository: "gpt2" or "openai-community/gpt2"."""
-    return bool(_NAME.fullmatch(source)) and ".." not in source
+class Away(ModelNotAvailable):
+    """The hub was not asked, or did not answer; the message is a clause that says why."""
 
 
-def fetch(name: str, revision: str | None = None) -> Path:
-    """The directory of a model, from the cache or the hub.
+# -- names and the cache --------------------------------------------------------------------------
 
-    Raises ModelNotAvailable with one message: where it was looked for, the bundled model, and the
-    command that would fetch it.
-    """
-    found = cached(name, revision)
-    if found is not None:
-        return found
-    if offline():
-        raise not_available(name, "and HF_HUB_OFFLINE is set")
-    if not reachable():
-        raise not_available(name, f"and {endpoint()} gave no answer in {PROBE_SECONDS:.0f} s")
-    return download(name, revision)
+
+def is_name(text: str) -> bool:
+    """Whether `text` could be a repository: "gpt2" or "openai-community/gpt2"."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return text.isascii()
+
+
+def cached_file(
+    repository: str, name: str, kind: str = "model", revision: str | None = None
+) -> Path | None:
+    """A file of a repository, where the cache holds it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(repository, name, repo_type=kind, revision=revision)
+    except (OSError, ValueError):  # a damaged reference in the cache
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def cached_names(repository: str, pattern: str) -> list[Path]:
+    """Files of a model repository that the cache holds, whatever their revision."""
+    snapshots = Path(cache_folder()) / ("models--" + repository.replace("/", "--")) / "snapshots"
+    return sorted(snapshots.glob(f"*/**/{pattern}"))
 
 
 def cached(name: str, revision: str | None = None) -> Path | None:
     """The cached snapshot, where it is whole: a configuration and every shard of weights."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(name, "config.json", revision=revision)
-    if not isinstance(config, str):
-        return None
-    folder = Path(config).parent
-    return folder if weight_files(folder) else None
+    config = cached_file(name, "config.json", revision=revision)
+    return config.parent if config is not None and weight_files(config.parent) else None
 
 
 def weight_files(folder: Path) -> list[str]:
     """Names of the weight files of a model directory; empty where one is missing."""
-    import json
-
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).is_file():
             try:
@@ -72,18 +90,9 @@ def weight_files(folder: Path) -> list[str]:
     return []
 
 
-def offline() -> bool:
-    """HF_HUB_OFFLINE, as huggingface_hub reads it; or set since it was imported."""
-    from huggingface_hub import constants
-
-    value = os.environ.get("HF_HUB_OFFLINE", os.environ.get("TRANSFORMERS_OFFLINE", ""))
-    return bool(constants.HF_HUB_OFFLINE) or value.upper() in {"1", "ON", "YES", "TRUE"}
-
-
-def endpoint() -> str:
-    from huggingface_hub import constants
-
-    return constants.ENDPOINT
+def revision_of(folder: Path) -> str | None:
+    """The commit of a snapshot directory of the hub's cache; None for any other directory."""
+    return folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
 
 
 def cache_folder() -> str:
@@ -92,76 +101,215 @@ def cache_folder() -> str:
     return str(constants.HF_HUB_CACHE)
 
 
-def reachable(limit: float | None = None) -> bool:
-    """One request to the hub under a time limit that also covers the name server."""
-    limit = PROBE_SECONDS if limit is None else limit
-    answered = threading.Event()
+# -- asking ---------------------------------------------------------------------------------------
 
-    def ask() -> None:
+
+def offline() -> bool:
+    """HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE, as huggingface_hub read them or as they are now."""
+    from huggingface_hub import constants
+
+    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return bool(constants.HF_HUB_OFFLINE) or value.upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def endpoint() -> str:
+    """The hub's address as it may be shown: without a user's name and password."""
+    from huggingface_hub import constants
+
+    return _shown(constants.ENDPOINT)
+
+
+def probe() -> None:
+    """Raise Away where the user wants no network, or nothing answers within PROBE_SECONDS."""
+    if offline():
+        raise Away("HF_HUB_OFFLINE is set")
+    _within(PROBE_SECONDS, Hub.answers)
+
+
+def ask(work: Callable[[Hub], T]) -> T:
+    """`work` with a hub that answers.
+
+    Raises Away as `probe` does, or where the hub falls silent for SILENCE seconds or answers
+    something else than a hub would; ModelNotAvailable where it refuses.
+    """
+    probe()
+    return _within(SILENCE, work)
+
+
+class Hub:
+    """What is asked of a hub that answers; only within `ask`."""
+
+    def __init__(self) -> None:
+        self.heard = time.monotonic()
+        self.blobs: Path | None = None  # where the file that is asked for will be
+        self.began = self.given_up = False
+
+    def answers(self) -> None:
+        """One request, which any answer satisfies; it takes the name server and proxies along."""
+        from huggingface_hub import constants
         from huggingface_hub.utils import get_session
 
+        get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
+
+    def files(
+        self, repository: str, repo_type: str = "model", revision: str | None = None
+    ) -> list[str]:
+        """Names of the files of a repository. Raises ModelNotAvailable."""
+        from huggingface_hub import HfApi
+
+        with _refusals(repository, revision):
+            info = HfApi().repo_info(
+                repository, repo_type=repo_type, revision=revision, timeout=SILENCE
+            )
+        self.heard = time.monotonic()
+        return sorted(sibling.rfilename for sibling in info.siblings or [])
+
+    def file(
+        self, repository: str, name: str, repo_type: str = "model", revision: str | None = None
+    ) -> Path | None:
+        """A file of a repository, downloaded into the cache; None where it has no such file.
+
+        From the first byte on the client library decides how long a silence may be, since it
+        reports whole megabytes only. Raises ModelNotAvailable.
+        """
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        from huggingface_hub.utils import tqdm
+
+        hub = self
+
+        class Bar(tqdm):
+            """The usual bar (none where stderr is not a terminal), which notices the first byte."""
+
+            def update(self, n: float | None = 1) -> bool | None:
+                hub.began = True
+                if hub.given_up:
+                    raise InterruptedError("nobody waits for this download any more")
+                return super().update(n)
+
+        folder = f"{repo_type}s--" + repository.replace("/", "--")
+        self.heard, self.blobs = time.monotonic(), Path(cache_folder(), folder, "blobs")
+        with _refusals(repository, revision):
+            try:
+                return Path(
+                    hf_hub_download(
+                        repository, name, repo_type=repo_type, revision=revision, tqdm_class=Bar
+                    )
+                )
+            except EntryNotFoundError as error:
+                if isinstance(error, LocalEntryNotFoundError):  # no answer, and none in the cache
+                    raise
+                return None
+            finally:
+                self.heard, self.blobs, self.began = time.monotonic(), None, False
+
+    def receiving(self) -> bool:
+        """Whether bytes arrive, here or in another process that downloads the same file."""
+        now, blobs = time.time(), self.blobs.glob("*.incomplete") if self.blobs else ()
+        sizes = [file.stat() for file in blobs]
+        return self.began or any(s.st_size and now - s.st_mtime < 60 for s in sizes)
+
+
+def _within(seconds: float, work: Callable[[Hub], T]) -> T:
+    """`work` in a thread that is given up after so many seconds of silence. Raises Away.
+
+    A daemon, because a name server that never answers must not hold the process.
+    """
+    import huggingface_hub  # noqa: F401 - its logger has handlers from now on
+
+    for handler in logging.getLogger("huggingface_hub").handlers:
+        handler.addFilter(_not_ours)
+    hub, future = Hub(), Future[T]()
+
+    def run() -> None:
         try:
-            get_session().head(endpoint(), timeout=limit)
-        except Exception:
-            return
-        answered.set()
+            future.set_result(work(hub))
+        except BaseException as error:
+            future.set_exception(error)
 
-    # A daemon, because a name server that never answers must not hold the process.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(limit)
-    return answered.is_set()
+    threading.Thread(target=run, name=THREAD, daemon=True).start()
+    try:
+        while not wait([future], timeout=0.1).done:
+            if time.monotonic() - hub.heard > seconds and not hub.receiving():
+                raise Away(f"{endpoint()} gave no answer in {seconds:.0f} s")
+        return future.result()
+    except ModelNotAvailable:
+        raise
+    except Exception as error:
+        raise Away(f"{endpoint()} could not be read ({told(error)})") from error
+    finally:
+        hub.given_up = True
 
 
-def download(name: str, revision: str | None = None) -> Path:
-    """Fetch configuration, tokenizer and weights; a progress bar where stderr is a terminal."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils import (
+def _not_ours(record: logging.LogRecord) -> bool:
+    """Whether a line of the client library is to be seen: not "Retrying …" from our threads."""
+    return record.threadName != THREAD
+
+
+@contextmanager
+def _refusals(repository: str, revision: str | None) -> Iterator[None]:
+    """Refusals of a hub in our words."""
+    from huggingface_hub.errors import (
         GatedRepoError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
-        disable_progress_bars,
     )
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
     try:
-        files = HfApi().list_repo_files(name, revision=revision)
-        safe = any(f.endswith(".safetensors") for f in files)
-        weights = ["*.safetensors"] if safe else ["pytorch_model*.bin"]
-        # Folders hold other formats (onnx, original, …) that nobody needs here.
-        skip = sorted({f.split("/")[0] + "/*" for f in files if "/" in f})
-        folder = snapshot_download(
-            name, revision=revision, allow_patterns=WANTED + weights, ignore_patterns=skip
-        )
+        yield
     except GatedRepoError as error:
         raise ModelNotAvailable(
-            f"{name} is gated: accept its terms at {endpoint()}/{name}, then set HF_TOKEN or run "
-            "`hf auth login`"
+            f"{repository} is gated: accept its terms at {endpoint()}/{repository}, then set "
+            "HF_TOKEN or run `hf auth login`"
         ) from error
     except RevisionNotFoundError as error:
-        raise ModelNotAvailable(f"{name} has no revision {revision!r} on {endpoint()}") from error
+        raise ModelNotAvailable(
+            f"{repository} has no revision {revision!r} on {endpoint()}"
+        ) from error
     except RepositoryNotFoundError as error:
         raise ModelNotAvailable(
-            f"{endpoint()} has no model {name!r} (or it is private and HF_TOKEN is not set)"
+            f"{endpoint()} has no repository {repository!r} (or it is private and HF_TOKEN is not "
+            "set)"
         ) from error
-    except Exception as error:
-        raise not_available(name, f"and the download failed ({_short(error)})") from error
-    return Path(folder)
 
 
-def not_available(name: str, why: str) -> ModelNotAvailable:
-    return ModelNotAvailable(
-        f"{name} is not in the cache ({cache_folder()}) {why}. The bundled model needs no network: "
-        f"-m demo. To fetch {name} where there is one: hf download {name}"
-    )
+def _shown(text: str) -> str:
+    """Text without what an address has before its @: it may be a password."""
+    return re.sub(r"(\w+://)?[^\s'\"]*@", r"\1", text)
 
 
-def revision_of(folder: Path) -> str | None:
-    """The commit of a snapshot directory of the hub's cache; None for any other directory."""
-    name = folder.name
-    return name if re.fullmatch(r"[0-9a-f]{40}", name) else None
+def told(error: Exception) -> str:
+    return f"{type(error).__name__}: " + _shown(" ".join(str(error).split()))[:160]
 
 
-def _short(error: Any) -> str:
-    return f"{type(error).__name__}: " + " ".join(str(error).split())[:160]
+# -- models ---------------------------------------------------------------------------------------
+
+
+def fetch(name: str, revision: str | None = None) -> Path:
+    """The directory of a model, from the cache or the hub. Raises ModelNotAvailable."""
+    found = cached(name, revision)
+    if found is not None:
+        return found
+    try:
+        return ask(lambda hub: _snapshot(hub, name, revision))
+    except Away as away:
+        raise ModelNotAvailable(
+            f"{name} is not in the cache ({cache_folder()}), and {away}. The bundled model needs no "
+            f"network: -m demo. On a connected machine: hf download {name}"
+        ) from away
+
+
+def _snapshot(hub: Hub, name: str, revision: str | None) -> Path:
+    """Configuration, tokenizer and weights of a model."""
+    names = [n for n in hub.files(name, revision=revision) if "/" not in n]  # others are onnx, …
+    safe = any(n.endswith(".safetensors") for n in names)
+    weights = r".*\.safetensors" if safe else r"pytorch_model.*\.bin"
+    wanted = [n for n in names if n.endswith(WANTED) or re.fullmatch(weights, n)]
+    folder = None
+    for n in wanted:
+        # The first file settles which commit the name of a branch means.
+        file = hub.file(name, n, revision=folder.name if folder else revision)
+        folder = folder or (file and file.parent)
+    if folder is None:
+        raise ModelNotAvailable(f"{endpoint()} has no model {name!r}: its repository has no files")
+    return folder

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,6 +16,7 @@ import logitlens
 from logitlens import hub
 from logitlens.errors import LogitLensError, ModelNotAvailable, UnsupportedModel
 from tests.architectures.build import build, quiet
+from tests.hub.server import COMMIT, serving, use
 from tests.models import tiny_tokenizer
 
 
@@ -284,71 +286,32 @@ def test_a_cache_without_weights_is_not_a_model(cache, folder):
     assert "hf download" in refusal("some/model")
 
 
-def test_a_dead_network_is_noticed_in_seconds(cache, monkeypatch):
-    monkeypatch.setattr(hub, "offline", lambda: False)
-    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.2)
-    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: Hanging())
-    began = time.perf_counter()
-    assert "gave no answer" in refusal("some/model")
-    assert time.perf_counter() - began < 2
-
-
-class Hanging:
-    def head(self, *args, **kwargs):
-        time.sleep(30)  # a name server that never answers; the thread is a daemon
-
-
-class Hub:
-    """A hub that answers, with a repository or an error."""
-
-    def __init__(self, folder=None, error=None):
-        self.folder, self.error, self.asked = folder, error, {}
-
-    def list_repo_files(self, name, revision=None):
-        if self.error is not None:
-            raise self.error
-        return [p.name for p in self.folder.iterdir()] + ["onnx/model.onnx", "pytorch_model.bin"]
-
-    def snapshot_download(self, name, revision=None, **patterns):
-        self.asked = {"revision": revision, **patterns}
-        return str(self.folder)
-
-
-def with_hub(monkeypatch, answer):
-    monkeypatch.setattr(hub, "offline", lambda: False)
-    monkeypatch.setattr(hub, "reachable", lambda: True)
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: answer)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", answer.snapshot_download)
-
-
-def test_a_download_takes_safetensors_and_no_other_formats(cache, folder, monkeypatch):
-    answer = Hub(folder)
-    with_hub(monkeypatch, answer)
-    assert logitlens.load("some/model", revision="v1").revision == "v1"
-    assert answer.asked["revision"] == "v1"
-    assert "*.safetensors" in answer.asked["allow_patterns"]
-    assert not any("bin" in pattern for pattern in answer.asked["allow_patterns"])
-    assert "onnx/*" in answer.asked["ignore_patterns"]
+def test_a_revision_is_asked_for_and_noted(cache, folder, monkeypatch):
+    with serving(folder) as server:
+        use(monkeypatch, server.address, cache)
+        assert logitlens.load("some/model", revision="v1").revision == COMMIT
+        assert any("/resolve/v1/" in path for path in server.asked)
 
 
 @pytest.mark.parametrize(
     ("error", "says"),
     [
         ("GatedRepoError", "is gated: accept its terms"),
-        ("RepositoryNotFoundError", "has no model 'some/model'"),
+        ("RepositoryNotFoundError", "has no repository 'some/model'"),
         ("RevisionNotFoundError", "has no revision"),
-        ("ConnectionError", "the download failed"),
     ],
 )
-def test_what_the_hub_may_answer(cache, monkeypatch, error, says):
-    import httpx
-    from huggingface_hub import errors
+def test_what_the_hub_may_refuse(cache, monkeypatch, error, says):
+    kind = getattr(huggingface_hub.errors, error)
+    refused = kind.__new__(kind)
 
-    kind = getattr(errors, error, None)
-    request = httpx.Request("GET", "https://hub")
-    answer = kind("no", response=httpx.Response(403, request=request)) if kind else OSError("cut")
-    with_hub(monkeypatch, Hub(error=answer))
-    assert says in refusal("some/model", revision="v9")
+    def refuse(*args, **kwargs):
+        raise refused
+
+    with serving() as server:
+        use(monkeypatch, server.address, cache)
+        monkeypatch.setattr("huggingface_hub.HfApi.repo_info", refuse)
+        assert says in refusal("some/model", revision="v9")
 
 
 def test_a_name_that_cannot_be_one():

@@ -106,17 +106,19 @@ def pull(name: str, kind: str | None) -> None:
     MODEL is a model's hub name: its lenses are looked for where tuned and Jacobian lenses are
     published. REPO is a hub repository with tuned.safetensors or jacobian.safetensors.
     """
-    from logitlens.errors import LensNotAvailable
-    from logitlens.lenses import find, hub, open_lens, save
+    from logitlens import hub
+    from logitlens.errors import LensNotAvailable, ModelNotAvailable
+    from logitlens.lenses import find, online, open_lens, save
 
-    folder, got = find.lens_folder() / find.slug(name), []
+    folder, got, why = find.lens_folder() / find.slug(name), [], ""
     for k in [kind] if kind else ["tuned", "jacobian"]:
-        place = hub.find(k, name)
-        if place is None and hub.is_repository(name):
-            try:
-                place = hub.pull(name, k)
-            except LensNotAvailable:
-                continue
+        try:
+            place = online.find(k, name) or online.pull(name, k)
+        except ModelNotAvailable as error:
+            why = f": {error}"
+            if isinstance(error, hub.Away):
+                break
+            continue
         if place is None:
             continue
         lens = open_lens(place, k)
@@ -128,7 +130,7 @@ def pull(name: str, kind: str | None) -> None:
             got.append(_copy(place, folder, k))
     if not got:
         raise LensNotAvailable(
-            f"no published {kind or 'tuned or jacobian'} lens for {name}{hub.why_not()}; fit one with "
+            f"no published {kind or 'tuned or jacobian'} lens for {name}{why}; fit one with "
             f"`logitlens fit {kind or 'tuned'} CORPUS -m {name} -o DIR`"
         )
     for path in got:
@@ -154,9 +156,9 @@ def _copy(place: Path, folder: Path, kind: str) -> Path:
 @click.option("--private", is_flag=True, help="Make the repository private where it is new.")
 def push(path: Path, repository: str, private: bool) -> None:
     """Publish a lens file of ours in a hub repository."""
-    from logitlens.lenses import hub
+    from logitlens.lenses import online
 
-    click.echo(hub.push(path, repository, private=private))
+    click.echo(online.push(path, repository, private=private))
 
 
 @command.command("merge")

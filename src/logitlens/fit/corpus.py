@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from logitlens import hub
 from logitlens.errors import FormatError, MissingExtra, ModelNotAvailable, PromptError
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".parquet")
@@ -230,26 +231,20 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
 
 def _hub_files(address: str) -> Iterator[Path]:
     """The Parquet files of `hf://datasets/owner/name[/folder]`, downloaded one at a time."""
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    from logitlens.lenses import hub
-
     parts = address.removeprefix("hf://").split("/")
     if len(parts) < 3 or parts[0] != "datasets":
         raise PromptError(f"{address}: expected hf://datasets/owner/name or …/name/folder")
     repository, folder = "/".join(parts[1:3]), "/".join(parts[3:])
-    if not hub.reachable():
-        raise ModelNotAvailable(f"cannot read {address}{hub.why_not()}")
     try:
-        names = HfApi().list_repo_files(repository, repo_type="dataset")
-        wanted = sorted(n for n in names if n.endswith(".parquet") and n.startswith(folder))
+        names = hub.ask(lambda asked: asked.files(repository, "dataset"))
+        wanted = [n for n in names if n.endswith(".parquet") and n.startswith(folder)]
         if not wanted:
             raise PromptError(f"{address} holds no Parquet files")
         for name in wanted:
-            yield Path(hf_hub_download(repository, name, repo_type="dataset"))
-    except (HfHubHTTPError, OSError) as error:
-        if isinstance(error, ModelNotAvailable):
-            raise
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelNotAvailable(f"cannot read {address}: {first}") from None
+            file = hub.cached_file(repository, name, "dataset") or hub.ask(
+                lambda asked, name=name: asked.file(repository, name, "dataset")
+            )
+            if file is not None:
+                yield file
+    except ModelNotAvailable as error:
+        raise ModelNotAvailable(f"cannot read {address}: {error}") from None

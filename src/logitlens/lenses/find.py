@@ -12,8 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from logitlens.errors import FormatError, LensMismatch, LensNotAvailable, PromptError
-from logitlens.lenses import hub, published, store
+from logitlens import hub
+from logitlens.errors import (
+    FormatError,
+    LensMismatch,
+    LensNotAvailable,
+    ModelNotAvailable,
+    PromptError,
+)
+from logitlens.lenses import online, published, store
 from logitlens.lenses.base import Lens, LogitLens
 from logitlens.lenses.fitted import FittedLens
 
@@ -55,8 +62,8 @@ def open_lens(path: str | os.PathLike[str], kind: str | None = None) -> FittedLe
         lens = published.load_jacobian_pt(place) if place.suffix == ".pt" else store.load(place)
     elif place.is_dir():
         lens = _open_folder(place, kind)
-    elif hub.is_repository(str(path)):
-        lens = open_lens(hub.pull(str(path), kind), kind)
+    elif str(path).count("/") == 1 and hub.is_name(str(path)):
+        lens = open_lens(_pulled(str(path), kind), kind)
     else:
         raise LensNotAvailable(
             f"no lens at {path}: expected a .safetensors or .pt file, a folder with a lens, or a hub "
@@ -65,6 +72,19 @@ def open_lens(path: str | os.PathLike[str], kind: str | None = None) -> FittedLe
     if kind is not None and lens.kind != kind:
         raise LensMismatch(f"{path} is a {lens.kind} lens: say {lens.kind}:{path}")
     return lens
+
+
+def _pulled(repository: str, kind: str | None) -> Path:
+    try:
+        found, why = online.pull(repository, kind), ""
+    except ModelNotAvailable as error:
+        found, why = None, f": {error}"
+    if found is None:
+        raise LensNotAvailable(
+            f"no {kind or 'fitted'} lens in the hub repository {repository} (expected "
+            f"{kind or 'tuned'}.safetensors){why}"
+        )
+    return found
 
 
 def _open_folder(folder: Path, kind: str | None) -> FittedLens:
@@ -103,15 +123,18 @@ def find(kind: str, model: Any) -> FittedLens:
             continue
         except (LensMismatch, FormatError) as error:
             refused = refused or error
-    on_hub = hub.find(kind, model.name)
+    try:
+        on_hub, why = online.find(kind, model.name), ""
+    except ModelNotAvailable as error:
+        on_hub, why = None, f"; {error}"
     if on_hub is not None:
         return open_lens(on_hub, kind)
     if refused is not None:
         raise refused
     raise LensNotAvailable(
         f"no {kind} lens found for {model.name} (looked beside the model, in {lens_folder()}, in the "
-        f"bundle and on the hub{hub.why_not()}): fit one with `logitlens fit {kind} CORPUS -m "
-        f"{model.name} -o DIR`, or name one with --lens {kind}:PATH"
+        f"bundle and on the hub{why}): fit one with `logitlens fit {kind} CORPUS -m {model.name} -o "
+        f"DIR`, or name one with --lens {kind}:PATH"
     )
 
 

@@ -175,15 +175,16 @@ def quietly() -> Iterator[None]:
 def _folder(name: str, revision: str | None) -> Path:
     if not name.strip():
         raise ModelNotAvailable("the model's name is empty: expected a hub name or a directory")
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_file():
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return Path(path)
+    if os.path.isfile(path):
         raise ModelNotAvailable(
             f"{name} is a file: expected the directory that holds config.json and the weights"
         )
-    if not hub.looks_like_name(name) or name.startswith((".", "/", "~")):
-        raise ModelNotAvailable(f"{name}: no such directory, and no name a model hub could have")
+    if not hub.is_name(name):
+        shown = name if len(name) < 100 else f"{name[:48]}…{name[-48:]}"
+        raise ModelNotAvailable(f"{shown}: no such directory, and not a valid hub name")
     return hub.fetch(name, revision)
 
 
