@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from logitlens.errors import LogitLensError, ModelNotAvailable
+from logitlens.errors import ModelNotAvailable
 
 PROBE_SECONDS = 3.0
 SILENCE = 8.0  # seconds without an answer or a byte, after which the hub is given up
@@ -162,7 +162,7 @@ class Hub:
                 repository, repo_type=repo_type, revision=revision, timeout=SILENCE
             )
         self.heard = time.monotonic()
-        return sorted(sibling.rfilename for sibling in info.siblings or [])
+        return sorted(sibling.rfilename for sibling in getattr(info, "siblings", None) or [])
 
     def file(
         self, repository: str, name: str, repo_type: str = "model", revision: str | None = None

@@ -191,6 +191,8 @@ def test_a_download_by_another_process_is_waited_for(tmp_path):
 
 
 def test_the_hub_needs_no_torch():
-    code = "import sys, logitlens.hub as h; h.is_name('a'); h.offline(); print('torch' in sys.modules)"
+    code = (
+        "import sys, logitlens.hub as h; h.is_name('a'); h.offline(); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
