@@ -510,7 +510,7 @@ def test_damaged_data_are_told_in_words(chromium, tmp_path):
 
     text = page.html([eiffel()])
     (tmp_path / "a.html").write_text(text.replace('data-ll="0.head"', 'data-ll="gone"'), "utf-8")
-    (tmp_path / "b.html").write_text(text.replace('"version":2', '"version":9'), "utf-8")
+    (tmp_path / "b.html").write_text(text.replace('"version":3', '"version":9'), "utf-8")
     tab = chromium.new_page()
     for name, words in [("a", "lacks its part 0.head"), ("b", "data are logitlens-page 9")]:
         tab.goto((tmp_path / f"{name}.html").as_uri())

@@ -7,6 +7,7 @@ tests/view/test_page.py checks that the committed file is what this writes.
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from logitlens.view import page  # noqa: E402
-from logitlens.view.page import data, encoding  # noqa: E402
+from logitlens.view.page import data  # noqa: E402
 from tests.view import page_synthetic as synthetic  # noqa: E402
 
 TARGET = ROOT / "web/test/fixture.json"
@@ -48,7 +49,7 @@ def fixture() -> str:
                 "pieces": [p if p.isprintable() else None for p in reading.pieces],
             }
         )
-    packed = {name: encoding.sevens(block) for name, block in blocks.items()}
+    packed = {name: base64.b64encode(block).decode() for name, block in blocks.items()}
     text = data.json_text({"manifest": manifest, "blocks": packed, "expected": expected})
     return json.dumps(json.loads(text), ensure_ascii=True, indent=1) + "\n"
 

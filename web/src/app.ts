@@ -51,7 +51,7 @@ export class App {
 
   constructor(public Rs: Reading[], frame: Frame | null, hash: string) {
     const [R] = Rs as [Reading]
-    this.labels = frame?.labels ?? R.depths
+    this.labels = frame?.labels ?? R.layers
     this.cols = frame ? frame.cols.map(runs => runs.flatMap(([p, n]) => (p! < 0 ? Array<number>(n!).fill(-1) : range(n!, p)))) : [range(R.T)]
     this.rows = frame?.rows ?? [range(R.L)]
     // readings of one tokenizer name each other's ids
@@ -209,7 +209,7 @@ export class App {
   /** A cell in words, for the live region. */
   sentence(d: number, c: number): string {
     const { mode } = this
-    return this.heres(d, c).map(({ R, l, t }) => `${this.Rs[1] ? R.man.label + ": " : ""}depth ${R.depths[l]}, position ${R.at(t)}, after ${visible(clip(R.head.pieces[t]!, 40))}: ${visible(clip(R.piece(R.top(l, t)), 40))}, ${prob(R.lp(l, t))}; ${mode.label.toLowerCase()} ${mode.fmt(mode.val(R, l, t))}`).join(". ") || "no such cell"
+    return this.heres(d, c).map(({ R, l, t }) => `${this.Rs[1] ? R.man.label + ": " : ""}depth ${R.layers[l]}, position ${R.at(t)}, after ${visible(clip(R.head.pieces[t]!, 40))}: ${visible(clip(R.piece(R.top(l, t)), 40))}, ${prob(R.lp(l, t))}; ${mode.label.toLowerCase()} ${mode.fmt(mode.val(R, l, t))}`).join(". ") || "no such cell"
   }
 
   /** The reading whose ids stand for those of R: the first of the same tokenizer. */
@@ -242,9 +242,9 @@ export class App {
   asText(d: number, c: number): string {
     return this.heres(d, c).map(({ R, l, t }) => {
       const n = R.head.next[t]!
-      return `${R.man.label} · ${R.man.about.lens} · depth ${R.depths[l]} · position ${R.at(t)}, after ${JSON.stringify(R.head.pieces[t])}\n` +
+      return `${R.man.label} · ${R.man.about.lens} · depth ${R.layers[l]} · position ${R.at(t)}, after ${JSON.stringify(R.head.pieces[t])}\n` +
         range(R.K).filter(k => R.top(l, t, k) >= 0).map(k => `${R.topRank(l, t, k)}\t${prob(R.lp(l, t, k))}\t${JSON.stringify(R.piece(R.top(l, t, k)))}\t(id ${R.top(l, t, k)})\n`).join("") +
-        `entropy ${num(R.num("entropy", l, t))} nats · KL to the final row ${num(R.num("kl", l, t))} nats · settled from depth ${R.depths[settled(R, t)]}` +
+        `entropy ${num(R.num("entropy", l, t))} nats · KL to the final row ${num(R.num("kl", l, t))} nats · settled from depth ${R.layers[settled(R, t)]}` +
         (n < 0 ? "" : `\nnext token ${JSON.stringify(R.piece(n))}: rank ${count(R.rank("next_ranks", l, t))}, ${prob(R.num("next_logprobs", l, t))}`)
     }).join("\n\n")
   }

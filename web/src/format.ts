@@ -3,7 +3,7 @@
  * documents the format; ids are the keys everywhere, and a missing value is NaN or -1, never 0. */
 
 export const FORMAT = "logitlens-page"
-export const VERSION = 2
+export const VERSION = 3
 
 /** Field of a tile: name, type (see page/fields.py) and values per cell ("K", "M" or 1). */
 type Field = [name: string, type: "u8" | "f16" | "f16-k" | "f16-l" | "u32" | "rank" | "recent", per: "K" | "M" | 1]
@@ -12,7 +12,7 @@ export interface ReadingManifest {
   label: string
   /** readings of one tokenizer have the same number */
   vocabulary: number
-  depths: string[]
+  layers: string[]
   shape: { L: number; T: number; K: number; M: number }
   head: string
   tile: number
@@ -117,7 +117,7 @@ export function untile(src: Uint8Array, fields: Field[], n: number, L: number, K
 /** One reading; a tile's values are missing until it has been inflated (see load). */
 export class Reading {
   L: number; T: number; K: number; M: number
-  depths: string[]
+  layers: string[]
   vocab = new Map<number, string>()
   bytes = new Map<number, number[]>()
   special: Set<number>
@@ -128,7 +128,7 @@ export class Reading {
 
   constructor(public man: ReadingManifest, public head: Head, private read: (name: string) => Promise<ArrayBuffer>) {
     ;({ L: this.L, T: this.T, K: this.K, M: this.M } = man.shape)
-    this.depths = man.depths
+    this.layers = man.layers
     this.special = new Set(head.special)
     let id = 0
     head.vocab.ids.forEach((step, i) => this.vocab.set((id += step), head.vocab.pieces[i]!))
@@ -207,23 +207,8 @@ export async function open({ manifest: m, read }: Source): Promise<Reading[]> {
   return Promise.all(m.readings.map(async man => new Reading(man, JSON.parse(new TextDecoder().decode(await gunzip(await read(man.head)))), async name => read(name))))
 }
 
-/** Bytes of a text of seven bits to a character; page/encoding.py says how. */
-export function unsevened(text: string): Uint8Array {
-  const out = new Uint8Array((text.length * 7) >> 2)
-  let n = 0, bits = 0, have = 0
-  const put = (v: number) => {
-    bits = (bits << 7) | v
-    have += 7
-    if (have > 7) out[n++] = bits >> (have -= 8)
-    bits &= 255
-  }
-  for (let i = 0; i < text.length; i++) {
-    const c = text.charCodeAt(i), unsafe = [0, 10, 13, 26, 38, 60][(c >> 7) - 1]
-    if (unsafe != null) put(unsafe)
-    put(c & 127)
-  }
-  return out.slice(0, n)
-}
+/** Bytes of a base64 text. */
+export const fromBase64 = (text: string) => Uint8Array.from(atob(text), c => c.charCodeAt(0))
 
 /** Source over text in the document: <script type="text/plain" data-ll="name">. */
 export const embedded = (root: ParentNode, manifest: Manifest): Source => ({
@@ -231,6 +216,6 @@ export const embedded = (root: ParentNode, manifest: Manifest): Source => ({
   read(name) {
     const text = root.querySelector(`[data-ll="${name}"]`)?.textContent
     if (!text) throw Error(`the file lacks its part ${name}`)
-    return unsevened(text).buffer as ArrayBuffer
+    return fromBase64(text).buffer as ArrayBuffer
   },
 })

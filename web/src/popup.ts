@@ -53,7 +53,7 @@ export class Popup {
     if (!R.ready(t)) return "…"
     const line = (name: string, what: unknown, v?: { rank: number; lp: number }) => h("tr", h("th", name), h("td", { colspan: v ? 1 : 3 }, what as Node), v && [h("td", v.rank == Infinity ? "> " + R.K : "#" + count(v.rank)), h("td", prob(v.lp))])
     return [
-      h("div.at", h("b", "depth " + R.depths[l]), l == R.L - 1 && " (the model’s own output)", ` · position ${R.at(t)} · after `, token(at, R.head.ids[t]!, R.head.pieces[t])),
+      h("div.at", h("b", "depth " + R.layers[l]), l == R.L - 1 && " (the model’s own output)", ` · position ${R.at(t)} · after `, token(at, R.head.ids[t]!, R.head.pieces[t])),
       h("table.top", range(R.K).map(k => {
         const id = R.top(l, t, k), lp = R.lp(l, t, k), on = app.pinned(R, id) >= 0
         return id >= 0 && h(id == R.top(R.L - 1, t) ? "tr.final" : "tr", h("th", R.topRank(l, t, k)), h("td.w", h("i.bar", { style: `width:${100 * Math.exp(lp - R.lp(l, t))}%` }), token(at, id)), h("td", { title: "id " + id }, prob(lp)), h("td.lp", num(lp)),
@@ -63,7 +63,7 @@ export class Popup {
         line("entropy", `${num(e)} nats (${num(e / Math.LN2)} bits)`),
         line("KL to final", num(R.num("kl", l, t)) + " nats"),
         next < 0 ? line("next token", "none follows") : line("next token", token(at, next), R.token(l, t, next)),
-        line("settled", "from depth " + R.depths[settled(R, t)]),
+        line("settled", "from depth " + R.layers[settled(R, t)]),
         R.head.track.map(id => app.pinned(R, id) < 0 && line("tracked", token(at, id), R.token(l, t, id))),
         app.S.pins.map((p, i) => line("pinned", h("bdi", dot(i), clip(app.name(p), 24)), app.follow(at, p)))),
     ]

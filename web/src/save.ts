@@ -25,7 +25,7 @@ export function asCSV(app: App, { c0, c1 }: Part): string {
   const out: unknown[][] = [["reading", "depth", "position", "input_id", "input", "rank", "id", "token", "logprob", "entropy", "kl", "next_id", "next_rank", "next_logprob"]]
   for (let c = c0; c < c1; c++) for (const d of app.shown) for (const { R, l, t } of app.heres(d, c)) for (let k = 0; k < R.K; k++) {
     const id = R.top(l, t, k), { head } = R, n = head.next[t]!
-    if (id >= 0) out.push([R.man.label, R.depths[l], R.at(t), head.ids[t], head.pieces[t], R.topRank(l, t, k), id, R.piece(id), R.lp(l, t, k), R.num("entropy", l, t), R.num("kl", l, t), n < 0 ? "" : n, R.rank("next_ranks", l, t), R.num("next_logprobs", l, t)])
+    if (id >= 0) out.push([R.man.label, R.layers[l], R.at(t), head.ids[t], head.pieces[t], R.topRank(l, t, k), id, R.piece(id), R.lp(l, t, k), R.num("entropy", l, t), R.num("kl", l, t), n < 0 ? "" : n, R.rank("next_ranks", l, t), R.num("next_logprobs", l, t)])
   }
   const cell = (v: unknown) => (typeof v == "number" ? (Number.isFinite(v) ? String(Number.isInteger(v) ? v : +v.toPrecision(5)) : "") : /[",\n\r]/.test(v as string) ? `"${(v as string).replace(/"/g, '""')}"` : v)
   return out.map(row => row.map(cell).join()).join("\n") + "\n"

@@ -22,10 +22,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from logitlens.errors import FormatError
 from logitlens.files import write_text
 from logitlens.reading import Reading
-from logitlens.view.page import align, data, encoding, words
+from logitlens.view.page import align, data, words
 from logitlens.view.page.data import FORMAT, VERSION, decode, encode
 
 __all__ = ["decode", "encode", "html", "load", "manifest", "readings", "save", "script", "style"]
@@ -59,7 +61,7 @@ def html(
     code = f"{script()}\n{_START}"
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     data = "\n".join(
-        f'<script type="text/plain" data-ll="{name}">{encoding.sevens(block)}</script>'
+        f'<script type="text/plain" data-ll="{name}">{base64.b64encode(block).decode()}</script>'
         for name, block in blocks.items()
     )
     policy = (
@@ -180,19 +182,44 @@ def readings(text: str, name: str = "the page") -> list[Reading]:
         raise FormatError(f"{name}: the page's manifest is damaged ({error})") from error
     known = head if isinstance(head, dict) else {}
     form, version = known.get("format"), known.get("version")
-    if form != FORMAT or version != VERSION:
+    if form != FORMAT or version not in (2, VERSION):
         raise FormatError(
-            f"{name}: expected page data of version {VERSION}, found {form!r} {version!r}; "
+            f"{name}: expected page data of version 2 or {VERSION}, found {form!r} {version!r}; "
             "open it in a browser, or write it again with this logitlens"
         )
     found_blocks = re.findall(r'<script type="text/plain" data-ll="([^"]+)">([^<]*)</script>', text)
     try:
-        blocks = {key: encoding.from_sevens(value) for key, value in found_blocks}
+        if version == 2:
+            return [decode(*_version_2(part, found_blocks)) for part in head["readings"]]
+        blocks = {key: base64.b64decode(value, validate=True) for key, value in found_blocks}
         return [decode(part, blocks) for part in head["readings"]]
     except FormatError as error:
         raise FormatError(f"{name}: {error}") from error
     except (LookupError, ValueError, TypeError) as error:
         raise FormatError(f"{name}: the page's data are damaged ({error})") from error
+
+
+def _version_2(
+    part: Mapping[str, Any], texts: Sequence[tuple[str, str]]
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """One reading of a version 2 file as `decode` takes it.
+
+    Its blocks are text of seven bits to a character. Of a character from U+0080 on, the bits above
+    the seventh say which unsafe character (one that HTML or a line-end conversion would change)
+    comes before those seven bits; U+0780 and above are the unsafe one alone, at the very end.
+    """
+    blocks = {}
+    for name, text in texts:
+        codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        if (codes > 0x7FF).any():
+            raise ValueError("expected characters below U+0800")
+        place = (codes >> 7).astype(int)
+        unsafe = np.array([0, 0, 10, 13, 26, 38, 60, *[0] * 9], np.uint8)
+        both = np.stack([unsafe[place], (codes & 127).astype(np.uint8)], axis=1)
+        keep = np.stack([(place > 0) & (place < 7), np.ones(len(codes), bool)], axis=1)
+        bits = np.unpackbits(both[keep][:, None], axis=1)[:, 1:].reshape(-1)
+        blocks[name] = np.packbits(bits[: len(bits) // 8 * 8]).tobytes()
+    return {**part, "layers": part["depths"]}, blocks
 
 
 def script() -> str:

@@ -8,9 +8,10 @@ works alone, after a restart, and whichever cells were cleared.
 
 from __future__ import annotations
 
+import base64
+import gzip
 import html
 import secrets
-import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -19,10 +20,10 @@ import numpy as np
 
 from logitlens.reading import Reading
 from logitlens.view import page
-from logitlens.view.page import encoding, words
+from logitlens.view.page import words
 from logitlens.view.text import clip, isolate, visible
 
-SCRIPT_LIMIT = 25 * 1024  # bytes of script that one cell may carry
+SCRIPT_LIMIT = 40 * 1024  # bytes of script that one cell may carry
 TABLE_ROWS, TABLE_COLUMNS = 14, 12
 
 _CELL = "border:1px solid #8886;padding:1px 6px;text-align:left;white-space:nowrap"
@@ -61,12 +62,10 @@ _HOST = (
     "new MutationObserver(_=>f.contentWindow?.postMessage(f.name=t(),'*')).observe(b,{attributes:!0})}"
 )
 
-# The frame's part: text to bytes (see encoding.pairs), inflate the script, run it on the data.
+# The frame's part: base64 to bytes, inflate the script, run it on the data.
 _UNPACK = (
-    'let d=document,u=q=>{let t=d.querySelector(`[data-ll="${q}"]`).textContent,o=[],b=0,n=0,i=0,'
-    "c=_=>({33:60,126:92}[_=t.charCodeAt(i++)]||_)-35;"
-    "for(;i+1<t.length;)for(b=b<<13|c()*91+c(),n+=13;n>7;)o.push(b>>(n-=8));"
-    "o.length-=i<t.length;return new Uint8Array(o).buffer};"
+    "let d=document,u=q=>Uint8Array.from(atob(d.querySelector(`[data-ll='${q}']`).textContent),"
+    "c=>c.charCodeAt()).buffer;"
     "new Response(new Blob([u('js')]).stream().pipeThrough(new DecompressionStream('gzip')))"
     ".text().then(t=>{let s=d.createElement('script');s.textContent=t+"
     "';logitlens.mount(page,{manifest:m,read:u},{theme:name})';d.head.append(s)})"
@@ -76,7 +75,7 @@ _UNPACK = (
 def _frame(readings: Sequence[Reading], title: str | None, options: dict[str, Any]) -> str:
     head, blocks = page.manifest(readings, title=title, options=options)
     data = "".join(
-        f'<script type="text/plain" data-ll="{name}">{encoding.pairs(block)}</script>'
+        f'<script type="text/plain" data-ll="{name}">{base64.b64encode(block).decode()}</script>'
         for name, block in {**blocks, "js": packed_script()}.items()
     )
     return (
@@ -90,18 +89,13 @@ def _frame(readings: Sequence[Reading], title: str | None, options: dict[str, An
 
 @lru_cache(maxsize=1)
 def packed_script() -> bytes:
-    """The page's script, gzip'd: smaller blocks can fit it better, the shortest of the few ways is taken."""
-    return min((_gzip(page.script().encode(), memory) for memory in range(5, 10)), key=len)
-
-
-def _gzip(text: bytes, memory: int) -> bytes:
-    packer = zlib.compressobj(9, zlib.DEFLATED, 31, memory)
-    return packer.compress(text) + packer.flush()
+    """The page's script, gzip'd."""
+    return gzip.compress(page.script().encode(), mtime=0)
 
 
 def script_bytes() -> int:
     """Bytes of script in a cell: the packed page, its unpacker and the host's part."""
-    return len(encoding.pairs(packed_script())) + len(_UNPACK) + len(_HOST)
+    return len(base64.b64encode(packed_script())) + len(_UNPACK) + len(_HOST)
 
 
 def static_table(reading: Reading) -> str:
