@@ -7,7 +7,12 @@ export default defineConfig({
     emptyOutDir: false,
     target: "es2022",
     cssTarget: "chrome120",
-    minify: "terser",
-    lib: { entry: "src/serve.ts", name: "logitlensServe", formats: ["iife"], fileName: () => "serve.js", cssFileName: "serve" },
+    lib: {
+      entry: "src/serve.ts",
+      name: "logitlensServe",
+      formats: ["iife"],
+      fileName: () => "serve.js",
+      cssFileName: "serve",
+    },
   },
 })

@@ -28,7 +28,11 @@ export interface State {
   q: string
 }
 
-export interface Here { R: Reading; l: number; t: number }
+export interface Here {
+  R: Reading
+  l: number
+  t: number
+}
 
 export class App {
   labels: string[]
@@ -49,10 +53,16 @@ export class App {
   private reaches: Record<string, number> = {}
   private names: Record<string, number[]> = {}
 
-  constructor(public Rs: Reading[], frame: Frame | null, hash: string) {
+  constructor(
+    public Rs: Reading[],
+    frame: Frame | null,
+    hash: string,
+  ) {
     const [R] = Rs as [Reading]
     this.labels = frame?.labels ?? R.layers
-    this.cols = frame ? frame.cols.map(runs => runs.flatMap(([p, n]) => (p! < 0 ? Array<number>(n!).fill(-1) : range(n!, p)))) : [range(R.T)]
+    this.cols = frame
+      ? frame.cols.map(runs => runs.flatMap(([p, n]) => (p! < 0 ? Array<number>(n!).fill(-1) : range(n!, p))))
+      : [range(R.T)]
     this.rows = frame?.rows ?? [range(R.L)]
     // readings of one tokenizer name each other's ids
     for (const Q of Rs) {
@@ -60,15 +70,35 @@ export class App {
       Q.vocab.forEach((piece, id) => P.vocab.set(id, piece))
       Q.vocab = P.vocab
     }
-    this.start = { color: "prob", text: "token", map: "cividis", w: 0, h: 0, view: Rs[1] ? "side" : "one", a: 0, b: +!!Rs[1], from: 0, to: this.labels.length - 1, step: 1, cell: [], pins: [], pos: [], q: "" }
+    this.start = {
+      color: "prob",
+      text: "token",
+      map: "cividis",
+      w: 0,
+      h: 0,
+      view: Rs[1] ? "side" : "one",
+      a: 0,
+      b: +!!Rs[1],
+      from: 0,
+      to: this.labels.length - 1,
+      step: 1,
+      cell: [],
+      pins: [],
+      pos: [],
+      q: "",
+    }
     this.S = { ...this.start, ...this.parse(hash) }
     this.derive()
   }
 
   /** The state as it stands in an address: what differs from the start. */
   get hash(): string {
-    const text = (v: unknown) => (typeof v == "string" ? v : JSON.stringify(v)), { S, start } = this as any
-    return Object.keys(S).filter(k => text(S[k]) != text(start[k])).map(k => k + "=" + encodeURIComponent(text(S[k])).replace(/%(5B|5D|2C)/g, decodeURIComponent)).join("&")
+    const text = (v: unknown) => (typeof v == "string" ? v : JSON.stringify(v)),
+      { S, start } = this as any
+    return Object.keys(S)
+      .filter(k => text(S[k]) != text(start[k]))
+      .map(k => k + "=" + encodeURIComponent(text(S[k])).replace(/%(5B|5D|2C)/g, decodeURIComponent))
+      .join("&")
   }
   parse(hash: string): Partial<State> {
     const out: any = {}
@@ -77,8 +107,15 @@ export class App {
       try {
         // a foreign address must not break the page: kinds are checked, ranges in derive()
         const now = typeof was == "string" ? v : JSON.parse(v)
-        if (typeof now == typeof was && [now].flat(9).every(x => typeof was == "string" || Number.isFinite(x)) && Array.isArray(now) == Array.isArray(was)) out[k] = now
-      } catch { /* not a value of ours */ }
+        if (
+          typeof now == typeof was &&
+          [now].flat(9).every(x => typeof was == "string" || Number.isFinite(x)) &&
+          Array.isArray(now) == Array.isArray(was)
+        )
+          out[k] = now
+      } catch {
+        /* not a value of ours */
+      }
     })
     return out
   }
@@ -90,7 +127,9 @@ export class App {
   }
 
   private derive() {
-    const { S, Rs, ncol } = this, max = this.labels.length - 1, within = (v: number, lo: number, hi: number) => Math.max(lo, Math.min(hi, Math.round(v)))
+    const { S, Rs, ncol } = this,
+      max = this.labels.length - 1,
+      within = (v: number, lo: number, hi: number) => Math.max(lo, Math.min(hi, Math.round(v)))
     S.from = within(S.from, 0, max)
     S.to = within(S.to, S.from, max)
     S.step = within(S.step, 1, max + 1)
@@ -100,22 +139,41 @@ export class App {
     S.b = within(S.b, 0, Rs.length - 1)
     if (!Rs[1]) S.view = "one"
     // the model's own row is always there to compare with
-    this.shown = range(max + 1).filter(d => d == max || (d >= S.from && d <= S.to && (d - S.from) % S.step == 0))
+    this.shown = range(max + 1).filter(
+      d => d == max || (d >= S.from && d <= S.to && (d - S.from) % S.step == 0),
+    )
     S.pos = S.pos.filter(c => c >= 0 && c < ncol)
     S.pins = S.pins.filter(p => Rs[p[0]!] && p.length > 1)
     if (!(S.cell[0]! >= 0 && S.cell[0]! <= max && S.cell[1]! >= 0 && S.cell[1]! < ncol)) S.cell = []
     const q = S.q.toLowerCase()
-    this.found = Rs.map(R => new Set(q ? [...R.vocab].filter(([, p]) => (p + "\0" + visible(p)).toLowerCase().includes(q)).map(([id]) => id) : []))
+    this.found = Rs.map(
+      R =>
+        new Set(
+          q
+            ? [...R.vocab]
+                .filter(([, p]) => (p + "\0" + visible(p)).toLowerCase().includes(q))
+                .map(([id]) => id)
+            : [],
+        ),
+    )
     this.places = Rs.map(({ head: { pieces } }) => {
-      const owner = pieces.flatMap((p, t) => Array<number>(p.length).fill(t)), text = pieces.join("").toLowerCase(), out = new Set<number>()
-      if (q) for (let i = -1; (i = text.indexOf(q, i + 1)) >= 0; ) for (const t of owner.slice(i, i + q.length)) out.add(t)
+      const owner = pieces.flatMap((p, t) => Array<number>(p.length).fill(t)),
+        text = pieces.join("").toLowerCase(),
+        out = new Set<number>()
+      if (q)
+        for (let i = -1; (i = text.indexOf(q, i + 1)) >= 0;)
+          for (const t of owner.slice(i, i + q.length)) out.add(t)
       return out
     })
     if (!this.modes[S.color]) S.color = "prob"
   }
 
-  get ncol() { return this.cols[0]!.length }
-  get A() { return this.Rs[this.S.a]! }
+  get ncol() {
+    return this.cols[0]!.length
+  }
+  get A() {
+    return this.Rs[this.S.a]!
+  }
   /** The readings in view, as indices. */
   get panes() {
     const { view, a, b } = this.S
@@ -124,17 +182,26 @@ export class App {
   /** All ways to colour: the statistics, then two for each pin. */
   get modes(): Record<string, Mode> {
     const out = { ...MODES }
-    this.S.pins.forEach((p, i) => pinModes("“" + clip(this.name(p), 30) + "”", (R, l, t) => this.follow({ R, l, t }, p)).forEach((m, j) => (out[(j ? "pinrank" : "pin") + i] = m)))
+    this.S.pins.forEach((p, i) =>
+      pinModes("“" + clip(this.name(p), 30) + "”", (R, l, t) => this.follow({ R, l, t }, p)).forEach(
+        (m, j) => (out[(j ? "pinrank" : "pin") + i] = m),
+      ),
+    )
     return out
   }
-  get mode() { return this.modes[this.S.color]! }
-  get diff() { return this.S.view == "diff" }
+  get mode() {
+    return this.modes[this.S.color]!
+  }
+  get diff() {
+    return this.S.view == "diff"
+  }
   get scale(): Scale {
     return scale(this.diff ? (this.dark ? "dark" : "light") : this.S.map)
   }
   /** A cell of one reading, or null where it has none. */
   here(r: number, d: number, c: number): Here | null {
-    const l = this.rows[r]![d] ?? -1, t = this.cols[r]![c] ?? -1
+    const l = this.rows[r]![d] ?? -1,
+      t = this.cols[r]![c] ?? -1
     return l < 0 || t < 0 ? null : { R: this.Rs[r]!, l, t }
   }
   /** The cells of the readings in view at one place. */
@@ -143,8 +210,11 @@ export class App {
   }
   /** One scale for all readings in view, so that the same colour means the same. */
   domain(): [number, number] {
-    const all = this.panes.map(r => this.mode.dom(this.Rs[r]!)), most = (i: 0 | 1, f: (...v: number[]) => number) => f(...all.map(d => d[i]))
-    return all[0]![0] > all[0]![1] ? [most(0, Math.max), most(1, Math.min)] : [most(0, Math.min), most(1, Math.max)]
+    const all = this.panes.map(r => this.mode.dom(this.Rs[r]!)),
+      most = (i: 0 | 1, f: (...v: number[]) => number) => f(...all.map(d => d[i]))
+    return all[0]![0] > all[0]![1]
+      ? [most(0, Math.max), most(1, Math.min)]
+      : [most(0, Math.min), most(1, Math.max)]
   }
   /** The scale's measure of a cell: NaN missing, ±Infinity beyond the scale. */
   private measure(at: Here | null, m: Mode): number {
@@ -157,35 +227,61 @@ export class App {
   }
   /** The largest difference (99th percentile of a sample), for a scale that is even around 0. */
   reach(): number {
-    const { S, ncol, shown, mode } = this, key = [S.color, S.a, S.b, S.pins].join(), step = Math.ceil(ncol / 400)
-    const out = range(Math.ceil(ncol / step)).flatMap(c => (this.reaches[key] ? [] : shown.map(d => Math.abs(this.delta(d, c * step, mode))))).filter(v => v >= 0).sort((x, y) => x - y)
+    const { S, ncol, shown, mode } = this,
+      key = [S.color, S.a, S.b, S.pins].join(),
+      step = Math.ceil(ncol / 400)
+    const out = range(Math.ceil(ncol / step))
+      .flatMap(c => (this.reaches[key] ? [] : shown.map(d => Math.abs(this.delta(d, c * step, mode)))))
+      .filter(v => v >= 0)
+      .sort((x, y) => x - y)
     return (this.reaches[key] ||= out[Math.floor(out.length * 0.99)] ?? 0) || 1
   }
   /** Tiles have arrived: what was measured on fewer is measured anew. */
-  arrived() { this.reaches = {} }
+  arrived() {
+    this.reaches = {}
+  }
 
   /** The sheet a grid draws: one reading, or the difference of two. */
   sheet(r: number): Sheet {
-    const { S, shown, ncol, cols, Rs, mode, diff } = this, of = diff ? [S.a, S.b] : [r]
-    const reach = diff ? this.reach() : 1, [lo, hi] = diff ? [-reach, reach] : this.domain()
+    const { S, shown, ncol, cols, Rs, mode, diff } = this,
+      of = diff ? [S.a, S.b] : [r]
+    const reach = diff ? this.reach() : 1,
+      [lo, hi] = diff ? [-reach, reach] : this.domain()
     const tell = (p: Here | null) => (p ? visible(p.R.piece(p.R.top(p.l, p.t))) : "")
     return {
       name: diff ? `${Rs[S.b]!.man.label} − ${Rs[S.a]!.man.label}` : Rs[r]!.man.label,
       nrow: shown.length,
       ncol,
       scale: this.scale,
-      need: (c0, c1) => of.forEach(q => range(c1 - c0, c0).forEach(c => { if (cols[q]![c]! >= 0) Rs[q]!.load(cols[q]![c]!) })),
+      need: (c0, c1) =>
+        of.forEach(q =>
+          range(c1 - c0, c0).forEach(c => {
+            if (cols[q]![c]! >= 0) Rs[q]!.load(cols[q]![c]!)
+          }),
+        ),
       shade: (i, c) => {
         const v = diff ? this.delta(shown[i]!, c, mode) : this.measure(this.here(r, shown[i]!, c), mode)
-        if (!Number.isNaN(v)) return Math.abs(v) == Infinity ? 0 : Math.max(0, Math.min(255, Math.round((255 * (v - lo)) / (hi - lo || 1))))
-        return of.every(q => { const p = this.here(q, shown[i]!, c); return !p || p.R.ready(p.t) }) ? -1 : -2
+        if (!Number.isNaN(v))
+          return Math.abs(v) == Infinity
+            ? 0
+            : Math.max(0, Math.min(255, Math.round((255 * (v - lo)) / (hi - lo || 1))))
+        return of.every(q => {
+          const p = this.here(q, shown[i]!, c)
+          return !p || p.R.ready(p.t)
+        })
+          ? -1
+          : -2
       },
       words: (i, c) => {
-        const [p, q] = of.map(x => this.here(x, shown[i]!, c)), a = tell(p!)
+        const [p, q] = of.map(x => this.here(x, shown[i]!, c)),
+          a = tell(p!)
         if (S.text == "none") return ["", "", false]
-        let value, word = a, strong
+        let value,
+          word = a,
+          strong
         if (diff) {
-          const v = this.delta(shown[i]!, c, mode), b = tell(q!)
+          const v = this.delta(shown[i]!, c, mode),
+            b = tell(q!)
           value = (v > 0 ? "+" : "") + num(v, 2)
           strong = !!a && !!b && a != b
           word = strong ? clip(a, 8) + " → " + b : a || b
@@ -195,12 +291,27 @@ export class App {
         }
         return S.text == "value" ? [value, "", strong] : [p || q ? word : "", value, strong]
       },
-      mark: (i, c) => !!S.q && of.some(q => { const p = this.here(q, shown[i]!, c); return p && p.R.slot(p.l, p.t, id => this.found[q]!.has(id)) >= 0 }),
+      mark: (i, c) =>
+        !!S.q &&
+        of.some(q => {
+          const p = this.here(q, shown[i]!, c)
+          return p && p.R.slot(p.l, p.t, id => this.found[q]!.has(id)) >= 0
+        }),
       row: i => this.labels[shown[i]!]!,
       col: c => {
-        const has = of.filter(x => cols[x]![c]! >= 0), q = has[0] ?? r, R = Rs[q]!, t = cols[q]![c]!
-        const text = [...new Set(has.map(x => visible(clip(Rs[x]!.head.pieces[cols[x]![c]!]!, 200))))].join(" / ")
-        return { text, position: t < 0 ? "" : String(R.at(t)), special: R.special.has(R.head.ids[t]!), pinned: S.pos.includes(c) }
+        const has = of.filter(x => cols[x]![c]! >= 0),
+          q = has[0] ?? r,
+          R = Rs[q]!,
+          t = cols[q]![c]!
+        const text = [...new Set(has.map(x => visible(clip(Rs[x]!.head.pieces[cols[x]![c]!]!, 200))))].join(
+          " / ",
+        )
+        return {
+          text,
+          position: t < 0 ? "" : String(R.at(t)),
+          special: R.special.has(R.head.ids[t]!),
+          pinned: S.pos.includes(c),
+        }
       },
       speak: (i, c) => this.sentence(shown[i]!, c),
     }
@@ -209,7 +320,14 @@ export class App {
   /** A cell in words, for the live region. */
   sentence(d: number, c: number): string {
     const { mode } = this
-    return this.heres(d, c).map(({ R, l, t }) => `${this.Rs[1] ? R.man.label + ": " : ""}depth ${R.layers[l]}, position ${R.at(t)}, after ${visible(clip(R.head.pieces[t]!, 40))}: ${visible(clip(R.piece(R.top(l, t)), 40))}, ${prob(R.lp(l, t))}; ${mode.label.toLowerCase()} ${mode.fmt(mode.val(R, l, t))}`).join(". ") || "no such cell"
+    return (
+      this.heres(d, c)
+        .map(
+          ({ R, l, t }) =>
+            `${this.Rs[1] ? R.man.label + ": " : ""}depth ${R.layers[l]}, position ${R.at(t)}, after ${visible(clip(R.head.pieces[t]!, 40))}: ${visible(clip(R.piece(R.top(l, t)), 40))}, ${prob(R.lp(l, t))}; ${mode.label.toLowerCase()} ${mode.fmt(mode.val(R, l, t))}`,
+        )
+        .join(". ") || "no such cell"
+    )
   }
 
   /** The reading whose ids stand for those of R: the first of the same tokenizer. */
@@ -225,7 +343,10 @@ export class App {
   }
   /** Pin a token, or let it go; `join` adds it to the last group. */
   pin(R: Reading, id: number, join = false) {
-    const r = this.home(R), at = this.pinned(R, id), pins = this.S.pins.map(p => [...p]), last = pins[pins.length - 1]
+    const r = this.home(R),
+      at = this.pinned(R, id),
+      pins = this.S.pins.map(p => [...p]),
+      last = pins[pins.length - 1]
     if (id < 0) return
     if (at >= 0) pins[at] = [r, ...pins[at]!.slice(1).filter(x => x != id)]
     else if (join && last?.[0] == r) last.push(id)
@@ -235,17 +356,38 @@ export class App {
   /** What a reading says about a pin; another tokenizer's ids are found by their text. */
   follow({ R, l, t }: Here, [r, ...ids]: Pin) {
     const to = this.home(R)
-    return follow(R, l, t, to == r ? ids : (this.names[[to, r, ids].join()] ??= [...R.vocab].filter(([, p]) => ids.some(id => this.Rs[r!]!.piece(id) == p)).map(([id]) => id)))
+    return follow(
+      R,
+      l,
+      t,
+      to == r
+        ? ids
+        : (this.names[[to, r, ids].join()] ??= [...R.vocab]
+            .filter(([, p]) => ids.some(id => this.Rs[r!]!.piece(id) == p))
+            .map(([id]) => id)),
+    )
   }
 
   /** Lines of text for one cell. */
   asText(d: number, c: number): string {
-    return this.heres(d, c).map(({ R, l, t }) => {
-      const n = R.head.next[t]!
-      return `${R.man.label} · ${R.man.about.lens} · depth ${R.layers[l]} · position ${R.at(t)}, after ${JSON.stringify(R.head.pieces[t])}\n` +
-        range(R.K).filter(k => R.top(l, t, k) >= 0).map(k => `${R.topRank(l, t, k)}\t${prob(R.lp(l, t, k))}\t${JSON.stringify(R.piece(R.top(l, t, k)))}\t(id ${R.top(l, t, k)})\n`).join("") +
-        `entropy ${num(R.num("entropy", l, t))} nats · KL to the final row ${num(R.num("kl", l, t))} nats · settled from depth ${R.layers[settled(R, t)]}` +
-        (n < 0 ? "" : `\nnext token ${JSON.stringify(R.piece(n))}: rank ${count(R.rank("next_ranks", l, t))}, ${prob(R.num("next_logprobs", l, t))}`)
-    }).join("\n\n")
+    return this.heres(d, c)
+      .map(({ R, l, t }) => {
+        const n = R.head.next[t]!
+        return (
+          `${R.man.label} · ${R.man.about.lens} · depth ${R.layers[l]} · position ${R.at(t)}, after ${JSON.stringify(R.head.pieces[t])}\n` +
+          range(R.K)
+            .filter(k => R.top(l, t, k) >= 0)
+            .map(
+              k =>
+                `${R.topRank(l, t, k)}\t${prob(R.lp(l, t, k))}\t${JSON.stringify(R.piece(R.top(l, t, k)))}\t(id ${R.top(l, t, k)})\n`,
+            )
+            .join("") +
+          `entropy ${num(R.num("entropy", l, t))} nats · KL to the final row ${num(R.num("kl", l, t))} nats · settled from depth ${R.layers[settled(R, t)]}` +
+          (n < 0
+            ? ""
+            : `\nnext token ${JSON.stringify(R.piece(n))}: rank ${count(R.rank("next_ranks", l, t))}, ${prob(R.num("next_logprobs", l, t))}`)
+        )
+      })
+      .join("\n\n")
   }
 }

@@ -16,7 +16,8 @@ export interface Scale {
 }
 
 const channel = (v: number) => ((v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-export const luminance = (r: number, g: number, b: number) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b)
+export const luminance = (r: number, g: number, b: number) =>
+  0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b)
 export const contrast = (a: number, b: number) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)
 
 const made: Record<string, Scale> = {}
@@ -26,10 +27,18 @@ export function scale(name: string): Scale {
 
 function make(hex: string): Scale {
   const stops = hex.match(/.{6}/g)!.map(s => [0, 2, 4].map(i => parseInt(s.slice(i, i + 2), 16)))
-  const rgba = new Uint32Array(256), css: string[] = [], ink: string[] = []
+  const rgba = new Uint32Array(256),
+    css: string[] = [],
+    ink: string[] = []
   for (let i = 0; i < 256; i++) {
-    const x = (i / 255) * (stops.length - 1), j = Math.min(stops.length - 2, Math.floor(x)), f = x - j
-    const [r, g, b] = [0, 1, 2].map(c => Math.round(stops[j]![c]! * (1 - f) + stops[j + 1]![c]! * f)) as [number, number, number]
+    const x = (i / 255) * (stops.length - 1),
+      j = Math.min(stops.length - 2, Math.floor(x)),
+      f = x - j
+    const [r, g, b] = [0, 1, 2].map(c => Math.round(stops[j]![c]! * (1 - f) + stops[j + 1]![c]! * f)) as [
+      number,
+      number,
+      number,
+    ]
     rgba[i] = (255 << 24) | (b << 16) | (g << 8) | r
     css.push(`rgb(${r},${g},${b})`)
     // black and white reach 4.58 : 1 at worst, where they meet

@@ -6,7 +6,11 @@ export const FORMAT = "logitlens-page"
 export const VERSION = 3
 
 /** Field of a tile: name, type (see page/fields.py) and values per cell ("K", "M" or 1). */
-type Field = [name: string, type: "u8" | "f16" | "f16-k" | "f16-l" | "u32" | "rank" | "recent", per: "K" | "M" | 1]
+type Field = [
+  name: string,
+  type: "u8" | "f16" | "f16-k" | "f16-l" | "u32" | "rank" | "recent",
+  per: "K" | "M" | 1,
+]
 
 export interface ReadingManifest {
   label: string
@@ -21,7 +25,15 @@ export interface ReadingManifest {
   /** [low, high] of each statistic over the whole reading, for the colour scale */
   range: Record<string, [number, number]>
   /** sentences and badges, made where the numbers are made (see page/words.py) */
-  about: { lens: string; model: string; raw: boolean; check: string; ok: boolean | null; text: string[]; code: string }
+  about: {
+    lens: string
+    model: string
+    raw: boolean
+    check: string
+    ok: boolean | null
+    text: string[]
+    code: string
+  }
   meta: Record<string, unknown>
 }
 
@@ -62,7 +74,9 @@ interface Head {
 }
 
 const HALF = new Float32Array(65536).map((_, i) => {
-  const s = i >> 15 ? -1 : 1, e = (i >> 10) & 31, m = i & 1023
+  const s = i >> 15 ? -1 : 1,
+    e = (i >> 10) & 31,
+    m = i & 1023
   return e == 31 ? (m ? NaN : s * Infinity) : s * (e ? 2 ** (e - 15) * (1 + m / 1024) : 2 ** -24 * m)
 })
 
@@ -77,7 +91,8 @@ type Column = Uint32Array | Uint16Array | Uint8Array
 
 /** Fields of one tile; arrays run slot, depth, position. */
 export function untile(src: Uint8Array, fields: Field[], n: number, L: number, K: number, M: number) {
-  let at = 0, before: Column
+  let at = 0,
+    before: Column
   const out: Record<string, Column> = {}
   // undo the byte shuffle: plane b holds byte b of every value
   const take = (count: number, width: number) => {
@@ -86,25 +101,33 @@ export function untile(src: Uint8Array, fields: Field[], n: number, L: number, K
     return width > 2 ? new Uint32Array(bytes.buffer) : width > 1 ? new Uint16Array(bytes.buffer) : bytes
   }
   for (const [name, type, per] of fields) {
-    const k = per == "K" ? K : per == "M" ? M : 1, row = L * n, size = row * k
+    const k = per == "K" ? K : per == "M" ? M : 1,
+      row = L * n,
+      size = row * k
     let a = take(size, { u8: 1, recent: 1, u32: 4, rank: 4 }[type as string] ?? 2)
     if (type == "recent") {
       // a byte is a place in the list of the ids that its position has shown, counted from its end, or
       // 0 for the next literal
-      const literals = take(a.filter(v => !v).length, 4), ids = new Uint32Array(size)
-      for (let t = 0, next = 0; t < n; t++) for (let l = 0, recent: number[] = []; l < L; l++) {
-        const cell: number[] = []
-        for (let i = l * n + t; i < size; i += row) cell.unshift((ids[i] = a[i] ? recent.splice(-a[i]!, 1)[0]! : literals[next++]!))
-        recent.push(...cell)
-      }
+      const literals = take(a.filter(v => !v).length, 4),
+        ids = new Uint32Array(size)
+      for (let t = 0, next = 0; t < n; t++)
+        for (let l = 0, recent: number[] = []; l < L; l++) {
+          const cell: number[] = []
+          for (let i = l * n + t; i < size; i += row)
+            cell.unshift((ids[i] = a[i] ? recent.splice(-a[i]!, 1)[0]! : literals[next++]!))
+          recent.push(...cell)
+        }
       a = ids
     }
-    if (type == "rank") for (let r = 0; r < size; r += n) {
-      // in the order of the log-probabilities before, each as a step from the one before
-      const steps = a.slice(r, r + n)
-      let v = 0
-      Float64Array.from(steps, (_, i) => before[r + i]! * n + i).sort().forEach((x, i) => (a[r + (x % n)] = v += (steps[i]! >>> 1) ^ -(steps[i]! & 1)))
-    }
+    if (type == "rank")
+      for (let r = 0; r < size; r += n) {
+        // in the order of the log-probabilities before, each as a step from the one before
+        const steps = a.slice(r, r + n)
+        let v = 0
+        Float64Array.from(steps, (_, i) => before[r + i]! * n + i)
+          .sort()
+          .forEach((x, i) => (a[r + (x % n)] = v += (steps[i]! >>> 1) ^ -(steps[i]! & 1)))
+      }
     // differences from the slot or the depth before; 16 bits wrap
     const step = type == "f16-k" ? row : type == "f16-l" ? n : size
     for (let i = step; i < size; i++) a[i]! += a[i - step]!
@@ -116,7 +139,10 @@ export function untile(src: Uint8Array, fields: Field[], n: number, L: number, K
 
 /** One reading; a tile's values are missing until it has been inflated (see load). */
 export class Reading {
-  L: number; T: number; K: number; M: number
+  L: number
+  T: number
+  K: number
+  M: number
   layers: string[]
   vocab = new Map<number, string>()
   bytes = new Map<number, number[]>()
@@ -126,22 +152,38 @@ export class Reading {
   /** called when a tile has arrived (or with words when it could not be read) */
   changed: (problem?: string) => void = () => {}
 
-  constructor(public man: ReadingManifest, public head: Head, private read: (name: string) => Promise<ArrayBuffer>) {
+  constructor(
+    public man: ReadingManifest,
+    public head: Head,
+    private read: (name: string) => Promise<ArrayBuffer>,
+  ) {
     ;({ L: this.L, T: this.T, K: this.K, M: this.M } = man.shape)
     this.layers = man.layers
     this.special = new Set(head.special)
     let id = 0
     head.vocab.ids.forEach((step, i) => this.vocab.set((id += step), head.vocab.pieces[i]!))
     head.pieces = head.pieces.map((p, t) => p ?? this.piece(head.ids[t]!))
-    for (const key in head.vocab.bytes) this.bytes.set(+key, head.vocab.bytes[key]!.match(/../g)!.map(b => parseInt(b, 16)))
+    for (const key in head.vocab.bytes)
+      this.bytes.set(
+        +key,
+        head.vocab.bytes[key]!.match(/../g)!.map(b => parseInt(b, 16)),
+      )
   }
 
   /** Inflate the tile of position t (once); resolves when its values can be read. */
   load(t: number) {
-    const { tile, tiles, fields } = this.man, i = Math.floor(t / tile)
+    const { tile, tiles, fields } = this.man,
+      i = Math.floor(t / tile)
     return (this.asked[i] ??= (async () => {
       try {
-        this.tiles[i] = untile(await gunzip(await this.read(tiles[i]!)), fields, Math.min(tile, this.T - i * tile), this.L, this.K, this.M)
+        this.tiles[i] = untile(
+          await gunzip(await this.read(tiles[i]!)),
+          fields,
+          Math.min(tile, this.T - i * tile),
+          this.L,
+          this.K,
+          this.M,
+        )
         this.changed()
       } catch (e) {
         this.changed(`Positions from ${i * tile} could not be read: ${(e as Error).message}`)
@@ -150,7 +192,8 @@ export class Reading {
   }
 
   private raw(name: string, l: number, t: number, k: number): number | undefined {
-    const n = this.man.tile, i = Math.floor(t / n)
+    const n = this.man.tile,
+      i = Math.floor(t / n)
     return this.tiles[i]?.[name]?.[(k * this.L + l) * Math.min(n, this.T - i * n) + t - i * n]
   }
 
@@ -188,23 +231,37 @@ export class Reading {
     return (this.head.positions as number[])?.[t] ?? t
   }
   piece(id: number) {
-    return id < 0 ? "" : this.vocab.get(id) ?? `⟨${id}⟩`
+    return id < 0 ? "" : (this.vocab.get(id) ?? `⟨${id}⟩`)
   }
   /** What the model said about token `id` at a cell: exact if tracked, next, or among the top k. */
   token(l: number, t: number, id: number): { lp: number; rank: number } {
-    const m = this.head.track.indexOf(id), k = this.slot(l, t, x => x == id)
-    return m >= 0 ? { lp: this.num("track_logprobs", l, t, m), rank: this.rank("track_ranks", l, t, m) }
-      : this.head.next[t] == id ? { lp: this.num("next_logprobs", l, t), rank: this.rank("next_ranks", l, t) }
-      // else known only to lie below the last slot: infinity tells that its rank is a bound
-      : k < 0 ? { lp: NaN, rank: this.ready(t) ? Infinity : NaN }
-      : { lp: this.lp(l, t, k), rank: this.topRank(l, t, k) }
+    const m = this.head.track.indexOf(id),
+      k = this.slot(l, t, x => x == id)
+    return m >= 0
+      ? { lp: this.num("track_logprobs", l, t, m), rank: this.rank("track_ranks", l, t, m) }
+      : this.head.next[t] == id
+        ? { lp: this.num("next_logprobs", l, t), rank: this.rank("next_ranks", l, t) }
+        : // else known only to lie below the last slot: infinity tells that its rank is a bound
+          k < 0
+          ? { lp: NaN, rank: this.ready(t) ? Infinity : NaN }
+          : { lp: this.lp(l, t, k), rank: this.topRank(l, t, k) }
   }
 }
 
 /** Check the manifest and read every head. Throws an Error whose message is for the reader. */
 export async function open({ manifest: m, read }: Source): Promise<Reading[]> {
-  if (m?.format != FORMAT || m.version != VERSION) throw Error(`This page shows ${FORMAT} ${VERSION}; the data are ${m?.format} ${m?.version}.`)
-  return Promise.all(m.readings.map(async man => new Reading(man, JSON.parse(new TextDecoder().decode(await gunzip(await read(man.head)))), async name => read(name))))
+  if (m?.format != FORMAT || m.version != VERSION)
+    throw Error(`This page shows ${FORMAT} ${VERSION}; the data are ${m?.format} ${m?.version}.`)
+  return Promise.all(
+    m.readings.map(
+      async man =>
+        new Reading(
+          man,
+          JSON.parse(new TextDecoder().decode(await gunzip(await read(man.head)))),
+          async name => read(name),
+        ),
+    ),
+  )
 }
 
 /** Bytes of a base64 text. */

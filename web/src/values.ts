@@ -20,31 +20,66 @@ export const final = (R: Reading, t: number) => R.top(R.L - 1, t)
 
 const nats = (v: number) => num(v) + " nats"
 const end = (R: Reading, name: string, i: number) => R.man.range[name]?.[i] ?? 1
-const lows = (name: string) => (R: Reading): [number, number] => [Math.min(-1, end(R, name, 0)), 0]
-const highs = (name: string) => (R: Reading): [number, number] => [end(R, name, 1), 0]
-const ranked = (label: string, val: Mode["val"]): Mode => ({ label, val, log: true, dom: R => [Math.log10(Math.max(10, R.K, end(R, "next_ranks", 1))), 0], fmt: v => (v == Infinity ? "beyond the top k" : "#" + count(Math.round(v))) })
+const lows =
+  (name: string) =>
+  (R: Reading): [number, number] => [Math.min(-1, end(R, name, 0)), 0]
+const highs =
+  (name: string) =>
+  (R: Reading): [number, number] => [end(R, name, 1), 0]
+const ranked = (label: string, val: Mode["val"]): Mode => ({
+  label,
+  val,
+  log: true,
+  dom: R => [Math.log10(Math.max(10, R.K, end(R, "next_ranks", 1))), 0],
+  fmt: v => (v == Infinity ? "beyond the top k" : "#" + count(Math.round(v))),
+})
 const plain = (label: string, val: Mode["val"], dom: Mode["dom"]): Mode => ({ label, val, dom, fmt: nats })
 
 export const MODES: Record<string, Mode> = {
-  prob: { label: "Probability", val: (R, l, t) => Math.exp(R.lp(l, t)), dom: () => [0, 1], fmt: v => prob(Math.log(v)) },
+  prob: {
+    label: "Probability",
+    val: (R, l, t) => Math.exp(R.lp(l, t)),
+    dom: () => [0, 1],
+    fmt: v => prob(Math.log(v)),
+  },
   logprob: plain("Log-probability", (R, l, t) => R.lp(l, t), lows("top_logprobs")),
   final: ranked("Rank of the final token", (R, l, t) => R.token(l, t, final(R, t)).rank),
   entropy: plain("Entropy", (R, l, t) => R.num("entropy", l, t), highs("entropy")),
   kl: plain("KL to the final row", (R, l, t) => R.num("kl", l, t), highs("kl")),
   rank: ranked("Rank of the next token", (R, l, t) => R.rank("next_ranks", l, t)),
-  next: plain("Log-probability of the next token", (R, l, t) => R.num("next_logprobs", l, t), lows("next_logprobs")),
-  agree: { label: "Agreement with the final row", val: (R, l, t) => (R.top(l, t) < 0 ? NaN : +(R.top(l, t) == final(R, t))), dom: () => [-0.25, 1.05], fmt: v => (v ? "same token" : "other token") },
+  next: plain(
+    "Log-probability of the next token",
+    (R, l, t) => R.num("next_logprobs", l, t),
+    lows("next_logprobs"),
+  ),
+  agree: {
+    label: "Agreement with the final row",
+    val: (R, l, t) => (R.top(l, t) < 0 ? NaN : +(R.top(l, t) == final(R, t))),
+    dom: () => [-0.25, 1.05],
+    fmt: v => (v ? "same token" : "other token"),
+  },
 }
 
 /** The modes that follow a pin. */
-export const pinModes = (name: string, at: (R: Reading, l: number, t: number) => { lp: number; rank: number }): Mode[] => [
-  plain("Log-probability of " + name, (R, l, t) => { const v = at(R, l, t); return v.rank == Infinity ? -Infinity : v.lp }, lows("next_logprobs")),
+export const pinModes = (
+  name: string,
+  at: (R: Reading, l: number, t: number) => { lp: number; rank: number },
+): Mode[] => [
+  plain(
+    "Log-probability of " + name,
+    (R, l, t) => {
+      const v = at(R, l, t)
+      return v.rank == Infinity ? -Infinity : v.lp
+    },
+    lows("next_logprobs"),
+  ),
   ranked("Rank of " + name, (R, l, t) => at(R, l, t).rank),
 ]
 
 /** Log-probability and rank of a group: probabilities are added, the rank is the best. */
 export function follow(R: Reading, l: number, t: number, ids: number[]): { lp: number; rank: number } {
-  let p = 0, rank = NaN
+  let p = 0,
+    rank = NaN
   for (const id of ids) {
     const v = R.token(l, t, id)
     p += Math.exp(v.lp) || 0
@@ -55,9 +90,11 @@ export function follow(R: Reading, l: number, t: number, ids: number[]): { lp: n
 
 /** Tokens that were top at any depth of a position: the final one, then by their likeliest moment. */
 export function candidates(R: Reading, t: number, n = 6): number[] {
-  const best = new Map<number, number>(), last = final(R, t)
+  const best = new Map<number, number>(),
+    last = final(R, t)
   for (let l = 0; l < R.L; l++) {
-    const id = R.top(l, t), p = id == last ? 1 : R.lp(l, t)
+    const id = R.top(l, t),
+      p = id == last ? 1 : R.lp(l, t)
     if (id >= 0 && !(best.get(id)! >= p)) best.set(id, p)
   }
   return [...best.keys()].sort((a, b) => best.get(b)! - best.get(a)!).slice(0, n)
@@ -74,4 +111,6 @@ export const decade = (e: number) => (e > 3 || e < 0 ? "10" + sup(e) : String(10
 
 /** Ticks of a scale: words and their places 0 … 1. */
 export const ticks = (mode: Mode, lo: number, hi: number): [string, number][] =>
-  mode.log ? [0, 0.5, 1].map(x => [decade(Math.round(lo + x * (hi - lo))), x]) : [0, 0.5, 1].map(x => [mode.fmt(lo + x * (hi - lo)).replace(" nats", ""), x])
+  mode.log
+    ? [0, 0.5, 1].map(x => [decade(Math.round(lo + x * (hi - lo))), x])
+    : [0, 0.5, 1].map(x => [mode.fmt(lo + x * (hi - lo)).replace(" nats", ""), x])

@@ -7,10 +7,16 @@ test("every state has words", () => {
   expect(words({ state: "waiting", ahead: 1 })).toBe("Waiting: 1 prompt ahead of yours")
   expect(words({ state: "waiting", ahead: 3 })).toBe("Waiting: 3 prompts ahead of yours")
   expect(words({ state: "loading", model: "gpt2" })).toBe("Loading gpt2 …")
-  expect(words({ state: "running", phase: "blocks", done: 1, total: 8, tokens: 1, lens: "logit" })).toBe("Running 1 token through 8 blocks …")
-  expect(words({ state: "running", phase: "positions", done: 1, total: 9, tokens: 9, lens: "tuned" })).toBe("Reading 9 positions with the tuned lens …")
+  expect(words({ state: "running", phase: "blocks", done: 1, total: 8, tokens: 1, lens: "logit" })).toBe(
+    "Running 1 token through 8 blocks …",
+  )
+  expect(words({ state: "running", phase: "positions", done: 1, total: 9, tokens: 9, lens: "tuned" })).toBe(
+    "Reading 9 positions with the tuned lens …",
+  )
   expect(words({ state: "done", seconds: 0.07 })).toBe("Done in 0.07 s")
-  expect(words({ state: "cancelled", message: "cancelled at block 3 of 8" })).toBe("Cancelled at block 3 of 8")
+  expect(words({ state: "cancelled", message: "cancelled at block 3 of 8" })).toBe(
+    "Cancelled at block 3 of 8",
+  )
   expect(words({ state: "error", message: "out of memory" })).toBe("out of memory")
 })
 
@@ -21,7 +27,8 @@ test("how far a run is", () => {
 })
 
 test("lines arrive whole, however the stream is cut", async () => {
-  const text = '{"state":"waiting","ahead":0}\n{"state":"loading","model":"模型"}\n{"state":"done"}\n', bytes = new TextEncoder().encode(text)
+  const text = '{"state":"waiting","ahead":0}\n{"state":"loading","model":"模型"}\n{"state":"done"}\n',
+    bytes = new TextEncoder().encode(text)
   for (const size of [1, 7, 1000]) {
     const body = new ReadableStream<Uint8Array>({
       start(c) {

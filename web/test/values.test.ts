@@ -6,14 +6,31 @@ import { MODES, candidates, follow, settled } from "../src/values"
 
 /** A reading of two slots: rows of [first id, second id] with probabilities .6 and .2. */
 function fake(rows: [number, number][]): Reading {
-  const R = { L: rows.length, K: 2, man: { range: {} }, head: { track: [], next: [] }, ready: () => true, top: (l: number, _t: number, k = 0) => rows[l]![k], lp: (_l: number, _t: number, k = 0) => Math.log(k ? 0.2 : 0.6) }
+  const R = {
+    L: rows.length,
+    K: 2,
+    man: { range: {} },
+    head: { track: [], next: [] },
+    ready: () => true,
+    top: (l: number, _t: number, k = 0) => rows[l]![k],
+    lp: (_l: number, _t: number, k = 0) => Math.log(k ? 0.2 : 0.6),
+  }
   return Object.assign(R, {
-    token: (l: number, _t: number, id: number) => { const k = rows[l]!.indexOf(id); return k < 0 ? { lp: NaN, rank: Infinity } : { lp: Math.log(k ? 0.2 : 0.6), rank: k + 1 } },
+    token: (l: number, _t: number, id: number) => {
+      const k = rows[l]!.indexOf(id)
+      return k < 0 ? { lp: NaN, rank: Infinity } : { lp: Math.log(k ? 0.2 : 0.6), rank: k + 1 }
+    },
   }) as unknown as Reading
 }
 
 describe("reducers", () => {
-  const R = fake([[5, 9], [9, 5], [7, 9], [9, 7], [9, 1]])
+  const R = fake([
+    [5, 9],
+    [9, 5],
+    [7, 9],
+    [9, 7],
+    [9, 1],
+  ])
 
   it("candidates are those that were top at any depth, the final one first", () => {
     expect(candidates(R, 0)).toEqual([9, 5, 7])
@@ -21,7 +38,15 @@ describe("reducers", () => {
   })
   it("settled is the first depth from which the final token stays top", () => {
     expect(settled(R, 0)).toBe(3)
-    expect(settled(fake([[1, 2], [1, 2]]), 0)).toBe(0)
+    expect(
+      settled(
+        fake([
+          [1, 2],
+          [1, 2],
+        ]),
+        0,
+      ),
+    ).toBe(0)
   })
   it("a group adds probabilities and takes the best rank", () => {
     const v = follow(R, 0, 0, [9, 5])
@@ -30,7 +55,16 @@ describe("reducers", () => {
     expect(follow(R, 0, 0, [1])).toEqual({ lp: NaN, rank: Infinity })
   })
   it("a rank beyond the top k is a bound, not a number", () => {
-    expect(MODES.final!.val(fake([[5, 6], [9, 1]]), 0, 0)).toBe(Infinity)
+    expect(
+      MODES.final!.val(
+        fake([
+          [5, 6],
+          [9, 1],
+        ]),
+        0,
+        0,
+      ),
+    ).toBe(Infinity)
     expect(MODES.final!.fmt(Infinity)).toBe("beyond the top k")
     expect(MODES.agree!.val(R, 1, 0)).toBe(1)
   })
@@ -62,7 +96,15 @@ describe("tokens", () => {
     expect(repair([0xe6, 0x97], [0xa5])).toBe("日")
   })
   it("writes a probability with the figures it has", () => {
-    expect([0, -1, -5, -9, -14, -Infinity, NaN].map(prob)).toEqual(["100%", "36.8%", "0.674%", "0.012%", "8.3·10⁻⁷", "0%", "–"])
+    expect([0, -1, -5, -9, -14, -Infinity, NaN].map(prob)).toEqual([
+      "100%",
+      "36.8%",
+      "0.674%",
+      "0.012%",
+      "8.3·10⁻⁷",
+      "0%",
+      "–",
+    ])
   })
 })
 
@@ -78,7 +120,9 @@ describe("colour", () => {
     }
   })
   it("cividis rises in lightness all the way", () => {
-    const l = scale("cividis").css.map(c => luminance(...(c.match(/\d+/g)!.map(Number) as [number, number, number])))
+    const l = scale("cividis").css.map(c =>
+      luminance(...(c.match(/\d+/g)!.map(Number) as [number, number, number])),
+    )
     expect(l.every((v, i) => !i || v >= l[i - 1]! - 0.002)).toBe(true)
   })
 })
