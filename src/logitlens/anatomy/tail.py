@@ -190,7 +190,7 @@ def model_dtype(model: nn.Module) -> torch.dtype:
     return torch.float32
 
 
-def probe_ids(model: Any, tokenizer: Any = None) -> Tensor:
+def probe_ids(model: Any, tokenizer: Any = None, length: int = PROBE_POSITIONS) -> Tensor:
     """Two prompts of ordinary tokens, equal but for the last one: (2, T) on the model's device."""
     embedding = embeddings(model, "input")
     config: Any = getattr(model, "config", None)
@@ -204,7 +204,6 @@ def probe_ids(model: Any, tokenizer: Any = None) -> Tensor:
     special = {v for c in (config, text) for v in _special_ids(c)}
     usual = [i for i in range(min(vocab, 50_000)) if i not in special]
     context = getattr(text, "max_position_embeddings", None)
-    length = PROBE_POSITIONS
     if isinstance(context, int) and PROBE_BATCH < context < length:
         length = context
     generator = torch.Generator().manual_seed(5)

@@ -2,13 +2,13 @@
 
 Depth 0 is what the first block receives, depth d what block d−1 returned: the raw stream, before
 any final norm. Prompts run as one right-padded batch (see `padding`), whose pad columns are cut off
-again. Long prompts may run a part at a time, see `chunks`.
+again. Long prompts may run in chunks, see `chunks`.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,13 +66,6 @@ class Residuals:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(eq=False)
-class Cache:
-    """Keys and values of the positions read so far, as the model itself keeps them."""
-
-    past: Any = None
-
-
 # Hooks see every pass of a model, whichever thread runs it: passes of one model take turns.
 _turns: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _turns_guard = threading.Lock()
@@ -97,7 +90,7 @@ def capture(
     check_positions: str = "last",
     anatomy: Anatomy | None = None,
     progress: Progress | None = None,
-    cache: Cache | None = None,
+    cache: Mapping[str, Any] | None = None,
 ) -> list[Residuals]:
     """Token ids of several prompts → their residuals, from one forward pass.
 
@@ -106,7 +99,8 @@ def capture(
     stream    "resid", "mid", "attn" or "mlp"; of a sublayer, depth d is what belongs to block d−1
     check_positions   "last" or "all": where the model's own logits are kept for the proof
     progress  called with ("blocks", done, N) as the blocks return; what it raises ends the pass
-    cache     what came before these ids, for one prompt; these are added to it
+    cache     of one prompt read in chunks: the arguments by which the forward takes the cache of
+              what came before these ids; they are added to it
 
     Raises PromptError for an empty prompt, UnsupportedModel where the model's forward fails, its
     blocks do not run once each, or its stream has another shape than when it was loaded.
@@ -122,16 +116,13 @@ def capture(
     batch = padded(ids, input_device(hf))
     last = sorted({len(i) - 1 for i in ids})
     extra = dict(batch.extra, **getattr(model, "extra", {}))
-    if cache is not None:
-        extra |= {"use_cache": True, "past_key_values": cache.past}
+    extra |= cache or {}
     keep_last = check_positions == "last" and "logits_to_keep" in accepts(hf)
     if keep_last:
         extra["logits_to_keep"] = torch.tensor(last, device=batch.ids_BT.device)
     with _alone(hf):
         parts, wanted, labels = _parts(model, found, stream, wanted, len(ids))
         output, h_LBTD = _run(hf, found, batch.ids_BT, parts, extra, _counter(progress, found))
-    if cache is not None:
-        cache.past = getattr(output, "past_key_values", None)
     logits = logits_of(output).detach()
     kept = last if keep_last and logits.shape[1] == len(last) else range(logits.shape[1])
     out = []

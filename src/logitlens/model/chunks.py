@@ -1,33 +1,52 @@
-"""A long prompt in parts: each runs through the model with the keys and values of those before it.
+"""Read a long prompt in chunks: each runs through the model after the cache of those before it.
 
-What is held is that cache, which the model needs in any case, and one part's residuals. Whether a
-model computes the same in parts as in one pass is proven on a probe before it is relied on.
+Held are that cache, which the model needs in any case, and the residuals of one chunk. The cache is
+made here and forgets nothing: transformers would drop keys wherever a configuration names a window,
+also for models that attend to everything. A model that does have windows masks what is outside them.
+
+Whether a model computes the same in chunks as in one pass is measured before it is relied on, see
+`why_not`.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import (
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+)
 
 from logitlens.anatomy.check import compare
-from logitlens.anatomy.forward import accepts
+from logitlens.anatomy.forward import accepts, refusing, unwrap
 from logitlens.anatomy.tail import probe_ids
 from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.model.batches import rescales_beyond
-from logitlens.model.capture import Cache, Progress, Residuals, capture
+from logitlens.model.capture import Progress, Residuals, capture
 
-MASK = 2 << 20  # positions of a part × positions up to its end: a model makes a mask of that size
-LEAST = 16  # positions of a part, however long the prompt
+if TYPE_CHECKING:
+    from logitlens.model.lens_model import LensModel
+
+MASK = 2 << 20  # positions of a chunk × positions up to its end: a model makes a mask of that size
+LEAST = 16  # positions of a chunk, however long the prompt
+PROBE = 2048  # positions of a probe, unless the configuration names a longer window
+LONGEST_PROBE = 8192  # whatever it names: the probe runs in one pass
+COMPARED = 32  # positions of a probe whose logits are compared: those whose residuals differ most
+
+# Words in the names of configuration entries that count positions: windows, states and blocks.
+COUNTS_POSITIONS = ("window", "chunk", "block", "local", "conv", "kernel")
 
 
 def ends(T: int, size: int) -> list[int]:
-    """Where the parts of T positions end: `size` each, halved when the mask would grow too large.
+    """Where the chunks of T positions end: `size` each, halved when the mask would grow too large.
 
     Few different sizes: libraries keep a compiled product for each they have seen.
     """
@@ -41,8 +60,24 @@ def ends(T: int, size: int) -> list[int]:
     return out
 
 
-def capture_in_parts(
-    model: Any,
+def stops_of(model: LensModel, T: int, chunk: int) -> list[int]:
+    """Where the chunks of a prompt of T tokens end, for a model that computes the same in chunks.
+
+    Raises PromptError for a chunk below 1, UnsupportedModel with the reason where the model computes
+    something else in chunks.
+    """
+    if isinstance(chunk, bool) or not isinstance(chunk, (int, np.integer)) or chunk < 1:
+        raise PromptError(f"chunk={chunk!r}: expected at least 1 position")
+    stops = ends(T, int(chunk))
+    if len(stops) > 1 and (reason := why_not(model, T, int(chunk))):
+        raise UnsupportedModel(
+            f"{model.name} cannot be read in chunks: {reason}; read the prompt whole, without chunk"
+        )
+    return stops
+
+
+def capture_chunks(
+    model: LensModel,
     ids: Sequence[int],
     stops: Sequence[int],
     *,
@@ -50,119 +85,85 @@ def capture_in_parts(
     stream: str = "resid",
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, Residuals]]:
-    """Token ids → (first position, residuals) of the parts that end at `stops`, as they are run.
+    """Token ids → (first position, residuals) of the chunks that end at `stops`, as they are run.
 
-    Raises UnsupportedModel where the model keeps no cache; else as `capture`.
+    Raises what `capture` raises.
     """
-    cache, start = Cache() if len(stops) > 1 else None, 0
-    try:
-        for number, stop in enumerate(stops):
-            (residuals,) = capture(
-                model, [ids[start:stop]], depths=depths, stream=stream, cache=cache,
-                progress=_of_all(progress, number, len(stops)),
-            )  # fmt: skip
-            if cache is not None and cache.past is None:
-                raise UnsupportedModel(
-                    f"{type(model.hf).__name__} keeps no cache of keys and values: read the prompt "
-                    "whole, without chunk"
-                )
-            if number == 0 and cache is not None:
-                _grow_in_place(cache.past, len(ids))
-            yield start, residuals
-            del residuals
-            if stop < stops[-1]:
-                _trim()
-            start = stop
-    finally:
-        _let_go(cache)
+    cache, start = _cache(model.hf, len(ids)) if len(stops) > 1 else None, 0
+    for number, stop in enumerate(stops):
+        (residuals,) = capture(
+            model, [ids[start:stop]], depths=depths, stream=stream, cache=cache,
+            progress=_of_all(progress, number, len(stops)),
+        )  # fmt: skip
+        yield start, residuals
+        del residuals
+        if stop < stops[-1]:
+            _trim()
+        start = stop
 
 
-def _grow_in_place(past: Any, T: int) -> None:
-    """Give the layers of a transformers cache room for T positions.
+def why_not(model: LensModel, T: int, chunk: int) -> str | None:
+    """The reason why a model cannot read T positions in chunks, or None.
 
-    They would join old and new keys with every part: copies that grow, in ever new memory. Layers
-    of other kinds (a window, a state) are small and stay as they are.
+    Measured: a probe of random tokens is run in one pass and in these chunks, the last of one token,
+    and the logits are compared at the positions whose final residuals differ most, the last among
+    them. The probe is as long as the prompt, rounded up to a power of two, so that prompts of one
+    length class share a probe; but no longer than 2048 tokens, or twice the longest window, state or
+    block that the configuration names (at most 8192), or the model's context. A verdict is kept for
+    each probe length and chunk; a probe that failed to run is tried again the next time.
     """
-    for layer in getattr(past, "layers", ()):
-        if type(layer) is DynamicLayer and layer.is_initialized:
-            layer.update = _Room(layer, T)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _trim() -> None:
-    """Hand freed memory back to the system, where the C library is glibc.
-
-    Every part needs a mask a little larger than the last; glibc keeps the pieces of those before,
-    none of which is large enough again, twice as much at 32k positions.
-    """
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, TypeError, AttributeError):
-        pass  # another C library
-
-
-def _let_go(cache: Cache | None) -> None:
-    """Undo `_grow_in_place`: a layer and its room hold each other, and would outlive the reading."""
-    for layer in getattr(cache and cache.past, "layers", ()):
-        vars(layer).pop("update", None)
-
-
-class _Room:
-    """`DynamicLayer.update`, writing into memory that is there."""
-
-    def __init__(self, layer: Any, T: int):
-        self.layer = layer
-        self.rooms = [
-            part.new_empty(*part.shape[:-2], T, part.shape[-1])
-            for part in (layer.keys, layer.values)
-        ]
-        held = layer.keys, layer.values
-        layer.keys, layer.values = (room[..., :0, :] for room in self.rooms)
-        self(*held)
-
-    def __call__(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        held = self.layer.keys.shape[-2]
-        stop = held + keys.shape[-2]
-        for room, new in zip(self.rooms, (keys, values)):
-            room[..., held:stop, :] = new
-        self.layer.keys, self.layer.values = (room[..., :stop, :] for room in self.rooms)
-        return self.layer.keys, self.layer.values
-
-
-def _of_all(progress: Progress | None, number: int, parts: int) -> Progress | None:
-    """Progress of one part, as progress of all."""
-    if progress is None or parts == 1:
-        return progress
-    return lambda what, done, total: progress(what, number * total + done, parts * total)
-
-
-def why_not(model: Any, length: int) -> str | None:
-    """The reason why a model cannot read so many positions in parts, or None.
-
-    Asked of the model: the logits of a probe in three parts, the last of one token, against those
-    of one pass.
-    """
-    limit = rescales_beyond(model.hf.config)
-    if limit is not None and length > limit:
+    config = model.hf.config
+    limit = rescales_beyond(config)
+    if limit is not None and limit < T:
         return f"its rotary frequencies depend on the length of the prompt beyond {limit} tokens"
-    known = accepts(model.hf)
-    if not {"use_cache", "past_key_values"} <= known:
+    if _cache_argument(model.hf) is None:
         return "its forward takes no cache of keys and values"
-    return model.differs_in_parts
+    length = probe_length(config, T, model.context)
+    verdicts = model._chunk_verdicts
+    if (length, chunk) not in verdicts:
+        try:
+            verdicts[length, chunk] = _difference(model, length, chunk)
+        except UnsupportedModel as error:
+            return str(error)
+    return verdicts[length, chunk]
 
 
-def differs_in_parts(model: Any) -> str | None:
-    """How a probe's logits in parts differ from those of one pass, or None where they do not."""
-    ids = probe_ids(model.hf, model.tokenizer).tolist()[0]
+def probe_length(config: Any, T: int, context: int | None) -> int:
+    """How many tokens of a probe stand for a prompt of T tokens; the rule is in `why_not`."""
+    text = config.get_text_config(decoder=True)
+    named = max(_position_counts(vars(text)), default=0)
+    longest = min(max(PROBE, 2 * named), LONGEST_PROBE)
+    rounded = 1 << (T - 1).bit_length()
+    return min(rounded, longest, context or rounded)
+
+
+def _position_counts(entries: Mapping[str, Any]) -> Iterator[int]:
+    """Every size in a configuration that may count positions; some models nest their entries."""
+    for name, value in entries.items():
+        if isinstance(value, Mapping):
+            yield from _position_counts({str(k): v for k, v in value.items()})
+        elif type(value) is int and any(word in name for word in COUNTS_POSITIONS):
+            yield value
+
+
+def _difference(model: LensModel, length: int, chunk: int) -> str | None:
+    """How a probe's logits in chunks differ from those of one pass, or None where they do not."""
+    ids = probe_ids(model.hf, model.tokenizer, length)[0].tolist()
     last = [len(model.anatomy.blocks)]
-    (whole,) = capture(model, [ids], depths=last, check_positions="all")
-    try:
-        parts = capture_in_parts(model, ids, [len(ids) // 2, len(ids) - 1, len(ids)], depths=last)
-        h_TD = torch.cat([residuals.h[-1] for _, residuals in parts])
-    except UnsupportedModel as error:
-        return str(error)
-    check = compare(
-        whole.final_logits, model.tail.logits(h_TD), model.dtype, tolerance=model.check.tolerance
+    (whole,) = capture(model, [ids], depths=last)
+    stops = [*ends(length - 1, chunk), length]
+    next(capture_chunks(model, ids[::-1], stops))  # what a model keeps elsewhere will show
+    chunks = [residuals for _, residuals in capture_chunks(model, ids, stops, depths=last)]
+    whole_TD = whole.h[-1].float()
+    chunks_TD = torch.cat([residuals.h[-1] for residuals in chunks]).float()
+    apart_T = (whole_TD - chunks_TD).norm(dim=-1) / whole_TD.norm(dim=-1).clamp(min=1e-30)
+    apart_T[-1] = torch.inf  # always compared
+    where = apart_T.topk(min(COMPARED, length)).indices
+    whole_PV, chunks_PV = (
+        torch.cat([model.tail.logits(h_TD[where]).cpu(), residuals.final_logits.cpu()])
+        for h_TD, residuals in ((whole_TD, whole), (chunks_TD, chunks[-1]))
     )
+    check = compare(whole_PV, chunks_PV, model.dtype, tolerance=model.check.tolerance)
     if check.ok:
         return None
     return (
@@ -171,17 +172,81 @@ def differs_in_parts(model: Any) -> str | None:
     )
 
 
-def parts_of(model: Any, ids: Sequence[int], chunk: int) -> list[int]:
-    """Where the parts of a prompt end, for a model that has proven to read in parts.
+def _cache_argument(hf: Any) -> str | None:
+    """The argument by which a model's forward takes a cache, or None."""
+    known = accepts(hf)
+    if not {"use_cache", "**"} & known:
+        return None
+    return next((name for name in ("past_key_values", "cache_params") if name in known), None)
 
-    Raises PromptError for a chunk below 1, UnsupportedModel with the reason where the model reads
-    differently in parts.
+
+def _cache(hf: Any, T: int) -> dict[str, Any]:
+    """What `forward` is given to keep T positions: an empty cache that forgets none of them."""
+    argument = _cache_argument(hf)
+    assert argument is not None, "asked before, by `why_not`"
+    with refusing(hf, "when a cache is made for it"):
+        cache = DynamicCache(config=unwrap(hf).config)
+    cache.layers = [_forgetting_nothing(layer, T) for layer in cache.layers]
+    return {"use_cache": True, argument: cache}
+
+
+def _forgetting_nothing(layer: Any, T: int) -> Any:
+    """The same kind of cache layer without a window; states of other kinds stay as they are."""
+    if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
+        return Room(T)
+    if type(layer) is LinearAttentionAndSlidingWindowAttentionLayer:
+        return LinearAttentionAndFullAttentionLayer(number_of_states=layer.number_of_states)
+    return layer
+
+
+class Room(DynamicLayer):
+    """A cache layer with memory for T positions from its first keys on.
+
+    `DynamicLayer` joins old and new keys with every chunk: copies that grow, in ever new memory.
     """
-    if not isinstance(chunk, (int, np.integer)) or chunk < 1:
-        raise PromptError(f"chunk={chunk!r}: expected at least 1 position")
-    stops = ends(len(ids), int(chunk))
-    if len(stops) > 1 and (reason := why_not(model, len(ids))):
-        raise UnsupportedModel(
-            f"{model.name} cannot be read in parts: {reason}; read the prompt whole, without chunk"
-        )
-    return stops
+
+    def __init__(self, T: int):
+        super().__init__()
+        self.T = T
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take the memory; nothing is in it yet."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.rooms = [
+            part.new_empty(*part.shape[:-2], self.T, part.shape[-1])
+            for part in (key_states, value_states)
+        ]
+        self.keys, self.values = (room[..., :0, :] for room in self.rooms)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add keys and values behind those held, and return all."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        held = self.get_seq_length()
+        stop = held + key_states.shape[-2]
+        for room, new in zip(self.rooms, (key_states, value_states)):
+            room[..., held:stop, :] = new
+        self.keys, self.values = (room[..., :stop, :] for room in self.rooms)
+        return self.keys, self.values
+
+
+def _trim() -> None:
+    """Hand freed memory back to the system, where the C library is glibc.
+
+    Every chunk needs a mask a little larger than the last; glibc keeps the pieces of those before,
+    none of which is large enough again, twice as much at 32k positions.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, TypeError, AttributeError):
+        pass  # another C library
+
+
+def _of_all(progress: Progress | None, number: int, chunks: int) -> Progress | None:
+    """Rescale one chunk's progress to the whole prompt."""
+    if progress is None or chunks == 1:
+        return progress
+    return lambda what, done, total: progress(what, number * total + done, chunks * total)

@@ -22,7 +22,6 @@ from logitlens.model import batches, chunks
 from logitlens.model import capture as capturing
 from logitlens.model.assemble import Gathering, several, wanted
 from logitlens.model.capture import Progress, Residuals
-from logitlens.model.chunks import capture_in_parts, parts_of
 from logitlens.model.prompt import Prompt, ids_of
 from logitlens.model.tokens import Vocabulary
 from logitlens.reading import Reading
@@ -56,6 +55,7 @@ class LensModel:
         self.name = name
         self.revision = revision
         self.vocabulary = Vocabulary(tokenizer)
+        self._chunk_verdicts: dict[tuple[int, int], str | None] = {}  # see `chunks.why_not`
 
     # -- facts --------------------------------------------------------------------------------
 
@@ -110,11 +110,6 @@ class LensModel:
         """Whether a prompt reads the same beside a longer one; asked of the model, once."""
         return capturing.pads_change_nothing(self)
 
-    @cached_property
-    def differs_in_parts(self) -> str | None:
-        """How a prompt read in chunks differs from one read whole; None: not at all. Asked once."""
-        return chunks.differs_in_parts(self)
-
     # -- reading ------------------------------------------------------------------------------
 
     def read(
@@ -156,8 +151,8 @@ class LensModel:
             self, len(ids), top=top, track=track, lens=lens, positions=positions, stream=stream
         )
         cells = Gathering(self, ids, request, progress)
-        stops = [len(ids)] if chunk is None else parts_of(self, ids, chunk)
-        parts = capture_in_parts(
+        stops = [len(ids)] if chunk is None else chunks.stops_of(self, len(ids), chunk)
+        parts = chunks.capture_chunks(
             self, ids, stops, depths=self._rows(depths, stream), stream=stream, progress=progress
         )
         for start, residuals in parts:
