@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +24,15 @@ from logitlens.errors import ModelNotAvailable
 
 PROBE_SECONDS = 3.0
 SILENCE = 8.0  # seconds without an answer or a byte, after which the hub is given up
-WANTED = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".py")
+MODEL = ("config.json",)
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+)
+_BESIDE = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".py")
 THREAD = "logitlens-hub"
 
 T = TypeVar("T")
@@ -67,27 +75,27 @@ def cached_names(repository: str, pattern: str) -> list[Path]:
     return sorted(snapshots.glob(f"*/**/{pattern}"))
 
 
-def cached(name: str, revision: str | None = None) -> Path | None:
-    """The cached snapshot, where it is whole: a configuration and every shard of weights."""
-    config = cached_file(name, "config.json", revision=revision)
-    return config.parent if config is not None and weight_files(config.parent) else None
-
-
 def weight_files(folder: Path) -> list[str]:
     """Names of the weight files of a model directory; empty where one is missing."""
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).is_file():
             try:
-                shards = sorted(
-                    set(json.loads((folder / index).read_text())["weight_map"].values())
-                )
-            except (ValueError, KeyError, AttributeError, OSError):
+                found = set(json.loads((folder / index).read_text())["weight_map"].values())
+                whole = all((folder / shard).is_file() for shard in found)
+            except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
                 return []
-            return shards if all((folder / shard).is_file() for shard in shards) else []
+            return sorted(found) if whole else []
     for single in ("model.safetensors", "pytorch_model.bin"):
         if (folder / single).is_file():
             return [single]
     return []
+
+
+def holds(folder: Path, needs: Sequence[str]) -> bool:
+    """Whether a directory holds a MODEL, its weights whole, or a TOKENIZER."""
+    if needs is MODEL and not weight_files(folder):
+        return False
+    return any((folder / name).is_file() for name in needs)
 
 
 def revision_of(folder: Path) -> str | None:
@@ -285,13 +293,14 @@ def told(error: Exception) -> str:
 # -- models ---------------------------------------------------------------------------------------
 
 
-def fetch(name: str, revision: str | None = None) -> Path:
-    """The directory of a model, from the cache or the hub. Raises ModelNotAvailable."""
-    found = cached(name, revision)
-    if found is not None:
-        return found
+def fetch(name: str, revision: str | None = None, needs: Sequence[str] = MODEL) -> Path:
+    """The directory of a model or a tokenizer, from the cache or the hub. Raises ModelNotAvailable."""
+    for file in needs:
+        found = cached_file(name, file, revision=revision)
+        if found is not None and holds(found.parent, needs):
+            return found.parent
     try:
-        return ask(lambda hub: _snapshot(hub, name, revision))
+        return ask(lambda hub: _snapshot(hub, name, revision, needs))
     except Away as away:
         raise ModelNotAvailable(
             f"{name} is not in the cache ({cache_folder()}), and {away}. The bundled model needs no "
@@ -299,12 +308,14 @@ def fetch(name: str, revision: str | None = None) -> Path:
         ) from away
 
 
-def _snapshot(hub: Hub, name: str, revision: str | None) -> Path:
-    """Configuration, tokenizer and weights of a model."""
+def _snapshot(hub: Hub, name: str, revision: str | None, needs: Sequence[str]) -> Path:
+    """Configuration, tokenizer and, for a MODEL, weights."""
     names = [n for n in hub.files(name, revision=revision) if "/" not in n]  # others are onnx, …
     safe = any(n.endswith(".safetensors") for n in names)
     weights = r".*\.safetensors" if safe else r"pytorch_model.*\.bin"
-    wanted = [n for n in names if n.endswith(WANTED) or re.fullmatch(weights, n)]
+    wanted = [
+        n for n in names if n.endswith(_BESIDE) or (needs is MODEL and re.fullmatch(weights, n))
+    ]
     folder = None
     for n in wanted:
         # The first file settles which commit the name of a branch means.

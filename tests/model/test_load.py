@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import logitlens
 from logitlens import hub
 from logitlens.errors import LogitLensError, ModelNotAvailable, UnsupportedModel
+from logitlens.model.load import _panics_raised as panics_raised
 from tests.architectures.build import build, quiet
 from tests.hub.server import COMMIT, serving, use
 from tests.models import tiny_tokenizer
@@ -149,6 +150,124 @@ def test_missing_weights_are_not_made_up(copy):
     text = refusal(copy)
     assert "lack model.norm.weight" in text
     assert "random" in text
+
+
+def with_weights(path, **more):
+    weights = load_file(path / "model.safetensors")
+    weights |= {name: tensor.clone() for name, tensor in more.items()}
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+
+
+def test_blocks_that_the_configuration_leaves_out_are_not_dropped_in_silence(copy):
+    edit_config(copy, num_hidden_layers=3)
+    text = refusal(copy)
+    assert "hold model.layers.3." in text
+    assert "(and 8 more)" in text
+    assert "ignore_unexpected=True" in text
+    assert len(logitlens.load(copy, ignore_unexpected=True).anatomy.blocks) == 3
+
+
+def test_a_bias_that_the_class_has_no_place_for_is_not_dropped_in_silence(copy):
+    with_weights(copy, **{"lm_head.bias": torch.ones(320)})
+    assert "hold lm_head.bias, for which" in refusal(copy)
+    assert logitlens.load(copy, ignore_unexpected=True).check.ok
+
+
+MASK = torch.ones(1, 1, 8, 8).tril()
+
+
+@pytest.mark.parametrize(
+    ("name", "constants"),
+    [
+        ("GPT2LMHeadModel", {"h.0.attn.bias": MASK, "h.0.attn.masked_bias": torch.tensor(-1e4)}),
+        ("GPTJForCausalLM", {"h.0.attn.bias": MASK.byte(), "h.0.attn.masked_bias": torch.ones(1)}),
+        ("GPTNeoForCausalLM", {"h.0.attn.attention.bias": MASK.bool()}),
+        ("CodeGenForCausalLM", {"h.0.attn.causal_mask": MASK.bool()}),
+        ("FalconForCausalLM", {"h.0.self_attention.maybe_rotary.inv_freq": torch.rand(4)}),
+        ("XGLMForCausalLM", {"embed_positions.weights": torch.rand(4, 4)}),
+        ("OPTForCausalLM", {"decoder.version": torch.tensor([3.0])}),
+    ],
+)
+def test_constants_that_old_versions_saved_are_no_weights(tmp_path, name, constants):
+    """What published checkpoints of these families hold beside their weights."""
+    with quiet():
+        model = build(name)
+        model.save_pretrained(tmp_path)
+    prefix = model.base_model_prefix
+    with_weights(tmp_path, **{f"{prefix}.{key}": value for key, value in constants.items()})
+    assert logitlens.load(tmp_path).check.ok
+    with_weights(tmp_path, **{f"{prefix}.learned": torch.rand(1, 1, 8, 8)})
+    assert "learned" in refusal(tmp_path)
+
+
+def test_constants_in_a_pickled_checkpoint(copy):
+    weights = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    weights["model.layers.0.self_attn.bias"] = MASK
+    torch.save(weights, copy / "pytorch_model.bin")
+    assert logitlens.load(copy).check.ok
+    torch.save({**weights, "v_head.weight": torch.ones(1, 32)}, copy / "pytorch_model.bin")
+    assert "hold v_head.weight" in refusal(copy)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_hidden_layers": 10**7},
+        {"text_config": {"n_layer": 10**7}},
+        {"num_experts": 10**7, "n_routed_experts": 10**7},
+    ],
+)
+def test_more_layers_than_weights_are_refused_before_any_is_built(copy, values):
+    edit_config(copy, **values)
+    began = time.perf_counter()
+    assert "there are only 39 tensors" in refusal(copy)
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        [],
+        {"weight_map": []},
+        {"weight_map": {"a": 5}},
+        {"weight_map": {"a": ["b"]}},
+        {"weight_map": {"a": None}},
+        {"weight_map": "abc"},
+        {"metadata": {}},
+        {"weight_map": {"a": "x" * 5000}},
+    ],
+)
+def test_an_index_of_another_shape(copy, index):
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "no weights" in refusal(copy)
+
+
+def test_a_configuration_nested_beyond_reason(copy):
+    (copy / "config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    assert "cannot be read as JSON" in refusal(copy)
+
+
+def test_a_tokenizer_that_panics_is_one_line(copy, capfd):
+    """The tokenizers library is Rust: a panic is no Exception, and prints its stack."""
+    file = copy / "tokenizer.json"
+    data = json.loads(file.read_text())
+    data["model"]["continuing_subword_prefix"] = "a prefix longer than any token"
+    file.write_text(json.dumps(data))
+    assert "its tokenizer cannot be read" in refusal(copy)
+    assert "panicked" not in capfd.readouterr().err
+
+
+def test_what_others_say_meanwhile_is_heard(capfd):
+    with panics_raised():
+        os.write(2, b"someone else")
+    assert capfd.readouterr().err == "someone else"
+
+
+def test_a_revision_of_what_is_not_on_the_hub_is_refused(folder):
+    assert "is not on the hub" in refusal(folder, revision="v1")
+    assert "is not on the hub" in refusal("demo", revision="v1")
+    assert "is not on the hub" in refusal(None, revision="v1")
 
 
 def test_nan_in_a_weight(copy):
@@ -317,6 +436,27 @@ def test_what_the_hub_may_refuse(cache, monkeypatch, error, says):
 def test_a_name_that_cannot_be_one():
     assert "no such directory" in refusal("openai community/gpt2")
     assert "no such directory" in refusal("../gpt2/model")
+
+
+@pytest.mark.parametrize("name", ["a--b", "x.git", "x.", "a" * 200, "gptü/x", "x" * 5000, "a\0b"])
+def test_names_that_no_hub_could_have(name):
+    text = refusal(name)
+    assert "not a valid hub name" in text
+    assert len(text) < 160
+    with pytest.raises(ModelNotAvailable):
+        logitlens.load(name)
+
+
+def test_a_tokenizer_by_its_hub_name_comes_without_weights(cache, folder, monkeypatch):
+    with serving(folder) as server:
+        use(monkeypatch, server.address, cache)
+        model = logitlens.load(build("LlamaForCausalLM"), tokenizer="some/tokenizer")
+        assert model.tokenizer is not None
+        assert not any("safetensors" in path for path in server.asked)
+        server.asked.clear()
+        logitlens.load(build("LlamaForCausalLM"), tokenizer="some/tokenizer")
+        assert server.asked == []
+    assert "no such directory" in refusal(build("LlamaForCausalLM"), tokenizer="no such place")
 
 
 def test_a_configuration_that_is_no_object(copy):

@@ -37,6 +37,11 @@ _LOADING = (
     ),
     click.option("--attn", "attn_implementation", metavar="NAME", help="Attention: eager, sdpa …"),
     click.option("--trust-remote-code", is_flag=True, help="Run code that the model brings along."),
+    click.option(
+        "--ignore-unexpected",
+        is_flag=True,
+        help="Read a checkpoint without weights that its configuration has no place for.",
+    ),
 )
 
 LOADING = (
@@ -46,12 +51,13 @@ LOADING = (
     "device_map",
     "attn_implementation",
     "trust_remote_code",
+    "ignore_unexpected",
 )  # what they are called as arguments of `logitlens.load`
 STORED = ["float16", "bfloat16", "float32"]  # number types of a lens file
 
 
 def loading_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--tokenizer, --revision, --dtype, --device-map, --attn, --trust-remote-code."""
+    """--tokenizer, --revision, --dtype, --device-map, --attn, --trust-remote-code, …"""
     for option in reversed(_LOADING):
         function = option(function)
     return function

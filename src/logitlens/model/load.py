@@ -1,25 +1,25 @@
 """Name, directory or model object → LensModel.
 
 The dtype is the checkpoint's own; only float16 checkpoints are read as float32 where they run on
-the CPU, whose float16 arithmetic is slow and coarse (the bundled model is one). Weights that are
-missing or of the wrong shape are refused: transformers would fill them with random numbers.
+the CPU, whose float16 arithmetic is slow and coarse (the bundled model is one).
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging as standard_logging
 import os
 import sys
+import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logitlens import hub
 from logitlens.errors import LogitLensError, MissingExtra, ModelNotAvailable, UnsupportedModel
+from logitlens.model.weights import check_folder, check_loaded, unreadable
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +38,10 @@ def load(
     device_map: Any = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    ignore_unexpected: bool = False,
     inputs: Mapping[str, Any] | None = None,
 ) -> LensModel:
-    """A model that can be read, its anatomy found and verified.
+    """A model that can be read, its anatomy found and checked against the model's own logits.
 
     source      None or "demo": the bundled model, which needs no network; a hub name
                 ("openai-community/gpt2"): the cache first, then the hub; a directory; or a model
@@ -49,7 +50,10 @@ def load(
     tokenizer   a tokenizer, or the name or directory of one; needed for a model object if text is
                 to be read, found beside the weights otherwise
     dtype       torch dtype or its name; None: the checkpoint's own (float16 becomes float32 on CPU)
-    device_map, attn_implementation, revision, trust_remote_code   as in transformers
+    revision    branch, tag or commit of a hub name
+    device_map, attn_implementation, trust_remote_code   as in transformers
+    ignore_unexpected   read a checkpoint without those of its weights that its configuration has no
+                place for; they are an error otherwise
     inputs      what the model's forward needs beside the prompt, given in every pass: an encoder's
                 `{"input_ids": ids}`, `{"pixel_values": image}`, …; prompts are the decoder's
 
@@ -61,6 +65,7 @@ def load(
         from logitlens import demo
 
         folder = Path(demo.path())
+        _refuse_revision(DEMO, revision)
     elif isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
         folder = _folder(name, revision)
@@ -68,12 +73,16 @@ def load(
     if folder is not None:
         check_folder(folder, name)
         with quietly():
-            model = _from_folder(
+            model, info = _from_folder(
                 folder, name, dtype, device_map, attn_implementation, trust_remote_code
             )
-            tokenizer = _tokenizer(folder if tokenizer is None else tokenizer, trust_remote_code)
+            check_loaded(name, folder, model, info, ignore_unexpected)
+            if tokenizer is not None:
+                tokenizer = _tokenizer(tokenizer, trust_remote_code)
+            elif hub.holds(folder, hub.TOKENIZER):
+                tokenizer = _tokenizer_in(folder, name, trust_remote_code)
     else:
-        _refuse_options(revision, dtype, device_map, attn_implementation)
+        _refuse_options(revision, dtype, device_map, attn_implementation, ignore_unexpected)
         from logitlens.anatomy.foreign import unwrapped
 
         model, own_tokenizer = unwrapped(source)
@@ -92,7 +101,7 @@ def wrap(
     revision: str | None = None,
     inputs: Mapping[str, Any] | None = None,
 ) -> LensModel:
-    """Find and prove the anatomy of a model object. Raises UnsupportedModel."""
+    """Find and check the anatomy of a model object. Raises UnsupportedModel."""
     import torch
 
     from logitlens.anatomy.forward import accepts, unwrap
@@ -127,28 +136,6 @@ def wrap(
     )
 
 
-def check_folder(folder: Path, name: str) -> None:
-    """Raise ModelNotAvailable unless a directory holds a configuration and weights."""
-    config = folder / "config.json"
-    if not config.is_file():
-        some = sorted(p.name for p in folder.iterdir())[:4]
-        raise ModelNotAvailable(
-            f"{name} is no model: expected config.json and weights in the directory, found "
-            f"{', '.join(some) if some else 'nothing'}"
-        )
-    try:
-        parsed = json.loads(config.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelNotAvailable(f"{config} cannot be read as JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise ModelNotAvailable(f"{config}: expected a JSON object, found {type(parsed).__name__}")
-    if not hub.weight_files(folder):
-        raise ModelNotAvailable(
-            f"{name} has a configuration but no weights: expected model.safetensors (or every "
-            "shard its index names) beside config.json"
-        )
-
-
 @contextmanager
 def quietly() -> Iterator[None]:
     """Transformers' warnings and bars are its own; what matters here is raised in our words."""
@@ -172,11 +159,12 @@ def quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _folder(name: str, revision: str | None) -> Path:
+def _folder(name: str, revision: str | None, needs: Sequence[str] = hub.MODEL) -> Path:
     if not name.strip():
         raise ModelNotAvailable("the model's name is empty: expected a hub name or a directory")
     path = os.path.expanduser(name)
     if os.path.isdir(path):
+        _refuse_revision(name, revision)
         return Path(path)
     if os.path.isfile(path):
         raise ModelNotAvailable(
@@ -185,7 +173,14 @@ def _folder(name: str, revision: str | None) -> Path:
     if not hub.is_name(name):
         shown = name if len(name) < 100 else f"{name[:48]}…{name[-48:]}"
         raise ModelNotAvailable(f"{shown}: no such directory, and not a valid hub name")
-    return hub.fetch(name, revision)
+    return hub.fetch(name, revision, needs)
+
+
+def _refuse_revision(name: str, revision: str | None) -> None:
+    if revision is not None:
+        raise ModelNotAvailable(
+            f"revision={revision!r}: {name} is not on the hub, so it has no revisions; leave it out"
+        )
 
 
 def _from_folder(
@@ -195,7 +190,8 @@ def _from_folder(
     device_map: Any,
     attn_implementation: str | None,
     trust_remote_code: bool,
-) -> Any:
+) -> tuple[Any, dict[str, Any]]:
+    """The model, and what transformers says of keys that were missing or left over."""
     import torch
     from transformers import AutoConfig
 
@@ -209,7 +205,7 @@ def _from_folder(
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise _unreadable(name, "its configuration", error) from error
+        raise unreadable(name, "its configuration", error) from error
     options: dict[str, Any] = {"dtype": _dtype(dtype, config, device_map)}
     if device_map is not None:
         options["device_map"] = device_map
@@ -217,7 +213,7 @@ def _from_folder(
         options["attn_implementation"] = attn_implementation
     model_class = _class(config, name, trust_remote_code)
     try:
-        model, info = model_class.from_pretrained(
+        return model_class.from_pretrained(
             folder,
             config=config,
             local_files_only=True,
@@ -229,9 +225,7 @@ def _from_folder(
     except LogitLensError:
         raise
     except Exception as error:
-        raise _unreadable(name, "its weights", error) from error
-    _refuse_incomplete(name, info)
-    return model
+        raise unreadable(name, "its weights", error) from error
 
 
 def _class(config: Any, name: str, trust_remote_code: bool) -> Any:
@@ -270,38 +264,8 @@ def _dtype(dtype: Any, config: Any, device_map: Any) -> Any:
     return found
 
 
-def _refuse_incomplete(name: str, info: Any) -> None:
-    """Raise ModelNotAvailable where transformers would fill weights with random numbers."""
-    missing = sorted(info["missing_keys"])
-    mismatched = sorted(info["mismatched_keys"])
-    if mismatched:
-        key, found, expected = mismatched[0]
-        more = f" (and {len(mismatched) - 1} more)" if len(mismatched) > 1 else ""
-        raise ModelNotAvailable(
-            f"{name}: the weights do not fit the configuration: {key} is {tuple(found)}, expected "
-            f"{tuple(expected)}{more}"
-        )
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise ModelNotAvailable(
-            f"{name}: the weights lack {missing[0]}{more}; it would be random, so nothing is read"
-        )
-
-
-def _unreadable(name: str, what: str, error: Exception) -> ModelNotAvailable:
-    text = " ".join(str(error).split())
-    if "trust_remote_code" in text:
-        return ModelNotAvailable(
-            f"{name} brings its own code: pass trust_remote_code=True (--trust-remote-code) if you "
-            "trust it"
-        )
-    return ModelNotAvailable(
-        f"{name}: {what} cannot be read ({type(error).__name__}: {text[:200]})"
-    )
-
-
 def _tokenizer(source: Any, trust_remote_code: bool) -> Any:
-    """A tokenizer object, from itself, a directory or a name; None where a folder has none."""
+    """A tokenizer object, from itself, a directory or a hub name; None for None."""
     if source is None or callable(source):
         return source
     if not isinstance(source, (str, os.PathLike)):
@@ -309,25 +273,45 @@ def _tokenizer(source: Any, trust_remote_code: bool) -> Any:
             f"tokenizer={source!r}: expected a tokenizer, a directory or a hub name, "
             f"got {type(source).__name__}"
         )
+    name = os.fspath(source)
+    return _tokenizer_in(_folder(name, None, hub.TOKENIZER), name, trust_remote_code)
+
+
+def _tokenizer_in(folder: Path, name: str, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
-    folder = Path(source).expanduser()
-    beside = isinstance(source, Path)
-    files = (
-        "tokenizer.json",
-        "tokenizer.model",
-        "vocab.json",
-        "vocab.txt",
-        "tokenizer_config.json",
-    )
-    if beside and not any((folder / f).is_file() for f in files):
-        return None
     try:
-        return AutoTokenizer.from_pretrained(
-            folder if folder.is_dir() else str(source), trust_remote_code=trust_remote_code
-        )
+        with _panics_raised():
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise _unreadable(str(source), "its tokenizer", error) from error
+        raise unreadable(name, "its tokenizer", error) from error
+
+
+@contextmanager
+def _panics_raised() -> Iterator[None]:
+    """A panic of the tokenizers library becomes a RuntimeError.
+
+    It is no Exception, and has by then printed its stack on the process's stderr, which is
+    therefore kept back until it is known that nothing panicked.
+    """
+    try:
+        stderr = os.dup(2)
+    except OSError:  # it was closed
+        stderr = os.open(os.devnull, os.O_WRONLY)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
+                raise
+            kept.truncate(0)
+            raise RuntimeError(str(error)) from None
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            kept.seek(0)
+            os.write(2, kept.read())
 
 
 def _object(source: Any) -> Any:
@@ -340,12 +324,14 @@ def _object(source: Any) -> Any:
     )
 
 
-def _refuse_options(revision: Any, dtype: Any, device_map: Any, attn: Any) -> None:
+def _refuse_options(
+    revision: Any, dtype: Any, device_map: Any, attn: Any, ignore_unexpected: bool
+) -> None:
     given = {"revision": revision, "dtype": dtype, "device_map": device_map}
-    given["attn_implementation"] = attn
+    given |= {"attn_implementation": attn, "ignore_unexpected": ignore_unexpected or None}
     names = [k for k, v in given.items() if v is not None]
     if names:
         raise ModelNotAvailable(
-            f"{', '.join(names)}: only for a model that is loaded here; a model object is used as "
-            "it is"
+            f"{', '.join(names)}: these apply only when logitlens loads the model; a model object is "
+            "used as it is"
         )
