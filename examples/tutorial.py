@@ -95,7 +95,7 @@ reading.figure(cmap="seed")
 ours = reading.words[1:]
 ours = [[word.encode("unicode_escape").decode() for word in row] for row in ours]
 difference = abs(torch.tensor(reading.probs[1:, :, 0]) - max_probs).max().item()
-assert reading.depths[1:] == [str(i) for i in range(len(layers))]
+assert reading.layers[1:] == [str(i) for i in range(len(layers))]
 assert ours == words, "the words differ"
 assert difference < 1e-5, f"the probabilities differ by {difference}"
 print(f"{len(words)} layers × {len(input_words)} tokens: every word equal, ", end="")

@@ -40,7 +40,7 @@ def random_reading(
     return Reading(
         ids=ids[prompt],
         pieces=[vocab[int(ids[i])] for i in prompt],
-        depths=["embed", *map(str, range(L - 1))] if L > 1 else ["0"],
+        layers=["embed", *map(str, range(L - 1))] if L > 1 else ["0"],
         top_ids=ids[order[:, :, :K]],
         top_logprobs=np.take_along_axis(logprobs, order[:, :, :K], -1),
         entropy=-(probs * logprobs).sum(-1),

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +31,29 @@ def test_files_lose_nothing(tmp_path, suffix, shape):
     before.save(path)
     assert Reading.load(path).equals(before)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]  # nothing temporary is left
+
+
+@pytest.mark.parametrize("suffix", ["json", "parquet"])
+def test_files_of_the_first_version_load(suffix):
+    """It called the layers depths. The files were written by the last commit that did."""
+    old = Reading.load(Path(__file__).parent / "data" / "version1" / f"reading.{suffix}")
+    assert old.layers == ["embed", "0", "1"]
+    assert old.equals(random_reading(seed=2, L=3, T=4, K=3, M=1))
+
+
+def test_positions_are_those_of_the_prompt():
+    whole = random_reading(L=3, T=5)
+    fields = {f: getattr(whole, f) for f in whole.__dataclass_fields__}
+    fields["meta"] = {**whole.meta, "positions": [2, 4, 5, 8, 9], "prompt_tokens": 12}
+    part = Reading(**fields)
+    assert part.positions == [2, 4, 5, 8, 9]
+    assert part.columns("4:9") == [1, 2, 3]
+    assert part.columns(-3) == [4]
+    with pytest.raises(PromptError, match="no position 3: expected one of 2, 4, 5, 8, 9"):
+        part.columns(3)
+    frame = part.to_pandas()
+    assert frame.position.tolist() == [2, 4, 5, 8, 9] * 3
+    assert frame.query("position == 8").entropy.tolist() == part.entropy[:, 3].tolist()
 
 
 def test_equals_sees_every_field(reading):
@@ -63,9 +87,9 @@ def test_arrays_are_read_only_and_not_shared(reading):
         (lambda good: b"hello", "cut short"),
         (lambda good: b"[]", "expected a reading"),
         (lambda good: b'{"a": 1}', "expected a file of format"),
-        (lambda good: good.replace(b'"version": 1', b'"version": 99'), "pip install --upgrade"),
+        (lambda good: good.replace(b'"version": 2', b'"version": 99'), "pip install --upgrade"),
         (lambda good: good.replace(b'"entropy"', b'"entropia"'), "lacks entropy"),
-        (lambda good: good.replace(b'"depths": [', b'"depths": ["extra", '), "shape"),
+        (lambda good: good.replace(b'"layers": [', b'"layers": ["extra", '), "shape"),
         (lambda good: b"\xff\xfe", "cut short"),
     ],
 )
@@ -143,9 +167,9 @@ def test_settled_and_first():
     fields["top_ids"] = np.array([[1, 2, 9], [1, 9, 2], [3, 9, 9], [3, 9, 8]])[:, :, None]
     fields["vocab"] = {i: f"w{i}" for i in range(10)}
     reading = Reading(**fields)
-    assert reading.settled().tolist() == [2, 1, 3]
-    assert reading.first(9).tolist() == [-1, 1, 0]
-    assert reading.first("w3").tolist() == [2, -1, -1]
+    assert reading.settled().tolist() == [1, 0, 2]
+    assert reading.first(9).tolist() == [None, 0, "embed"]
+    assert reading.first("w3").tolist() == [1, None, None]
     assert reading.words[-1] == ["w3", "w9", "w8"]
     with pytest.raises(PromptError, match="no token of this reading"):
         reading.first("absent")
@@ -156,14 +180,14 @@ def test_diff_is_other_minus_self(reading):
     difference = reading.diff(other)
     assert np.allclose(difference["kl"], other.kl - reading.kl)
     assert difference["top_changed"].shape == (4, 6)
-    with pytest.raises(FormatError, match="same depths and length"):
+    with pytest.raises(FormatError, match="same layers and length"):
         reading.diff(random_reading(seed=7, L=3, T=6, K=5, M=2))
 
 
 def test_pandas_has_one_row_for_each_cell(reading):
     frame = reading.to_pandas()
     assert len(frame) == 4 * 6
-    cell = frame[(frame.depth == reading.depths[2]) & (frame.position == 3)].iloc[0]
+    cell = frame[(frame.layer == reading.layers[2]) & (frame.position == 3)].iloc[0]
     assert math.isclose(cell.entropy, reading.entropy[2, 3])
     assert cell.word == reading.words[2][3]
     assert list(cell.top_ids) == reading.top_ids[2, 3].tolist()
@@ -171,7 +195,7 @@ def test_pandas_has_one_row_for_each_cell(reading):
 
 def test_repr_says_what_was_read(reading):
     text = repr(reading)
-    for part in ("logit lens", "4 depths × 6 positions × top 5", "within"):
+    for part in ("logit lens", "4 layers × 6 positions × top 5", "within"):
         assert part in text
 
 

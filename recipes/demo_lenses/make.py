@@ -102,7 +102,7 @@ def section(result: evaluate.Evaluation, seconds: dict[str, float]) -> str:
         "| rank ≤ 10 logit | tuned | Jacobian |",
         "| --- " + "| ---: " * 9 + "|",
     ]
-    labels = [r["label"] for r in result.rows if r["lens"] == "logit" and r["label"] != "any"]
+    labels = [r["layer"] for r in result.rows if r["lens"] == "logit" and r["layer"] != "any"]
     for i, label in enumerate(labels):
         cells = [
             f"{result.column(lens, measure)[i]:.{2 if measure == 'kl' else 3}f}"

@@ -5,7 +5,7 @@ on a cluster opens on a laptop.
 
     reading = Reading.load("eiffel.parquet")
     reading.words[-1]              # what the model itself says after each token
-    reading.first(" Paris")        # per position, the first depth whose likeliest token it is
+    reading.first(" Paris")        # per position, the first layer whose likeliest token it is
     reading.save("eiffel.html")    # by suffix: .json .parquet .html .png .svg .pdf .txt
 """
 
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitlens.errors import FormatError, PromptError
+from logitlens.select import Selection, layer_number, select_layers, select_positions
 
 if TYPE_CHECKING:  # views are found at call time, so that the border holds at import
     import pandas
@@ -38,15 +39,15 @@ SUFFIXES = (".html", *_FIGURE_SUFFIXES, ".txt", *_DATA_SUFFIXES)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Reading:
-    """What a model would say at L depths × T positions of one prompt.
+    """What a model would say at L layers × T positions of one prompt.
 
     ids, pieces       (T,) int32, list[str]             input tokens at the positions read
-    depths            L labels: `embed`, `0`, … `N-1`; label i is the output of block i, and the last
+    layers            L labels: `embed`, `0`, … `N-1`; layer i is the output of block i, and the last
                       row is always the model's own
     top_ids           (L, T, K) int32                   the k likeliest next tokens, likeliest first
     top_logprobs      (L, T, K) float32                 natural log
     entropy           (L, T) float32                    nats
-    kl                (L, T) float32                    KL(final ‖ depth), nats: lost by stopping here
+    kl                (L, T) float32                    KL(final ‖ layer), nats: lost by stopping here
     next_ids          (T,) int32                        the token that really follows; −1: none
     next_logprobs     (L, T) float32                    nan: none follows
     next_ranks        (L, T) int32                      1 = likeliest; 0: none follows
@@ -61,7 +62,7 @@ class Reading:
 
     ids: Ints
     pieces: list[str]
-    depths: list[str]
+    layers: list[str]
     top_ids: Ints
     top_logprobs: Floats
     entropy: Floats
@@ -81,7 +82,7 @@ class Reading:
             array = np.array(getattr(self, name), dtype=dtype)
             array.flags.writeable = False
             object.__setattr__(self, name, array)
-        sizes = {"T": len(self.pieces), "L": len(self.depths)}
+        sizes = {"T": len(self.pieces), "L": len(self.layers)}
         for name, (_, letters) in ARRAYS.items():
             shape = getattr(self, name).shape
             expected = tuple(sizes.get(letter, "?") for letter in letters)
@@ -95,7 +96,7 @@ class Reading:
                         f"{name} has shape {shape}; expected {expected} for {letters}"
                     )
         if not sizes["T"] or not sizes["L"]:
-            raise FormatError("a Reading needs at least one depth and one position")
+            raise FormatError("a Reading needs at least one layer and one position")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickled and copied readings are made anew: numpy forgets that arrays are read-only.
@@ -105,7 +106,7 @@ class Reading:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(L, T, K): depths, positions, likeliest tokens kept."""
+        """(L, T, K): layers, positions, likeliest tokens kept."""
         L, T, K = self.top_ids.shape
         return L, T, K
 
@@ -116,7 +117,7 @@ class Reading:
 
     @property
     def words(self) -> list[list[str]]:
-        """L lists of T pieces: the likeliest next token at each depth and position."""
+        """L lists of T pieces: the likeliest next token at each layer and position."""
         return [[self.piece(int(token)) for token in row] for row in self.top_ids[:, :, 0]]
 
     @property
@@ -129,42 +130,88 @@ class Reading:
         """The display piece of a token id; `⟨id⟩` for one without text."""
         return self.vocab.get(token, f"⟨{token}⟩")
 
-    def settled(self) -> Ints:
-        """(T,) row of the first depth from which the final likeliest token stays the likeliest."""
+    @property
+    def positions(self) -> list[int]:
+        """(T,) the place of each column in the prompt, from 0."""
+        numbers = self.meta.get("positions")
+        if isinstance(numbers, list) and len(numbers) == len(self.pieces):
+            return numbers
+        return list(range(len(self.pieces)))
+
+    def row(self, layer: int | str) -> int:
+        """Where a layer is along the arrays' first axis: `reading.entropy[reading.row(5)]`.
+
+        5 and "5" name the output of block 5, -1 that of the last block, and "embed" what the first
+        block receives. Raises PromptError for a layer that the reading does not hold.
+        """
+        rows = self.rows(layer)
+        if len(rows) != 1:
+            raise PromptError(f"expected one layer, got {layer!r}: use rows() for several")
+        return rows[0]
+
+    def rows(self, layers: Selection) -> list[int]:
+        """The same for several: "0:12:2", slice(-4, None), [0, "embed"]; see `logitlens.select`."""
+        blocks = self.meta.get("n_blocks")
+        return select_layers(layers, self.layers, blocks if isinstance(blocks, int) else None)
+
+    def columns(self, positions: Selection) -> list[int]:
+        """Where positions of the prompt are along the arrays' second axis: "-8:", 3, [0, 4]."""
+        length = self.meta.get("prompt_tokens")
+        return select_positions(
+            positions, self.positions, length if isinstance(length, int) else None
+        )
+
+    def settled(self) -> NDArray[np.object_]:
+        """(T,) the first layer from which the final top token stays the top token.
+
+        A layer is its number, as everywhere, or "embed".
+        """
         agrees = self.top_ids[:, :, 0] == self.top_ids[-1, :, 0]
         # Counting from the end: how many rows in a run agree with the last one.
         run = np.cumprod(agrees[::-1], axis=0).sum(axis=0)
-        return (len(self.depths) - run).astype(np.int32)
+        return self._names(len(self.layers) - run)
 
-    def first(self, token: int | str) -> Ints:
-        """(T,) row of the first depth at which `token` is the likeliest; −1: never.
+    def first(self, token: int | str) -> NDArray[np.object_]:
+        """(T,) the first layer whose top token is `token`: its number, "embed", or None for never.
 
         `token` is an id, or text that is the piece of an id in `vocab`. Raises PromptError for text
         that no id of this reading has.
         """
-        if isinstance(token, str):
-            wanted = [i for i, piece in self.vocab.items() if piece == token]
-            if not wanted:
-                raise PromptError(
-                    f"no token of this reading has the text {token!r}; "
-                    "give an id, or read with track=[…] to name it"
-                )
-        else:
-            wanted = [int(token)]
-        is_top = np.isin(self.top_ids[:, :, 0], wanted)
-        return np.where(is_top.any(axis=0), is_top.argmax(axis=0), -1).astype(np.int32)
+        is_top = np.isin(self.top_ids[:, :, 0], self._ids_of(token))
+        return self._names(np.where(is_top.any(axis=0), is_top.argmax(axis=0), -1))
+
+    def _names(self, rows_T: NDArray[np.intp]) -> NDArray[np.object_]:
+        """Rows of the arrays → what their layers are called; −1 → None."""
+        names: list[int | str | None] = [
+            label if (number := layer_number(label)) is None else number for label in self.layers
+        ]
+        return np.array([*names, None], dtype=object)[rows_T]
+
+    def _ids_of(self, token: int | str) -> list[int]:
+        if not isinstance(token, str):
+            return [int(token)]
+        wanted = [i for i, piece in self.vocab.items() if piece == token]
+        if not wanted:
+            spaced = f" {token}"
+            hint = (
+                f"did you mean {spaced!r}?"
+                if spaced in self.vocab.values()
+                else ("give an id, or read with track=[…] to name it")
+            )
+            raise PromptError(f"no token of this reading has the text {token!r}: {hint}")
+        return wanted
 
     def diff(self, other: Reading) -> dict[str, NDArray[Any]]:
         """Another reading minus this one, cell by cell: the statistics that both hold.
 
         Returns (L, T) arrays: `entropy`, `kl`, `next_logprobs`, `next_ranks`, `top_changed` (bool),
         and (L, T, M) `track_logprobs`, `track_ranks` where both track the same tokens. Raises
-        FormatError where depths or the number of positions differ.
+        FormatError where layers or the number of positions differ.
         """
-        if self.depths != other.depths or len(self.ids) != len(other.ids):
+        if self.layers != other.layers or len(self.ids) != len(other.ids):
             raise FormatError(
-                f"cannot subtract readings of {len(self.depths)} depths × {len(self.ids)} positions "
-                f"and {len(other.depths)} × {len(other.ids)}: read both with the same depths and length"
+                f"cannot subtract readings of {len(self.layers)} layers × {len(self.ids)} positions "
+                f"and {len(other.layers)} × {len(other.ids)}: read both with the same layers and length"
             )
         out: dict[str, NDArray[Any]] = {
             name: getattr(other, name) - getattr(self, name)
@@ -229,13 +276,13 @@ class Reading:
         return reading_io.from_dict(data)
 
     def to_arrow(self) -> pyarrow.Table:
-        """A pyarrow Table with one row for each depth × position, the content of a .parquet file."""
+        """A pyarrow Table with one row for each layer × position, the content of a .parquet file."""
         from logitlens import reading_io
 
         return reading_io.to_arrow(self)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A pandas DataFrame with one row for each depth × position."""
+        """A pandas DataFrame with one row for each layer × position."""
         from logitlens import reading_io
 
         return reading_io.to_pandas(self)
@@ -260,7 +307,7 @@ class Reading:
         )
         return (
             f"Reading({prompt!r} · {self.meta.get('model', 'model unknown')} · {self.lens_name} lens · "
-            f"{L} depths × {T} positions × top {K} · {proof})"
+            f"{L} layers × {T} positions × top {K} · {proof})"
         )
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Readings as JSON and Parquet: nothing lost, and one clear line for a file that is not one.
 
 JSON holds the fields under their own names; missing numbers are null, infinities the strings "inf"
-and "-inf". Parquet holds one row for each depth × position, so that any tool can query it, with the
+and "-inf". Parquet holds one row for each layer × position, so that any tool can query it, with the
 rest (ids, pieces, vocabulary, meta) as JSON in the schema's metadata.
 """
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     import pyarrow
 
 FORMAT = "logitlens.reading"
-VERSION = 1
+VERSION = 2  # 1 called the layers depths
 
-_LABELS = ("pieces", "depths", "vocab", "meta")
+_LABELS = ("pieces", "layers", "vocab", "meta")
 _PER_CELL = ("top_ids", "top_logprobs", "entropy", "kl", "next_logprobs", "next_ranks")
 _PER_CELL_TRACK = ("track_logprobs", "track_ranks")
 
@@ -62,7 +62,7 @@ def to_dict(reading: Reading) -> dict[str, Any]:
     """The JSON-able content of a reading."""
     out: dict[str, Any] = {"format": FORMAT, "version": VERSION}
     out["meta"] = _plain(reading.meta)
-    out["depths"] = list(reading.depths)
+    out["layers"] = list(reading.layers)
     out["pieces"] = list(reading.pieces)
     for name in ARRAYS:
         array = getattr(reading, name)
@@ -74,12 +74,13 @@ def to_dict(reading: Reading) -> dict[str, Any]:
 def from_dict(data: Mapping[str, Any]) -> Reading:
     """The inverse of `to_dict`. Raises FormatError."""
     _require_ours(data.get("format"), data.get("version"))
+    data = _renamed(data)
     missing = [name for name in (*ARRAYS, *_LABELS) if name not in data]
     if missing:
         raise FormatError(f"the reading lacks {', '.join(missing)}: the file is damaged")
     try:
         # Tracked arrays lose their last axes in JSON when nothing is tracked.
-        L, T, M = len(data["depths"]), len(data["pieces"]), len(data["track_ids"])
+        L, T, M = len(data["layers"]), len(data["pieces"]), len(data["track_ids"])
         arrays: dict[str, Any] = {}
         for name, (dtype, letters) in ARRAYS.items():
             raw = data[name]
@@ -88,7 +89,7 @@ def from_dict(data: Mapping[str, Any]) -> Reading:
         return Reading(
             **arrays,
             pieces=[str(piece) for piece in data["pieces"]],
-            depths=[str(depth) for depth in data["depths"]],
+            layers=[str(label) for label in data["layers"]],
             vocab={int(i): str(piece) for i, piece in data["vocab"].items()},
             meta=dict(data["meta"]),
         )
@@ -97,7 +98,7 @@ def from_dict(data: Mapping[str, Any]) -> Reading:
 
 
 def to_arrow(reading: Reading) -> pyarrow.Table:
-    """One row for each depth × position; the rest in the schema's metadata."""
+    """One row for each layer × position; the rest in the schema's metadata."""
     pa = _pyarrow()
     L, T, _ = reading.shape
     track_count = len(reading.track_ids)
@@ -106,9 +107,9 @@ def to_arrow(reading: Reading) -> pyarrow.Table:
         return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[-1])
 
     columns: dict[str, Any] = {
-        "depth": pa.array([d for d in reading.depths for _ in range(T)]),
-        "depth_row": pa.array(np.repeat(np.arange(L, dtype=np.int32), T)),
-        "position": pa.array(np.tile(np.arange(T, dtype=np.int32), L)),
+        "layer": pa.array([label for label in reading.layers for _ in range(T)]),
+        "row": pa.array(np.repeat(np.arange(L, dtype=np.int32), T)),
+        "position": pa.array(np.tile(np.array(reading.positions, np.int32), L)),
         "id": pa.array(np.tile(reading.ids, L)),
         "piece": pa.array(list(reading.pieces) * L),
         "word": pa.array([word for row in reading.words for word in row]),
@@ -120,7 +121,7 @@ def to_arrow(reading: Reading) -> pyarrow.Table:
     header = {
         "format": FORMAT,
         "version": VERSION,
-        "depths": list(reading.depths),
+        "layers": list(reading.layers),
         "pieces": list(reading.pieces),
         "track_ids": reading.track_ids.tolist(),
         "vocab": {str(i): piece for i, piece in sorted(reading.vocab.items())},
@@ -140,18 +141,20 @@ def from_arrow(table: pyarrow.Table) -> Reading:
     try:
         header = json.loads(raw)
         _require_ours(header.get("format"), header.get("version"))
-        L, T, M = len(header["depths"]), len(header["pieces"]), len(header["track_ids"])
+        header = _renamed(header)
+        L, T, M = len(header["layers"]), len(header["pieces"]), len(header["track_ids"])
     except FormatError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise FormatError(f"the reading's header is damaged ({error})") from error
     if table.num_rows != L * T:
         raise FormatError(
-            f"expected {L} depths × {T} positions = {L * T} rows, found {table.num_rows}"
+            f"expected {L} layers × {T} positions = {L * T} rows, found {table.num_rows}"
         )
 
     # Tools that query Parquet may hand rows back in another order.
-    place = [(name, "ascending") for name in ("depth_row", "position")]
+    row = "row" if "row" in table.column_names else "depth_row"  # its name in version 1
+    place = [(name, "ascending") for name in (row, "position")]
     if set(table.column_names) >= {name for name, _ in place}:
         table = table.sort_by(place)
 
@@ -172,7 +175,7 @@ def from_arrow(table: pyarrow.Table) -> Reading:
             **arrays,
             track_ids=np.array(header["track_ids"], np.int32),
             pieces=header["pieces"],
-            depths=header["depths"],
+            layers=header["layers"],
             vocab=vocab,
             meta=header["meta"],
         )
@@ -181,7 +184,7 @@ def from_arrow(table: pyarrow.Table) -> Reading:
 
 
 def to_pandas(reading: Reading) -> pandas.DataFrame:
-    """One row for each depth × position."""
+    """One row for each layer × position."""
     try:
         import pandas  # noqa: F401
     except ImportError as error:
@@ -221,6 +224,13 @@ def _require_ours(name: Any, version: Any) -> None:
             f"written in format version {version}, this logitlens reads up to {VERSION}: "
             "pip install --upgrade logitlens"
         )
+
+
+def _renamed(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The names of today, for a file of version 1."""
+    if data.get("version") == 1 and "depths" in data:
+        return {"layers" if key == "depths" else key: value for key, value in data.items()}
+    return data
 
 
 def _floats_out(array: np.ndarray) -> Any:

@@ -1,55 +1,180 @@
-"""Which depths or positions are meant: `0:12:2`, `-8:`, `3`, `0,4,-1`, a slice, or integers."""
+"""Which layers or positions are meant. One rule, wherever a layer or a position is named.
+
+A layer's number is its label: 5 and "5" are the output of block 5, −1 is the last block's, and
+"0:12:2" is a slice of these numbers. `embed`, what the first block receives, has only its name.
+A position's number is its place in the prompt, from 0; −1 is the last. A selection is
+
+    None                        everything
+    5, -1, "embed"              one
+    "0:12:2", slice(-4, None)   a slice, as in Python
+    "embed,4:8,-1", [0, 4, -1]  several; as text, separated by commas
+    a mask                      one bool for each row
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import operator
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, cast
 
 from logitlens.errors import PromptError
 
-Selection = str | slice | int | Iterable[int] | None
+EMBED = "embed"
+Selection = str | slice | int | Iterable[int | str] | None
+
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def select(selection: Selection, size: int, what: str) -> list[int]:
-    """Indices in 0 … size−1, in order, without repeats; None selects all.
+def layer_label(depth: int) -> str:
+    """The label of a state of the stream: depth 0 → "embed", depth d → str(d − 1)."""
+    return EMBED if depth == 0 else str(depth - 1)
 
-    Slices and negative numbers count as in Python. Raises PromptError where nothing is selected, a
-    number is out of range, or text is not a selection; `what` ("depths", "positions") is named.
+
+def select_layers(
+    selection: Selection, labels: Sequence[str], blocks: int | None = None
+) -> list[int]:
+    """Indices into `labels` ("embed", "0", …; of sublayers "0.attn", …), in order, without repeats.
+
+    blocks   how many the model has: what negative numbers and open slices count to; None: as many
+             as the last label says
+
+    Raises PromptError where nothing is selected, or something that `labels` does not hold.
     """
-    if selection is None:
-        return list(range(size))
-    if isinstance(selection, str):
-        selection = _parse(selection, what)
-    if isinstance(selection, slice):
-        picked = list(range(size))[selection]
+    numbers = [layer_number(label) for label in labels]
+    if blocks is None:
+        blocks = 1 + max((n for n in numbers if n is not None), default=-1)
+    return _select(selection, "layer", numbers, blocks, labels)
+
+
+def select_positions(
+    selection: Selection, numbers: Sequence[int] | int, length: int | None = None
+) -> list[int]:
+    """Indices into `numbers`, the positions at hand (an int n: 0 … n − 1), in order, without repeats.
+
+    length   of the prompt: what negative numbers and open slices count to; None: up to the last
+
+    Raises PromptError where nothing is selected, or a position that is not at hand.
+    """
+    at_hand = list(range(numbers)) if isinstance(numbers, int) else list(numbers)
+    if length is None:
+        length = 1 + max(at_hand, default=-1)
+    return _select(selection, "position", at_hand, length, ())
+
+
+def layer_number(label: str) -> int | None:
+    """The block whose output a label names; None for `embed`."""
+    number = label.partition(".")[0]
+    return int(number) if _NUMBER.fullmatch(number) else None
+
+
+def _select(
+    selection: Selection,
+    noun: str,
+    numbers: Sequence[int | None],
+    count: int,
+    labels: Sequence[str],
+) -> list[int]:
+    items = _items(selection, noun)
+    if items is None:
+        return list(range(len(numbers)))
+    if items and all(isinstance(item, bool) for item in items):
+        if len(items) != len(numbers):
+            raise PromptError(
+                f"a mask of {noun}s needs {len(numbers)} entries, one for each; got {len(items)}"
+            )
+        picked = {i for i, keep in enumerate(items) if keep}
     else:
-        numbers = [selection] if isinstance(selection, int) else list(selection)
-        strange = [i for i in numbers if not hasattr(i, "__index__")]
-        if strange:
-            raise PromptError(
-                f"cannot understand {what} {strange[0]!r}: expected whole numbers, or text like 0:12:2"
-            )
-        numbers = [int(i) for i in numbers]
-        outside = [i for i in numbers if not -size <= i < size]
-        if outside:
-            raise PromptError(
-                f"{what} {outside[0]} is out of range: expected {-size} to {size - 1} (there are {size})"
-            )
-        picked = [i % size for i in numbers]
+        picked = {i for item in items for i in _rows(item, noun, numbers, count, labels)}
     if not picked:
-        raise PromptError(f"no {what} selected: there are {size}, numbered 0 to {size - 1}")
-    return sorted(set(picked))
+        raise PromptError(f"no {noun} selected: {_at_hand(noun, numbers, labels)}")
+    return sorted(picked)
 
 
-def _parse(text: str, what: str) -> slice | list[int]:
+def _items(selection: Any, noun: str) -> list[Any] | None:
+    """A selection as a list of numbers, slices, labels or bools; None: everything."""
+    if hasattr(selection, "tolist"):  # numpy and torch
+        selection = selection.tolist()
+    if selection is None:
+        return None
+    if isinstance(selection, str):
+        return [_parsed(part.strip(), noun, selection) for part in selection.split(",")]
+    if isinstance(selection, slice) or not isinstance(selection, Iterable):
+        return [selection]
+    items = [item.tolist() if hasattr(item, "tolist") else item for item in selection]
+    return [_parsed(i.strip(), noun, i) if isinstance(i, str) else i for i in items]
+
+
+def _parsed(part: str, noun: str, text: str) -> int | slice | str:
+    if _NUMBER.fullmatch(part):
+        return int(part)
+    if ":" not in part:
+        return part
+    ends = part.split(":")
+    if len(ends) > 3 or not all(_NUMBER.fullmatch(e.strip()) or not e.strip() for e in ends):
+        raise PromptError(f"cannot read {noun}s from {text!r}: expected {_EXPECTED[noun]}")
+    return slice(*(int(e) if e.strip() else None for e in ends))
+
+
+_EXPECTED = {
+    "layer": "numbers like 0,4,-1, a slice like 0:12:2, or embed",
+    "position": "numbers like 0,4,-1, or a slice like -8:",
+}
+
+
+def _rows(
+    item: Any, noun: str, numbers: Sequence[int | None], count: int, labels: Sequence[str]
+) -> list[int]:
+    if isinstance(item, str):
+        if item in labels:
+            return [list(labels).index(item)]
+        expected = _at_hand(noun, numbers, labels) if item == EMBED and labels else _EXPECTED[noun]
+        raise PromptError(f"no {noun} {item!r}: expected {expected}")
+    if isinstance(item, slice):
+        try:
+            inside = set(range(count)[item])
+        except (TypeError, ValueError) as error:
+            raise PromptError(f"cannot read {noun}s from {item}: {error}") from None
+        return [i for i, n in enumerate(numbers) if n in inside]
     try:
-        if ":" in text:
-            parts = [int(part) if part.strip() else None for part in text.split(":")]
-            if len(parts) > 3 or (len(parts) == 3 and parts[2] == 0):
-                raise ValueError
-            return slice(*parts)
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise PromptError(
-            f"cannot understand {what} {text!r}: expected START:STOP:STEP like 0:12:2 or -8:, "
-            "or numbers like 0,4,-1"
-        ) from None
+        number = operator.index(item)
+    except TypeError:
+        number = None
+    if number is None or isinstance(item, bool):
+        raise PromptError(f"no {noun} {item!r}: expected {_EXPECTED[noun]}")
+    wanted = number + count if number < 0 else number
+    found = [i for i, n in enumerate(numbers) if n == wanted]
+    if not found:
+        raise PromptError(f"no {noun} {number}: expected {_at_hand(noun, numbers, labels)}")
+    return found
+
+
+def _at_hand(noun: str, numbers: Sequence[int | None], labels: Sequence[str]) -> str:
+    """What there is to select, for a message: `0 to 11 or embed`, `one of 2, 4, 9`."""
+    known = [n for n in numbers if n is not None]
+    if known == list(range(len(known))) and known:
+        return f"0 to {known[-1]}" + (f" or {EMBED}" if EMBED in labels else "")
+    names = list(labels) or [str(n) for n in known]
+    shown = names if len(names) <= 12 else [*names[:5], "…", *names[-5:]]
+    return f"one of {', '.join(shown)}"
+
+
+def renamed(**words: str) -> Callable[[_F], _F]:
+    """A decorator: an argument by its former name raises PromptError that gives the new one."""
+
+    def decorate(function: _F) -> _F:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for old, new in words.items():
+                if old in kwargs:
+                    raise PromptError(
+                        f"{function.__name__}({old}=…) is now {new}=: the number 5 is the output of "
+                        f"block 5, -1 the last, and {EMBED} has its name"
+                    )
+            return function(*args, **kwargs)
+
+        return cast(_F, call)
+
+    return decorate

@@ -185,14 +185,14 @@ def test_batches_change_nothing(model, stream):
     prompts = [IDS, IDS[:3], IDS[2:]]
     for ids, reading in zip(prompts, model.read_batch(prompts, stream=stream, top=3)):
         alone = model.read(ids, stream=stream, top=3)
-        assert reading.depths == alone.depths
+        assert reading.layers == alone.layers
         np.testing.assert_allclose(reading.top_logprobs, alone.top_logprobs, atol=1e-4)
 
 
-def test_depths_choose_blocks(model):
-    assert model.read(IDS, stream="attn", depths="1:3").depths == ["0.attn", "1.attn", "3"]
-    with pytest.raises(PromptError, match="none of the depths chosen"):
-        model.read(IDS, stream="mlp", depths=[0])
+def test_layers_choose_blocks(model):
+    assert model.read(IDS, stream="attn", layers="0:2").layers == ["0.attn", "1.attn", "3"]
+    with pytest.raises(PromptError, match="none of the layers chosen"):
+        model.read(IDS, stream="mlp", layers="embed")
 
 
 def test_bad_requests_are_one_line(model):

@@ -55,7 +55,7 @@ def test_every_cell_of_the_table_is_the_readings(open_page):
     rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8"))))
     by_cell = {(r["depth"], int(r["position"]), int(r["id"])): r for r in rows}
     assert len(by_cell) == int((reading.top_ids >= 0).sum())
-    for l, depth in enumerate(reading.depths):
+    for l, depth in enumerate(reading.layers):
         for t in range(9):
             for k in range(3):
                 token = int(reading.top_ids[l, t, k])
@@ -342,7 +342,7 @@ def test_search_finds_tokens_and_positions(open_page):
     tab.keyboard.press("Enter")
     live = tab.locator("[aria-live=polite]").inner_text()
     depth, position = re.search(r"depth (\w+), position (\d+)", live).groups()
-    row = reading.depths.index(depth)
+    row = reading.layers.index(depth)
     found = {reading.piece(int(i)) for i in reading.top_ids[row, int(position)]} | {
         reading.pieces[int(position)]
     }

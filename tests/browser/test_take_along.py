@@ -61,7 +61,7 @@ def test_the_python_of_a_cell_makes_the_reading_again(open_page, demo_model, opt
     made: dict = {}
     exec(code, made)
     again = made["reading"]
-    assert again.depths == reading.depths
+    assert again.layers == reading.layers
     assert again.pieces == reading.pieces
     assert np.array_equal(again.top_ids, reading.top_ids)
     assert np.allclose(again.track_logprobs, reading.track_logprobs, atol=1e-4)

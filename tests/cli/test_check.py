@@ -33,7 +33,7 @@ def test_anatomy_and_figures_are_printed(checked):
     assert [line.rstrip() for line in result.stdout.splitlines()] == [
         "some/␛[31mmodel: Linear",
         "blocks      5 at model.layers",
-        "depths      0 … 5 (embed, 0 … 4)",
+        "layers      embed, 0 … 4",
         "width       64",
         "vocabulary  512",
         "context     no limit named",

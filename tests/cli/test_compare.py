@@ -44,10 +44,10 @@ def test_without_a_file_the_grids_are_printed_under_their_names_with_a_summary(c
     ]
 
 
-def test_the_summary_counts_cells_of_aligned_tokens_and_depths():
-    a = make(["The", " Eiff", "el", " is"], depths=3, seed=0)
-    b = make(["The", " Tower", " is"], depths=3, seed=1)
-    c = make(["x"], depths=5, seed=2)
+def test_the_summary_counts_cells_of_aligned_tokens_and_layers():
+    a = make(["The", " Eiff", "el", " is"], layers=3, seed=0)
+    b = make(["The", " Tower", " is"], layers=3, seed=1)
+    c = make(["x"], layers=5, seed=2)
     lines = summary([a, b, c])
     pairs = [(0, 0), (1, 1), (3, 2)]
     last = sum(a.words[2][i] == b.words[2][j] for i, j in pairs)

@@ -68,7 +68,7 @@ def test_jacobian_in_shards(place, tmp_path):
 
 def test_options_of_the_jacobian(place, tmp_path):
     result = run("fit", "jacobian", place / "text.txt", "-m", place / "model", "-o", tmp_path,
-                 "--prompts", 5, "--cotangents", 4, "--depths", "1:", "--tokens-per-pass", 60,
+                 "--prompts", 5, "--cotangents", 4, "--layers", "0:", "--tokens-per-pass", 60,
                  "--evaluate")  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert "relative standard error" in result.stdout
@@ -84,7 +84,7 @@ def test_options_of_the_jacobian(place, tmp_path):
         (["jacobian", "TEXT", "--shard", "3"], 2, "expected I/N"),
         (["jacobian", "TEXT", "--shard", "4/4"], 1, "shard 4/4"),
         (["jacobian", "TEXT", "--length", "5"], 1, "at least 18 tokens"),
-        (["jacobian", "TEXT", "--depths", "9"], 1, "out of range"),
+        (["jacobian", "TEXT", "--layers", "9"], 1, "no layer 9"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(place, tmp_path, arguments, code, message):

@@ -28,7 +28,7 @@ def test_ls_and_show(home):
     folder.mkdir(parents=True)
     path = save(tuned(tiny.gpt2()), folder / "tuned.safetensors", dtype="float16")
     (line,) = run("lens", "ls").stdout.splitlines()
-    assert line.split() == ["tuned", "tiny/gpt2", "3", "depths", str(path)]
+    assert line.split() == ["tuned", "tiny/gpt2", "3", "layers", str(path)]
     shown = run("lens", "show", path).stdout
     assert "novels" in shown
     assert "held-out KL 0.5000 nats" in shown
@@ -86,14 +86,14 @@ def test_eval(home, place):  # noqa: F811
                  place / "text.txt", "--facts", place / "facts.jsonl", "--length", 20, *outputs)  # fmt: skip
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0].split()[:3] == ["lens", "depth", "KL"]
+    assert lines[0].split()[:3] == ["lens", "layer", "KL"]
     assert [line.split()[1] for line in lines[1:]] == ["embed", "0", "1", "2", "any"]
     assert all(file.stat().st_size > 500 for file in files)
     saved = json.loads(files[1].read_text())
     assert saved["rows"][3]["kl"] == 0
     assert saved["rows"][-1]["kl"] is None  # "any" is a row of facts only
     out = run("lens", "eval", "-m", place / "model", "--facts", place / "facts.jsonl", "--json")
-    assert [row["label"] for row in json.loads(out.stdout)["rows"]] == [
+    assert [row["layer"] for row in json.loads(out.stdout)["rows"]] == [
         "embed",
         "0",
         "1",

@@ -15,7 +15,7 @@ def test_the_defaults(cli):
     assert result.exit_code == 0
     assert cli.loaded == [((None,), {})]  # the bundled model
     assert cli.model.calls == [
-        ("capture", {"prompt": "The Eiffel", "depths": None, "truncate": False, "stream": "resid"}),
+        ("capture", {"prompt": "The Eiffel", "layers": None, "truncate": False, "stream": "resid"}),
         ("readout", {"lens": "logit", "top": 10, "track": [], "positions": None}),
     ]
     shown = make(EIFFEL, track=0, meta={"model": "fake", "lens": {"name": "logit"}})
@@ -27,7 +27,7 @@ def test_the_defaults(cli):
 def test_every_flag_arrives(cli):
     flags = (
         "-m gpt2 --tokenizer other --revision main --dtype bfloat16 --device-map auto --attn eager "
-        "--trust-remote-code -k 3 --depths 0:12:2 --positions -8: --truncate --track-id 7"
+        "--trust-remote-code -k 3 --layers 0:12:2 --positions -8: --truncate --track-id 7"
     )
     assert cli("read", "x", *flags.split(), "--track", " Paris", "--track", "Rome").exit_code == 0
     ((args, options),) = cli.loaded
@@ -37,7 +37,7 @@ def test_every_flag_arrives(cli):
         "attn_implementation": "eager", "trust_remote_code": True,
     }  # fmt: skip
     assert cli.model.calls == [
-        ("capture", {"prompt": "x", "depths": "0:12:2", "truncate": True, "stream": "resid"}),
+        ("capture", {"prompt": "x", "layers": "0:12:2", "truncate": True, "stream": "resid"}),
         (
             "readout",
             {"lens": "logit", "top": 3, "track": [" Paris", "Rome", 7], "positions": "-8:"},
@@ -58,7 +58,7 @@ def test_chunks_are_read_by_each_lens(cli):
 @pytest.mark.parametrize("color", ["prob", "entropy", "kl", "rank", "next"])
 def test_colors(cli, color):
     result = cli("read", "x", "--color", color)
-    label = {"prob": "its probability", "entropy": "entropy, nats", "kl": "KL to the final depth"}
+    label = {"prob": "its probability", "entropy": "entropy, nats", "kl": "KL to the final layer"}
     assert label.get(color, "of the token that follows") in result.stdout
 
 
@@ -105,7 +105,7 @@ def test_several_outputs(cli, tmp_path):
     ] == ["wrote"] * 3
     assert Reading.load(tmp_path / "a.json").pieces == EIFFEL
     assert (tmp_path / "b.PNG").read_bytes().startswith(b"\x89PNG")
-    assert "KL to the final depth" in (tmp_path / "c.txt").read_text()
+    assert "KL to the final layer" in (tmp_path / "c.txt").read_text()
 
 
 def test_several_lenses_make_a_file_each(cli, tmp_path):

@@ -59,7 +59,7 @@ def test_text_measures_equal_their_definitions():
     assert found.column("logit", "kl")[-1] == 0
     assert found.column("logit", "top1")[-1] == found.column("logit", "top10")[-1] == 1
     assert math.isnan(found.column("logit", "fact1")[0])
-    assert [row["label"] for row in found.rows[:4]] == ["embed", "0", "1", "2"]
+    assert [row["layer"] for row in found.rows[:4]] == ["embed", "0", "1", "2"]
 
 
 def test_intervals_hold_the_mean_and_shrink():
@@ -92,7 +92,7 @@ def test_fact_ranks_equal_a_reading():
                 ranks = model.read(list(fact.ids), track=list(target)).track_ranks[:, -1].min(-1)
                 truth[i] += (ranks <= limit) / len(fact.targets)
         np.testing.assert_allclose(found.column("logit", judging.FACTS[k]), truth.mean(0))
-        best = next(row for row in found.rows if row["label"] == "any")
+        best = next(row for row in found.rows if row["layer"] == "any")
         assert best[judging.FACTS[k]] == pytest.approx(truth[:, :-1].max(1).mean())
     assert found.meta["facts"] == 5
 
@@ -195,12 +195,12 @@ def test_the_table_in_words():
     ).rows
     for row in rows:
         for name in row:
-            if name not in ("lens", "depth", "label"):
+            if name not in ("lens", "layer"):
                 row[name] = 0.5 if not name.endswith("high") else 0.7
     head, *lines = view.text(rows[:2]).splitlines()
     assert head.split() == [
         "lens",
-        "depth",
+        "layer",
         "KL",
         "next",
         "top-1",

@@ -213,7 +213,7 @@ def test_the_lens_reads(tmp_path):
     lens = resolve(f"jacobian:{tmp_path}", model)
     assert lens.header.weight == 4
     reading = model.read([1, 2, 3], lens=lens)
-    assert reading.depths == ["embed", "0", "1", "2"]
+    assert reading.layers == ["embed", "0", "1", "2"]
 
 
 @pytest.mark.parametrize(

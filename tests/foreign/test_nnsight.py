@@ -87,7 +87,7 @@ def test_the_lens_inside_a_trace_equals_read(wrapped):
     found = traced(wrapped, IDS, k=5, track=[9, 11])
     reading = lens.reading(found, IDS, tokenizer=wrapped.tokenizer, name="tiny")
     mine = logitlens.load(wrapped).read(IDS, top=5, track=[9, 11])
-    assert reading.depths == mine.depths
+    assert reading.layers == mine.layers
     assert reading.pieces == mine.pieces
     for name in ("top_ids", "next_ids", "next_ranks", "track_ids", "track_ranks"):
         assert (getattr(reading, name) == getattr(mine, name)).all(), name

@@ -25,7 +25,7 @@ def compare_with_golden(reading: Reading) -> None:
     golden = json.loads(GOLDEN.read_text())
     assert reading.pieces == golden["input_tokens"]
     # The tutorial's first row is the output of block 0; ours is the embedding.
-    assert reading.depths[1:] == [str(i) for i in range(12)]
+    assert reading.layers[1:] == [str(i) for i in range(12)]
     words = [[escaped(word) for word in row] for row in reading.words[1:]]
     assert words == golden["words"]
     np.testing.assert_allclose(reading.probs[1:, :, 0], golden["probs"], atol=0.005)
@@ -72,7 +72,7 @@ def test_the_comparison_notices_one_wrong_word():
         return Reading(
             ids=np.array([id_of(word) for word in golden["input_tokens"]]),
             pieces=golden["input_tokens"],
-            depths=["embed", *map(str, range(L))],
+            layers=["embed", *map(str, range(L))],
             top_ids=np.concatenate([top_ids[:1], top_ids])[:, :, None],
             top_logprobs=np.concatenate([logprobs[:1], logprobs])[:, :, None],
             entropy=zero,

@@ -29,7 +29,7 @@ def test_found_by_name_and_whole(model, kind, tmp_path, monkeypatch):
     assert Path(lens.path).parent == find.BUNDLED
     assert lens.depths() == set(range(model.depth))
     reading = model.read("The Eiffel Tower is in the city of", lens=kind)
-    assert len(reading.depths) == model.depth + 1
+    assert len(reading.layers) == model.depth + 1
     assert reading.meta["lens"]["name"] == kind
     assert (reading.kl[-1] == 0).all()
 
@@ -56,7 +56,7 @@ def test_the_card_shows_the_figures_of_the_evaluation(model):
         assert figures["meta"]["lenses"][kind]["hash"] == resolve(kind, model).hash
     card = (ROOT / "src" / "logitlens" / "demo" / "README.md").read_text(encoding="utf-8")
     for row in figures["rows"]:
-        if row["lens"] == "tuned" and row["label"] != "any":
+        if row["lens"] == "tuned" and row["layer"] != "any":
             line = next(
                 s
                 for s in card.splitlines()

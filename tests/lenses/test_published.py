@@ -66,7 +66,7 @@ def test_tuned_lens_directory_reads_as_the_paper_says(tmp_path):
     state = torch.load(folder / "params.pt", weights_only=True)
     reading = model.read(list(range(1, 9)), lens=lens, top=tiny.VOCAB)
     residuals = model.capture(list(range(1, 9)))
-    assert reading.depths == ["embed", "0", "1", "2"]
+    assert reading.layers == ["embed", "0", "1", "2"]
     for depth in range(model.depth):
         h_TD = residuals.h[depth]
         with torch.no_grad():  # Belrose et al. 2023: LayerNorm[h + A h + b] W_U
@@ -87,7 +87,7 @@ def test_jacobian_file_reads_as_the_paper_says(tmp_path):
     model = tiny.gpt2()
     path = jacobian_file(tmp_path / "Tiny_jacobian_lens.pt", model)
     reading = model.read(list(range(1, 9)), lens=f"jacobian:{path}", top=tiny.VOCAB)
-    assert reading.depths == [
+    assert reading.layers == [
         "0",
         "1",
         "2",

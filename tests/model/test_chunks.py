@@ -64,7 +64,7 @@ STRAY = [
 
 
 def equal(ours, theirs):
-    assert ours.depths == theirs.depths
+    assert ours.layers == theirs.layers
     assert np.array_equal(ours.ids, theirs.ids)
     assert np.array_equal(ours.next_ids, theirs.next_ids)
     for name in ("top_logprobs", "entropy", "kl", "next_logprobs", "track_logprobs"):
@@ -104,9 +104,9 @@ def test_a_window_that_only_the_configuration_has_is_none(name):
 
 
 @pytest.mark.parametrize("positions", ["-3:", "3,20", [0], "::7"])
-def test_chosen_positions_and_depths(positions):
+def test_chosen_positions_and_layers(positions):
     model = logitlens.load(tiny_llama(), tokenizer=tiny_tokenizer())
-    wanted = {"top": 3, "positions": positions, "depths": "1:3"}
+    wanted = {"top": 3, "positions": positions, "layers": "1:3"}
     equal(model.read(IDS, **wanted, chunk=10), model.read(IDS, **wanted))
 
 

@@ -79,7 +79,7 @@ def test_every_row_is_the_residual_read_by_hand(model, reading):
 def test_shapes_labels_and_bounds(model, reading):
     L, T, K = reading.shape
     assert (L, K) == (model.depth + 1, 7)
-    assert reading.depths == ["embed", *map(str, range(model.depth))]
+    assert reading.layers == ["embed", *map(str, range(model.depth))]
     assert T == len(reading.ids) == len(reading.pieces)
     assert "".join(reading.pieces) == PROMPT == reading.prompt
     assert (reading.kl >= 0).all()
@@ -126,9 +126,9 @@ def test_ids_in_any_form_give_the_same_reading(model, reading, kind):
     np.testing.assert_allclose(again.top_logprobs, reading.top_logprobs, atol=1e-6)
 
 
-def test_depths_and_positions_choose_rows_of_the_whole(model, reading):
-    part = model.read(PROMPT, top=7, depths="0:2", positions="-3:")
-    assert part.depths == [*reading.depths[:2], reading.depths[-1]]
+def test_layers_and_positions_choose_rows_of_the_whole(model, reading):
+    part = model.read(PROMPT, top=7, layers="embed,0", positions="-3:")
+    assert part.layers == [*reading.layers[:2], reading.layers[-1]]
     assert part.pieces == reading.pieces[-3:]
     np.testing.assert_allclose(part.kl, reading.kl[[0, 1, -1], -3:], atol=1e-5)
     assert (part.next_ids == reading.next_ids[-3:]).all()
@@ -181,13 +181,13 @@ def test_a_tampered_tail_is_caught_at_read_time():
         (lambda m: m.read(PROMPT, top=VOCAB + 1), "size of the vocabulary"),
         (lambda m: m.read(PROMPT, top=0), "expected 1 to"),
         (lambda m: m.read(PROMPT, track=["Eiffel Tower"]), "splits into"),
-        (lambda m: m.read(PROMPT, depths="9:"), "no depths selected"),
-        (lambda m: m.read(PROMPT, positions="x"), "cannot understand positions"),
+        (lambda m: m.read(PROMPT, layers="9:"), "no layer selected"),
+        (lambda m: m.read(PROMPT, positions="x"), "no position 'x'"),
         (lambda m: m.read(PROMPT, lens="magic"), "no lens called 'magic'"),
         (lambda m: m.read(PROMPT, top=2.5), "top=2.5: expected 1 to"),
         (lambda m: m.read(PROMPT, track=[""]), "token to track is empty"),
-        (lambda m: m.read(PROMPT, depths=["embed"]), "'embed': expected whole numbers"),
-        (lambda m: m.read(PROMPT, depths=[1.5]), "1.5: expected whole numbers"),
+        (lambda m: m.read(PROMPT, depths=[3]), r"read\(depths=…\) is now layers="),
+        (lambda m: m.read(PROMPT, layers=[1.5]), "no layer 1.5: expected numbers"),
         (lambda m: m.read("a\udcffb"), "half a character at position 1"),
         (lambda m: m.read_batch(PROMPT), "got one text: use read"),
     ],

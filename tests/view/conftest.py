@@ -22,7 +22,7 @@ EIFFEL = ["<|endoftext|>", "The", " Eiff", "el", " Tower", " is", " in", " the",
 def make(
     pieces: list[str],
     *,
-    depths: int = 7,
+    layers: int = 7,
     k: int = 5,
     track: int = 1,
     vocab: list[str] | None = None,
@@ -45,7 +45,7 @@ def make(
         " a",
         " France",
     ]
-    T, L, V = len(pieces), depths, len(words)
+    T, L, V = len(pieces), layers, len(words)
     logits = rng.normal(size=(L, T, V)) * np.linspace(0.7, 5.5, L)[:, None, None]
     logits[-max(1, L // 3) :, -1, 0] += 8
     z = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -62,7 +62,7 @@ def make(
     return Reading(
         ids=np.arange(T) + 1000,
         pieces=pieces,
-        depths=["embed", *(str(i) for i in range(L - 1))],
+        layers=["embed", *(str(i) for i in range(L - 1))],
         top_ids=top,
         top_logprobs=np.take_along_axis(z, top, -1),
         entropy=entropy,
@@ -94,7 +94,7 @@ def eiffel() -> Reading:
 
 @pytest.fixture
 def hostile() -> Reading:
-    return make(list(HOSTILE), vocab=list(HOSTILE), depths=9, k=4, track=3)
+    return make(list(HOSTILE), vocab=list(HOSTILE), layers=9, k=4, track=3)
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def plausible(
     return Reading(
         ids=ids,
         pieces=[names[int(i)] for i in ids],
-        depths=["embed", *map(str, range(L - 1))],
+        layers=["embed", *map(str, range(L - 1))],
         top_ids=top_ids,
         top_logprobs=top_lp,
         entropy=entropy,
@@ -166,7 +166,7 @@ def random(L: int, T: int, K: int, M: int, seed: int = 0) -> Reading:
     return Reading(
         ids=rng.integers(0, V, T),
         pieces=[f"p{t}" for t in range(T)],
-        depths=["embed", *map(str, range(L - 1))],
+        layers=["embed", *map(str, range(L - 1))],
         top_ids=ids,
         top_logprobs=lp,
         entropy=entropy,
@@ -223,7 +223,7 @@ def hostile() -> Reading:
     return Reading(
         ids=np.arange(T),
         pieces=pieces,
-        depths=["embed", "0", "1", "2"],
+        layers=["embed", "0", "1", "2"],
         top_ids=top,
         top_logprobs=lp,
         entropy=rng.exponential(1, (L, T)),

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from logitlens.errors import FormatError, MissingExtra
+from logitlens.errors import FormatError, MissingExtra, PromptError
 from logitlens.view import color, fonts
 from logitlens.view import figure as module
 from logitlens.view import text as safe
@@ -44,9 +44,9 @@ def assert_words_lie_in_their_cells(fig, ax, renderer, sample=1):
 def test_reproduces_the_picture_of_the_tutorial(reading_of):
     """12 layers × 10 tokens: words inside, tokens on top and rotated, layers down, colour bar."""
     reading = reading_of(
-        [" The", " E", "iff", "el", " Tower", " is", " in", " the", " city", " of"], depths=13
+        [" The", " E", "iff", "el", " Tower", " is", " in", " the", " city", " of"], layers=13
     )
-    fig, ax, renderer = draw(reading, rows="1:", cmap="seed", title="Logit Lens Visualization")
+    fig, ax, renderer = draw(reading, layers="0:", cmap="seed", title="Logit Lens Visualization")
     assert words(ax, 10) == [[word.strip() for word in row] for row in reading.words[1:]]
     assert [t.get_text() for t in ax.get_xticklabels()] == [p.strip() for p in reading.pieces]
     assert {t.get_rotation() for t in ax.get_xticklabels()} == {45}
@@ -63,9 +63,9 @@ def test_reproduces_the_picture_of_the_tutorial(reading_of):
     assert_words_lie_in_their_cells(fig, ax, renderer)
 
 
-def test_every_depth_and_position_by_default(eiffel):
+def test_every_layer_and_position_by_default(eiffel):
     _, ax, _ = draw(eiffel)
-    assert [t.get_text() for t in ax.get_yticklabels()] == eiffel.depths
+    assert [t.get_text() for t in ax.get_yticklabels()] == eiffel.layers
     assert len(ax.texts) == 7 * 10
 
 
@@ -104,7 +104,7 @@ def test_missing_values_are_masked_not_zero(eiffel):
 
 @pytest.mark.slow
 def test_large_grids_keep_their_words_apart(reading_of):
-    reading = reading_of([" word", "ish", " Notre-Dame", " of"] * 15, depths=49)
+    reading = reading_of([" word", "ish", " Notre-Dame", " of"] * 15, layers=49)
     fig, ax, renderer = draw(reading)
     assert len(ax.texts) == 49 * 60
     assert_words_lie_in_their_cells(fig, ax, renderer, sample=7)
@@ -178,12 +178,12 @@ def test_a_failed_save_leaves_what_was_there(eiffel, tmp_path):
             "no colour map 'no such map': expected day, night, seed|night, day, seed",
         ),
         ({"color": "loss"}, "cannot colour by 'loss'"),
-        ({"rows": "9:"}, "no depth left of 7"),
+        ({"layers": "9:"}, "no layer selected"),
         ({"positions": 10}, "no position 10"),
     ],
 )
 def test_bad_options_are_one_line(eiffel, options, message):
-    with pytest.raises(FormatError, match=message):
+    with pytest.raises((FormatError, PromptError), match=message):
         module.figure(eiffel, **options)
 
 

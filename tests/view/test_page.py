@@ -34,7 +34,7 @@ def test_page_data_hold_every_number_of_the_reading(shape):
         with np.errstate(over="ignore"):
             want = getattr(reading, name).astype(np.float16).astype(np.float32)
         assert np.array_equal(getattr(back, name), want, equal_nan=True), name
-    assert (back.pieces, back.depths, back.vocab) == (reading.pieces, reading.depths, reading.vocab)
+    assert (back.pieces, back.layers, back.vocab) == (reading.pieces, reading.layers, reading.vocab)
     assert back.meta == reading.meta
 
 

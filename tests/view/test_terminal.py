@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.segment import Segment
 
-from logitlens.errors import FormatError
+from logitlens.errors import FormatError, PromptError
 from logitlens.view import color, terminal
 from logitlens.view import text as text_of
 from tests.view.goldens import assert_golden
@@ -36,9 +36,9 @@ def painted(reading, system, width=120, **options) -> list[Segment]:
 
 
 def labels_of(text):
-    """The depth labels of the grid's rows."""
+    """The layer labels of the grid's rows."""
     lines = SGR.sub("", text).split("\n")
-    start = next(i for i, line in enumerate(lines) if line.startswith("depth "))
+    start = next(i for i, line in enumerate(lines) if line.startswith("layer "))
     return [line.split()[0] for line in lines[start + 1 : lines.index("", start)]]
 
 
@@ -121,11 +121,11 @@ def test_no_color_is_honoured(eiffel, monkeypatch):
     assert "its probability, %" in out.file.getvalue()
 
 
-def test_depths_go_down_and_the_final_one_is_at_the_bottom(eiffel):
+def test_layers_go_down_and_the_final_one_is_at_the_bottom(eiffel):
     text = terminal.text(eiffel, width=140)
-    assert labels_of(text) == eiffel.depths
-    head = next(line for line in text.split("\n") if line.startswith("depth"))
-    assert head.split() == ["depth", *(text_of.visible(piece) for piece in eiffel.pieces)]
+    assert labels_of(text) == eiffel.layers
+    head = next(line for line in text.split("\n") if line.startswith("layer"))
+    assert head.split() == ["layer", *(text_of.visible(piece) for piece in eiffel.pieces)]
 
 
 def test_a_window_is_said(reading_of):
@@ -133,34 +133,34 @@ def test_a_window_is_said(reading_of):
     text = terminal.text(long, width=100)
     shown = int(re.search(r"the last (\d+) of 300 positions fit 100 columns", text)[1])
     assert " w299"[1:] in text
-    head = next(line for line in text.split("\n") if line.startswith("depth"))
+    head = next(line for line in text.split("\n") if line.startswith("layer"))
     assert len(head.split()) == shown + 1
     assert "shown:" not in terminal.text(long, width=100, positions="-3:")
 
 
-def test_a_stride_is_said_and_keeps_the_final_depth(reading_of):
-    deep = reading_of([" a", " b"], depths=81, track=0)
+def test_a_stride_is_said_and_keeps_the_final_layer(reading_of):
+    deep = reading_of([" a", " b"], layers=81, track=0)
     text = ansi(deep, height=40)
     labels = labels_of(text)
     assert labels[-1] == "79"
     assert len(labels) <= 40
-    assert f"{len(labels)} of 81 depths fit the height, every 3rd" in text
-    assert len(labels_of(ansi(deep, height=40, depths=":"))) == 81
-    assert "depths fit" not in terminal.text(deep)  # a file has no height
+    assert f"{len(labels)} of 81 layers fit the height, every 3rd" in text
+    assert len(labels_of(ansi(deep, height=40, layers="embed,:"))) == 81
+    assert "layers fit" not in terminal.text(deep)  # a file has no height
 
 
 def test_choices_are_rows_and_columns_of_the_reading(eiffel):
-    text = terminal.text(eiffel, width=140, depths=["embed", "5"], positions="-2:")
+    text = terminal.text(eiffel, width=140, layers=["embed", "5"], positions="-2:")
     assert labels_of(text) == ["embed", "5"]
     assert "␣city" in text
     assert "␣Tower" not in text
-    with pytest.raises(FormatError, match="no position 12"):
+    with pytest.raises(PromptError, match="no position 12"):
         terminal.text(eiffel, positions=12)
     with pytest.raises(FormatError, match="cannot colour by 'loss'"):
         terminal.text(eiffel, color="loss")
 
 
-def test_tracked_tokens_show_probability_and_rank_at_each_depth(eiffel, reading_of):
+def test_tracked_tokens_show_probability_and_rank_at_each_layer(eiffel, reading_of):
     text = terminal.text(eiffel, width=140)
     assert "track “␣Paris” after “␣of”" in text
     prob, rank = (
@@ -171,7 +171,7 @@ def test_tracked_tokens_show_probability_and_rank_at_each_depth(eiffel, reading_
     assert prob == [
         color.format_value("prob", float(p)) for p in np.exp(eiffel.track_logprobs[:, -1, 0])
     ]
-    deep = terminal.text(reading_of([" a"], depths=81), width=80)
+    deep = terminal.text(reading_of([" a"], layers=81), width=80)
     numbers = [n for line in deep.split("\n") if line.startswith("rank") for n in line.split()[1:]]
     assert len(numbers) == 81  # wrapped, not cut
 
@@ -216,7 +216,7 @@ def test_a_cut_prompt_is_said_in_the_first_line(reading_of):
 
 
 def test_cells_without_a_number_are_shown_as_such(reading_of):
-    reading = reading_of([" a", " b"], depths=4)
+    reading = reading_of([" a", " b"], layers=4)
     ids, logprobs = reading.top_ids.copy(), reading.top_logprobs.copy()
     ids[1, 0], logprobs[1, 0] = -1, np.nan
     import dataclasses

@@ -20,7 +20,7 @@ from logitlens import __version__
 from logitlens.errors import LogitLensError, ModelNotAvailable, out_of_memory
 
 VERBS = {  # in the order of --help; the line is the first of the command's own help
-    "read": "Read one prompt and show what the model would say at every depth.",
+    "read": "Read one prompt and show what the model would say after every layer.",
     "compare": "Show two readings side by side: two prompts, lenses or models.",
     "view": "Open stored readings as a page, or convert them.",
     "serve": "Open the page on 127.0.0.1.",

@@ -47,7 +47,7 @@ def lines(model: LensModel) -> list[tuple[str, str]]:
     depth, context = model.depth, model.context
     return [
         ("blocks", f"{depth} at {model.anatomy.blocks_path}"),
-        ("depths", f"0 … {depth} (embed, 0 … {depth - 1})"),
+        ("layers", f"embed, 0 … {depth - 1}"),
         ("width", str(model.width)),
         ("vocabulary", str(model.vocab_size)),
         ("context", str(context) if context else "no limit named"),

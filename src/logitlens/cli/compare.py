@@ -53,7 +53,7 @@ def command(
     """Show two readings side by side: two prompts, lenses or models.
 
     Give two prompts, or one prompt with two --lens or two -m; or more, up to eight readings. Tokens
-    are aligned where the prompts are alike, depths by label or by their share of the way through
+    are aligned where the prompts are alike, layers by label or by their share of the way through
     the model.
     """
     count = len(prompts) * len(models) * len(lenses)
@@ -119,11 +119,11 @@ def summary(readings: Sequence[Reading]) -> list[str]:
     lines = []
     for n, other in enumerate(readings[1:], 2):
         columns = align.columns([first.pieces, other.pieces])
-        _, rows = align.depths([first.depths, other.depths])
+        _, rows = align.depths([first.layers, other.layers])
         places = [(i, j) for i, j in zip(*columns) if min(i, j) >= 0]
-        depths = [(d, e) for d, e in zip(*rows) if min(d, e) >= 0]
+        layers = [(d, e) for d, e in zip(*rows) if min(d, e) >= 0]
         last = sum(first.words[-1][i] == other.words[-1][j] for i, j in places)
-        cells = [(d, i, e, j) for d, e in depths for i, j in places]
+        cells = [(d, i, e, j) for d, e in layers for i, j in places]
         same = sum(first.words[d][i] == other.words[e][j] for d, i, e, j in cells)
         gap = sum(float(other.entropy[e, j] - first.entropy[d, i]) for d, i, e, j in cells)
         lines.append(

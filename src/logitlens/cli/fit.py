@@ -78,7 +78,7 @@ def tuned_command(
     source: str,
     **options: Any,
 ) -> None:
-    """Train a tuned lens on CORPUS: one affine map per depth, KL(final ‖ lens) minimised.
+    """Train a tuned lens on CORPUS: one affine map per layer, KL(final ‖ lens) minimised.
 
     CORPUS is a .txt (paragraphs), .jsonl or .parquet file, any of them gzipped, a folder of them, or
     hf://datasets/owner/name. Writes DIR/tuned.safetensors.
@@ -107,7 +107,7 @@ def tuned_command(
 @click.option("--cotangents", type=int, metavar="R",
               help="R random directions instead of every dimension: cheaper, noisier.")  # fmt: skip
 @click.option(
-    "--depths", metavar="A:B", help="Depths to fit, as for read. Default: all but the last."
+    "--layers", metavar="A:B", help="Layers to fit, as for read. Default: all but the last."
 )
 @click.option("--skip-first", type=int, metavar="N", help="Leading positions left out (16).")
 @click.option(
@@ -121,7 +121,7 @@ def jacobian_command(
     corpus: str,
     out: Path,
     field: str,
-    depths: str | None,
+    layers: str | None,
     shard: str | None,
     fresh: bool,
     evaluate: bool,
@@ -141,10 +141,11 @@ def jacobian_command(
     loading, given = _apart(options)
     part = _shard(shard)
     with _session(source, loading) as (model, speak):
-        if depths is not None:
-            from logitlens.select import select
+        if layers is not None:
+            from logitlens.select import layer_label, select_layers
 
-            given["depths"] = tuple(select(depths, model.depth, "depths"))
+            labels = [layer_label(depth) for depth in range(model.depth)]
+            given["depths"] = tuple(select_layers(layers, labels, model.depth))
         settings = jacobian.Settings(**given)
         text = _read(corpus, model, field, None, speak, settings)
         if part is not None:

@@ -20,7 +20,7 @@ Report = Callable[[Any], None]
 
 @contextmanager
 def watched_tuned(speak: bool) -> Iterator[Report | None]:
-    """A bar and the losses per depth, where stderr is a terminal; else None."""
+    """A bar and the losses per layer, where stderr is a terminal; else None."""
     console = errors()
     if not speak or not console.is_terminal:
         yield None
@@ -29,16 +29,16 @@ def watched_tuned(speak: bool) -> Iterator[Report | None]:
     from rich.live import Live
     from rich.table import Table
 
-    from logitlens.model.capture import label
+    from logitlens.select import layer_label
 
     bar, task = _bar(console, "training")
     heldout: dict[int, float] = {}
 
     def table(losses: dict[int, float]) -> Table:
-        out = Table("depth", "loss", "held-out KL", box=None, padding=(0, 2))
+        out = Table("layer", "loss", "held-out KL", box=None, padding=(0, 2))
         for depth, loss in losses.items():
             judged = f"{heldout[depth]:.4f}" if depth in heldout else ""
-            out.add_row(label(depth), f"{loss:.4f}", judged)
+            out.add_row(layer_label(depth), f"{loss:.4f}", judged)
         return out
 
     with Live(bar, console=console, transient=True) as live:
@@ -87,23 +87,23 @@ def _bar(console: Console, what: str) -> tuple[Progress, TaskID]:
 
 
 def tell_tuned(lens: Any, path: Path) -> None:
-    """The held-out KL of every depth, beside that of the logit lens."""
-    from logitlens.model.capture import label
+    """The held-out KL of every layer, beside that of the logit lens."""
+    from logitlens.select import layer_label
 
     logit = {int(d): loss for d, loss in lens.header.extra["logit_losses"].items()}
     tokens = lens.header.extra["heldout_tokens"]
     click.echo(f"{path}: held-out KL(final ‖ lens) in nats, {tokens} tokens")
-    click.echo(f"{'depth':>6} {'logit':>9} {'tuned':>9}")
+    click.echo(f"{'layer':>6} {'logit':>9} {'tuned':>9}")
     for depth, loss in lens.header.losses.items():
-        click.echo(f"{label(depth):>6} {logit[depth]:9.4f} {loss:9.4f}")
+        click.echo(f"{layer_label(depth):>6} {logit[depth]:9.4f} {loss:9.4f}")
 
 
 def tell_jacobian(lens: Any, path: Path) -> None:
     """Over how much text the mean was taken, and how sure it is."""
-    from logitlens.model.capture import label
+    from logitlens.select import layer_label
 
     corpus, error = lens.header.corpus, lens.header.extra.get("relative_error") or {}
     click.echo(f"{path}: mean over {corpus['documents']} prompts, {corpus['tokens']} tokens")
     for depth in lens.header.depths:
         if str(depth) in error:
-            click.echo(f"{label(depth):>6} relative standard error {error[str(depth)]:.2%}")
+            click.echo(f"{layer_label(depth):>6} relative standard error {error[str(depth)]:.2%}")

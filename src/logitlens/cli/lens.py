@@ -57,8 +57,8 @@ def ls(as_json: bool) -> None:
     if not found:
         click.echo(f"no lenses in {find.lens_folder()}: fetch one with `logitlens lens pull`")
     for header, file in found:
-        depths = f"{len(header.depths)} depths"
-        click.echo(f"{header.kind:<9} {header.model or '?':<32} {depths:<10} {file}")
+        layers = f"{len(header.depths)} layers"
+        click.echo(f"{header.kind:<9} {header.model or '?':<32} {layers:<10} {file}")
 
 
 @command.command("show")
@@ -84,8 +84,10 @@ def show(path: str, as_json: bool) -> None:
                 json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
             )
             click.echo(f"{name:<12} {shown}")
+    from logitlens.select import layer_label
+
     for depth, loss in losses.items():
-        click.echo(f"{'depth ' + str(depth):<12} held-out KL {loss:.4f} nats")
+        click.echo(f"{'layer ' + layer_label(int(depth)):<12} held-out KL {loss:.4f} nats")
 
 
 def _facts(header: Any) -> dict[str, Any]:
@@ -210,7 +212,7 @@ def evaluate(
     as_json: bool,
     **loading: Any,
 ) -> None:
-    """Judge lenses depth by depth: KL to the final row, next-token loss, agreement, facts.
+    """Judge lenses layer by layer: KL to the final row, next-token loss, agreement, facts.
 
     All lenses read the same residuals of the same text. Intervals are 95 %, from a bootstrap over
     sequences and over facts.

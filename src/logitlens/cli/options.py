@@ -93,6 +93,19 @@ def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def renamed_option(new: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    """A callback for an option by its former name: a usage error that gives the new one."""
+
+    def refuse(context: click.Context, option: click.Parameter, value: Any) -> None:
+        if value is not None:
+            raise click.UsageError(
+                f"{option.opts[0]} is now {new}: the number 5 is the output of block 5, -1 the last, "
+                "and embed has its name"
+            )
+
+    return refuse
+
+
 def load_model(source: str, **options: Any) -> LensModel:
     """`logitlens.load` with a sign of life on stderr, if that is a terminal."""
     known = {name: value for name, value in options.items() if value not in (None, False)}

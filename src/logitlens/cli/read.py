@@ -18,6 +18,7 @@ from logitlens.cli.options import (
     print_json,
     prompt_text,
     reading_options,
+    renamed_option,
 )
 from logitlens.errors import FormatError
 
@@ -40,13 +41,15 @@ COLORS = ("prob", "entropy", "kl", "rank", "next")
     help="What the colour shows. rank and next: of the token that really follows.",
 )  # fmt: skip
 @click.option(
-    "--depths", metavar="SLICE",
-    help="Depths to read, as Python slices 0 … N: 0 is the embedding, N the model's own output, "
-    "which is always kept. 0:12:2, -4:, or 0,4,8.",
+    "--layers", metavar="LAYERS",
+    help="Layers to read: 5 is the output of block 5, -1 that of the last block, which is always "
+    "kept, and embed what the first block receives. 0:12:2, -4:, or embed,4,8.",
 )  # fmt: skip
+@click.option("--depths", hidden=True, callback=renamed_option("--layers"), expose_value=False)
 @click.option(
-    "--positions", metavar="SLICE", help="Token positions to show, likewise: -8: is the last eight."
-)
+    "--positions", metavar="POSITIONS",
+    help="Token positions to show, from 0: -8: is the last eight, 3,9 two of them.",
+)  # fmt: skip
 @click.option(
     "--stream", type=click.Choice(STREAMS), default="resid", show_default=True,
     help="What to read: the residual stream after each block; mid: between attention and MLP; attn, "
@@ -82,7 +85,7 @@ def command(
     track: tuple[str, ...],
     track_id: tuple[int, ...],
     color: str,
-    depths: str | None,
+    layers: str | None,
     positions: str | None,
     stream: str,
     truncate: bool,
@@ -95,16 +98,16 @@ def command(
     theme: str,
     **loading: Any,
 ) -> None:
-    """Read one prompt and show what the model would say at every depth.
+    """Read one prompt and show what the model would say after every layer.
 
-    PROMPT is text, or - for standard input, whose last line end is not read. Rows are depths, the
+    PROMPT is text, or - for standard input, whose last line end is not read. Rows are layers, the
     model's own output at the bottom; columns are the prompt's tokens; each cell holds the likeliest
     next token.
     """
     paths = check_outputs(outputs)
     text = prompt_text(prompt)
     model = load_model(source, **loading)
-    run = {"depths": depths, "truncate": truncate, "stream": stream}
+    run = {"layers": layers, "truncate": truncate, "stream": stream}
     shown = {"top": top, "track": [*track, *track_id], "positions": positions}
     with busy("reading") as progress:
         if chunk:

@@ -29,6 +29,7 @@ from logitlens.fit.facts import Facts
 from logitlens.lenses import Lens, resolve
 from logitlens.model import capture
 from logitlens.readout.read import statistics
+from logitlens.select import layer_label
 
 TEXT = ("kl", "next", "top1", "top10")
 FACTS = ("fact1", "fact5", "fact10")
@@ -37,7 +38,7 @@ RANKS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`rows`: one dict per lens and depth; the columns are `columns`. `meta`: what was judged on what.
+    """`rows`: one dict per lens and layer; the columns are `columns`. `meta`: what was judged on what.
 
     Every measure m comes as m, m_low and m_high; nan where it was not measured.
     """
@@ -48,11 +49,11 @@ class Evaluation:
     @property
     def columns(self) -> list[str]:
         measures = [f"{m}{end}" for m in (*TEXT, *FACTS) for end in ("", "_low", "_high")]
-        return ["lens", "depth", "label", *measures]
+        return ["lens", "layer", *measures]
 
     def column(self, lens: str, measure: str) -> list[float]:
-        """A measure over the depths of a lens, without the row "any"."""
-        rows = [row for row in self.rows if row["lens"] == lens and row["label"] != "any"]
+        """A measure over the layers of a lens, without the row "any"."""
+        rows = [row for row in self.rows if row["lens"] == lens and row["layer"] != "any"]
         return [row[measure] for row in rows]
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -126,7 +127,7 @@ def _table(
     generator: np.random.Generator,
     bootstrap: int,
 ) -> list[dict[str, Any]]:
-    """A row per lens and depth, and one of the best rank over depths."""
+    """A row per lens and layer, and one ("any") of the best rank over layers."""
     rows = []
     for name, lens in named.items():
         depths = _depths(model, lens)
@@ -139,14 +140,14 @@ def _table(
             for k, m in enumerate(FACTS):
                 table[m] = _interval(hit_FLK[:, :, k], generator, bootstrap)
         for i, depth in enumerate(depths):
-            rows.append(_row(name, depth, capture.label(depth), table, i))
+            rows.append(_row(name, layer_label(depth), table, i))
         if name in ranks:
             best_FK = ranks[name][:, :-1].max(1) if len(depths) > 1 else ranks[name].max(1)
             best = {
                 m: _interval(best_FK[:, k : k + 1], generator, bootstrap)
                 for k, m in enumerate(FACTS)
             }
-            rows.append(_row(name, None, "any", best, 0))
+            rows.append(_row(name, "any", best, 0))
     return rows
 
 
@@ -166,10 +167,8 @@ def _depths(model: Any, lens: Lens) -> list[int]:
     return [d for d in range(model.depth + 1) if has is None or d in has or d == model.depth]
 
 
-def _row(
-    lens: str, depth: int | None, label: str, table: dict[str, np.ndarray], i: int
-) -> dict[str, Any]:
-    row: dict[str, Any] = {"lens": lens, "depth": depth, "label": label}
+def _row(lens: str, layer: str, table: dict[str, np.ndarray], i: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"lens": lens, "layer": layer}
     for m in (*TEXT, *FACTS):
         values = table[m][:, i] if m in table else (float("nan"),) * 3
         row.update(

@@ -23,7 +23,7 @@ from logitlens.model.capture import Progress, Residuals
 from logitlens.reading import Reading
 from logitlens.readout import chunked
 from logitlens.readout.read import Table, hands_out, statistics
-from logitlens.select import Selection, select
+from logitlens.select import Selection, select_positions
 
 if TYPE_CHECKING:
     from logitlens.model.lens_model import LensModel
@@ -65,7 +65,7 @@ def wanted(
             f"the {found.name} lens is fitted to the residual stream after each block; read "
             f"stream={stream!r} with lens='logit'"
         )
-    return Wanted(int(top), track_ids, found, select(positions, length, "positions"))
+    return Wanted(int(top), track_ids, found, select_positions(positions, length))
 
 
 def several(track: Iterable[int | str] | int | str | None) -> list[int | str]:
@@ -177,7 +177,7 @@ class Gathering:
         return Reading(
             ids=np.array(shown),
             pieces=[all_pieces[i] for i in request.positions],
-            depths=[part.labels[i] for i in readable(request.lens, part.depth_indices)],
+            layers=[part.labels[i] for i in readable(request.lens, part.depth_indices)],
             **arrays,
             next_ids=next_T.numpy(),
             next_logprobs=targets[:, :, 0],

@@ -34,6 +34,7 @@ from logitlens.anatomy.watch import leaf
 from logitlens.errors import LogitLensError, PromptError, UnsupportedModel
 from logitlens.model.batches import batches as batches
 from logitlens.model.batches import padded
+from logitlens.select import layer_label
 
 Progress = Callable[[str, int, int], None]  # what is counted, how many are done, of how many
 
@@ -74,11 +75,6 @@ _turns_guard = threading.Lock()
 def _alone(hf: nn.Module) -> AbstractContextManager[Any]:
     with _turns_guard:
         return _turns.setdefault(hf, threading.RLock())
-
-
-def label(depth: int) -> str:
-    """Depth 0 → "embed"; depth d → "d-1", the number of the block that returned it."""
-    return "embed" if depth == 0 else str(depth - 1)
 
 
 def capture(
@@ -172,19 +168,19 @@ def _parts(
     """What to hook; the depth and the label of every row that comes of it, in order."""
     if stream == "resid":
         part = residual_hooks(anatomy, depths, batch), depths
-        return [part], depths, [label(d) for d in depths]
+        return [part], depths, [layer_label(d) for d in depths]
     has = model.sublayers.require(stream, type(model.hf).__name__)
     blocks = [i for i in has if i + 1 in depths]
     if not blocks:
         raise PromptError(
-            f"none of the depths chosen has the stream {stream!r}: expected some of "
+            f"none of the layers chosen has the stream {stream!r}: expected some of "
             f"{', '.join(str(i + 1) for i in has)}"
         )
     inner = [i + 1 for i in blocks]
     last = len(anatomy.blocks)
     sublayer = hooks(anatomy, model.sublayers, stream, blocks, batch), inner
     final = residual_hooks(anatomy, [last], batch), [last]
-    labels = [f"{i}.{stream}" for i in blocks] + [label(last)]
+    labels = [f"{i}.{stream}" for i in blocks] + [layer_label(last)]
     return [sublayer, final], [*inner, last], labels
 
 

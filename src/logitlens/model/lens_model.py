@@ -25,7 +25,7 @@ from logitlens.model.capture import Progress, Residuals
 from logitlens.model.prompt import Prompt, ids_of
 from logitlens.model.tokens import Vocabulary
 from logitlens.reading import Reading
-from logitlens.select import Selection, select
+from logitlens.select import Selection, layer_label, renamed, select_layers
 
 
 class LensModel:
@@ -112,6 +112,7 @@ class LensModel:
 
     # -- reading ------------------------------------------------------------------------------
 
+    @renamed(depths="layers")
     def read(
         self,
         prompt: Prompt,
@@ -119,7 +120,7 @@ class LensModel:
         top: int = 10,
         track: Iterable[int | str] = (),
         lens: str | Lens = "logit",
-        depths: Selection = None,
+        layers: Selection = None,
         positions: Selection = None,
         truncate: bool = False,
         stream: str = "resid",
@@ -131,8 +132,8 @@ class LensModel:
         top         K, how many of the likeliest tokens to keep in each cell
         track       tokens (text or ids) whose log-probability and rank are wanted in every cell
         lens        "logit", "tuned[:PATH]", "jacobian[:PATH]", or a lens object
-        depths      which of the depths 0 … N (`"0:12:2"`, a slice, numbers); the last row, which is
-                    the model's own, is always kept
+        layers      which layers, by number (5: the output of block 5; -1: the last), slice ("0:12:2")
+                    or name ("embed"); the last row, which is the model's own, is always kept
         positions   which token positions (`"-8:"`, …); the model still sees the whole prompt
         truncate    read the last positions that fit where the prompt is longer than the context
         stream      "resid": the residual stream after each block; "mid": between attention and MLP;
@@ -153,12 +154,13 @@ class LensModel:
         cells = Gathering(self, ids, request, progress)
         stops = [len(ids)] if chunk is None else chunks.stops_of(self, len(ids), chunk)
         parts = chunks.capture_chunks(
-            self, ids, stops, depths=self._rows(depths, stream), stream=stream, progress=progress
+            self, ids, stops, depths=self._depths(layers, stream), stream=stream, progress=progress
         )
         for start, residuals in parts:
             cells.add(start, residuals)
         return cells.reading(prompt=prompt if isinstance(prompt, str) else None, dropped=dropped)
 
+    @renamed(depths="layers")
     def read_batch(
         self,
         prompts: Iterable[Prompt] | Mapping[str, Any],
@@ -166,7 +168,7 @@ class LensModel:
         top: int = 10,
         track: Iterable[int | str] = (),
         lens: str | Lens = "logit",
-        depths: Selection = None,
+        layers: Selection = None,
         positions: Selection = None,
         truncate: bool = False,
         token_budget: int = 4096,
@@ -185,7 +187,7 @@ class LensModel:
         cut = [self._ids(prompt, truncate) for prompt in texts]
         ids, dropped = [i for i, _ in cut], [n for _, n in cut]
         track = several(track)
-        rows = self._rows(depths, stream)
+        rows = self._depths(layers, stream)
         found = resolve(lens, self)
         out: dict[int, Reading] = {}
         alone_beyond = batches.rescales_beyond(self.hf.config)
@@ -205,18 +207,19 @@ class LensModel:
                 )
         return [out[i] for i in range(len(texts))]
 
+    @renamed(depths="layers")
     def capture(
         self,
         prompt: Prompt,
         *,
-        depths: Selection = None,
+        layers: Selection = None,
         truncate: bool = False,
         stream: str = "resid",
         progress: Progress | None = None,
     ) -> Residuals:
         """The first half of `read`: the raw residual stream at each depth, T × D each."""
         ids, dropped = self._ids(prompt, truncate)
-        rows = self._rows(depths, stream)
+        rows = self._depths(layers, stream)
         (residuals,) = capturing.capture(self, [ids], depths=rows, stream=stream, progress=progress)
         residuals.prompt = prompt if isinstance(prompt, str) else None
         residuals.position_offset = dropped
@@ -248,9 +251,9 @@ class LensModel:
             prompt, self.vocabulary, self.vocab_size, context=self.context, truncate=truncate
         )
 
-    def _rows(self, depths: Selection, stream: str = "resid") -> list[int] | None:
-        """Depths to keep; the last one always, because it is the proof and the base of KL."""
-        if depths is None:
+    def _depths(self, layers: Selection, stream: str = "resid") -> list[int] | None:
+        """Depths to keep; the last one always, because it is the check and the base of KL."""
+        if layers is None:
             return None
-        chosen = set(select(depths, self.depth + 1, "depths"))
+        chosen = select_layers(layers, [layer_label(depth) for depth in range(self.depth + 1)])
         return sorted({*chosen, self.depth} if stream == "resid" else chosen)

@@ -100,9 +100,9 @@ def reading(
 
     Raises UnsupportedModel where the last row was not the model's own output.
     """
-    from logitlens.model.capture import label
     from logitlens.model.tokens import Vocabulary
     from logitlens.reading import Reading
+    from logitlens.select import layer_label
 
     ids_T = torch.as_tensor(ids).flatten().cpu()
     check = _proof(found, len(ids_T), name, tolerance)
@@ -114,7 +114,7 @@ def reading(
     return Reading(
         ids=ids_T.numpy(),
         pieces=vocabulary.pieces(ids_T.tolist()),
-        depths=[label(depth) for depth in range(len(found["top_ids"]))],
+        layers=[layer_label(depth) for depth in range(len(found["top_ids"]))],
         top_ids=found["top_ids"].numpy(),
         top_logprobs=found["top_logprobs"].numpy(),
         entropy=found["entropy"].numpy(),

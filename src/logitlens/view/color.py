@@ -82,7 +82,7 @@ def scale(reading: Reading, color: str) -> Scale:
 
     prob      probability of the likeliest token, 0 to 1
     entropy   nats, 0 (right) to the largest of this reading (left)
-    kl        KL(final ‖ depth), nats, 0 (right) to the largest of this reading (left)
+    kl        KL(final ‖ layer), nats, 0 (right) to the largest of this reading (left)
     rank      rank of the token that really follows, logarithmic, 1 at the right
     next      probability of the token that really follows, 0 to 1
     """
@@ -95,7 +95,7 @@ def scale(reading: Reading, color: str) -> Scale:
     if color == "entropy":
         return _falling("entropy", "entropy, nats", reading.entropy)
     if color == "kl":
-        return _falling("kl", "KL to the final depth, nats", reading.kl)
+        return _falling("kl", "KL to the final layer, nats", reading.kl)
     if color == "rank":
         ranks = np.where(reading.next_ranks > 0, reading.next_ranks, np.nan).astype(np.float64)
         return _log_rank(ranks)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from logitlens.errors import MissingExtra
+from logitlens.select import layer_number
 
 MEASURES = {  # name: (heading, what it is, better)
-    "kl": ("KL", "KL(final ‖ depth), nats", "lower"),
+    "kl": ("KL", "KL(final ‖ layer), nats", "lower"),
     "next": ("next", "−log p(next token), nats", "lower"),
     "top1": ("top-1", "top-1 agrees with the final row", "higher"),
     "top10": ("top-10", "share of the final row's top 10", "higher"),
@@ -25,11 +26,11 @@ def measured(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def text(rows: Sequence[dict[str, Any]], *, intervals: bool = True) -> str:
-    """The table as plain text: a line per lens and depth, `value ±half the 95 % interval`."""
+    """The table as plain text: a line per lens and layer, `value ±half the 95 % interval`."""
     columns = measured(rows)
-    head = ["lens", "depth", *(MEASURES[m][0] for m in columns)]
+    head = ["lens", "layer", *(MEASURES[m][0] for m in columns)]
     body = [
-        [str(row["lens"]), row["label"], *(_cell(row, m, intervals) for m in columns)]
+        [str(row["lens"]), row["layer"], *(_cell(row, m, intervals) for m in columns)]
         for row in rows
     ]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
@@ -53,7 +54,7 @@ def _cell(row: dict[str, Any], measure: str, intervals: bool) -> str:
 
 
 def figure(rows: Sequence[dict[str, Any]], *, title: str = "") -> Any:
-    """matplotlib Figure: one panel per measure, depth along x, a line and a band per lens.
+    """matplotlib Figure: one panel per measure, layer along x, a line and a band per lens.
 
     Raises MissingExtra without matplotlib.
     """
@@ -66,12 +67,13 @@ def figure(rows: Sequence[dict[str, Any]], *, title: str = "") -> Any:
     tall = math.ceil(len(columns) / wide)
     drawing = Figure(figsize=(3.6 * wide, 2.8 * tall + 0.4), layout="constrained")
     lenses = list(dict.fromkeys(row["lens"] for row in rows))
-    labels = {row["depth"]: row["label"] for row in rows if row["depth"] is not None}
+    labels = list(dict.fromkeys(row["layer"] for row in rows if row["layer"] != "any"))
+    labels.sort(key=lambda label: -1 if (number := layer_number(label)) is None else number)
     for number, measure in enumerate(columns):
         axes = drawing.add_subplot(tall, wide, number + 1)
         for i, lens in enumerate(lenses):
-            mine = [r for r in rows if r["lens"] == lens and r["depth"] is not None]
-            x = [r["depth"] for r in mine]
+            mine = [r for r in rows if r["lens"] == lens and r["layer"] != "any"]
+            x = [labels.index(r["layer"]) for r in mine]
             axes.plot(
                 x, [r[measure] for r in mine], marker=_MARKS[i % len(_MARKS)], ms=3.5, label=lens
             )
@@ -80,9 +82,9 @@ def figure(rows: Sequence[dict[str, Any]], *, title: str = "") -> Any:
         _, what, better = MEASURES[measure]
         axes.set_title(f"{what}\n({better} is better)", fontsize=9)
         step = max(1, math.ceil(len(labels) / 8))
-        shown = sorted(labels)[::-1][::step][::-1]
+        shown = range(len(labels))[::-1][::step][::-1]
         axes.set_xticks(shown, [labels[d] for d in shown], fontsize=8)
-        axes.set_xlabel("after block", fontsize=8)
+        axes.set_xlabel("layer", fontsize=8)
         if number == 0:
             axes.legend(fontsize=8, frameon=False)
     if title:

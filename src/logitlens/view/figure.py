@@ -1,7 +1,7 @@
 """The classic heatmap as a matplotlib Figure: layers down, tokens across, the likeliest word inside.
 
-    reading.figure()                                   every depth and position, by probability
-    reading.figure(color="kl", rows="1:", cmap="seed") no embedding row, the tutorial's colours
+    reading.figure()                                   every layer and position, by probability
+    reading.figure(color="kl", layers="0:", cmap="seed") no embedding row, the tutorial's colours
     reading.save("eiffel.svg")                         .png .svg .pdf
 
 The arrangement is that of the nnsight logit-lens tutorial (after nostalgebraist, "interpreting GPT:
@@ -23,8 +23,8 @@ import numpy as np
 from logitlens.errors import FormatError, MissingExtra
 from logitlens.files import write_bytes
 from logitlens.reading import Reading
+from logitlens.select import Selection, renamed
 from logitlens.view import color as paint
-from logitlens.view import select
 from logitlens.view import text as safe
 from logitlens.view.fonts import Fonts
 from logitlens.view.words import check_text, source_text, word
@@ -54,12 +54,13 @@ def _shown_figure() -> type[Figure]:
     return Heatmap
 
 
+@renamed(rows="layers", depths="layers")
 def figure(
     reading: Reading,
     *,
     color: str = "prob",
-    rows: select.Choice = None,
-    positions: select.Choice = None,
+    layers: Selection = None,
+    positions: Selection = None,
     cmap: str | Colormap | None = None,
     title: str | None = None,
     caption: bool = True,
@@ -70,7 +71,7 @@ def figure(
     """Draw a reading.
 
     color       prob | entropy | kl | rank | next: what the colour shows (`logitlens.view.color`)
-    rows, positions   what to draw, by index, slice (also `"1:"`) or depth label; default: all
+    layers, positions   what to draw, by number, slice or label (`logitlens.select`); default: all
     cmap        `day` (default, perceptually uniform), `night`, `seed` (the tutorial's diverging one),
                 or any name or Colormap that matplotlib knows
     title       a line above; none by default
@@ -84,14 +85,14 @@ def figure(
     """
     mpl = _matplotlib()
 
-    row_ids = select.choose_depths(reading, rows)
-    column_ids = select.choose_positions(reading, positions)
+    row_ids = reading.rows(layers)
+    column_ids = reading.columns(positions)
     scale = paint.scale(reading, color)
     colormap = _colormap(cmap)
     trim = (lambda shown: shown) if spaces else safe.without_lead
     words = [[trim(word(reading, row, column)) for column in column_ids] for row in row_ids]
     heads = [trim(safe.visible(reading.pieces[column])) for column in column_ids]
-    labels = [safe.visible(reading.depths[row]) for row in row_ids]
+    labels = [safe.visible(reading.layers[row]) for row in row_ids]
 
     size = fontsize or (9.0 if len(row_ids) * len(column_ids) <= 600 else 7.0)
     everything = "".join(heads + labels + [w for line in words for w in line])
@@ -205,8 +206,8 @@ class _Layout:
             line = (_INCH * figsize[1] - top - bottom) / rows
             if cell < size or line < size:
                 raise FormatError(
-                    f"{columns} positions × {rows} depths do not fit {figsize[0]:g} × {figsize[1]:g} inches "
-                    f"at {size:g} points: leave figsize out, or choose fewer with rows= and positions="
+                    f"{columns} positions × {rows} layers do not fit {figsize[0]:g} × {figsize[1]:g} inches "
+                    f"at {size:g} points: leave figsize out, or choose fewer with layers= and positions="
                 )
         width, height = left + columns * cell + right, bottom + rows * line + top
         return _Layout(width, height, left, bottom, cell, line, columns, rows)
@@ -247,7 +248,7 @@ def _axes(ax: Axes, heads: Sequence[str], labels: Sequence[str], fonts: Fonts, s
     for label in (*ax.get_xticklabels(), *ax.get_yticklabels()):
         label.set_parse_math(False)  # a token may well hold dollar signs
     ax.set_xlabel("Input tokens", fontsize=size + 1)
-    ax.set_ylabel("Layers", fontsize=size + 1)
+    ax.set_ylabel("Layer", fontsize=size + 1)
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)

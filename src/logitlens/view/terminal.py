@@ -1,4 +1,4 @@
-"""The grid in a terminal: depths down, tokens across, the likeliest next token in every cell.
+"""The grid in a terminal: layers down, tokens across, the likeliest next token in every cell.
 
     print(terminal.text(reading))                      plain, no escapes
     rich.print(terminal.render(reading, color="kl"))   colours as far as the terminal has them
@@ -26,9 +26,10 @@ from rich.text import Text
 
 from logitlens.files import write_text
 from logitlens.reading import Reading
+from logitlens.select import Selection, renamed
 from logitlens.view import color as paint
-from logitlens.view import select
 from logitlens.view import text as safe
+from logitlens.view.columns import fit_columns, stride_rows
 from logitlens.view.words import check_line, cut_line, source_line, word
 
 Theme = Literal["auto", "dark", "light"]
@@ -38,14 +39,15 @@ _LEGEND = 31
 _LEAST_ROWS = 12
 
 
+@renamed(depths="layers")
 def render(
     reading: Reading,
     *,
     color: str = "prob",
     width: int | None = None,
     height: int | None = None,
-    depths: select.Choice = None,
-    positions: select.Choice = None,
+    layers: Selection = None,
+    positions: Selection = None,
     top: int | None = None,
     values: bool | None = None,
     theme: Theme = "auto",
@@ -55,24 +57,24 @@ def render(
     color       prob | entropy | kl | rank | next: what the background shows
     width       columns to fit in (default: the console's); where not all positions fit, the last
                 ones are shown and a line says so
-    height      lines to fit in (default: the terminal's; no limit elsewhere); where not all depths
+    height      lines to fit in (default: the terminal's; no limit elsewhere); where not all layers
                 fit, every second, third … counted from the last is shown and a line says so
-    depths, positions   what to show, by index, slice or label (`logitlens.view.select`)
-    top         how many of the final depth's likeliest tokens to list below (default 5, 0: none)
+    layers, positions   what to show, by number, slice or label (`logitlens.select`)
+    top         how many of the final layer's likeliest tokens to list below (default 5, 0: none)
     values      write the values into the cells (default: only where colours cannot show them)
     theme       the ground: `dark`, `light`, or `auto`, from COLORFGBG where set, else dark
 
     Raises FormatError for an unknown colour or a choice that picks nothing.
     """
-    rows = select.choose_depths(reading, depths)
-    columns = select.choose_positions(reading, positions)
+    rows = reading.rows(layers)
+    columns = reading.columns(positions)
     return Grid(
         reading=reading,
         scale=paint.scale(reading, color),
         rows=rows,
         columns=columns,
         width=width,
-        height=height if depths is None else 1 << 30,
+        height=height if layers is None else 1 << 30,
         top=5 if top is None else top,
         values=values,
         map="day" if _is_light(theme) else "night",
@@ -120,10 +122,10 @@ class Grid:
         if limit is None and console.is_terminal:
             limit = console.size.height
         rows = self._rows_that_fit(limit)
-        label_width = max(len("depth"), *(safe.width(safe.visible(d)) for d in self.reading.depths))
+        label_width = max(len("layer"), *(safe.width(safe.visible(d)) for d in self.reading.layers))
         size = self._value_width(rows) if shows_values else 0
         natural = [self._natural(c, rows, size) for c in self.columns]
-        fitted = select.fit_columns(natural, width - label_width, size and size + 1)
+        fitted = fit_columns(natural, width - label_width, size and size + 1)
         columns = self.columns[fitted.first :]
 
         yield source_line(self.reading)
@@ -144,10 +146,7 @@ class Grid:
         around = 10 + 4 * len(self.reading.track_ids)
         if limit is None or len(self.rows) + around <= limit:
             return self.rows
-        return [
-            self.rows[i]
-            for i in select.stride_rows(len(self.rows), max(_LEAST_ROWS, limit - around))
-        ]
+        return [self.rows[i] for i in stride_rows(len(self.rows), max(_LEAST_ROWS, limit - around))]
 
     def _value_width(self, rows: list[int]) -> int:
         return max(len(self._value(row, column)) for row in rows for column in self.columns)
@@ -173,16 +172,16 @@ class Grid:
         size: int,
     ) -> Iterator[Text]:
         head = Text()
-        head.append("depth".rjust(label), style=_DIM)
+        head.append("layer".rjust(label), style=_DIM)
         for column, width in zip(columns, widths):
             head.append(" ")
             shown = safe.fit(safe.visible(self.reading.pieces[column]), width)
             head.append_text(_faint_spaces(shown, Style(bold=True)))
         yield head
-        last = len(self.reading.depths) - 1
+        last = len(self.reading.layers) - 1
         for row in rows:
             line = Text(style=Style(bold=row == last))
-            shown = safe.fit(safe.visible(self.reading.depths[row]), label, "right")
+            shown = safe.fit(safe.visible(self.reading.layers[row]), label, "right")
             line.append(shown, style=Style(dim=row != last))
             for column, width in zip(columns, widths):
                 line.append(" ")
@@ -234,7 +233,7 @@ class Grid:
         yield line
 
     def _tracked(self, column: int, width: int, brush: _Brush) -> Iterator[Text]:
-        """Probability and rank of every tracked token at each depth, at the last position shown."""
+        """Probability and rank of every tracked token at each layer, at the last position shown."""
         reading = self.reading
         size, lead = 6, 6
         per_line = max(1, (width - lead) // size)
@@ -245,13 +244,13 @@ class Grid:
             for start in range(0, len(self.rows), per_line):
                 rows = self.rows[start : start + per_line]
                 heads, probs, ranks = (
-                    Text.assemble((name.ljust(lead), _DIM)) for name in ("depth", "prob", "rank")
+                    Text.assemble((name.ljust(lead), _DIM)) for name in ("layer", "prob", "rank")
                 )
                 for row in rows:
                     p = float(np.exp(reading.track_logprobs[row, column, m]))
                     rank = int(reading.track_ranks[row, column, m]) or float("nan")
                     heads.append(
-                        safe.visible(reading.depths[row]).rjust(size - 1) + " ", style=_DIM
+                        safe.visible(reading.layers[row]).rjust(size - 1) + " ", style=_DIM
                     )
                     probs.append_text(brush.cell(paint.format_value("prob", p).rjust(size - 1), p))
                     probs.append(" ")

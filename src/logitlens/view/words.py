@@ -93,9 +93,9 @@ def cut_line(all_rows: int, rows: Sequence[int], all_columns: int, columns: int,
         parts.append(f"the last {columns} of {all_columns} positions fit {width} columns")
     if len(rows) < all_rows:
         parts.append(
-            f"{len(rows)} of {all_rows} depths fit the height, every {_ordinal(rows[-1] - rows[-2])}"
+            f"{len(rows)} of {all_rows} layers fit the height, every {_ordinal(rows[-1] - rows[-2])}"
         )
-    return f"shown: {'; '.join(parts)} (choose with positions and depths)" if parts else ""
+    return f"shown: {'; '.join(parts)} (choose with positions and layers)" if parts else ""
 
 
 def _ordinal(n: int) -> str:

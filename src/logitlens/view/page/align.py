@@ -24,7 +24,7 @@ def frame(readings: Sequence[Reading]) -> dict[str, Any] | None:
     if len(readings) < 2:
         return None
     cols = columns([reading.pieces for reading in readings])
-    labels, rows = depths([reading.depths for reading in readings])
+    labels, rows = depths([reading.layers for reading in readings])
     return {"labels": labels, "cols": [_runs(c) for c in cols], "rows": rows}
 
 

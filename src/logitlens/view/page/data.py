@@ -65,7 +65,7 @@ def encode(reading: Reading, prefix: str = "") -> tuple[dict[str, Any], dict[str
     manifest = {
         "label": words.label(reading),
         "vocabulary": 0,
-        "layers": list(reading.depths),
+        "layers": list(reading.layers),
         "shape": {"L": L, "T": T, "K": K, "M": M},
         "head": prefix + "head",
         "tile": tile,
@@ -116,7 +116,7 @@ def _decode(manifest: Mapping[str, Any], blocks: Mapping[str, bytes]) -> Reading
     return Reading(
         ids=np.array(head["ids"], np.int32),
         pieces=[vocab[i] if p is None else p for i, p in zip(head["ids"], head["pieces"])],
-        depths=list(manifest["layers"]),
+        layers=list(manifest["layers"]),
         top_ids=_signed(_slots(whole["top_ids"])),
         top_logprobs=_slots(whole["top_logprobs"]).astype(np.float32),
         entropy=whole["entropy"][0].astype(np.float32),

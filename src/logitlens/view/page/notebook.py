@@ -105,7 +105,7 @@ def static_table(reading: Reading) -> str:
     columns = range(max(0, T - TABLE_COLUMNS), T)
     head = "".join(f'<th style="{_CELL}">{_piece(reading.pieces[t])}</th>' for t in columns)
     body = "".join(
-        f'<tr><th style="{_CELL}">{html.escape(reading.depths[row])}</th>'
+        f'<tr><th style="{_CELL}">{html.escape(reading.layers[row])}</th>'
         + "".join(_cell(reading, int(row), t) for t in columns)
         + "</tr>"
         for row in rows

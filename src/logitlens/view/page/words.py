@@ -131,7 +131,7 @@ def _part(reading: Reading) -> dict[str, Any]:
     stream = meta.get("stream", "resid")
     whole = stream == "resid"
     # what a block adds belongs to the depth behind that block; the last row comes without being asked for
-    depths = [math.ceil(align.order(d)) for d in reading.depths[: None if whole else -1]]
+    depths = [math.ceil(align.order(d)) for d in reading.layers[: None if whole else -1]]
     if len(depths) < meta.get("n_blocks", 0) + whole:
         out["depths"] = _selection(depths)
     positions = meta.get("positions")
