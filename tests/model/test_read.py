@@ -180,7 +180,7 @@ def test_a_tampered_tail_is_caught_at_read_time():
         (lambda m: m.read(PROMPT * 20), r"context holds 64.*truncate"),
         (lambda m: m.read(PROMPT, top=VOCAB + 1), "size of the vocabulary"),
         (lambda m: m.read(PROMPT, top=0), "expected 1 to"),
-        (lambda m: m.read(PROMPT, track=["Eiffel Tower"]), "splits into"),
+        (lambda m: m.read(PROMPT, track=["Eiffel Tower"]), "is 3 tokens"),
         (lambda m: m.read(PROMPT, layers="9:"), "no layer selected"),
         (lambda m: m.read(PROMPT, positions="x"), "no position 'x'"),
         (lambda m: m.read(PROMPT, lens="magic"), "no lens called 'magic'"),
@@ -196,6 +196,52 @@ def test_bad_input_is_one_line(model, call, says):
     with pytest.raises(PromptError, match=says) as caught:
         call(model)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_and_masks_of_any_library_mean_what_they_say(model, reading):
+    ids = reading.ids.tolist()
+    L, T, _ = reading.shape
+    keep_T, keep_L = np.arange(T) % 3 == 1, np.arange(L) == 2
+    for mask, rows in (
+        (keep_T, keep_L),
+        (torch.from_numpy(keep_T), torch.from_numpy(keep_L)),
+        (keep_T.tolist(), keep_L.tolist()),
+        (np.flatnonzero(keep_T), torch.tensor(1)),  # the row labelled 1 is the third
+        (list(torch.from_numpy(np.flatnonzero(keep_T))), np.int64(1)),
+    ):
+        part = model.read(ids, top=np.int64(4), positions=mask, layers=rows, chunk=torch.tensor(4))
+        assert part.ids.tolist() == reading.ids[keep_T].tolist()
+        assert part.layers == [reading.layers[2], reading.layers[-1]]
+        assert part.top_ids.shape[-1] == 4
+        np.testing.assert_allclose(part.kl, reading.kl[[2, -1]][:, keep_T], atol=1e-4)
+    one = model.read(ids, positions=np.int64(-1), track=torch.tensor(5), truncate=np.bool_(False))
+    assert one.ids.tolist() == ids[-1:]
+    assert one.track_ids.tolist() == [5]
+    several = model.read(ids, track=torch.tensor([5, 7]))
+    assert several.track_ids.tolist() == [5, 7]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top": True}, {"top": 3.0}, {"top": "3"}, {"top": None},
+        {"chunk": True}, {"chunk": 3.0}, {"chunk": "3"},
+        {"truncate": "no"}, {"truncate": 1}, {"truncate": None},
+        {"track": [None]}, {"track": 5.5}, {"track": [3.7]}, {"track": True},
+        {"track": torch.tensor(3.0)}, {"track": {"Paris": 1}}, {"track": b"Paris"},
+        {"layers": 3.0}, {"layers": [3.0]}, {"layers": [True, False]},
+        {"layers": torch.tensor([1.0])}, {"positions": 5.5}, {"positions": [True, None]},
+        {"positions": np.ones(3, bool)}, {"positions": True}, {"positions": np.bool_(True)},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_can_be_misread_is_refused_in_one_line(model, reading, options):
+    with pytest.raises(PromptError, match=next(iter(options)).rstrip("s")) as caught:
+        model.read(reading.ids, **options)
+    assert "\n" not in str(caught.value)
+    if "chunk" not in options:
+        with pytest.raises(PromptError):
+            model.read_batch([reading.ids.tolist()], **options)
 
 
 def test_truncate_reads_the_last_positions_that_fit(model):

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+import torch
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from logitlens import PromptError
@@ -115,12 +127,84 @@ def test_real_tokenizers_round_trip_bytes(shared_data, name, cls):
 def test_track_says_how_a_word_is_split(byte_level):
     vocabulary = Vocabulary(byte_level)
     assert vocabulary.single(" Paris", 300) == vocabulary.encode(" Paris")[0]
-    with pytest.raises(PromptError, match="splits into .*leading space"):
+    with pytest.raises(
+        PromptError, match=r"'Paris' is 2 tokens \('Pa' 'ris'\). Did you mean ' Paris' \(one"
+    ):
         vocabulary.single("Paris", 300)
+    with pytest.raises(PromptError, match=r"'Eiffel' is 6 tokens .*Track one of its parts"):
+        vocabulary.single("Eiffel", 300)
     with pytest.raises(PromptError, match="outside the vocabulary"):
         vocabulary.single(300, 300)
     with pytest.raises(PromptError, match="without a tokenizer"):
         Vocabulary(None).single(" Paris", 300)
+
+
+def test_every_token_with_a_text_of_its_own_is_tracked_by_that_text(byte_level, sentencepiece):
+    for tokenizer in (byte_level, sentencepiece):
+        vocabulary, size = Vocabulary(tokenizer), len(tokenizer)
+        texts = {i: vocabulary.piece(i) for i in range(size) if i not in vocabulary.fragments([i])}
+        for text in texts.values():
+            assert texts[vocabulary.single(text, size)] == text
+
+
+def test_exact_text_wins_over_the_space_that_sentencepiece_adds(sentencepiece):
+    vocabulary = Vocabulary(sentencepiece)
+    assert sentencepiece("Pa", add_special_tokens=False)["input_ids"] == [263]  # "▁Pa"
+    assert vocabulary.single("Pa", 265) == 264
+    assert vocabulary.single(" Pa", 265) == 263
+
+
+def test_a_token_that_differs_from_what_was_asked_for_is_named():
+    vocab = {"<unk>": 0, "[CLS]": 1, "▁Lily": 2, "▁": 3, "L": 4, "london": 5}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    spaced = Vocabulary(PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>"))
+    with pytest.raises(PromptError, match=r"'Lily' is not a token.* mean ' Lily' \(one token\)"):
+        spaced.single("Lily", 6)
+    assert spaced.single(" Lily", 6) == 2
+    with pytest.raises(PromptError, match=r"'London' is not in the vocabulary.* as '<unk>'"):
+        spaced.single("London", 6)
+    assert spaced.single("<unk>", 6) == 0
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    uncased = Vocabulary(PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>"))
+    with pytest.raises(PromptError, match=r"'London' is not a token.* mean 'london' \(one token\)"):
+        uncased.single("London", 6)
+
+
+@pytest.mark.parametrize("token", [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)])
+def test_whole_numbers_of_any_library_are_token_ids(byte_level, token):
+    assert Vocabulary(byte_level).single(token, 300) == 3
+
+
+@pytest.mark.parametrize(
+    "token",
+    [3.0, 3.7, np.float32(3), torch.tensor(3.0), None, True, np.bool_(True), torch.tensor(True),
+     [3], b"a", ("a",)],
+)  # fmt: skip
+def test_what_is_no_token_cannot_be_tracked(byte_level, token):
+    with pytest.raises(PromptError, match="cannot track .*expected a token's text, or its id"):
+        Vocabulary(byte_level).single(token, 300)
+
+
+@pytest.mark.parametrize("appends", [False, True])
+def test_text_of_a_chat_template_gets_no_second_first_token(sentencepiece, appends):
+    tokenizer = copy.deepcopy(sentencepiece)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>" if appends else "<s> $A", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    )
+    messages = [{"role": "user", "content": "Pa"}, {"role": "assistant", "content": "Pa Pa"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    its_own = tokenizer.apply_chat_template(messages, return_dict=False)
+    assert tokenizer(text)["input_ids"][:2] == [1, 1], "what the tokenizer does by itself"
+    assert Vocabulary(tokenizer).encode(text) == its_own
+    plain = tokenizer("Pa Pa")["input_ids"]
+    assert plain[0] == 1
+    assert Vocabulary(tokenizer).encode("Pa Pa") == plain
 
 
 @pytest.mark.parametrize(

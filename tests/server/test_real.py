@@ -143,7 +143,7 @@ def test_a_model_directory_that_is_broken_is_a_sentence(desk, loads):
 
 def test_half_a_character_is_a_sentence(desk, loads):
     assert "lone surrogate" in read(desk, "half \ud83d")[0]["message"]
-    assert "is not one token" in read(desk, track=(" antidisestablishmentarianism",))[0]["message"]
+    assert "tokens (" in read(desk, track=(" antidisestablishmentarianism",))[0]["message"]
     assert "outside the vocabulary" in read(desk, track=(10**30,))[0]["message"]
     assert read(desk)[0]["state"] == "done"
     assert loads == ["demo"]

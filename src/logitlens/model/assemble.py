@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -20,6 +20,7 @@ from logitlens.anatomy.check import Check, compare
 from logitlens.errors import LensMismatch, PromptError, UnsupportedModel
 from logitlens.lenses import Lens, resolve
 from logitlens.model.capture import Progress, Residuals
+from logitlens.model.tokens import whole
 from logitlens.reading import Reading
 from logitlens.readout import chunked
 from logitlens.readout.read import Table, hands_out, statistics
@@ -54,7 +55,8 @@ def wanted(
     stream: str,
 ) -> Wanted:
     """A request, for a prompt of so many tokens. Raises PromptError, LensMismatch, LensNotAvailable."""
-    if not isinstance(top, (int, np.integer)) or not 1 <= top <= model.vocab_size:
+    k = whole(top)
+    if k is None or not 1 <= k <= model.vocab_size:
         raise PromptError(
             f"top={top!r}: expected 1 to {model.vocab_size}, the size of the vocabulary"
         )
@@ -65,14 +67,21 @@ def wanted(
             f"the {found.name} lens is fitted to the residual stream after each block; read "
             f"stream={stream!r} with lens='logit'"
         )
-    return Wanted(int(top), track_ids, found, select_positions(positions, length))
+    return Wanted(k, track_ids, found, select_positions(positions, length))
 
 
-def several(track: Iterable[int | str] | int | str | None) -> list[int | str]:
-    """Tokens to track as a list: a text alone is one token, not its letters."""
+def several(track: Any) -> list[Any]:
+    """Tokens to track as a list: a text alone is one token, not its letters. Raises PromptError."""
     if track is None:
         return []
-    return [track] if isinstance(track, (str, int, np.integer)) else list(track)
+    if isinstance(track, str) or whole(track) is not None:
+        return [track]
+    try:
+        if isinstance(track, (bytes, Mapping)):
+            raise TypeError
+        return list(track)
+    except TypeError:
+        raise PromptError(f"track={track!r}: expected tokens, each by its text or its id") from None
 
 
 class Gathering:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from logitlens.errors import PromptError
+from logitlens.model.tokens import whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +53,14 @@ def batches(
     batch with prompts of the same length only. Every index occurs once. Raises PromptError for a
     budget below 1.
     """
-    if token_budget < 1:
-        raise PromptError(f"token_budget={token_budget}: expected at least 1 token")
+    budget = whole(token_budget)
+    if budget is None or budget < 1:
+        raise PromptError(f"token_budget={token_budget!r}: expected at least 1 token")
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         # Longest first: a group's first member is its padded width.
         width = lengths[groups[-1][0]] if groups else 0
-        fits = groups and width * (len(groups[-1]) + 1) <= token_budget
+        fits = groups and width * (len(groups[-1]) + 1) <= budget
         apart = alone_beyond is not None and width > alone_beyond and width != lengths[index]
         if fits and not apart:
             groups[-1].append(index)

@@ -14,7 +14,6 @@ import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import (
@@ -31,6 +30,7 @@ from logitlens.anatomy.tail import probe_ids
 from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.model.batches import rescales_beyond
 from logitlens.model.capture import Progress, Residuals, capture
+from logitlens.model.tokens import whole
 
 if TYPE_CHECKING:
     from logitlens.model.lens_model import LensModel
@@ -66,10 +66,11 @@ def stops_of(model: LensModel, T: int, chunk: int) -> list[int]:
     Raises PromptError for a chunk below 1, UnsupportedModel with the reason where the model computes
     something else in chunks.
     """
-    if isinstance(chunk, bool) or not isinstance(chunk, (int, np.integer)) or chunk < 1:
+    size = whole(chunk)
+    if size is None or size < 1:
         raise PromptError(f"chunk={chunk!r}: expected at least 1 position")
-    stops = ends(T, int(chunk))
-    if len(stops) > 1 and (reason := why_not(model, T, int(chunk))):
+    stops = ends(T, size)
+    if len(stops) > 1 and (reason := why_not(model, T, size)):
         raise UnsupportedModel(
             f"{model.name} cannot be read in chunks: {reason}; read the prompt whole, without chunk"
         )

@@ -28,6 +28,8 @@ def ids_of(
     Raises PromptError for an empty prompt, what is not one prompt, an id outside the vocabulary, and
     a prompt longer than the context unless `truncate`.
     """
+    if not isinstance(truncate, (bool, np.bool_)):
+        raise PromptError(f"truncate={truncate!r}: expected True or False")
     ids = vocabulary.encode(prompt) if isinstance(prompt, str) else _integers(prompt)
     outside = next((i for i in ids if not 0 <= i < vocab_size), None)
     if outside is not None:

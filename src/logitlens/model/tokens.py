@@ -9,6 +9,7 @@ where its neighbours complete the character, by the whole glyph at each of its p
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -85,6 +86,10 @@ class Vocabulary:
         if not text:
             raise PromptError("the prompt is empty: give some text")
         ids = self._ids_of(text)
+        if len(ids) > 1 and ids[0] == ids[1] and self.is_special(ids[0]):
+            # Text of a chat template begins with the token that the tokenizer would put before it.
+            plain = self._ids_of(text, add_special_tokens=False)
+            ids = plain if plain[:1] == ids[:1] else ids
         if not ids:
             raise PromptError(f"the prompt {text!r} has no tokens: give some text")
         if all(self.is_special(i) for i in ids):
@@ -107,36 +112,58 @@ class Vocabulary:
         options.setdefault("verbose", False)
         return [int(i) for i in self.tokenizer(text, **options)["input_ids"]]
 
-    def single(self, token: int | str, vocab_size: int) -> int:
-        """A token to track, by id or text, as an id. Raises PromptError that says how text splits."""
+    def single(self, token: Any, vocab_size: int) -> int:
+        """A token to track, by id or by its exact text, as an id.
+
+        Raises PromptError for what is neither, an id outside the vocabulary, and text that is not
+        one token, with how it splits and the token that may have been meant.
+        """
         if not isinstance(token, str):
-            if not 0 <= int(token) < vocab_size:
+            if (number := whole(token)) is None:
+                raise PromptError(f"cannot track {token!r}: expected a token's text, or its id")
+            if not 0 <= number < vocab_size:
                 raise PromptError(
-                    f"token id {token} is outside the vocabulary: expected 0 to {vocab_size - 1}"
+                    f"token id {number} is outside the vocabulary: expected 0 to {vocab_size - 1}"
                 )
-            return int(token)
+            return number
         if self.tokenizer is None:
             raise PromptError(
                 f"cannot look up {token!r} without a tokenizer: track token ids instead"
             )
         if not token:
             raise PromptError("the token to track is empty: give its text, or its id")
+        if (exact := self._exact(token)) is not None:
+            return exact
         ids = self._ids_of(token, add_special_tokens=False)
-        # SentencePiece tokenizers put a space token before text: accept the token that is the text.
-        exact = [i for i in ids if self.piece(i) == token]
-        if len(ids) == 1:
-            return ids[0]
-        if len(exact) == 1 and all(not self.piece(i).strip() for i in ids if i != exact[0]):
-            return exact[0]
-        split = " + ".join(repr(self.piece(i)) for i in ids) or "nothing"
-        hint = ""
-        if not token.startswith(" "):
-            spaced = self._ids_of(" " + token, add_special_tokens=False)
-            if len(spaced) == 1:
-                hint = f"; with a leading space, {' ' + token!r}, it is one"
-        raise PromptError(
-            f"{token!r} is not one token: it splits into {split}{hint}; track one of its parts"
-        )
+        near = (f" {token}", token.lstrip(), self.piece(ids[0]) if len(ids) == 1 else "")
+        meant = next((text for text in near if text and self._exact(text) is not None), None)
+        if meant is not None and meant == getattr(self.tokenizer, "unk_token", None):
+            raise PromptError(
+                f"{token!r} is not in the vocabulary: the tokenizer reads it as {meant!r}. Track a "
+                "part of it, or a token id"
+            )
+        split = " ".join(repr(self.piece(i)) for i in ids)
+        what = f"is {len(ids)} tokens ({split})" if len(ids) > 1 else "is not a token by itself"
+        hint = f"Did you mean {meant!r} (one token)?" if meant else "Track one of its parts"
+        raise PromptError(f"{token!r} {what}. {hint}")
+
+    def _exact(self, text: str) -> int | None:
+        """The token whose own text this is, or None."""
+        assert self.tokenizer is not None
+        spellings = [text, text.replace(" ", "▁"), _byte_level(text)]
+        ids = self._ids_of(text, add_special_tokens=False)
+        ids += [i for i in self.tokenizer.convert_tokens_to_ids(spellings) if i is not None]
+        return next((i for i in ids if self.piece(i) == text), None)
+
+
+def whole(value: Any) -> int | None:
+    """A whole number of Python, numpy or torch as an int; None for anything else, and for bools."""
+    if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def _glyph_stop(raws: Sequence[bytes | None], start: int) -> int | None:
@@ -195,6 +222,12 @@ def _byte_reader(tokenizer: Any) -> Callable[[int], bytes]:
     if decoder & {"ByteFallback", "Metaspace"} or hasattr(tokenizer, "sp_model"):
         return sentencepiece
     return decoded
+
+
+def _byte_level(text: str) -> str:
+    """How byte-level BPE writes a text."""
+    characters = {byte: character for character, byte in _byte_level_table().items()}
+    return "".join(characters[byte] for byte in text.encode("utf-8"))
 
 
 def _decoder_types(tokenizer: Any) -> set[str]:
