@@ -1,7 +1,7 @@
 """The kernels alone under pytest-benchmark: `make bench-kernels`; no test of `make test`.
 
     make bench-kernels
-    make bench-kernels ARGS="-k screened --benchmark-compare"    # any option of pytest-benchmark
+    make bench-kernels ARGS="-k numba --benchmark-compare"    # any option of pytest-benchmark
 
 Smaller than the sweeps of run.py, for the minute between two changes of a kernel.
 """
@@ -12,16 +12,12 @@ import pytest
 import torch
 
 from benchmarks.readout import floor
-from logitlens.readout import chunked, reference
+from logitlens.readout import reference
+from logitlens.readout.chunked import Chunked
 from logitlens.readout.head import Head
 
 T, L, E, K = 16, 13, 768, 10
 VOCABULARIES = {"GPT-2": (50_257, torch.float32), "128k": (128_256, torch.bfloat16)}
-KERNELS = {
-    "torch": {"kernel": "torch"},
-    "numba": {"kernel": "numba"},
-    "numba, screened": {"kernel": "numba", "precision": "screened"},
-}
 
 
 @pytest.fixture(params=list(VOCABULARIES), scope="module")
@@ -40,15 +36,13 @@ def positions(request):
     return request.param
 
 
-@pytest.mark.parametrize("kernel", list(KERNELS))
+@pytest.mark.parametrize("kernel", ["torch", "numba"])
 def test_readout(benchmark, given, positions, kernel):
     x_TLE, head, targets_TM = given
     x_TLE, targets_TM = x_TLE[:positions], targets_TM[:positions]
-    if "numba" in kernel:
+    if kernel == "numba":
         pytest.importorskip("numba")
-    if "screened" in kernel and head.weight_VE.dtype != torch.float32:
-        pytest.skip("screening is for float32 weights")
-    read = benchmark(lambda: chunked.stats(x_TLE, head, K, targets_TM, **KERNELS[kernel]))
+    read = benchmark(lambda: Chunked(kernel).stats(x_TLE, head, K, targets_TM))
     truth = reference.stats(x_TLE[:1], head, 1, targets_TM[:1])
     assert torch.equal(read.top_ids[0, :, 0], truth.top_ids[0, :, 0])
 

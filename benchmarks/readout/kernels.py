@@ -50,19 +50,18 @@ def _point(axis: str, at: dict, threads: int) -> Iterator[dict]:
 
 
 def _ways(x_TLE, head, k, targets):
-    from logitlens.readout import chunked
+    from logitlens.readout.chunked import Chunked
     from logitlens.readout.reference import stats as naive
 
-    def ours(**options):
-        return lambda: chunked.stats(x_TLE, head, k, targets, **options)
+    def ours(kernel):
+        return lambda: Chunked(kernel).stats(x_TLE, head, k, targets)
 
     x_NE = x_TLE.flatten(0, 1)
     product = floor.fastest(len(x_NE), head.weight_VE)
     ways = {"product": lambda: product(x_NE, head.weight_VE)}
-    ways["torch"] = ours(kernel="torch")
+    ways["torch"] = ours("torch")
     if find_spec("numba"):
-        ways["numba"] = ours(kernel="numba")
-        ways["numba, screened"] = ours(kernel="numba", precision="screened")
+        ways["numba"] = ours("numba")
     if x_TLE.shape[0] * x_TLE.shape[1] * head.vocab <= 1 << 26:
         ways["naive"] = lambda: naive(x_TLE, head, k, targets, dtype=torch.float32)
     return ways

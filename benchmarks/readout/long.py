@@ -76,9 +76,9 @@ def _way(way: str, model):
     if way == "forward pass in chunks":
         return lambda ids: forward(model, ids)
     import logitlens
-    from logitlens.readout import chunked
+    from logitlens.readout import engine
 
-    chunked.WARM = 1 << 62  # numba's own library, 90 MB, is not a reading's memory
+    engine.WORTH = 1 << 62  # numba's own library, 90 MB, is not a reading's memory
     loaded = logitlens.load(model)
     if way == "logitlens, whole":
         return lambda ids: loaded.read(ids, top=10)

@@ -26,12 +26,12 @@ def main(tokens: int, threads: int) -> None:
 
     from benchmarks.readout.measure import measured, resident
     from logitlens.lenses import LogitLens
-    from logitlens.readout import chunked
+    from logitlens.readout import engine
     from logitlens.readout.head import Head
     from logitlens.readout.read import statistics
 
     torch.set_num_threads(threads)
-    chunked.WARM = 1 << 62  # numba's own library, 90 MB, is not a reading's memory
+    engine.WORTH = 1 << 62  # numba's own library, 90 MB, is not a reading's memory
     L, D, V = 13, 768, 8_192  # the vocabulary adds time, not memory
     norm = nn.LayerNorm(D)
 

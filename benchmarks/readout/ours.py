@@ -1,4 +1,4 @@
-"""logitlens, with one of its kernels from the first token on."""
+"""logitlens, with one of its kernels whatever the length of a prompt."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from torch import Tensor
 
 import logitlens
 from benchmarks.readout.contenders import Read, Result
-from logitlens.readout import chunked
+from logitlens.readout import engine
 
 
 def torch_kernel(model) -> Read:
-    chunked.WARM = 1 << 62
+    engine.WORTH = 1 << 62
     return _read(model)
 
 
 def numba_kernel(model) -> Read:
     from logitlens.readout import fused  # noqa: F401  raises here where numba is not installed
 
-    chunked.WARM = -1
+    engine.WORTH = -1
     return _read(model)
 
 

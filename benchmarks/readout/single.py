@@ -54,13 +54,13 @@ def main(shape: str, weights: str, threads: int) -> None:
 
 def _ways(h_LD, norm, head, product: floor.Product) -> dict[str, Callable]:
     """Each way to read the rows; all but the floor return the last row's likeliest token first."""
-    from logitlens.readout import chunked
+    from logitlens.readout.chunked import Chunked
     from logitlens.readout.head import Head
 
     ours, targets = Head(head.out_features, head.weight), torch.tensor([[7]])
 
     def streamed(kernel: str) -> Callable:
-        return lambda: chunked.stats(norm(h_LD)[None], ours, 10, targets, kernel=kernel)
+        return lambda: Chunked(kernel).stats(norm(h_LD)[None], ours, 10, targets)
 
     def each_layer():
         """What nnsight's tutorial, nnterp and logitlenskit do of every layer."""

@@ -276,15 +276,15 @@ def test_the_proof_is_of_the_logits_that_the_readout_made(model, monkeypatch):
     """A product that is wrong in one token of the vocabulary is found out."""
     from logitlens.readout.product import Product
 
-    right, wrong = Product.tile, 5
+    right, wrong = Product.raw, 5
 
-    def tile(self, v):
+    def raw(self, v):
         z_NC = right(self, v)
         if isinstance(v, slice) and v.start <= wrong < v.stop:
             z_NC[:, wrong - v.start] += 3.0
         return z_NC
 
-    monkeypatch.setattr(Product, "tile", tile)
+    monkeypatch.setattr(Product, "raw", raw)
     with pytest.raises(UnsupportedModel, match="not the model's own output"):
         model.read(PROMPT)
 

@@ -43,7 +43,7 @@ def parallel(folder, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    root = str(Path(__file__).parents[2])
+    root = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     processes = []
     for rank in range(2):
         environment = {
@@ -121,7 +121,7 @@ def test_what_is_exchanged_does_not_grow_with_the_vocabulary(parallel):
     offsets = 2 * 8
     for found in parallel:
         readout, gathered = found["bytes"]["readout"], found["bytes"]["gathered"]
-        proof = 4 * 2 * 161  # one row of logits, padded to equal shards
+        proof = 4 * VOCAB  # one row of logits
         assert readout == rows * (summed + listed) + offsets + proof
         assert gathered == rows * 2 * 161 * 4, "the model itself gathers every logit"
 
@@ -136,7 +136,8 @@ def test_what_is_exchanged_does_not_grow_with_the_vocabulary(parallel):
 @pytest.mark.parametrize("k", [1, 5, 50])
 def test_merging_any_split_equals_the_whole(V, cuts, k):
     """The merge alone, on ragged shards in one process: the collectives are played by hand."""
-    from logitlens.readout import chunked, reference
+    from logitlens.readout import reference
+    from logitlens.readout.chunked import Chunked
     from logitlens.readout.head import Head
 
     generator = torch.Generator().manual_seed(1)
@@ -149,7 +150,7 @@ def test_merging_any_split_equals_the_whole(V, cuts, k):
         targets[1] = torch.tensor([170, 270])
     merged = play(x, weight, k, targets, cuts, softcap=20.0)
     truth = reference.stats(x, Head(V, weight, softcap=20.0), k, targets)
-    whole = chunked.stats(x, Head(V, weight, softcap=20.0), k, targets)
+    whole = Chunked().stats(x, Head(V, weight, softcap=20.0), k, targets)
     for name in ("top_ids", "target_ranks"):
         assert torch.equal(getattr(merged, name), getattr(whole, name)), name
     for name in ("top_logprobs", "entropy", "kl", "target_logprobs"):
@@ -159,12 +160,12 @@ def test_merging_any_split_equals_the_whole(V, cuts, k):
 
 
 def play(x, weight, k, targets, cuts, softcap):
-    """`sharded.stats` of every shard at once, in threads that meet at each collective."""
+    """`Sharded.stats` of every shard at once, in threads that meet at each collective."""
     import threading
     from unittest import mock
 
     from logitlens.readout import sharded
-    from logitlens.readout.head import Head
+    from logitlens.readout.head import Head, Shard
 
     edges = [0, *cuts, len(weight)]
     n = len(edges) - 1
@@ -192,8 +193,8 @@ def play(x, weight, k, targets, cuts, softcap):
     def one(i):
         rank.i = i
         local = Head(edges[i + 1] - edges[i], weight[edges[i] : edges[i + 1]], softcap=softcap)
-        head = Head(len(weight), call=lambda x: x, shard=sharded.Shard(local, edges[i]))
-        out[i] = sharded.stats(x, head, k, targets)
+        head = Head(len(weight), call=lambda x: x, shard=Shard(local, edges[i]))
+        out[i] = sharded.Sharded().stats(x, head, k, targets)
 
     with (
         mock.patch.object(sharded.dist, "all_reduce", all_reduce),

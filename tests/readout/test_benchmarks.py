@@ -50,7 +50,7 @@ def rendered(tmp_path, rows):
 @pytest.mark.parametrize("last", [False, True])
 @torch.inference_mode()
 def test_a_contender_ends_in_the_models_own_output(name, last, model, weights, monkeypatch):
-    monkeypatch.setattr("logitlens.readout.chunked.WARM", 0)  # put back what `ours` sets
+    monkeypatch.setattr("logitlens.readout.engine.WORTH", 0)  # put back what `ours` sets
     result = named(name).read(model)(shapes.tokens("small", shapes.CHECKED), last)
     top_T = result.top()
     assert top_T.shape == ((1,) if last else (shapes.CHECKED,))

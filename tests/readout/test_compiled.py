@@ -9,8 +9,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from logitlens.readout import chunked, product
-from logitlens.readout.head import Head
+from logitlens.readout import product
+from logitlens.readout.chunked import Chunked
 from logitlens.readout.product import Product
 from tests.readout.heads import make_head, make_rows, make_targets
 from tests.readout.truth import EPS, judge
@@ -125,9 +125,9 @@ def test_weights_may_begin_at_any_byte(numbers, N, byte):
 def test_weights_it_cannot_take_go_another_way(weight):
     assert not compiled.takes(weight)
     x = torch.ones(2, weight.shape[1]).to(weight.dtype)
-    ours = Product(x, Head(len(weight), weight), compiled=True)
+    ours = Product(x, weight, compiled=True)
     assert ours.way != "compiled"
-    assert torch.equal(ours.tile(slice(0, 4)), x.float() @ weight.float().T)
+    assert torch.equal(ours.raw(slice(0, 4)), x.float() @ weight.float().T)
 
 
 @pytest.mark.parametrize("N", [3, 70])
@@ -145,13 +145,13 @@ def test_a_number_that_is_none_spoils_its_own_row_or_token_only(numbers, N):
 @pytest.mark.parametrize("dtype", HERE, ids=str)
 @pytest.mark.parametrize(("positions", "depths"), [(1, 1), (1, 17), (4, 16), (9, 13)])
 @pytest.mark.parametrize("vocab", [191, 4099])
-def test_the_readout_takes_it(dtype, positions, depths, vocab, monkeypatch):
+def test_the_readout_takes_it(dtype, positions, depths, vocab):
     head = make_head(vocab, 64, dtype=dtype, bias=True, softcap=30.0, scale=0.5)
     x, targets = make_rows(positions, depths, 64).to(dtype), make_targets(positions, vocab)
-    monkeypatch.setattr(product, "_half_is_fast", lambda dtype: False)  # as where MKL is slow
-    assert Product(x[0], head, compiled=True).way == "compiled"
-    assert Product(x[0], head).way in ("widen", "onednn")
-    judge(chunked.stats(x, head, 10, targets, kernel="numba"), x, head, 10, targets)
+    assert head.weight_VE is not None
+    assert Product(x[0], head.weight_VE, compiled=True).way == "compiled"
+    assert Product(x[0], head.weight_VE).way in ("widen", "onednn")
+    judge(Chunked("numba").stats(x, head, 10, targets), x, head, 10, targets)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_it_is_not_used_where_it_does_not_run(numbers, where, name, value, monke
     monkeypatch.setattr(where, name, value)
     compiled.runs_here.cache_clear()
     try:
-        ours = Product(numbers(2, 8), Head(9, numbers(9, 8)), compiled=True)
+        ours = Product(numbers(2, 8), numbers(9, 8), compiled=True)
     finally:
         compiled.runs_here.cache_clear()
     assert ours.way != "compiled"
@@ -209,12 +209,3 @@ def test_it_works_where_the_processor_suits(dtype):
 def test_a_wrong_sum_is_found_before_it_is_trusted(monkeypatch):
     monkeypatch.setattr(compiled.Rows, "times", lambda rows, w, out: out.fill_(1.0))
     assert not any(compiled.works(dtype) for dtype in HERE)
-
-
-def test_widened_weights_call_for_it_sooner(monkeypatch):
-    head = Head(1000, torch.ones(1000, 2048, dtype=torch.bfloat16))
-    rows = chunked.WARM // 1000 // 4
-    for widened, kernel in ((False, "torch"), (True, "numba")):
-        monkeypatch.setattr(chunked, "_read", 0)
-        monkeypatch.setattr(chunked, "widens", lambda weight, widened=widened: widened)
-        assert chunked.choose_kernel(rows, head) == kernel

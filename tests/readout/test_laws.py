@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from logitlens.readout import chunked
+from logitlens.readout.chunked import Chunked
 from logitlens.readout.head import Head
 from logitlens.readout.stats import Stats
 from tests.readout.heads import called, make_head, make_rows, make_targets
@@ -49,7 +50,7 @@ def test_true_however_the_work_is_cut(shape, parts, vocab, k, rows, columns):
     k = min(k, vocab)
     head, x = make_head(vocab, shape["width"], **parts), make_rows(**shape)
     targets = make_targets(shape["positions"], vocab, 2)
-    ours = chunked.stats(x, head, k, targets, rows=rows, columns=columns)
+    ours = Chunked(rows=rows, columns=columns).stats(x, head, k, targets)
     judge(ours, x, head, k, targets)
     laws(ours, vocab)
 
@@ -77,7 +78,7 @@ def test_permuting_the_vocabulary_permutes_ids_only(shape, parts, vocab, random)
     )
     moved = torch.where(targets < 0, targets, new_of_old[targets.clamp(min=0)])
     k = min(5, vocab)
-    ours, theirs = chunked.stats(x, head, k, targets), chunked.stats(x, other, k, moved)
+    ours, theirs = Chunked().stats(x, head, k, targets), Chunked().stats(x, other, k, moved)
     judge(theirs, x, other, k, moved)
     torch.testing.assert_close(ours.entropy, theirs.entropy, atol=2e-4, rtol=1e-5)
     torch.testing.assert_close(ours.kl, theirs.kl, atol=2e-4, rtol=1e-5)
@@ -95,7 +96,7 @@ def test_rows_and_threads_change_nothing(threads, rows):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        judge(chunked.stats(x, head, 12, targets, rows=rows), x, head, 12, targets)
+        judge(Chunked(rows=rows).stats(x, head, 12, targets), x, head, 12, targets)
     finally:
         torch.set_num_threads(before)
 
@@ -110,17 +111,17 @@ def test_a_head_that_may_only_be_called_is_asked_for_few_rows_at_a_time(monkeypa
         return called(head).raw(x_NE)
 
     shy = Head(3000, final_bias_V=head.final_bias_V, call=call)
-    judge(chunked.stats(x, shy, 10, targets), x, head, 10, targets)
+    judge(Chunked().stats(x, shy, 10, targets), x, head, 10, targets)
     assert max(asked) <= 4
     assert sum(asked) == 3 * 11
 
 
 def test_a_target_among_the_top_k_has_its_place_as_rank():
     head, x = make_head(4099), make_rows()
-    first = chunked.stats(x, head, 10, torch.full((7, 1), -1))
+    first = Chunked().stats(x, head, 10, torch.full((7, 1), -1))
     for place in range(10):
         targets = first.top_ids[:, -1, place : place + 1]
-        again = chunked.stats(x, head, 10, targets)
+        again = Chunked().stats(x, head, 10, targets)
         assert bool((again.target_ranks[:, -1, 0] == place + 1).all())
         assert torch.equal(again.target_logprobs[:, -1, 0], first.top_logprobs[:, -1, place])
 

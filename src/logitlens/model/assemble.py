@@ -22,8 +22,9 @@ from logitlens.lenses import Lens, resolve
 from logitlens.model.capture import Progress, Residuals
 from logitlens.model.tokens import whole
 from logitlens.reading import Reading
-from logitlens.readout import chunked
-from logitlens.readout.read import Table, hands_out, statistics
+from logitlens.readout.engine import Engine, choose
+from logitlens.readout.read import Table, statistics
+from logitlens.readout.stats import FinalRows
 from logitlens.select import Selection, select_positions
 
 if TYPE_CHECKING:
@@ -100,8 +101,8 @@ class Gathering:
         self.table = Table(len(request.positions))
         self.part: Residuals | None = None  # the last one added: the proof is of its final rows
         self.start = 0
-        self.final: chunked.FinalRows = {}
-        self.kernels: list[str] = []
+        self.final: FinalRows = {}
+        self.engine: Engine | None = None  # chosen for all positions, when the first part comes
         self.seconds = 0.0
 
     def add(self, start: int, part: Residuals) -> None:
@@ -126,15 +127,13 @@ class Gathering:
         h_LTD = [part.h[i] for i in kept]
         if len(where) < len(part.ids):
             h_LTD = [h_TD[where - start] for h_TD in h_LTD]
-        kernel, final = None, {}
-        if hands_out(model.tail):
-            kernel = chunked.choose_kernel(len(where) * len(kept), model.tail.head)
-            place = {p: i for i, p in enumerate((where - start).tolist())}
-            for p in set(part.final_positions) & set(place):
-                self.final[p] = torch.empty(model.vocab_size, device=h_LTD[-1].device)
-                final[place[p]] = self.final[p]
-        if (name := f"chunked ({kernel})" if kernel else "sharded") not in self.kernels:
-            self.kernels.append(name)
+        if self.engine is None:
+            self.engine = choose(model.tail.head, len(request.positions) * len(kept))
+        final, place = {}, {p: i for i, p in enumerate((where - start).tolist())}
+        for p in set(part.final_positions) & set(place):
+            final[place[p]] = self.final[p] = torch.empty(
+                model.vocab_size, dtype=torch.float32, device=h_LTD[-1].device
+            )
         tracked_TM = torch.tensor(request.track_ids, dtype=torch.long).expand(len(where), -1)
         statistics(
             h_LTD,
@@ -143,7 +142,7 @@ class Gathering:
             request.lens,
             k=request.top,
             targets_TM=torch.cat([self.next_T[where, None], tracked_TM], dim=1),
-            kernel=kernel,
+            engine=self.engine,
             into=self.table,
             final=final,
             progress=partial(self.progress, "positions") if self.progress else None,
@@ -241,7 +240,7 @@ class Gathering:
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": str(parameter.device),
             "attn_implementation": getattr(model.hf.config, "_attn_implementation", None),
-            "kernel": ", ".join(self.kernels),
+            "kernel": self.engine.name if self.engine else "",
             "tail": model.tail.kind,
             "check": check.to_meta(),
             "versions": dict(_versions()),

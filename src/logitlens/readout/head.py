@@ -5,22 +5,20 @@
     z = softcap · tanh(z / softcap)
     z = z + final_bias
 
-`logitlens.anatomy.tail` finds these values by watching the model and proves them against its logits;
-everything in `logitlens.readout` takes them as given.
+`logitlens.anatomy.tail` finds these values by watching the model and checks them against its
+logits; everything in `logitlens.readout` takes them as given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from logitlens.readout.sharded import Shard
-
+from logitlens.readout.product import Product
 
 SLICE = 16_384  # tokens multiplied at once
 
@@ -52,10 +50,8 @@ class Head:
         if torch.is_grad_enabled() and x_NE.requires_grad:  # the fast product has no backward pass
             z_NV = x_NE.to(self.weight_VE.dtype).float() @ self.weight_VE.float().T
             return z_NV if self.bias_V is None else z_NV + self.bias_V.float()
-        from logitlens.readout.product import Product  # which needs this module
-
-        product = Product(x_NE, self)
-        z_NV = torch.empty(x_NE.shape[0], self.vocab, device=product.x_NE.device)
+        product = Product(x_NE, self.weight_VE, self.bias_V)
+        z_NV = product.x_NE.new_empty(x_NE.shape[0], self.vocab, dtype=torch.float32)
         for v in range(0, self.vocab, SLICE):  # never the whole of half-precision weights, widened
             z_NV[:, v : v + SLICE] = product.raw(slice(v, min(self.vocab, v + SLICE)))
         return z_NV
@@ -70,6 +66,30 @@ class Head:
             z_NV = z_NV + self.final_bias_V[columns].to(z_NV.dtype)
         return z_NV
 
+    def finish_(self, z_NV: Tensor, columns: slice | Tensor = slice(None)) -> Tensor:
+        """`finish` in place, for float32."""
+        if self.scale != 1.0:
+            z_NV.mul_(self.scale)
+        if self.softcap is not None:
+            z_NV.div_(self.softcap).tanh_().mul_(self.softcap)
+        if self.final_bias_V is not None:
+            z_NV.add_(self.final_bias_V[columns].float())
+        return z_NV
+
     def logits(self, x_NE: Tensor) -> Tensor:
         """Rows (N, E) of head input → (N, V) float32 logits. The naive way; see `chunked`."""
         return self.finish(self.raw(x_NE))
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """One process's columns of a vocabulary that several hold.
+
+    head     weights, bias, scale, softcap and final bias of the local columns alone
+    offset   the id of the first of them
+    group    the processes that together hold the vocabulary (None: all)
+    """
+
+    head: Head
+    offset: int
+    group: Any = None

@@ -1,13 +1,12 @@
 """Residuals + lens + tail → statistics as numpy arrays: the middle of the arrow.
 
 Rows go through the lens and the tail's norm a block of positions at a time, so that what is held
-beside the residuals does not grow with the prompt, the depth or the vocabulary.
+beside the residuals does not grow with the prompt, the layers or the vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor
 
 from logitlens.readout import chunked
+from logitlens.readout.engine import Engine, choose
 from logitlens.readout.head import Head
-from logitlens.readout.stats import Stats
+from logitlens.readout.stats import FinalRows, Stats, inside
 
-Engine = Callable[..., Stats]
+BLOCK_BYTES = 8 << 20  # rows of head input handed to an engine at once, in float32
 
 
 class TailLike(Protocol):
@@ -67,56 +67,51 @@ def statistics(
     k: int,
     targets_TM: Tensor,
     engine: Engine | None = None,
-    kernel: str | None = None,
     into: Table | None = None,
-    final: chunked.FinalRows | None = None,
+    final: FinalRows | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Statistics of L depths × T positions; the last of `h_LTD` is the model's own final row.
+    """Statistics of L layers × T positions; the last of `h_LTD` is the model's own final row.
 
     h_LTD        L tensors (T, D), the raw residuals at `depths`
     targets_TM   (T, M) int64 ids whose log-probability and rank are wanted; −1: none
-    kernel       "torch" or "numba" for the default engine; None: by rule
+    engine       what reads them; None: chosen for so many rows
     into         a table whose next T positions these are; None: they are all there is
     final        rows of memory (V,), by position, for the final logits there
     progress     called with (positions done, positions of the table) after every block
 
-    Returns the table's arrays, the depth first: top_ids (L, T, K) int32, top_logprobs (L, T, K),
+    Returns the table's arrays, the layer first: top_ids (L, T, K) int32, top_logprobs (L, T, K),
     entropy (L, T), kl (L, T), target_logprobs (L, T, M) float32, target_ranks (L, T, M) int32, and
     finite (L, T) bool, False where a logit was nan or +inf.
     """
-    head = tail.head
-    if engine is None:
-        engine = partial(chunked.stats, kernel=kernel) if hands_out(tail) else _sharded()
-    T = len(h_LTD[0])
+    T, L = len(h_LTD[0]), len(h_LTD)
+    engine = engine or choose(tail.head, T * L)
     table = Table(T) if into is None else into
     start, step = 0, 1  # the first position tells the width of a row of head input
     while start < T:
         stop = min(T, start + step)
         x_TLE = _head_input(h_LTD, depths, tail, lens, slice(start, stop))
         if start == 0 and T > 1:
-            step = chunked.positions_per_block(len(h_LTD), x_TLE.shape[-1], head.vocab, x_TLE.dtype)
+            step = positions_per_block(L, x_TLE.shape[-1])
             stop = min(T, step)
             if stop > 1:
                 x_TLE = _head_input(h_LTD, depths, tail, lens, slice(0, stop))
-        rows = chunked.inside(final, start, stop)
-        options: dict[str, Any] = {"final": rows} if rows else {}
-        table.add(_arrays(engine(x_TLE, head, k, targets_TM[start:stop], **options)))
+        block = inside(final, start, stop)
+        stats = engine.stats(x_TLE, tail.head, k, targets_TM[start:stop], final=block)
+        table.add(_arrays(stats))
         if progress:
             progress(table.filled, table.T)
         start = stop
     return table.arrays
 
 
-def hands_out(tail: TailLike) -> bool:
-    """Whether the engine chosen for this tail has kernels to choose from and fills `final`."""
-    return tail.head.shard is None
+def positions_per_block(L: int, E: int) -> int:
+    """How many positions of L rows to hand to an engine at once.
 
-
-def _sharded() -> Engine:
-    from logitlens.readout import sharded  # torch.distributed is not in every build of torch
-
-    return sharded.stats
+    Enough to fill a tile, few enough that the rows of head input (and a norm's or a lens's
+    temporaries of the same size) stay within a few times 8 MB.
+    """
+    return max(1, min(chunked.ROWS // L, BLOCK_BYTES // (4 * L * E)))
 
 
 def _head_input(
@@ -135,7 +130,7 @@ def _head_input(
 
 
 def _arrays(stats: Stats) -> dict[str, np.ndarray]:
-    """Depth first, and in the dtypes of a Reading."""
+    """Layer first, and in the dtypes of a Reading."""
 
     def out(tensor: Tensor, dtype: Any) -> np.ndarray:
         return tensor.transpose(0, 1).cpu().numpy().astype(dtype)

@@ -1,7 +1,7 @@
 """The specification of a readout: every statistic as its definition says, one row set at a time.
 
-Small, slow and meant to be read. It holds all logits of the rows it is given; `chunked` and
-`triton` must agree with it. In float64 (the default) it is the truth they are judged against, in
+Small, slow and meant to be read. It holds all logits of the rows it is given; every engine must
+agree with it. In float64 (the default) it is the truth they are judged against, in
 float32 it is what a careful person would write by hand, whose own error is the yardstick.
 """
 

@@ -10,61 +10,59 @@ Every process of the group must call `stats` with the same rows and gets the sam
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from logitlens.readout.chunked import ROWS, SAME, stream
-from logitlens.readout.head import Head
+from logitlens.readout.chunked import ROWS, Tile, stream, target_logits, tile_columns, tiles
+from logitlens.readout.head import Head, Shard
 from logitlens.readout.online import Online
-from logitlens.readout.product import Product
-from logitlens.readout.stats import Stats, check_request
+from logitlens.readout.stats import FinalRows, Stats, check_request, inside
 
 
-@dataclass(frozen=True, eq=False)
-class Shard:
-    """This process's columns of the vocabulary.
+class Sharded:
+    """The engine of a head with a `shard`, which holds this process's part."""
 
-    head     weights, bias, scale, softcap and final bias of the local columns alone
-    offset   the id of the first of them
-    group    the processes that together hold the vocabulary (None: all)
-    """
+    name = "sharded"
 
-    head: Head
-    offset: int
-    group: Any = None
-
-
-@torch.no_grad()
-def stats(x_TLE: Tensor, head: Head, k: int, targets_TM: Tensor) -> Stats:
-    """Rows of head input (T, L, E), the same on every process → `Stats` of the whole vocabulary.
-
-    `head.shard` tells this process's part. Equal to `chunked.stats` of the gathered weights, up to
-    rounding. Raises PromptError as it does; ValueError where the head is not sharded.
-    """
-    check_request(x_TLE, head, k, targets_TM)
-    shard = head.shard
-    if shard is None or shard.head.weight_VE is None:
-        raise ValueError("the head is not sharded: its weights are all in this process")
-    T, L, _ = x_TLE.shape
-    targets_TM = targets_TM.to(shard.head.weight_VE.device)
-    step = max(1, ROWS // L)
-    parts = [
-        _block(x_TLE[p : p + step], shard, k, targets_TM[p : p + step])
-        for p in range(0, max(T, 1), step)
-    ]
-    return Stats(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Stats)))
+    @torch.no_grad()
+    def stats(
+        self,
+        x_TLE: Tensor,
+        head: Head,
+        k: int,
+        targets_TM: Tensor,
+        *,
+        final: FinalRows | None = None,
+    ) -> Stats:
+        """See `Engine.stats`: rows, targets and positions of `final` are the same on every process,
+        and so are the answers. Raises ValueError where the head is not sharded."""
+        check_request(x_TLE, head, k, targets_TM)
+        shard = head.shard
+        if shard is None or shard.head.weight_VE is None:
+            raise ValueError("the head is not sharded: its weights are all in this process")
+        T, L, _ = x_TLE.shape
+        targets_TM = targets_TM.to(shard.head.weight_VE.device)
+        step = max(1, ROWS // L)
+        return Stats.joined(
+            [
+                _block(x_TLE[p:q], shard, k, targets_TM[p:q], inside(final, p, q))
+                for p, q in ((p, p + step) for p in range(0, max(T, 1), step))
+            ]
+        )
 
 
-def _block(x_PLE: Tensor, shard: Shard, k: int, targets_PM: Tensor) -> Stats:
-    P, L, E = x_PLE.shape
-    product = Product(x_PLE.reshape(P * L, E), shard.head)
-    local_PM = _local(targets_PM, shard)
-    online = Online(k, local_PM, _target_logits(product, local_PM, L, shard.group))
-    stream(product, online)
+def _block(x_PLE: Tensor, shard: Shard, k: int, targets_PM: Tensor, final: FinalRows) -> Stats:
+    P, L, _ = x_PLE.shape
+    tile, local_PM = tiles(x_PLE, shard.head), _local(targets_PM, shard)
+    online = Online(k, local_PM, _target_logits(tile, x_PLE, local_PM, shard.group))
+    mine = {p: z_V.zero_()[shard.offset :][: shard.head.vocab] for p, z_V in final.items()}
+    stream(tile, shard.head.vocab, tile_columns(P * L, shard.head.vocab), online, mine)
+    for z_V in final.values():  # every process has written its own columns
+        dist.all_reduce(z_V, group=shard.group)
     merge(online, shard.offset, shard.group)
     online.targets_PM = targets_PM
     return online.result()
@@ -77,15 +75,16 @@ def _local(targets_PM: Tensor, shard: Shard) -> Tensor:
     return local_PM.masked_fill(~here, -1)
 
 
-def _target_logits(product: Product, local_PM: Tensor, L: int, group: Any) -> Tensor:
+def _target_logits(tile: Tile, x_PLE: Tensor, local_PM: Tensor, group: Any) -> Tensor:
     """Logits (P, L, M) of the targets, from whichever process holds each."""
-    P, M = local_PM.shape
-    z_PLM = torch.full((P, L, M), float("-inf"), device=product.x_NE.device)
+    z_PLM = torch.full(
+        (*x_PLE.shape[:2], local_PM.shape[1]),
+        float("-inf"),
+        dtype=torch.float32,
+        device=local_PM.device,
+    )
     if bool((local_PM >= 0).any()):
-        unique_U, place = local_PM.clamp(min=0).unique(return_inverse=True)
-        unique_U = torch.nn.functional.pad(unique_U, (0, -unique_U.numel() % SAME))
-        z_PLU = product.tile(unique_U).unflatten(0, (P, L))
-        own_PLM = z_PLU.gather(-1, place.view(P, 1, M).expand(-1, L, -1))
+        own_PLM = target_logits(tile, x_PLE, local_PM)
         z_PLM = torch.where(local_PM[:, None] >= 0, own_PLM, z_PLM)
     dist.all_reduce(z_PLM, dist.ReduceOp.MAX, group=group)
     return z_PLM
@@ -112,7 +111,7 @@ def merge(online: Online, offset: int, group: Any = None) -> None:
 
     top = online.top
     values, ids = _gathered(top.values_NK, group), _gathered(top.ids_NK, group)
-    offsets = _gathered(torch.tensor([[offset]], device=top.ids_NK.device), group)
+    offsets = _gathered(top.ids_NK.new_tensor([[offset]]), group)
     none = torch.iinfo(torch.long).max
     whole_ids = [torch.where(i < 0, none, i + o) for i, o in zip(ids, offsets)]
     ids_NJ, order_NJ = torch.cat(whole_ids, 1).sort(dim=-1)
@@ -134,7 +133,7 @@ def shard_head(head: Head, weight_CE: Tensor, bias_C: Tensor | None, group: Any)
     weight_CE (C, E) and bias_C (C,) are local; processes hold them one after another in the order
     of their ranks. Rows beyond the vocabulary (padding) are left out.
     """
-    mine = torch.tensor([weight_CE.shape[0]], device=weight_CE.device)
+    mine = torch.tensor([weight_CE.shape[0]], dtype=torch.long, device=weight_CE.device)
     sizes = [int(size) for size in _gathered(mine, group)]
     offset = sum(sizes[: dist.get_rank(group)])
     held = max(0, min(weight_CE.shape[0], head.vocab - offset))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 from logitlens.errors import PromptError
 from logitlens.readout.head import Head
+
+FinalRows = dict[int, Tensor]  # position → (V,) float32, to be filled with its final row's logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +36,28 @@ class Stats:
     target_ranks: Tensor
     finite: Tensor
 
+    @classmethod
+    def joined(cls, parts: Sequence[Stats], dim: int = 0) -> Stats:
+        """Parts one after another, along the positions (0) or the rows of each (1)."""
+        if len(parts) == 1:
+            return parts[0]
+        names = [field.name for field in fields(cls)]
+        return cls(*(torch.cat([getattr(part, name) for part in parts], dim) for name in names))
+
+    def rows(self, rows: slice) -> Stats:
+        """Some of the rows of every position."""
+        return Stats(*(getattr(self, field.name)[:, rows] for field in fields(self)))
+
+
+def inside(final: FinalRows | None, start: int, stop: int) -> FinalRows:
+    """Those of a block of positions, counted from its start."""
+    return {p - start: z_V for p, z_V in (final or {}).items() if start <= p < stop}
+
 
 def check_request(x_TLE: Tensor, head: Head, k: int, targets_TM: Tensor) -> None:
     """Shapes and ids every readout path relies on; raises PromptError, ValueError otherwise."""
     if x_TLE.ndim != 3 or x_TLE.shape[1] < 1:
-        raise ValueError(f"rows must be (positions, depths, width); got {tuple(x_TLE.shape)}")
+        raise ValueError(f"rows must be (positions, layers, width); got {tuple(x_TLE.shape)}")
     if targets_TM.ndim != 2 or targets_TM.shape[0] != x_TLE.shape[0]:
         raise ValueError(
             f"targets must be (positions, targets) with {x_TLE.shape[0]} positions; "

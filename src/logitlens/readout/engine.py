@@ -1,0 +1,66 @@
+"""What a readout engine is, and which one reads."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from logitlens.readout.chunked import Chunked
+from logitlens.readout.head import Head
+from logitlens.readout.stats import FinalRows, Stats
+
+WORTH = 1 << 27  # logits of a reading from which on it pays to load what numba compiled
+WIDENED = 128  # numbers of a widened token that cost as much as looking at one logit
+
+
+class Engine(Protocol):
+    """Rows of head input → statistics, however much work it is, in bounded memory."""
+
+    @property
+    def name(self) -> str:
+        """What a reading's `meta["kernel"]` says."""
+        ...
+
+    def stats(
+        self,
+        x_TLE: Tensor,
+        head: Head,
+        k: int,
+        targets_TM: Tensor,
+        *,
+        final: FinalRows | None = None,
+    ) -> Stats:
+        """Rows of head input (T, L, E), the final row last along L → `Stats`.
+
+        targets_TM   (T, M) int64 ids whose log-probability and rank are wanted; −1: none
+        final        positions whose final row's logits are wanted whole; filled as they pass
+
+        Raises PromptError for a k or a target id outside the vocabulary.
+        """
+        ...
+
+
+def choose(head: Head, rows: int) -> Engine:
+    """The engine for a reading of so many rows (positions × layers).
+
+    A sharded head has its own. Else numba's kernel where it is installed and the reading is large
+    enough to pay for loading it: half a second, and several the first time after an installation.
+    Half-precision weights that torch would widen but numba might multiply as they are count for
+    more. Nothing else decides, so that the same reading always takes the same kernel.
+    """
+    if head.shard is not None:
+        from logitlens.readout.sharded import Sharded  # torch.distributed is not in every build
+
+        return Sharded()
+    logits, weight_VE = rows * head.vocab, head.weight_VE
+    if weight_VE is not None and weight_VE.dtype == torch.bfloat16 and _wide_vectors():
+        logits *= 1 + weight_VE.shape[1] // WIDENED
+    return Chunked("numba" if logits > WORTH and find_spec("numba") else "torch")
+
+
+def _wide_vectors() -> bool:
+    """Whether the processor may have products of bfloat16 (which need AVX-512)."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")

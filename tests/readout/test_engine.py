@@ -1,0 +1,107 @@
+"""Which engine reads, and how the files of the readout hang together."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+import logitlens.readout
+from logitlens.readout import chunked, engine
+from logitlens.readout.head import Head, Shard
+from logitlens.readout.read import BLOCK_BYTES, positions_per_block
+from tests.readout.heads import called, make_head
+
+FOLDER = Path(logitlens.readout.__path__[0])
+HERE = "logitlens.readout"
+
+
+def imported(source: str, names: set[str]) -> set[str]:
+    """Modules of the folder that a source imports anywhere: in functions and for types too."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {a.name.removeprefix(f"{HERE}.") for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                module = ".".join(filter(None, (HERE, module)))
+            if module == HERE:
+                found |= {a.name for a in node.names}
+            found.add(module.removeprefix(f"{HERE}."))
+    return found & names
+
+
+def order(sources: dict[str, str]) -> list[str]:
+    """The modules, each after those it imports. Raises CycleError."""
+    names = set(sources)
+    graph = {name: imported(source, names) for name, source in sources.items()}
+    return list(TopologicalSorter(graph).static_order())
+
+
+def test_no_file_of_the_readout_imports_itself_by_way_of_others():
+    sources = {p.stem: p.read_text(encoding="utf-8") for p in FOLDER.glob("*.py")}
+    found = order(sources)
+    assert set(found) == set(sources)
+    assert found.index("product") < found.index("head") < found.index("chunked")
+    assert found.index("chunked") < found.index("engine") < found.index("read")
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "from logitlens.readout.engine import choose",
+        "from logitlens.readout import engine",
+        "import logitlens.readout.engine",
+        "from .engine import choose",
+        "from . import engine",
+        "def f():\n    from logitlens.readout import engine",
+        "if TYPE_CHECKING:\n    from logitlens.readout.engine import Engine",
+    ],
+)
+def test_a_circle_is_found_however_it_is_written(back):
+    sources = {"engine": "from logitlens.readout import stats", "stats": back}
+    with pytest.raises(CycleError):
+        order(sources)
+
+
+def test_the_same_reading_takes_the_same_kernel_whatever_was_read_before():
+    head, few = make_head(1000), 10
+    many = engine.WORTH // 1000 + 1
+    before = [engine.choose(head, rows).name for rows in (few, many)]
+    for _ in range(3):
+        engine.choose(head, many)
+    assert [engine.choose(head, rows).name for rows in (few, many)] == before
+    compiled = "numba" if find_spec("numba") else "torch"
+    assert before == ["chunked (torch)", f"chunked ({compiled})"]
+
+
+def test_without_numba_torch_reads(monkeypatch):
+    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    assert engine.choose(make_head(1000), engine.WORTH).name == "chunked (torch)"
+
+
+@pytest.mark.skipif(not find_spec("numba"), reason="numba is not installed")
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512", "AVX512_BF16"])
+def test_bfloat16_calls_for_numba_sooner_where_it_may_be_multiplied(capability, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    head = Head(1000, torch.ones(1000, 2048, dtype=torch.bfloat16))
+    expected = "torch" if capability == "AVX2" else "numba"
+    assert engine.choose(head, engine.WORTH // 1000 // 4).name == f"chunked ({expected})"
+
+
+def test_a_head_in_parts_is_read_in_parts():
+    pytest.importorskip("torch.distributed")
+    whole = called(make_head(10))
+    head = Head(20, call=whole.call, shard=Shard(make_head(10), 0))
+    assert engine.choose(head, 1).name == "sharded"
+
+
+def test_a_block_of_positions_fills_a_tile_and_no_more_memory_than_its_share():
+    assert positions_per_block(13, 768) == chunked.ROWS // 13
+    assert positions_per_block(1000, 16_384) == 1
+    assert positions_per_block(4, 16_384) * 4 * 16_384 * 4 <= BLOCK_BYTES
