@@ -11,8 +11,8 @@ from torch import nn
 import logitlens
 from logitlens.anatomy import tail as finding
 from logitlens.anatomy.check import compare, dtype_error
-from logitlens.anatomy.final_norm import ratio
 from logitlens.anatomy.replay import Replay
+from logitlens.anatomy.watch import ratio
 from logitlens.errors import UnsupportedModel
 from logitlens.model.capture import capture
 from tests.architectures.build import build
@@ -27,7 +27,7 @@ def loaded(name, **options):
 def proof(model, tail):
     """Verify `tail` on a prompt's last residual; raises when it is wrong."""
     (r,) = capture(model, [IDS], check_positions="all")
-    return finding.verify(model.hf, tail, r.h[-1][None], r.final_logits[None])
+    return finding.verify(tail, r.h[-1][None], r.final_logits[None])
 
 
 def changed_head(tail, **values):

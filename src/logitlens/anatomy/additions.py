@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from logitlens.anatomy.blocks import Anatomy
-from logitlens.anatomy.watch import leaf, leaves, replace_leaf
+from logitlens.anatomy.watch import Hook, hooked, leaf, leaves, replace_leaf
 from logitlens.errors import UnsupportedModel
 
 _SAME = {
@@ -158,9 +158,8 @@ def watching(
     """
     mode = Additions()
     entered: list[Tensor] = []
-    handles: list[Any] = []
 
-    def before(block: int):
+    def before(block: int) -> Hook:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
             given = {"args": args, "kwargs": kwargs}
             slot = _entry(anatomy, block, given, entered)
@@ -175,7 +174,7 @@ def watching(
 
         return hook
 
-    def after(block: int):
+    def after(block: int) -> Hook:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             stream = leaf(output, anatomy.exits[block])
             took(block, mode.end(stream), entered[1], stream)
@@ -183,15 +182,12 @@ def watching(
 
         return hook
 
-    try:
-        with mode:
-            for i, block in enumerate(anatomy.blocks):
-                handles.append(block.register_forward_pre_hook(before(i), with_kwargs=True))
-                handles.append(block.register_forward_hook(after(i)))
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = hooked(
+        before=[(block, before(i)) for i, block in enumerate(anatomy.blocks)],
+        after=[(block, after(i)) for i, block in enumerate(anatomy.blocks)],
+    )
+    with mode, hooks:
+        yield
 
 
 def _entry(anatomy: Anatomy, block: int, given: Any, last: list[Tensor]) -> tuple[Any, ...]:

@@ -8,14 +8,14 @@ or nothing at all are the same case.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from logitlens.anatomy.blocks import Axes, same
-from logitlens.anatomy.watch import Call, Slot, leaf, replace_leaf
+from logitlens.anatomy.watch import Axes, Call, Rows, Slot, leaf, ratio, replace_leaf
 
 LONGEST = 4
 
@@ -26,45 +26,43 @@ class Step:
 
     path: str
     module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    given: dict[str, Any]  # "args" and "kwargs" of the call that was watched
     slot_in: Slot
     slot_out: Slot
     axes_in: Axes
     axes_out: Axes
     row_shape: tuple[int, ...]
+    dtype: torch.dtype
     scale: float = 1.0
 
+    @staticmethod
+    def of(call: Call, x: Rows, y: Rows, scale: float = 1.0) -> Step:
+        """The step from what a call received to what it returned."""
+        given = {"args": call.args, "kwargs": call.kwargs}
+        return Step(
+            call.path, call.module, given, x.slot, y.slot, x.axes, y.axes, x.shape,
+            x.tensor.dtype, scale,
+        )  # fmt: skip
+
     def __call__(self, x_ND: Tensor) -> Tensor:
-        """Rows (N, D in) → rows (N, D out), as one sequence of N positions."""
-        rows = x_ND.reshape(1, x_ND.shape[0], *self.row_shape)
-        given = self.axes_in.stream(rows.to(device_of(self.module) or rows.device))
-        args, kwargs = self.args, self.kwargs
-        if self.slot_in[0] == "args":
-            args = replace_leaf(args, self.slot_in[1:], given)
-        else:
-            kwargs = replace_leaf(kwargs, self.slot_in[1:], given)
-        out = leaf(self.module(*args, **kwargs), self.slot_out)
+        """Rows (N, D in) → rows (N, D out), as one sequence of N positions.
+
+        With a gradient where the rows ask for one; to be called inside `as_found`.
+        """
+        rows = x_ND.to(self.dtype).reshape(1, x_ND.shape[0], *self.row_shape)
+        carried = self.axes_in.carried(rows.to(_device(self.module) or rows.device))
+        given = replace_leaf(self.given, self.slot_in, carried)
+        out = leaf(self.module(*given["args"], **given["kwargs"]), self.slot_out)
         y_ND = self.axes_out.rows(out, 1).flatten(2)[0]
         return y_ND if self.scale == 1.0 else y_ND * self.scale
 
-    def describe(self) -> str:
-        text = f"{self.path} ({type(self.module).__name__})"
-        return text if self.scale == 1.0 else f"{text}, then × {self.scale:.6g}"
 
-
-def device_of(module: nn.Module) -> torch.device | None:
+def _device(module: nn.Module) -> torch.device | None:
     """Where a module computes: its first real parameter's device; None when it has none there."""
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.device.type != "meta":
             return tensor.device
     return None
-
-
-def rows_of(tensor: Tensor, batch: int, positions: int) -> tuple[Axes, Tensor] | None:
-    """A tensor with one row a position → its axes and (B, T, E); None for any other tensor."""
-    axes = Axes.find(tuple(tensor.shape), batch, positions)
-    return None if axes is None else (axes, axes.rows(tensor, batch).flatten(2))
 
 
 def find_steps(
@@ -74,7 +72,6 @@ def find_steps(
 
     Returns (factor applied to h first, steps in order), the shortest explanation, or None.
     """
-    batch, positions = h_BTD.shape[:2]
     frontier: list[tuple[Tensor, int, list[Step]]] = [(target_BTE, before, [])]
     for _ in range(LONGEST + 1):
         reached: list[tuple[Tensor, int, list[Step]]] = []
@@ -85,54 +82,19 @@ def find_steps(
             for call in calls:
                 if call.end < event:
                     reached += [
-                        (x, call.start, [step, *steps])
-                        for x, step in _explanations(call, y_BTE, batch, positions)
+                        (x.h_BTD, call.start, [Step.of(call, x, y, scale), *steps])
+                        for x, y, scale in _explanations(call, y_BTE)
                     ]
         frontier = reached
     return None
 
 
-def _explanations(call: Call, y_BTE: Tensor, batch: int, positions: int):
-    for slot_out, out in call.outputs:
-        found = rows_of(out, batch, positions)
-        factor = ratio(y_BTE, found[1]) if found else None
-        if found is None or factor is None:
+def _explanations(call: Call, y_BTE: Tensor) -> Iterator[tuple[Rows, Rows, float]]:
+    for out in call.outputs:
+        factor = ratio(y_BTE, out.h_BTD)
+        if factor is None:
             continue
         if sum(isinstance(v, Tensor) for v in (*call.args, *call.kwargs.values())) > 1:
             continue  # needs a second tensor: not a function of the rows alone
-        for slot_in, given in call.inputs:
-            source = rows_of(given, batch, positions)
-            if source is None:
-                continue
-            shape = tuple(source[0].rows(given, batch).shape[2:])
-            yield (
-                source[1],
-                Step(
-                    call.path,
-                    call.module,
-                    call.args,
-                    call.kwargs,
-                    slot_in,
-                    slot_out,
-                    source[0],
-                    found[0],
-                    shape,
-                    factor,
-                ),
-            )
-
-
-def ratio(a: Tensor, b: Tensor) -> float | None:
-    """The one factor c with a = c · b, to the precision of the dtype; None if there is none."""
-    if a.shape != b.shape:
-        return None
-    if same(a, b):
-        return 1.0
-    x, y = a.detach().double().flatten(), b.detach().double().flatten().to(a.device)
-    norm = y @ y
-    if not bool(torch.isfinite(norm)) or norm == 0:
-        return None
-    factor = float((x @ y) / norm)
-    error = float((x - factor * y).abs().max())
-    coarse = max(torch.finfo(a.dtype).eps, torch.finfo(b.dtype).eps)
-    return factor if factor != 0 and error <= 4 * coarse * float(x.abs().max()) else None
+        for given in call.inputs:
+            yield given, out, factor

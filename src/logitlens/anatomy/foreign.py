@@ -1,4 +1,4 @@
-"""Models of other libraries: the torch module inside, read as it computes there.
+"""Wrapped models, and those of other libraries: the torch module inside, read as it computes there.
 
 nnsight and nnterp wrap a transformers model, TransformerLens 4 rebuilds one from bridged parts, and
 TransformerLens up to 3 has a model class of its own. None of them is imported here: a wrapper is
@@ -13,27 +13,51 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from logitlens.errors import UnsupportedModel
+from logitlens.errors import ModelNotAvailable, UnsupportedModel
 
 
-def unwrapped(source: Any) -> tuple[Any, Any]:
+def unwrapped(source: Any) -> tuple[nn.Module, Any]:
     """Any library's model → (the module to read, the tokenizer it carries or None).
 
-    An object that is no known wrapper comes back as it is. Raises UnsupportedModel for a wrapper
-    whose weights are not in memory, and for adapters that change the prompt itself.
+    A module that is no known wrapper comes back as it is. Raises ModelNotAvailable for what is no
+    module, UnsupportedModel for a wrapper whose weights are not in memory, and for adapters that
+    change the prompt itself.
     """
     packages = {cls.__module__.partition(".")[0] for cls in type(source).__mro__}
     tokenizer = getattr(source, "tokenizer", None) if packages & LIBRARIES else None
     if packages & {"nnsight", "nnterp"}:
-        return _traced(source), tokenizer
+        return _inside(_traced(source)), tokenizer
     if "transformer_lens" in packages and isinstance(source, nn.Module):
         bridged = getattr(source, "original_model", None)
         return (bridged if isinstance(bridged, nn.Module) else Hooked(source)), tokenizer
+    if not isinstance(source, nn.Module):
+        raise ModelNotAvailable(
+            f"expected a hub name, a directory or a transformers model, got {type(source).__name__}"
+        )
     _refuse_prompt_adapters(source)
-    return source, None
+    return _inside(source), None
 
 
 LIBRARIES = {"nnsight", "nnterp", "transformer_lens"}
+
+
+def _inside(model: Any) -> nn.Module:
+    """The transformers model inside `torch.compile`, PEFT and data-parallel wrappers.
+
+    A LoRA adapter lives in the inner model's layers and stays active.
+    """
+    for _ in range(8):
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and hasattr(model, "get_base_model"):
+            inner = model.get_base_model()
+        if inner is None and isinstance(
+            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
+        ):
+            inner = model.module
+        if not isinstance(inner, nn.Module) or inner is model:
+            return model
+        model = inner
+    return model
 
 
 def _traced(source: Any) -> nn.Module:

@@ -23,34 +23,38 @@ class WithInputs(nn.Module):
 
     Tensors with a first dimension of 1 are repeated for every prompt of a batch; a callable is
     given the prompt's ids (B, T) and returns the input.
+
+    known   the names that the model's own forward accepts
+    prefix  of the names by which it gets the prompt: "decoder_" where an encoder reads the inputs
     """
 
-    def __init__(self, model: nn.Module, inputs: Mapping[str, Value]):
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Value], known: set[str], prefix: str):
         super().__init__()
         self.model = model
         self.inputs = dict(inputs)
         self.training = model.training
         self.config = getattr(model, "config", None)
-        names = accepts(model)
-        self.decoder = is_encoder_decoder(model)
-        own = {"input_ids", "attention_mask"} - (set() if self.decoder else set(inputs))
-        self.accepted = own | (names & {"logits_to_keep"})
+        self.known, self.prefix = known, prefix
+        own = {"input_ids", "attention_mask"} - (set() if prefix else set(inputs))
+        self.accepted = own | (known & {"logits_to_keep"})
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> Any:
         """Ids (B, T) of the prompts → the model's output."""
         given = {name: _repeated(value, input_ids) for name, value in self.inputs.items()}
-        known = accepts(self.model)
-        prefix = "decoder_" if self.decoder else ""
-        given[prefix + "input_ids"] = input_ids
-        if attention_mask is not None and prefix + "attention_mask" in known:
-            given[prefix + "attention_mask"] = attention_mask
-        if "use_cache" in known:
+        given[self.prefix + "input_ids"] = input_ids
+        if attention_mask is not None and self.prefix + "attention_mask" in self.known:
+            given[self.prefix + "attention_mask"] = attention_mask
+        if "use_cache" in self.known:
             given["use_cache"] = False
         return self.model(**given, **options)
 
-    # Paths and modules are the user's model's own: the wrapping does not show.
+    # Paths, modules and turns are the user's model's own: the wrapping does not show.
+
+    @property
+    def users(self) -> nn.Module:
+        return self.model
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Any:
         return self.model.named_modules(*args, **kwargs)
@@ -65,34 +69,28 @@ class WithInputs(nn.Module):
         return embeddings(self.model, "output")
 
 
-def is_encoder_decoder(model: Any) -> bool:
-    """Whether the prompt is the decoder's, and an encoder wants something else to read."""
-    config = getattr(model, "config", None)
-    return bool(getattr(config, "is_encoder_decoder", False)) and "decoder_input_ids" in accepts(
-        model
-    )
-
-
 def with_inputs(model: nn.Module, inputs: Mapping[str, Value] | None) -> nn.Module:
     """The model, wrapped where it needs or is given more than the prompt.
 
     Raises UnsupportedModel for an encoder–decoder without anything for its encoder, and for a name
     the model's forward does not know.
     """
-    name = type(model).__name__
+    name, known = type(model).__name__, accepts(model)
+    has_encoder = "decoder_input_ids" in known and bool(
+        getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    )
     if not inputs:
-        if is_encoder_decoder(model):
+        if has_encoder:
             raise UnsupportedModel(
                 f"{name} is an encoder–decoder: its decoder is read for one input of the encoder; "
                 "expected inputs={'input_ids': ids} (or what else the encoder reads)"
             )
         return model
-    if "input_ids" in inputs and not is_encoder_decoder(model):
+    if "input_ids" in inputs and not has_encoder:
         raise UnsupportedModel(
             f"{name} has no encoder of its own input: 'input_ids' is the prompt that is read, so it "
             "cannot be in inputs"
         )
-    known = accepts(model)
     unknown = [k for k in inputs if k not in known and "**" not in known]
     if unknown:
         raise UnsupportedModel(
@@ -102,7 +100,8 @@ def with_inputs(model: nn.Module, inputs: Mapping[str, Value] | None) -> nn.Modu
     device = input_device(model)
     prepared = {k: _tensor(v, device) for k, v in inputs.items()}
     # The class keeps the model's name: it is what messages and provenance should say.
-    return type(name, (WithInputs,), {})(model, prepared)
+    wrapped = type(name, (WithInputs,), {})
+    return wrapped(model, prepared, known, "decoder_" if has_encoder else "")
 
 
 def _tensor(value: Any, device: torch.device) -> Any:

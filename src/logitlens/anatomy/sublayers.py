@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +98,7 @@ class Sublayers:
         raise UnsupportedModel(f"{name} has no stream {stream!r}: {reason}")
 
 
-def find(model: nn.Module, anatomy: Anatomy, ids_T: Tensor, extra: dict[str, Any]) -> Sublayers:
+def find(model: nn.Module, anatomy: Anatomy, ids_T: Tensor) -> Sublayers:
     """The sublayers of every block, from one probe of tokens `ids_T`.
 
     Raises UnsupportedModel where a block does something else to its stream than to add to it: a
@@ -131,7 +130,7 @@ def find(model: nn.Module, anatomy: Anatomy, ids_T: Tensor, extra: dict[str, Any
         as_found(model),
         watching(anatomy, took, random_rows),
     ):
-        forward(model, ids_2T, **extra)
+        forward(model, ids_2T)
     if len(found) != len(anatomy.blocks):
         raise UnsupportedModel(f"{len(found)} of {len(anatomy.blocks)} blocks ran once each")
     return Sublayers(tuple(found))

@@ -8,83 +8,112 @@ Configuration values only round a measured constant to the exact one; no name is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from logitlens.anatomy.blocks import Observation, same
-from logitlens.anatomy.final_norm import device_of, rows_of
-from logitlens.anatomy.forward import as_found, embeddings, forward, logits_of
-from logitlens.anatomy.watch import Call, leaf, replace_leaf
+from logitlens.anatomy.final_norm import Step
+from logitlens.anatomy.forward import as_found, embeddings, logits
+from logitlens.anatomy.probe import Observation
+from logitlens.anatomy.watch import Call, Rows, hooked, leaf, replace_leaf, same
 from logitlens.readout.head import Head
 
 HUGE = 3e4  # far beyond any softcap, still finite in float16
 
 
 @dataclass(frozen=True, eq=False)
-class Finish:
-    """logits = softcap · tanh(raw · scale / softcap) + bias, as in `readout.head.Head`."""
+class HeadCall:
+    """A call that may be the head's: what it received, and the rows of the vocabulary it returned."""
 
-    scale: float = 1.0
-    softcap: float | None = None
-    bias_V: Tensor | None = None
-
-    def __call__(self, raw: Tensor) -> Tensor:
-        return Head(0, scale=self.scale, softcap=self.softcap, final_bias_V=self.bias_V).finish(raw)
+    call: Call
+    x: Rows
+    raw: Rows
 
 
-def head_calls(model: Any, seen: Observation, after: int) -> Iterator[Call]:
-    """Calls that may be the head, likeliest first, with one row of the vocabulary a position.
+def head_calls(seen: Observation, after: int) -> list[HeadCall]:
+    """Calls after event `after` that may be the head, likeliest first.
 
     Likeliest: one with weights, then the one the model declares, then the innermost and last.
     """
-    batch, positions, vocab = seen.logits_BTV.shape
-    declared = embeddings(model, "output")
-    fitting = []
+    declared = embeddings(seen.model, "output")
+    found = []
     for call in seen.calls:
-        if call.start < after or not call.inputs:
-            continue
-        outs = [rows_of(t, batch, positions) for _, t in call.outputs]
-        ins = [rows_of(t, batch, positions) for _, t in call.inputs]
-        if any(o and o[1].shape[-1] >= vocab for o in outs) and any(ins):
-            fitting.append(call)
-    fitting.sort(key=lambda c: (_readable(getattr(c.module, "weight", None)), c.module is declared))
-    yield from reversed(fitting)
+        wide = [rows for rows in call.outputs if rows.h_BTD.shape[-1] >= seen.vocab]
+        if call.start >= after and call.inputs and wide:
+            found.append(HeadCall(call, call.inputs[0], wide[0]))
+
+    def likely(head: HeadCall) -> tuple[bool, bool]:
+        module = head.call.module
+        return _readable(getattr(module, "weight", None)), module is declared
+
+    return sorted(found, key=likely)[::-1]
 
 
-def find_finish(model: nn.Module, seen: Observation, call: Call) -> Finish | None:
-    """What happens between the call's output and the logits; None if it is no such function."""
-    batch, positions, vocab = seen.logits_BTV.shape
-    slot, out = next((s, t) for s, t in call.outputs if t.shape[-1] >= vocab)
-    found = rows_of(out, batch, positions)
-    if found is None:
+def find_head(seen: Observation, found: HeadCall) -> tuple[Head, str] | None:
+    """The head for kernels, and how it is read: by its "weights", or by calling its "module".
+
+    None where the logits are no function of each number the call returned.
+    """
+    finish = _find_finish(seen, found)
+    if finish is None:
         return None
-    axes, raw_BTV = found
-    if raw_BTV.shape[-1] >= vocab and same(
-        raw_BTV[..., :vocab].float(), seen.logits_BTV.float().to(raw_BTV.device)
-    ):
-        return Finish()
-    asked_BTV = _questions(raw_BTV)
+    vocab, module = seen.vocab, found.call.module
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    x_NE = found.x.h_BTD.flatten(0, 1)
+    if _readable(weight) and weight.dim() == 2 and weight.shape[1] == x_NE.shape[-1]:
+        bias = bias.detach()[:vocab] if _readable(bias) and bias.dim() == 1 else None
+        head = replace(finish, weight_VE=weight.detach()[:vocab], bias_V=bias)
+        raw_NV = found.raw.h_BTD.flatten(0, 1)[:, :vocab]
+        if weight.shape[0] >= vocab and _agrees(head.raw(x_NE), raw_NV):
+            return head, "weights"
+    return replace(finish, call=_calling(seen.model, found, vocab)), "module"
+
+
+def _calling(model: nn.Module, found: HeadCall, vocab: int) -> Callable[[Tensor], Tensor]:
+    """Rows (N, E) → (N, V) by the head module itself."""
+    step = Step.of(found.call, found.x, found.raw)
+
+    def call(x_NE: Tensor) -> Tensor:
+        # Only who asks for a gradient at the rows (fitting a lens) gets one.
+        wanted = x_NE.requires_grad and torch.is_grad_enabled()
+        with as_found(model), torch.set_grad_enabled(wanted):
+            return step(x_NE)[:, :vocab]
+
+    return call
+
+
+def _readable(weight: Any) -> TypeGuard[Tensor]:
+    """A plain tensor in memory: not quantised, not sharded, not on the meta device."""
+    plain = type(weight) in (Tensor, nn.Parameter)
+    return plain and weight.is_floating_point() and weight.device.type != "meta"
+
+
+def _agrees(ours_NV: Tensor, raw_NV: Tensor) -> bool:
+    coarse = max(torch.finfo(raw_NV.dtype).eps, 1e-6)
+    error = (ours_NV - raw_NV.float().to(ours_NV.device)).abs().max()
+    return bool(error <= 16 * coarse * (raw_NV.float().abs().max() + 1))
+
+
+def _find_finish(seen: Observation, found: HeadCall) -> Head | None:
+    """A head without weights: what happens between the call's output and the logits."""
+    vocab, raw = seen.vocab, found.raw
+    if same(raw.h_BTD[..., :vocab].float(), seen.logits_BTV.float().to(raw.h_BTD.device)):
+        return Head(vocab)
+    asked_BTV = _questions(raw.h_BTD)
 
     def substitute(module: nn.Module, args: Any, output: Any) -> Any:
-        old = leaf(output, slot)
-        return replace_leaf(output, slot, axes.stream(asked_BTV).to(old.device))
+        old = leaf(output, raw.slot)
+        return replace_leaf(output, raw.slot, raw.axes.carried(asked_BTV).to(old.device))
 
-    handle = call.module.register_forward_hook(substitute)
-    try:
-        with as_found(model):
-            answer = logits_of(forward(model, seen.ids_BT, **seen.extra)).detach()
-    finally:
-        handle.remove()
+    answer = logits(seen.model, seen.ids_BT, hooked(after=[(found.call.module, substitute)]))
     asked_NV = asked_BTV.flatten(0, 1)[:, :vocab].double().cpu()
-    answer_NV = answer.flatten(0, 1).double().cpu()
-    finish = _fit(model, asked_NV, answer_NV, answer.dtype)
-    if finish is None or finish.bias_V is None:
-        return finish
-    return Finish(finish.scale, finish.softcap, finish.bias_V.to(raw_BTV.device))
+    head = _fit(seen.model, asked_NV, answer.flatten(0, 1).double().cpu(), answer.dtype)
+    if head is None or head.final_bias_V is None:
+        return head
+    return replace(head, final_bias_V=head.final_bias_V.to(raw.h_BTD.device))
 
 
 def _questions(raw_BTV: Tensor) -> Tensor:
@@ -95,8 +124,8 @@ def _questions(raw_BTV: Tensor) -> Tensor:
     return asked_BTV
 
 
-def _fit(model: nn.Module, asked_NV: Tensor, answer_NV: Tensor, dtype: torch.dtype):
-    """Scale, softcap and bias from the answers, proven on the remaining rows; or None."""
+def _fit(model: nn.Module, asked_NV: Tensor, answer_NV: Tensor, dtype: torch.dtype) -> Head | None:
+    """Scale, softcap and bias from the answers, tested on the remaining rows; or None."""
     zero_V = answer_NV[0]
     bias_V = zero_V if bool((zero_V != 0).any()) else None
     plain = zero_V > -1e30  # a column at the dtype's minimum is one the model forbids
@@ -113,7 +142,7 @@ def _fit(model: nn.Module, asked_NV: Tensor, answer_NV: Tensor, dtype: torch.dty
         softcap = snap(model, abs(top), 4 * coarse)
         inside = min(max(one / softcap, -1 + 1e-12), 1 - 1e-12)
         scale = snap(model, softcap * math.atanh(inside), 64 * coarse)
-    finish = Finish(scale, softcap, None if bias_V is None else bias_V.float())
+    final_bias_V = None if bias_V is None else bias_V.float()
     expected_NV = asked_NV * scale
     if softcap is not None:
         expected_NV = torch.tanh(expected_NV / softcap) * softcap
@@ -121,7 +150,9 @@ def _fit(model: nn.Module, asked_NV: Tensor, answer_NV: Tensor, dtype: torch.dty
         expected_NV = expected_NV + bias_V
     error = (expected_NV - answer_NV)[:, plain].abs().amax(0)
     allowed = 32 * coarse * (answer_NV[:, plain].abs().amax(0) + 1.0)
-    return finish if bool((error <= allowed).all()) else None
+    if not bool((error <= allowed).all()):
+        return None
+    return Head(asked_NV.shape[-1], scale=scale, softcap=softcap, final_bias_V=final_bias_V)
 
 
 def snap(model: nn.Module, value: float, tolerance: float) -> float:
@@ -148,65 +179,3 @@ def numbers(model: nn.Module) -> list[float]:
         if isinstance(v, (int, float)) and not isinstance(v, bool)
     }
     return sorted(v for v in found if v > 0 and math.isfinite(v))
-
-
-def make_head(seen: Observation, call: Call, finish: Finish) -> tuple[Head, str]:
-    """The head for kernels: its weights where they may be read and prove right, else the module."""
-    batch, positions, vocab = seen.logits_BTV.shape
-    slot_out = next(s for s, t in call.outputs if t.shape[-1] >= vocab)
-    x_NE, raw_NV = head_rows(seen, call)
-    after = {"scale": finish.scale, "softcap": finish.softcap, "final_bias_V": finish.bias_V}
-    weight, bias = getattr(call.module, "weight", None), getattr(call.module, "bias", None)
-    if _readable(weight) and weight.dim() == 2 and weight.shape[1] == x_NE.shape[-1]:
-        bias = bias.detach()[:vocab] if _readable(bias) and bias.dim() == 1 else None
-        head = Head(vocab, weight.detach()[:vocab], bias, **after)
-        if weight.shape[0] >= vocab and _agrees(head.raw(x_NE), raw_NV[:, :vocab]):
-            return head, "weights"
-    return Head(vocab, call=_caller(call, slot_out, vocab, batch, positions), **after), "module"
-
-
-def head_rows(seen: Observation, call: Call) -> tuple[Tensor, Tensor]:
-    """What the head received and returned in the watched pass: (B·T, E) and (B·T, V or more)."""
-    batch, positions, vocab = seen.logits_BTV.shape
-    x = next(f for _, t in call.inputs if (f := rows_of(t, batch, positions)))
-    out = next(t for _, t in call.outputs if t.shape[-1] >= vocab)
-    raw = rows_of(out, batch, positions)
-    assert raw is not None, "head_calls admits only calls with one output row a position"
-    return x[1].flatten(0, 1), raw[1].flatten(0, 1)
-
-
-def _readable(weight: Any) -> TypeGuard[Tensor]:
-    """A plain tensor in memory: not quantised, not sharded, not on the meta device."""
-    plain = type(weight) in (Tensor, nn.Parameter)
-    return plain and weight.is_floating_point() and weight.device.type != "meta"
-
-
-def _agrees(ours_NV: Tensor, raw_NV: Tensor) -> bool:
-    coarse = max(torch.finfo(raw_NV.dtype).eps, 1e-6)
-    error = (ours_NV - raw_NV.float().to(ours_NV.device)).abs().max()
-    return bool(error <= 16 * coarse * (raw_NV.float().abs().max() + 1))
-
-
-def _caller(call: Call, slot_out: Any, vocab: int, batch: int, positions: int):
-    slot_in, given = next((s, t) for s, t in call.inputs if rows_of(t, batch, positions))
-    found = rows_of(given, batch, positions)
-    out = rows_of(dict(call.outputs)[slot_out], batch, positions)
-    assert found is not None
-    assert out is not None
-    axes_in, axes_out, dtype = found[0], out[0], given.dtype
-
-    def rows(x_NE: Tensor) -> Tensor:
-        """Rows (N, E) through the head module itself → (N, V)."""
-        place = device_of(call.module) or x_NE.device
-        stream = axes_in.stream(x_NE.to(dtype).to(place)[None])
-        args, kwargs = call.args, call.kwargs
-        if slot_in[0] == "args":
-            args = replace_leaf(args, slot_in[1:], stream)
-        else:
-            kwargs = replace_leaf(kwargs, slot_in[1:], stream)
-        # Only who asks for a gradient at the rows (fitting a lens) gets one.
-        with torch.set_grad_enabled(x_NE.requires_grad and torch.is_grad_enabled()):
-            y = leaf(call.module(*args, **kwargs), slot_out)
-        return axes_out.rows(y, 1)[0][:, :vocab]
-
-    return rows

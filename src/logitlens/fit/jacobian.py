@@ -21,14 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logitlens.anatomy.forward import unwrap
+from logitlens.anatomy.forward import input_device
 from logitlens.errors import FitError, PromptError
 from logitlens.fit import checkpoint, data_parallel, gradients
 from logitlens.fit.corpus import Corpus
 from logitlens.fit.folder import Folder, identity
 from logitlens.fit.settings import check_counts, check_dtype, plain
 from logitlens.lenses import Header, JacobianLens
-from logitlens.model.capture import batches, input_device
+from logitlens.model.batches import batches
 
 FILE = "jacobian.safetensors"
 
@@ -82,7 +82,7 @@ class Settings:
         """Positions of one backward pass on the device this model is on."""
         if self.tokens_per_pass is not None:
             return self.tokens_per_pass
-        return 1024 if input_device(unwrap(model.hf)).type == "cpu" else 16384
+        return 1024 if input_device(model.hf).type == "cpu" else 16384
 
 
 @dataclass

@@ -159,7 +159,7 @@ class TunedFit:
             self.best_mean = _mean(self.logit)
             for depth in self.depths:
                 self.best_maps.update(self.maps.of_depth(depth))
-        with batch.as_evaluated(self.model.tail), checkpoint.interruptible() as asked:
+        with torch.no_grad(), checkpoint.interruptible() as asked:
             while self.step < s.steps and not self._stale():
                 losses, tokens = self._update()
                 self.step += 1
@@ -265,7 +265,7 @@ class TunedFit:
         total_L = torch.zeros(len(self.depths), dtype=torch.float64)
         mine = self.held_CT[data_parallel.rank() :: data_parallel.size()]
         per = max(1, self.settings.tokens_per_step // self.held_CT.shape[1])
-        with batch.as_evaluated(self.model.tail), torch.no_grad():
+        with torch.no_grad():
             for part in mine.split(per):
                 sums = self._pass(part, self.exact, None)
                 total_L += torch.tensor([sums[d] for d in self.depths], dtype=torch.float64)

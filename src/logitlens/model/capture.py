@@ -7,30 +7,20 @@ again. Long prompts may run in chunks, see `chunks`.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from logitlens.anatomy.blocks import Anatomy
 from logitlens.anatomy.check import compare
-from logitlens.anatomy.forward import (
-    accepts,
-    as_found,
-    forward,
-    input_device,
-    logits_of,
-    refusing,
-    unwrap,
-)
+from logitlens.anatomy.forward import accepts, as_found, forward, input_device, logits_of, refusing
+from logitlens.anatomy.probe import probe_ids
 from logitlens.anatomy.sublayers import STREAMS, hooks
-from logitlens.anatomy.tail import probe_ids
-from logitlens.anatomy.watch import leaf
+from logitlens.anatomy.watch import Hook, hooked
 from logitlens.errors import LogitLensError, PromptError, UnsupportedModel
 from logitlens.model.batches import batches as batches
 from logitlens.model.batches import padded
@@ -64,17 +54,6 @@ class Residuals:
     stream: str = "resid"
     prompt: str | None = None
     position_offset: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-# Hooks see every pass of a model, whichever thread runs it: passes of one model take turns.
-_turns: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-_turns_guard = threading.Lock()
-
-
-def _alone(hf: nn.Module) -> AbstractContextManager[Any]:
-    with _turns_guard:
-        return _turns.setdefault(hf, threading.RLock())
 
 
 def capture(
@@ -84,13 +63,12 @@ def capture(
     depths: Sequence[int] | None = None,
     stream: str = "resid",
     check_positions: str = "last",
-    anatomy: Anatomy | None = None,
     progress: Progress | None = None,
     cache: Mapping[str, Any] | None = None,
 ) -> list[Residuals]:
     """Token ids of several prompts → their residuals, from one forward pass.
 
-    model     a LensModel, or a transformers model together with its `anatomy`
+    model     a LensModel
     depths    which of 0 … N to keep; None: all
     stream    "resid", "mid", "attn" or "mlp"; of a sublayer, depth d is what belongs to block d−1
     check_positions   "last" or "all": where the model's own logits are kept for the proof
@@ -103,23 +81,20 @@ def capture(
     """
     if stream not in STREAMS:
         raise PromptError(f"stream={stream!r}: expected {', '.join(STREAMS)}")
-    hf = unwrap(getattr(model, "hf", model))
-    found: Anatomy = model.anatomy if anatomy is None else anatomy
+    hf, found = model.hf, model.anatomy
     wanted = list(range(len(found.blocks) + 1)) if depths is None else sorted(set(depths))
     ids = [torch.as_tensor(p, dtype=torch.long).cpu().flatten() for p in prompts]
     if not ids or any(len(i) == 0 for i in ids):
         raise PromptError("a prompt has no tokens: give at least one token id")
     batch = padded(ids, input_device(hf))
     last = sorted({len(i) - 1 for i in ids})
-    extra = dict(batch.extra, **getattr(model, "extra", {}))
-    extra |= cache or {}
+    extra = dict(batch.extra) | dict(cache or {})
     keep_last = check_positions == "last" and "logits_to_keep" in accepts(hf)
     if keep_last:
         extra["logits_to_keep"] = torch.tensor(last, device=batch.ids_BT.device)
-    with _alone(hf):
-        parts, wanted, labels = _parts(model, found, stream, wanted, len(ids))
-        output, h_LBTD = _run(hf, found, batch.ids_BT, parts, extra, _counter(progress, found))
-    logits = logits_of(output).detach()
+    parts, wanted, labels = _parts(model, found, stream, wanted, len(ids))
+    output, h_LBTD = _run(hf, found, batch.ids_BT, parts, extra, progress)
+    logits = logits_of(hf, output).detach()
     kept = last if keep_last and logits.shape[1] == len(last) else range(logits.shape[1])
     out = []
     for b, ids_T in enumerate(ids):
@@ -184,35 +159,25 @@ def _parts(
     return [sublayer, final], [*inner, last], labels
 
 
-def _counter(progress: Progress | None, anatomy: Anatomy) -> Callable[[int], None] | None:
-    if progress is None:
-        return None
-    return lambda block: progress("blocks", block + 1, len(anatomy.blocks))
-
-
 def _run(
     hf: nn.Module,
     anatomy: Anatomy,
     ids_BT: Tensor,
     parts: list[Part],
     extra: dict[str, Any],
-    returned: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Any, list[Tensor]]:
-    """The model's output and, for every part, a (B, T, D) stream a depth; `returned` is told the
-    number of every block that has returned."""
+    """The model's output and, for every part, a (B, T, D) stream a depth."""
     B, T = ids_BT.shape
-    ended: list[BaseException] = []  # by `returned`, which is not the model's failure
     try:
         with refusing(hf, f"on {B} × {T} tokens"), as_found(hf), ExitStack() as stack:
             seen = [stack.enter_context(context) for context, _ in parts]
-            if returned:
-                stack.enter_context(_telling(anatomy, returned, ended))
+            if progress:
+                stack.enter_context(_reporting(anatomy, progress))
             output = forward(hf, ids_BT, **extra)
-            logits_of(output)
-    except UnsupportedModel as error:
-        if any(error.__cause__ is e for e in ended):
-            raise ended[0] from None
-        raise
+            logits_of(hf, output)
+    except _Ended as ended:
+        raise ended.reason from None
     out = []
     for kept, (_, depths) in zip(seen, parts):
         for depth in depths:
@@ -231,28 +196,26 @@ def _run(
     return output, out
 
 
-@contextmanager
-def _telling(
-    anatomy: Anatomy, returned: Callable[[int], None], ended: list[BaseException]
-) -> Iterator[None]:
-    """Inside, `returned` hears of every block; what it raises is also put into `ended`."""
+class _Ended(BaseException):
+    """What the progress callback raised: no failure of the model, so it is re-raised unchanged."""
 
-    def hook(block: int) -> Callable[..., None]:
-        def tell(module: nn.Module, args: Any, output: Any) -> None:
+    def __init__(self, reason: BaseException):
+        self.reason = reason
+
+
+def _reporting(anatomy: Anatomy, progress: Progress) -> AbstractContextManager[None]:
+    """Inside, `progress` is called after every block."""
+
+    def hook(block: int) -> Hook:
+        def report(module: nn.Module, args: Any, output: Any) -> None:
             try:
-                returned(block)
+                progress("blocks", block + 1, len(anatomy.blocks))
             except BaseException as error:
-                ended.append(error)
-                raise
+                raise _Ended(error) from error
 
-        return tell
+        return report
 
-    handles = [b.register_forward_hook(hook(i)) for i, b in enumerate(anatomy.blocks)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooked(after=[(block, hook(i)) for i, block in enumerate(anatomy.blocks)])
 
 
 @contextmanager
@@ -261,42 +224,12 @@ def residual_hooks(
 ) -> Iterator[dict[int, list[Tensor]]]:
     """Inside, every pass of the model adds (B, T, D) copies of the stream at each depth wanted.
 
-    A copy, because models add into the stream in place. On leaving, no hook remains.
+    Copies, because models add into the stream in place.
     """
     kept: dict[int, list[Tensor]] = {}
 
-    def keep(depth: int, tensor: Tensor) -> None:
-        kept.setdefault(depth, []).append(anatomy.rows(tensor.detach(), batch).clone())
+    def keep(depth: int, stream: Tensor) -> None:
+        kept.setdefault(depth, []).append(anatomy.rows(stream.detach(), batch).clone())
 
-    def entering(slot: tuple[Any, ...]) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            keep(0, leaf({"args": args, "kwargs": kwargs}, slot))
-
-        return hook
-
-    def leaving(depth: int, slot: tuple[Any, ...]) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            try:
-                stream = leaf(output, slot)
-            except LookupError:
-                raise UnsupportedModel(
-                    f"block {depth - 1} of {anatomy.blocks_path} returns {type(output).__name__}, "
-                    "another structure than when it was loaded (a hook put on it since?)"
-                ) from None
-            keep(depth, stream)
-
-        return hook
-
-    handles = []
-    try:
-        for depth in depths:
-            if depth == 0:
-                module, slot = anatomy.entry
-                handles.append(module.register_forward_pre_hook(entering(slot), with_kwargs=True))
-            else:
-                block, slot = anatomy.blocks[depth - 1], anatomy.exits[depth - 1]
-                handles.append(block.register_forward_hook(leaving(depth, slot)))
+    with anatomy.following(depths, keep):
         yield kept
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -25,8 +25,8 @@ from transformers.cache_utils import (
 )
 
 from logitlens.anatomy.check import compare
-from logitlens.anatomy.forward import accepts, refusing, unwrap
-from logitlens.anatomy.tail import probe_ids
+from logitlens.anatomy.forward import accepts, refusing
+from logitlens.anatomy.probe import probe_ids
 from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.model.batches import rescales_beyond
 from logitlens.model.capture import Progress, Residuals, capture
@@ -186,7 +186,7 @@ def _cache(hf: Any, T: int) -> dict[str, Any]:
     argument = _cache_argument(hf)
     assert argument is not None, "asked before, by `why_not`"
     with refusing(hf, "when a cache is made for it"):
-        cache = DynamicCache(config=unwrap(hf).config)
+        cache = DynamicCache(config=hf.config)
     cache.layers = [_forgetting_nothing(layer, T) for layer in cache.layers]
     return {"use_cache": True, argument: cache}
 

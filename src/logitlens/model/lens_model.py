@@ -13,8 +13,9 @@ import torch
 from logitlens.anatomy import sublayers
 from logitlens.anatomy.blocks import Anatomy
 from logitlens.anatomy.check import Check
+from logitlens.anatomy.probe import probe_ids
 from logitlens.anatomy.sublayers import Sublayers
-from logitlens.anatomy.tail import Tail, probe_ids
+from logitlens.anatomy.tail import Tail
 from logitlens.anatomy.tensor_parallel import with_shards
 from logitlens.errors import PromptError
 from logitlens.lenses import Lens, resolve
@@ -96,7 +97,7 @@ class LensModel:
     @cached_property
     def sublayers(self) -> Sublayers:
         """What attention and MLP add to the stream, found on first use. Raises UnsupportedModel."""
-        return sublayers.find(self.hf, self.anatomy, probe_ids(self.hf, self.tokenizer)[0], {})
+        return sublayers.find(self.hf, self.anatomy, probe_ids(self.hf, self.tokenizer)[0])
 
     def __repr__(self) -> str:
         return (

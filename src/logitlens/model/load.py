@@ -86,7 +86,6 @@ def load(
         from logitlens.anatomy.foreign import unwrapped
 
         model, own_tokenizer = unwrapped(source)
-        model = _object(model)
         name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
         name = name or type(model).__name__
         found_revision = getattr(getattr(model, "config", None), "_commit_hash", None)
@@ -102,31 +101,14 @@ def wrap(
     inputs: Mapping[str, Any] | None = None,
 ) -> LensModel:
     """Find and check the anatomy of a model object. Raises UnsupportedModel."""
-    import torch
-
-    from logitlens.anatomy.forward import accepts, unwrap
     from logitlens.anatomy.inputs import with_inputs
-    from logitlens.anatomy.tail import NotCausal, find
+    from logitlens.anatomy.tail import find
     from logitlens.model.lens_model import LensModel
 
     with quietly():
-        hf = with_inputs(unwrap(model), inputs)
-        try:
-            found = find(hf, tokenizer)
-        except NotCausal:
-            if inputs or "token_type_ids" not in accepts(hf):
-                raise
-            # Prefix models (PaliGemma) attend both ways in type 0 and causally in type 1.
-            typed = with_inputs(hf, {"token_type_ids": torch.ones_like})
-            try:
-                hf, found = typed, find(typed, tokenizer)
-            except UnsupportedModel:
-                found = None
-            if found is None:
-                raise
-    anatomy, tail, check = found
+        anatomy, tail, check = find(with_inputs(model, inputs), tokenizer)
     return LensModel(
-        hf,
+        tail.model,
         tokenizer=tokenizer,
         anatomy=anatomy,
         tail=tail,
@@ -312,16 +294,6 @@ def _panics_raised() -> Iterator[None]:
             os.close(stderr)
             kept.seek(0)
             os.write(2, kept.read())
-
-
-def _object(source: Any) -> Any:
-    from torch import nn
-
-    if isinstance(source, nn.Module):
-        return source
-    raise ModelNotAvailable(
-        f"expected a hub name, a directory or a transformers model, got {type(source).__name__}"
-    )
 
 
 def _refuse_options(
