@@ -14,15 +14,16 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from logitlens import statistics
 from logitlens.errors import FormatError, PromptError
 from logitlens.select import Selection, layer_number, select_layers, select_positions
+from logitlens.statistics import Statistic
 
 if TYPE_CHECKING:  # views are found at call time, so that the border holds at import
     import pandas
@@ -37,27 +38,30 @@ _FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 SUFFIXES = (".html", *_FIGURE_SUFFIXES, ".txt", *_DATA_SUFFIXES)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Reading:
     """What a model would say at L layers × T positions of one prompt.
 
-    ids, pieces       (T,) int32, list[str]             input tokens at the positions read
-    layers            L labels: `embed`, `0`, … `N-1`; layer i is the output of block i, and the last
-                      row is always the model's own
-    top_ids           (L, T, K) int32                   the k likeliest next tokens, likeliest first
-    top_logprobs      (L, T, K) float32                 natural log
-    entropy           (L, T) float32                    nats
-    kl                (L, T) float32                    KL(final ‖ layer), nats: lost by stopping here
-    next_ids          (T,) int32                        the token that really follows; −1: none
-    next_logprobs     (L, T) float32                    nan: none follows
-    next_ranks        (L, T) int32                      1 = likeliest; 0: none follows
-    track_ids         (M,) int32                        tokens asked for
-    track_logprobs    (L, T, M) float32
-    track_ranks       (L, T, M) int32
-    vocab             id → display piece, for every id that occurs
-    meta              model, lens, versions, check … (JSON-able)
+    ids, pieces         (T,) int32, list[str]           tokens at the positions read
+    layers              L labels: `embed`, `0`, … `N-1`; layer i is the output of block i, and the
+                        last row is always the model's own
+    top_ids             (L, T, K) int32                 the top tokens, likeliest first
+    top_logprobs        (L, T, K) float32               natural log
+    entropy             (L, T) float32                  nats
+    kl                  (L, T) float32                  KL(final ‖ layer), nats: lost by stopping here
+    next_ids            (T,) int32                      the token that really follows; −1: none
+    next_logprobs       (L, T) float32                  nan: none follows
+    next_ranks          (L, T) int32                    1 = likeliest; 0: none follows
+    candidate_ids       (T, C) int32                    the C top tokens of the model's own last row,
+    candidate_logprobs  (L, T, C) float32               followed through every layer; C = 0 where
+    candidate_ranks     (L, T, C) int32                 they were not recorded
+    track_ids           (M,) int32                      tokens asked for
+    track_logprobs      (L, T, M) float32
+    track_ranks         (L, T, M) int32
+    vocab               id → display piece, for every id that occurs
+    meta                model, lens, versions, check … (JSON-able)
 
-    Arrays are read-only. Raises FormatError where shapes do not fit together.
+    The arrays are those of `logitlens.statistics.TABLE`, read-only. Raises FormatError where one is
+    missing or unknown, or shapes do not fit together.
     """
 
     ids: Ints
@@ -70,37 +74,69 @@ class Reading:
     next_ids: Ints
     next_logprobs: Floats
     next_ranks: Ints
+    candidate_ids: Ints
+    candidate_logprobs: Floats
+    candidate_ranks: Ints
     track_ids: Ints
     track_logprobs: Floats
     track_ranks: Ints
     vocab: dict[int, str]
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: dict[str, Any]
 
-    def __post_init__(self) -> None:
-        for name, (dtype, _) in ARRAYS.items():
-            # A copy, so that nobody else writes to it.
-            array = np.array(getattr(self, name), dtype=dtype)
-            array.flags.writeable = False
-            object.__setattr__(self, name, array)
-        sizes = {"T": len(self.pieces), "L": len(self.layers)}
-        for name, (_, letters) in ARRAYS.items():
-            shape = getattr(self, name).shape
-            expected = tuple(sizes.get(letter, "?") for letter in letters)
-            if len(shape) != len(letters):
-                raise FormatError(
-                    f"{name} has shape {shape}; expected {len(letters)} axes {letters}"
-                )
-            for letter, size in zip(letters, shape):
-                if sizes.setdefault(letter, size) != size:
-                    raise FormatError(
-                        f"{name} has shape {shape}; expected {expected} for {letters}"
-                    )
-        if not sizes["T"] or not sizes["L"]:
+    def __init__(
+        self,
+        *,
+        pieces: list[str],
+        layers: list[str],
+        vocab: dict[int, str],
+        meta: dict[str, Any] | None = None,
+        **arrays: ArrayLike,
+    ):
+        known = {statistic.name: statistic for statistic in statistics.stored()}
+        if unknown := set(arrays) - set(known):
+            raise FormatError(f"a Reading has no array called {sorted(unknown)[0]}")
+        if missing := [n for n, s in known.items() if not s.optional and n not in arrays]:
+            raise FormatError(f"a Reading needs {', '.join(missing)}")
+        if not pieces or not layers:
             raise FormatError("a Reading needs at least one layer and one position")
+        fields: dict[str, Any] = {
+            "pieces": pieces,
+            "layers": layers,
+            "vocab": vocab,
+            "meta": meta or {},
+        }
+        sizes = {"T": len(pieces), "L": len(layers)}
+        for name, statistic in known.items():
+            if name not in arrays:  # an optional one: nothing was recorded
+                fields[name] = np.zeros(
+                    [sizes.get(axis, 0) for axis in statistic.axes], statistic.dtype
+                )
+                fields[name].flags.writeable = False
+            else:
+                fields[name] = _array(name, arrays[name], statistic, sizes)
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a Reading does not change: use replace({name}=…) for another one")
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "depths":
+            raise AttributeError("depths is now layers: layer 5 is the output of block 5")
+        raise AttributeError(f"a Reading has no {name!r}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Pickled and copied readings are made anew: numpy forgets that arrays are read-only.
-        return Reading, tuple(getattr(self, f.name) for f in fields(self))
+        # Unpickled arrays would be writeable: pickled and copied readings are built again.
+        return _rebuilt, (self.fields(),)
+
+    def fields(self) -> dict[str, Any]:
+        """Everything it is made of, by name: `Reading(**reading.fields())` is the same again."""
+        names = ["pieces", "layers", "vocab", "meta", *(s.name for s in statistics.stored())]
+        return {name: getattr(self, name) for name in names}
+
+    def replace(self, **changes: Any) -> Reading:
+        """Another Reading that differs in the fields given. Raises FormatError."""
+        return Reading(**{**self.fields(), **changes})
 
     # -- derived, not stored ------------------------------------------------------------------
 
@@ -201,6 +237,37 @@ class Reading:
             raise PromptError(f"no token of this reading has the text {token!r}: {hint}")
         return wanted
 
+    def prob(self, token: int | str) -> Floats:
+        """(L, T) probability of a token; nan in cells where it was not recorded.
+
+        Exact in every cell for tracked tokens; for others wherever the token is among the top K, is
+        a candidate, or really follows. Raises PromptError for text that no id of this reading has.
+        """
+        return np.exp(self._recorded(token, "logprobs", np.nan))
+
+    def rank(self, token: int | str) -> Ints:
+        """(L, T) rank of a token, 1 = likeliest; 0 in cells where it was not recorded; see `prob`."""
+        return self._recorded(token, "ranks", 0)
+
+    def _recorded(self, token: int | str, what: str, missing: float) -> NDArray[Any]:
+        ids = self._ids_of(token)
+        if len(ids) > 1:
+            raise PromptError(f"{token!r} is the text of several tokens: give one of the ids {ids}")
+        out = np.full(self.top_ids.shape[:2], missing, "float32" if what == "logprobs" else "int32")
+        top = self.top_logprobs if what == "logprobs" else tied_ranks(self.top_logprobs)
+        sources = [
+            (self.top_ids, top),
+            (self.next_ids[None, :, None], getattr(self, f"next_{what}")[..., None]),
+            (self.candidate_ids[None], getattr(self, f"candidate_{what}")),
+            (self.track_ids[None, None], getattr(self, f"track_{what}")),
+        ]
+        for where, values in sources:  # the exact ones last
+            same = np.broadcast_to(where == ids[0], values.shape)
+            if same.shape[-1]:
+                slot = same.argmax(-1)[..., None]
+                out = np.where(same.any(-1), np.take_along_axis(values, slot, -1)[..., 0], out)
+        return out
+
     def diff(self, other: Reading) -> dict[str, NDArray[Any]]:
         """Another reading minus this one, cell by cell: the statistics that both hold.
 
@@ -225,11 +292,12 @@ class Reading:
 
     def equals(self, other: Reading) -> bool:
         """Whether every field is the same, bit for bit (nan equals nan)."""
+        theirs = other.fields()
         return all(
-            np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
-            if isinstance(a, np.ndarray)
-            else a == b
-            for a, b in ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+            np.array_equal(mine, theirs[name], equal_nan=mine.dtype.kind == "f")
+            if isinstance(mine, np.ndarray)
+            else mine == theirs[name]
+            for name, mine in self.fields().items()
         )
 
     # -- saving and loading -------------------------------------------------------------------
@@ -320,20 +388,33 @@ class Reading:
         return str(lens.get("name", "logit")) if isinstance(lens, Mapping) else str(lens or "logit")
 
 
-# Every array field: its dtype and its axes.
-ARRAYS: dict[str, tuple[type[np.generic], str]] = {
-    "ids": (np.int32, "T"),
-    "top_ids": (np.int32, "LTK"),
-    "top_logprobs": (np.float32, "LTK"),
-    "entropy": (np.float32, "LT"),
-    "kl": (np.float32, "LT"),
-    "next_ids": (np.int32, "T"),
-    "next_logprobs": (np.float32, "LT"),
-    "next_ranks": (np.int32, "LT"),
-    "track_ids": (np.int32, "M"),
-    "track_logprobs": (np.float32, "LTM"),
-    "track_ranks": (np.int32, "LTM"),
-}
+def tied_ranks(top_logprobs: NDArray[Any]) -> Ints:
+    """(L, T, K) rank of each of the top K: 1 + number of strictly greater values before it."""
+    places = np.arange(1, top_logprobs.shape[-1] + 1, dtype=np.int32)
+    tied = np.zeros(top_logprobs.shape, bool)
+    tied[..., 1:] = top_logprobs[..., 1:] == top_logprobs[..., :-1]
+    # A tied slot has the rank of the first of its run.
+    return np.maximum.accumulate(np.where(tied, 0, places), axis=-1)
+
+
+def _array(
+    name: str, value: ArrayLike, statistic: Statistic, sizes: dict[str, int]
+) -> NDArray[Any]:
+    """A read-only copy of the shape its axes ask for; the first of each size decides."""
+    array = np.array(value, dtype=statistic.dtype)
+    array.flags.writeable = False
+    axes = statistic.axes
+    if array.ndim != len(axes):
+        raise FormatError(f"{name} has shape {array.shape}; expected {len(axes)} axes {axes}")
+    for axis, size in zip(axes, array.shape):
+        if sizes.setdefault(axis, size) != size:
+            expected = tuple(sizes.get(axis, "?") for axis in axes)
+            raise FormatError(f"{name} has shape {array.shape}; expected {expected} for {axes}")
+    return array
+
+
+def _rebuilt(fields: dict[str, Any]) -> Reading:
+    return Reading(**fields)
 
 
 def known_suffix(path: str | os.PathLike[str]) -> str:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from logitlens import statistics
 from logitlens.errors import FormatError, MissingExtra
 from logitlens.files import replacing, write_text
-from logitlens.reading import ARRAYS, Reading
+from logitlens.reading import Reading
+from logitlens.statistics import Statistic
 
 if TYPE_CHECKING:
     import pandas
@@ -27,8 +29,6 @@ FORMAT = "logitlens.reading"
 VERSION = 2  # 1 called the layers depths
 
 _LABELS = ("pieces", "layers", "vocab", "meta")
-_PER_CELL = ("top_ids", "top_logprobs", "entropy", "kl", "next_logprobs", "next_ranks")
-_PER_CELL_TRACK = ("track_logprobs", "track_ranks")
 
 
 def save(reading: Reading, path: Path) -> None:
@@ -64,9 +64,9 @@ def to_dict(reading: Reading) -> dict[str, Any]:
     out["meta"] = _plain(reading.meta)
     out["layers"] = list(reading.layers)
     out["pieces"] = list(reading.pieces)
-    for name in ARRAYS:
-        array = getattr(reading, name)
-        out[name] = _floats_out(array) if array.dtype.kind == "f" else array.tolist()
+    for statistic in statistics.stored():
+        array = getattr(reading, statistic.name)
+        out[statistic.name] = _floats_out(array) if statistic.is_float else array.tolist()
     out["vocab"] = {str(i): piece for i, piece in sorted(reading.vocab.items())}
     return out
 
@@ -75,17 +75,17 @@ def from_dict(data: Mapping[str, Any]) -> Reading:
     """The inverse of `to_dict`. Raises FormatError."""
     _require_ours(data.get("format"), data.get("version"))
     data = _renamed(data)
-    missing = [name for name in (*ARRAYS, *_LABELS) if name not in data]
+    required = [s.name for s in statistics.stored() if not s.optional]
+    missing = [name for name in (*required, *_LABELS) if name not in data]
     if missing:
         raise FormatError(f"the reading lacks {', '.join(missing)}: the file is damaged")
     try:
-        # Tracked arrays lose their last axes in JSON when nothing is tracked.
-        L, T, M = len(data["layers"]), len(data["pieces"]), len(data["track_ids"])
-        arrays: dict[str, Any] = {}
-        for name, (dtype, letters) in ARRAYS.items():
-            raw = data[name]
-            array = _floats_in(raw) if np.issubdtype(dtype, np.floating) else np.array(raw, dtype)
-            arrays[name] = array.reshape(L, T, M) if letters == "LTM" else array
+        sizes = {"L": len(data["layers"]), "T": len(data["pieces"])}
+        arrays = {
+            statistic.name: _array_in(data[statistic.name], statistic, sizes)
+            for statistic in statistics.stored()
+            if statistic.name in data
+        }
         return Reading(
             **arrays,
             pieces=[str(piece) for piece in data["pieces"]],
@@ -101,29 +101,34 @@ def to_arrow(reading: Reading) -> pyarrow.Table:
     """One row for each layer × position; the rest in the schema's metadata."""
     pa = _pyarrow()
     L, T, _ = reading.shape
-    track_count = len(reading.track_ids)
-
-    def lists(array: np.ndarray) -> Any:
-        return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[-1])
-
     columns: dict[str, Any] = {
         "layer": pa.array([label for label in reading.layers for _ in range(T)]),
         "row": pa.array(np.repeat(np.arange(L, dtype=np.int32), T)),
         "position": pa.array(np.tile(np.array(reading.positions, np.int32), L)),
-        "id": pa.array(np.tile(reading.ids, L)),
         "piece": pa.array(list(reading.pieces) * L),
         "word": pa.array([word for row in reading.words for word in row]),
-        "next_id": pa.array(np.tile(reading.next_ids, L)),
     }
-    for name in _PER_CELL + (_PER_CELL_TRACK if track_count else ()):
-        array = getattr(reading, name)
-        columns[name] = lists(array) if array.ndim == 3 else pa.array(array.reshape(-1))
+    for statistic in statistics.stored():
+        array = getattr(reading, statistic.name)
+        if not statistic.per_cell:
+            if not statistic.axes.startswith("T"):
+                continue  # in the header
+            array = np.broadcast_to(array, (L, *array.shape))
+        if array.ndim == 2:
+            columns[_column(statistic)] = pa.array(array.reshape(-1))
+        elif array.shape[-1]:
+            flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+            columns[_column(statistic)] = pa.FixedSizeListArray.from_arrays(flat, array.shape[-1])
     header = {
         "format": FORMAT,
         "version": VERSION,
         "layers": list(reading.layers),
         "pieces": list(reading.pieces),
-        "track_ids": reading.track_ids.tolist(),
+        **{
+            statistic.name: getattr(reading, statistic.name).tolist()
+            for statistic in statistics.stored()
+            if statistic.axes[0] not in "LT"
+        },
         "vocab": {str(i): piece for i, piece in sorted(reading.vocab.items())},
         "meta": _plain(reading.meta),
     }
@@ -142,7 +147,7 @@ def from_arrow(table: pyarrow.Table) -> Reading:
         header = json.loads(raw)
         _require_ours(header.get("format"), header.get("version"))
         header = _renamed(header)
-        L, T, M = len(header["layers"]), len(header["pieces"]), len(header["track_ids"])
+        L, T = len(header["layers"]), len(header["pieces"])
     except FormatError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -165,15 +170,20 @@ def from_arrow(table: pyarrow.Table) -> Reading:
         return chunk.to_numpy(zero_copy_only=False).reshape(L, T)
 
     try:
-        arrays = {name: column(name) for name in _PER_CELL}
-        for name in _PER_CELL_TRACK:
-            dtype, _ = ARRAYS[name]
-            arrays[name] = column(name) if M else np.zeros((L, T, 0), dtype)
-        arrays["ids"], arrays["next_ids"] = column("id")[0], column("next_id")[0]
+        arrays: dict[str, Any] = {}
+        for statistic in statistics.stored():
+            name = _column(statistic)
+            if name in table.column_names:
+                cells = column(name)
+                arrays[statistic.name] = cells if statistic.per_cell else cells[0]
+            elif statistic.axes[0] not in "LT":
+                arrays[statistic.name] = np.array(header[statistic.name], statistic.dtype)
+            elif statistic.axes[-1] in "CM":  # of no tokens, which Parquet has no column for
+                shape = [{"L": L, "T": T}.get(axis, 0) for axis in statistic.axes]
+                arrays[statistic.name] = np.zeros(shape, statistic.dtype)
         vocab = {int(i): piece for i, piece in header["vocab"].items()}
         return Reading(
             **arrays,
-            track_ids=np.array(header["track_ids"], np.int32),
             pieces=header["pieces"],
             layers=header["layers"],
             vocab=vocab,
@@ -231,6 +241,18 @@ def _renamed(data: Mapping[str, Any]) -> Mapping[str, Any]:
     if data.get("version") == 1 and "depths" in data:
         return {"layers" if key == "depths" else key: value for key, value in data.items()}
     return data
+
+
+def _column(statistic: Statistic) -> str:
+    """Its column in Parquet; of what there is one of for each position, in the singular."""
+    return statistic.name.removesuffix("s") if statistic.axes == "T" else statistic.name
+
+
+def _array_in(raw: Any, statistic: Statistic, sizes: Mapping[str, int]) -> np.ndarray:
+    array = _floats_in(raw) if statistic.is_float else np.array(raw, statistic.dtype)
+    if array.size == 0:  # nested lists of nothing do not say how many axes they have
+        return np.zeros([sizes.get(axis, 0) for axis in statistic.axes], statistic.dtype)
+    return array
 
 
 def _floats_out(array: np.ndarray) -> Any:

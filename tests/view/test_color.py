@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.color import Color
 
+from logitlens import statistics
 from logitlens.errors import FormatError
 from logitlens.view import color
 
@@ -54,11 +55,11 @@ def test_seed_map_is_seaborns():
 def test_unknown_names_are_refused(eiffel):
     with pytest.raises(FormatError, match="no colour map 'jet'.*night, day, seed"):
         color.table("jet")
-    with pytest.raises(FormatError, match="cannot colour by 'loss'.*prob, entropy, kl, rank, next"):
+    with pytest.raises(FormatError, match="cannot colour by .loss.*prob, entropy, kl.*agree"):
         color.scale(eiffel, "loss")
 
 
-@pytest.mark.parametrize("name", color.COLORS)
+@pytest.mark.parametrize("name", statistics.colors())
 def test_scales_run_from_0_to_the_confident_end(eiffel, name):
     scale = color.scale(eiffel, name)
     missing = np.isnan(scale.values)
@@ -67,7 +68,7 @@ def test_scales_run_from_0_to_the_confident_end(eiffel, name):
     assert [place for _, place in scale.ticks] == sorted(place for _, place in scale.ticks)
     order = np.argsort(scale.values[~missing])
     unit = scale.unit[~missing][order]
-    rising = name in ("prob", "next")
+    rising = name in ("prob", "next", "agree")
     assert (np.diff(unit if rising else -unit) >= 0).all()
 
 
@@ -84,10 +85,14 @@ def test_kl_of_the_final_depth_is_the_confident_end(eiffel):
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("prob", 1.0, "100%"), ("prob", 0.994, "99%"), ("prob", 0.1, "10%"), ("prob", 0.0995, "10%"),
-        ("prob", 0.0994, "9.9%"), ("prob", 0.0005, "0.1%"), ("prob", 0.0004, "<.1%"), ("prob", 0.0, "<.1%"),
-        ("next", float("nan"), "–"), ("kl", float("inf"), "∞"), ("kl", 0.0, "0.0"), ("entropy", 10.83, "10.8"),
-        ("kl", 123.4, "123"), ("rank", 1, "1"), ("rank", 9999, "9999"), ("rank", 10000, "10k"),
+        ("probability", 1.0, "100%"), ("probability", 0.9996, "100%"), ("probability", 0.9994, ">99%"),
+        ("probability", 0.996, ">99%"), ("probability", 0.994, "99%"), ("probability", 0.1, "10%"),
+        ("probability", 0.0995, "10%"),
+        ("probability", 0.0994, "9.9%"), ("probability", 0.0005, "0.1%"),
+        ("probability", 0.0004, "<.1%"), ("probability", 0.0, "<.1%"),
+        ("probability", float("nan"), "–"), ("linear", float("inf"), "∞"), ("linear", 0.0, "0.0"),
+        ("linear", 10.83, "10.8"),
+        ("linear", 123.4, "123"), ("rank", 1, "1"), ("rank", 9999, "9999"), ("rank", 10000, "10k"),
         ("rank", 256000, "256k"), ("rank", 1.2e6, "1.2M"),
     ],
 )  # fmt: skip

@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 
+from logitlens import statistics
 from logitlens.errors import FormatError, MissingExtra, PromptError
 from logitlens.view import color, fonts
 from logitlens.view import figure as module
@@ -54,7 +55,7 @@ def test_reproduces_the_picture_of_the_tutorial(reading_of):
     labels = ax.get_yticklabels()
     assert [t.get_text() for t in labels] == [str(i) for i in range(12)]
     assert labels[0].get_window_extent(renderer).y0 > labels[-1].get_window_extent(renderer).y1
-    assert fig.axes[1].get_ylabel() == "Probability"
+    assert fig.axes[1].get_ylabel() == "Probability of the top token"
     mesh = ax.collections[0]
     assert mesh.get_array().shape == (12, 10)
     np.testing.assert_allclose(mesh.get_array(), reading.probs[1:, :, 0], rtol=1e-6)
@@ -82,7 +83,7 @@ def test_spaces_are_shown_on_demand(eiffel):
 
 
 @pytest.mark.parametrize("cmap", ["day", "night", "seed", "viridis"])
-@pytest.mark.parametrize("name", color.COLORS)
+@pytest.mark.parametrize("name", statistics.colors())
 def test_ink_is_legible_on_every_cell(eiffel, name, cmap):
     _, ax, _ = draw(eiffel, color=name, cmap=cmap)
     unit = ax.collections[0].get_array()

@@ -7,13 +7,14 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.segment import Segment
 
+from logitlens import statistics
 from logitlens.errors import FormatError, PromptError
 from logitlens.view import color, terminal
 from logitlens.view import text as text_of
 from tests.view.goldens import assert_golden
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")
-COLORS = color.COLORS
+COLORS = statistics.colors()
 
 
 def console(system="truecolor", width=80, height=60, **options):
@@ -169,7 +170,7 @@ def test_tracked_tokens_show_probability_and_rank_at_each_layer(eiffel, reading_
     )
     assert rank == [str(r) for r in eiffel.track_ranks[:, -1, 0]]
     assert prob == [
-        color.format_value("prob", float(p)) for p in np.exp(eiffel.track_logprobs[:, -1, 0])
+        color.format_value("probability", float(p)) for p in np.exp(eiffel.track_logprobs[:, -1, 0])
     ]
     deep = terminal.text(reading_of([" a"], layers=81), width=80)
     numbers = [n for line in deep.split("\n") if line.startswith("rank") for n in line.split()[1:]]
@@ -219,9 +220,8 @@ def test_cells_without_a_number_are_shown_as_such(reading_of):
     reading = reading_of([" a", " b"], layers=4)
     ids, logprobs = reading.top_ids.copy(), reading.top_logprobs.copy()
     ids[1, 0], logprobs[1, 0] = -1, np.nan
-    import dataclasses
 
-    broken = dataclasses.replace(reading, top_ids=ids, top_logprobs=logprobs)
+    broken = reading.replace(top_ids=ids, top_logprobs=logprobs)
     assert re.search(r"^ *0 +∅ +– ", terminal.text(broken), re.MULTILINE)
     row = SGR.sub("", ansi(broken)).split("\n")
     assert any("∅" in line for line in row)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from logitlens import statistics
 from logitlens.cli.options import (
     busy,
     check_outputs,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from logitlens import Reading
 
 STREAMS = ("resid", "mid", "attn", "mlp")
-COLORS = ("prob", "entropy", "kl", "rank", "next")
 
 
 @click.command("read")
@@ -37,8 +37,9 @@ COLORS = ("prob", "entropy", "kl", "rank", "next")
     "--track-id", multiple=True, type=int, metavar="ID", help="Follow a token id; repeatable."
 )
 @click.option(
-    "--color", type=click.Choice(COLORS), default="prob", show_default=True,
-    help="What the colour shows. rank and next: of the token that really follows.",
+    "--color", type=click.Choice(statistics.colors()), default="prob", show_default=True,
+    help="What the colour shows. prob and agree: of the top token; rank and next: of the token that "
+    "really follows; final: the rank of the token that the final layer puts first.",
 )  # fmt: skip
 @click.option(
     "--layers", metavar="LAYERS",

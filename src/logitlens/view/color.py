@@ -21,12 +21,13 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from logitlens import statistics
 from logitlens.errors import FormatError
 from logitlens.reading import Reading
+from logitlens.statistics import Statistic
 
 RGB = tuple[int, int, int]
 
-COLORS = ("prob", "entropy", "kl", "rank", "next")
 MAPS = ("night", "day", "seed")
 
 # Control points (lightness, chroma, hue in degrees), from 0 to 1.
@@ -59,14 +60,14 @@ LEGIBLE = 4.5
 class Scale:
     """One statistic of a reading as something to paint.
 
-    name      one of COLORS
-    label     for people, with its unit
-    values    (L, T) float64, nan where there is no value (never drawn as 0)
-    unit      (L, T) float64, 0 … 1 with 1 the confident end, nan where there is no value
-    ticks     (text, place in 0 … 1) from left to right along the legend
+    statistic   its record
+    label       for people, with its unit
+    values      (L, T) float64, nan where there is no value (never drawn as 0)
+    unit        (L, T) float64, 0 … 1 with 1 the confident end, nan where there is no value
+    ticks       (text, place in 0 … 1) from left to right along the legend
     """
 
-    name: str
+    statistic: Statistic
     label: str
     values: NDArray[np.float64]
     unit: NDArray[np.float64]
@@ -74,52 +75,49 @@ class Scale:
 
     def format(self, value: float) -> str:
         """A value in as few characters as it takes; `–` for none."""
-        return format_value(self.name, value)
+        return format_value(self.statistic.scale, value)
 
 
 def scale(reading: Reading, color: str) -> Scale:
-    """The statistic named `color`. Raises FormatError for a name that is not one of COLORS.
+    """The statistic that `color` names, painted as its record in `logitlens.statistics` says.
 
-    prob      probability of the likeliest token, 0 to 1
-    entropy   nats, 0 (right) to the largest of this reading (left)
-    kl        KL(final ‖ layer), nats, 0 (right) to the largest of this reading (left)
-    rank      rank of the token that really follows, logarithmic, 1 at the right
-    next      probability of the token that really follows, 0 to 1
+    Raises FormatError for a name that is not a colour.
     """
-    if color == "prob":
-        values = np.exp(reading.top_logprobs[:, :, 0].astype(np.float64))
-        return Scale(color, "probability of the likeliest token", values, values, _PROB_TICKS)
-    if color == "next":
-        values = np.exp(reading.next_logprobs.astype(np.float64))
-        return Scale(color, "probability of the token that follows", values, values, _PROB_TICKS)
-    if color == "entropy":
-        return _falling("entropy", "entropy, nats", reading.entropy)
-    if color == "kl":
-        return _falling("kl", "KL to the final layer, nats", reading.kl)
-    if color == "rank":
-        ranks = np.where(reading.next_ranks > 0, reading.next_ranks, np.nan).astype(np.float64)
-        return _log_rank(ranks)
-    raise FormatError(f"cannot colour by {color!r}: expected one of {', '.join(COLORS)}")
+    statistic = statistics.by_color(color)
+    values = statistic.values(reading)
+    if statistic.scale == "rank":
+        unit, ticks = _log_rank(values)
+    elif statistic.scale == "linear":
+        unit, ticks = _linear_scale(values)
+    else:
+        unit, ticks = values, _YES_NO if statistic.scale == "yes or no" else _PROB_TICKS
+    if statistic.confident == "low":
+        unit, ticks = 1 - unit, tuple((text, 1 - at) for text, at in reversed(ticks))
+    unit_of = f", {statistic.unit}" if statistic.scale == "linear" and statistic.unit else ""
+    return Scale(statistic, statistic.label + unit_of, values, np.clip(unit, 0, 1), ticks)
 
 
 _PROB_TICKS = (("0", 0.0), ("0.25", 0.25), ("0.5", 0.5), ("0.75", 0.75), ("1", 1.0))
 
 
-def _falling(name: str, label: str, data: NDArray[np.float32]) -> Scale:
-    """Small is confident: the largest value of this reading, rounded up, is 0 on the scale."""
-    values = data.astype(np.float64)
+_YES_NO = (("no", 0.0), ("yes", 1.0))
+
+Ticks = tuple[tuple[str, float], ...]
+
+
+def _linear_scale(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], Ticks]:
+    """From 0 to the largest value of this reading, rounded up."""
     finite = values[np.isfinite(values)]
     top = _round_up(float(finite.max()) if finite.size else 1.0)
-    ticks = tuple((f"{top * part:.3g}", 1 - part) for part in (1, 0.75, 0.5, 0.25, 0))
-    return Scale(name, label, values, np.clip(1 - values / top, 0, 1), ticks)
+    return values / top, tuple((f"{top * part:.3g}", part) for part in (0, 0.25, 0.5, 0.75, 1))
 
 
-def _log_rank(ranks: NDArray[np.float64]) -> Scale:
+def _log_rank(ranks: NDArray[np.float64]) -> tuple[NDArray[np.float64], Ticks]:
+    """From 1 to the power of ten above the largest rank of this reading."""
     finite = ranks[np.isfinite(ranks)]
     decades = max(1, math.ceil(math.log10(float(finite.max()))) if finite.size else 1)
-    unit = 1 - np.log10(ranks) / decades
-    ticks = tuple((format_value("rank", 10.0**d), 1 - d / decades) for d in range(decades, -1, -1))
-    return Scale("rank", "rank of the token that follows", ranks, np.clip(unit, 0, 1), ticks)
+    ticks = tuple((format_value("rank", 10.0**d), d / decades) for d in range(decades + 1))
+    return np.log10(ranks) / decades, ticks
 
 
 def _round_up(value: float) -> float:
@@ -131,19 +129,23 @@ def _round_up(value: float) -> float:
     return next(s * power for s in steps if s * power >= value * (1 - 1e-9))
 
 
-def format_value(color: str, value: float) -> str:
-    """A value of the scale `color` in at most four characters; `–` where there is none."""
+def format_value(scale: str, value: float) -> str:
+    """A value on a scale of `logitlens.statistics` in at most four characters; `–` for none."""
     if not math.isfinite(value):
         return "–" if math.isnan(value) else "∞"
-    if color in ("prob", "next"):
+    if scale == "probability":
         return _percent(value)
-    if color == "rank":
+    if scale == "rank":
         return _short_count(round(value))
+    if scale == "yes or no":
+        return "yes" if value else "no"
     return f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
 def _percent(p: float) -> str:
-    """`62%`, `0.3%`, `<.1%`; 100% is kept for what rounds to it."""
+    """`62%`, `0.3%`, `<.1%`, `>99%`; 100% from 99.95 % on."""
+    if 0.995 <= p < 0.9995:
+        return ">99%"
     if p >= 0.0995:
         return f"{100 * p:.0f}%"
     return f"{100 * p:.1f}%" if p >= 0.0005 else "<.1%"

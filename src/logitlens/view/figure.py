@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-_LABELS = {"prob": "Probability", "next": "Probability of the token that follows"}
 _INCH = 72.0  # points
 _GREY = "#6b7280"
 _NO_VALUE = "#e5e7eb"
@@ -70,7 +69,7 @@ def figure(
 ) -> Figure:
     """Draw a reading.
 
-    color       prob | entropy | kl | rank | next: what the colour shows (`logitlens.view.color`)
+    color       what the colour shows, one of `logitlens.statistics.colors()`: prob, entropy, kl, …
     layers, positions   what to draw, by number, slice or label (`logitlens.select`); default: all
     cmap        `day` (default, perceptually uniform), `night`, `seed` (the tutorial's diverging one),
                 or any name or Colormap that matplotlib knows
@@ -311,8 +310,7 @@ def _hex(rgb: paint.RGB) -> str:
 def _bar(fig: Figure, place: _Layout, mesh: Any, scale: paint.Scale, size: float) -> None:
     bar = fig.colorbar(mesh, cax=fig.add_axes(place.bar(size)))
     bar.set_ticks([at for _, at in scale.ticks], labels=[name for name, _ in scale.ticks])
-    label = _LABELS.get(scale.name, scale.label[0].upper() + scale.label[1:])
-    bar.set_label(label, fontsize=size + 1)
+    bar.set_label(scale.label[0].upper() + scale.label[1:], fontsize=size + 1)
     bar.ax.tick_params(labelsize=size, length=2)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
 

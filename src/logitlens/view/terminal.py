@@ -54,7 +54,7 @@ def render(
 ) -> Grid:
     """Something for a rich Console to print.
 
-    color       prob | entropy | kl | rank | next: what the background shows
+    color       what the background shows, one of `logitlens.statistics.colors()`: prob, entropy, kl, …
     width       columns to fit in (default: the console's); where not all positions fit, the last
                 ones are shown and a line says so
     height      lines to fit in (default: the terminal's; no limit elsewhere); where not all layers
@@ -199,8 +199,8 @@ class Grid:
     def _legend(self, label: int, brush: _Brush, width: int) -> Text:
         lead = " " * (label + 1)
         if not brush.paints:
-            unit = ", %" if self.scale.name in ("prob", "next") else ""
-            what = "its probability" if self.scale.name == "prob" else self.scale.label
+            unit = ", %" if self.scale.statistic.scale == "probability" else ""
+            what = "its probability" if self.scale.statistic.color == "prob" else self.scale.label
             return Text(f"{lead}cells: likeliest next token, {what}{unit}", style=_DIM)
         bar = [" "] * _LEGEND
         for name, place in self.scale.ticks:
@@ -229,7 +229,7 @@ class Grid:
             line.append(
                 safe.isolate(safe.clip(safe.visible(reading.piece(token)), 20)), Style(bold=k == 0)
             )
-            line.append(f" {paint.format_value('prob', p)}", style=_DIM)
+            line.append(f" {paint.format_value('probability', p)}", style=_DIM)
         yield line
 
     def _tracked(self, column: int, width: int, brush: _Brush) -> Iterator[Text]:
@@ -252,7 +252,9 @@ class Grid:
                     heads.append(
                         safe.visible(reading.layers[row]).rjust(size - 1) + " ", style=_DIM
                     )
-                    probs.append_text(brush.cell(paint.format_value("prob", p).rjust(size - 1), p))
+                    probs.append_text(
+                        brush.cell(paint.format_value("probability", p).rjust(size - 1), p)
+                    )
                     probs.append(" ")
                     ranks.append(paint.format_value("rank", rank).rjust(size - 1) + " ")
                 for line in (heads, probs, ranks):
