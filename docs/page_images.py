@@ -35,7 +35,7 @@ def main() -> None:
         lenses = [readings[0], model.read(PROMPTS[0], track=TRACK, lens="tuned")]
     except logitlens.LensNotAvailable:
         lenses = []
-    last = [len(readings[0].depths) - 2, len(readings[0].ids) - 1]
+    last = [len(readings[0].layers) - 2, len(readings[0].ids) - 1]
     pins = ",".join(f"[0,{int(i)}]" for i in readings[0].track_ids)
     state = f"cell=[{last[0]},{last[1]}]&pins=[{pins}]"
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as work:

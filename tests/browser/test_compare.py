@@ -24,7 +24,7 @@ def test_three_readings_are_linked(open_page):
     settle(tab)
     # one cell is chosen in all of them, at the token they share
     for cell in tab.locator("[role=gridcell]").all_inner_texts():
-        assert "depth 5, " in cell
+        assert "layer 5, " in cell
     tab.locator(".sc").nth(2).evaluate("e => e.scrollLeft = 130")
     settle(tab)
     assert tab.locator(".sc").evaluate_all("es => es.map(e => e.scrollLeft)") == [130] * 3

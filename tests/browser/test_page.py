@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from logitlens.view.page import data
+from logitlens.view.words import check_text
 from tests.browser.steps import AXE, cell_at, copied, eiffel, settle, violations
 from tests.view import page_synthetic as synthetic
 
@@ -53,15 +55,15 @@ def test_every_cell_of_the_table_is_the_readings(open_page):
     with tab.expect_download() as download:
         tab.click("text=CSV, all of it")
     rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8"))))
-    by_cell = {(r["depth"], int(r["position"]), int(r["id"])): r for r in rows}
+    by_cell = {(r["layer"], int(r["position"]), int(r["id"])): r for r in rows}
     assert len(by_cell) == int((reading.top_ids >= 0).sum())
-    for l, depth in enumerate(reading.layers):
+    for l, layer in enumerate(reading.layers):
         for t in range(9):
             for k in range(3):
                 token = int(reading.top_ids[l, t, k])
                 if token < 0:
                     continue
-                row = by_cell[depth, t, token]
+                row = by_cell[layer, t, token]
                 half = np.float32(np.float16(reading.top_logprobs[l, t, k]))
                 assert float(row["logprob"]) == pytest.approx(half, rel=1e-4)
                 for name in ("entropy", "kl"):
@@ -81,7 +83,7 @@ def test_keys_reach_everything(open_page):
     grid = tab.locator("[role=grid]")
     grid.focus()
     live = tab.locator("[aria-live=polite]")
-    for keys, depth, position in [
+    for keys, layer, position in [
         ("ArrowDown ArrowDown ArrowRight", "1", 1),
         ("End", "1", 7),
         ("Control+End", "11", 7),
@@ -92,8 +94,8 @@ def test_keys_reach_everything(open_page):
             tab.keyboard.press(key)
         text = live.inner_text()
         assert f"position {position}," in text
-        if depth:
-            assert f"depth {depth}," in text
+        if layer:
+            assert f"layer {layer}," in text
     active = grid.get_attribute("aria-activedescendant")
     assert "position 0" in tab.locator(f"#{active}").inner_text()
     tab.keyboard.press("p")
@@ -104,7 +106,7 @@ def test_keys_reach_everything(open_page):
     assert "Positions" in tab.locator(".chips").inner_text()
     tab.keyboard.press("m")
     settle(tab)
-    assert tab.locator("select[aria-label=Colour]").input_value() == "logprob"
+    assert tab.locator("select[aria-label=Colour]").input_value() == "entropy"
     tab.keyboard.press("Enter")
     assert tab.locator(".pop.lock").is_visible()
     tab.keyboard.press("ArrowDown")
@@ -131,14 +133,14 @@ def test_pins_give_exact_trajectories_of_tracked_tokens(open_page):
     rank_chart = tab.locator(".chart").nth(1)
     ys = rank_chart.locator("circle").evaluate_all("es => es.map(e => +e.getAttribute('cy'))")
     ranks = reading.track_ranks[:, 7, 0]
-    assert len(ys) == len(ranks), "a tracked token has a value at every depth"
+    assert len(ys) == len(ranks), "a tracked token has a value at every layer"
     deep = np.ceil(np.log10(ranks.max()))
     want = 26 + np.log10(ranks) / deep * 150
     assert np.allclose(ys, want, atol=0.06)
     assert "Paris" in rank_chart.text_content()
 
 
-def test_a_chart_of_probabilities_has_the_log_probability_of_every_depth_and_position(open_page):
+def test_a_chart_of_probabilities_has_the_log_probability_of_every_layer_and_position(open_page):
     reading = eiffel()
     paris = int(reading.track_ids[0])
     tab = open_page([reading], f"pins=[[0,{paris}]]&cell=[3,7]")
@@ -190,7 +192,7 @@ def test_what_is_read_aloud_is_the_cell(open_page):
     percent = f"{100 * np.exp(np.float16(reading.top_logprobs[12, 7, 0]).astype(float)):.3g}"
     entropy = f"{np.float16(reading.entropy[12, 7]):#.3g}"
     assert tab.locator("[aria-live=polite]").inner_text() == (
-        f"depth 11, position 7, after ·of: {token}, {percent}%; entropy {entropy} nats"
+        f"layer 11, position 7, after ·of: {token}, {percent}%; entropy {entropy} nats"
     )
 
 
@@ -209,7 +211,7 @@ def test_every_token_keeps_its_own_direction(open_page):
     assert tab.evaluate(alone) == []
 
 
-def test_candidates_are_the_tokens_that_were_top_at_any_depth(open_page):
+def test_candidates_are_the_tokens_that_were_top_at_any_layer(open_page):
     reading = eiffel()
     tab = open_page([reading], "cell=[12,4]")
     shown = [t.replace("·", " ") for t in tab.locator(".chip bdi").all_inner_texts()]
@@ -222,15 +224,66 @@ def test_candidates_are_the_tokens_that_were_top_at_any_depth(open_page):
 def test_every_colour_mode_draws_and_says_what_it_is(open_page):
     tab = open_page([eiffel()], "pins=[[0,20]]")
     seen = set()
-    for mode in tab.locator("select[aria-label=Colour] option").evaluate_all(
-        "o => o.map(x => x.value)"
-    ):
+    modes = tab.locator("select[aria-label=Colour] option").evaluate_all("o => o.map(x => x.value)")
+    assert modes == [s["name"] for s in data.statistics()] + ["pin0", "pinrank0"]
+    for mode in modes:
         tab.select_option("select[aria-label=Colour]", mode)
         settle(tab)
         seen.add(tab.locator(".sc canvas").evaluate("c => c.toDataURL()"))
         assert tab.locator(".legend").inner_text().strip()
         assert "NaN" not in tab.inner_text("body")
-    assert len(seen) == 10, "ten modes, ten pictures"
+    assert len(seen) == len(modes), "each has its own picture"
+
+
+def test_a_saved_page_opens_on_the_colour_it_was_saved_with(chromium, tmp_path):
+    reading = eiffel()
+    legends = {
+        "probability": "0%",
+        "linear": "0",
+        "rank": "1",
+        "yes or no": "no",
+    }
+    tab = chromium.new_page()
+    for statistic in data.statistics():
+        path = reading.save(tmp_path / "page.html", color=statistic["name"])
+        tab.goto(path.as_uri())
+        tab.locator(".sc").wait_for()
+        colour = tab.locator("select[aria-label=Colour]")
+        assert colour.input_value() == statistic["name"]
+        chosen = colour.locator("option:checked").inner_text()
+        assert chosen.lower() == statistic["label"].lower()
+        ticks = tab.locator(".legend span span").all_inner_texts()
+        assert legends[statistic["scale"]] in ticks, (statistic, ticks)
+    tab.close()
+
+
+def test_a_statistic_nobody_has_heard_of_is_in_the_menu_the_card_the_charts_and_the_table(
+    open_page, monkeypatch
+):
+    reading = eiffel()
+    norm_LT = np.linspace(70_000, 90_000, 13 * 8).reshape(13, 8)  # more than half precision holds
+    made_up = data.Statistic(
+        "norm", "norm", "norm of the stream", "units", derive=lambda _: norm_LT
+    )
+    monkeypatch.setattr(data, "STATISTICS", [*data.STATISTICS, made_up])
+    tab = open_page([reading], "color=norm&cell=[6,3]")
+    assert tab.locator("select[aria-label=Colour] option:checked").inner_text() == (
+        "Norm of the stream"
+    )
+    value = norm_LT[6, 3]
+    tab.mouse.move(*cell_at(tab, 6, 3))
+    row = tab.locator(".pop .stats tr", has_text="norm of the stream").inner_text()
+    assert float(re.search(r"([\d.e+]+) units", row)[1]) == pytest.approx(value, rel=0.005)
+    titles = tab.locator(".chart .t").all_text_contents()
+    assert titles[3].startswith("Norm of the stream (units) over layers")
+    assert tab.locator(".chart").nth(3).locator("circle").count() == 13
+    assert "norm of the stream" in tab.locator("[role=gridcell]").inner_text()
+    tab.click("text=Save")
+    with tab.expect_download() as download:
+        tab.click("text=CSV, all of it")
+    rows = csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8")))
+    here = next(r for r in rows if (r["layer"], r["position"]) == ("5", "3"))
+    assert float(here["norm"]) == pytest.approx(value, rel=1e-4)
 
 
 def test_missing_is_hatched_not_zero(open_page):
@@ -281,12 +334,12 @@ def test_a_foreign_address_breaks_nothing(open_page, fragment):
     assert tab.locator(".pop").is_visible()
 
 
-def test_depths_are_strided_and_the_last_row_stays(open_page):
+def test_layers_are_strided_and_the_last_row_stays(open_page):
     tab = open_page([eiffel()], "from=2&to=8&step=3")
     settle(tab)
     rows = tab.locator(".rows [role=rowheader]")
     assert sorted(rows.all_inner_texts(), key=int) == ["1", "4", "7", "11"]
-    tab.click("summary:has-text('Depths')")
+    tab.click("summary:has-text('Layers')")
     tab.select_option("select[aria-label=every]", "1")
     tab.select_option("select[aria-label=from]", "0")
     settle(tab)
@@ -324,7 +377,7 @@ def test_a_pin_is_found_by_its_text_in_another_vocabulary(open_page):
         .locator("circle")
         .evaluate_all("e => e.map(x => x.getAttribute('cy'))")
     )
-    assert len(ys) == 26, "exact at 13 depths of both"
+    assert len(ys) == 26, "exact at 13 layers of both"
     assert ys[:13] == ys[13:]
     tab.select_option("select[aria-label=Colour]", "pin0")
     settle(tab)
@@ -341,8 +394,8 @@ def test_search_finds_tokens_and_positions(open_page):
     assert "match" in tab.locator(".results").inner_text()
     tab.keyboard.press("Enter")
     live = tab.locator("[aria-live=polite]").inner_text()
-    depth, position = re.search(r"depth (\w+), position (\d+)", live).groups()
-    row = reading.layers.index(depth)
+    layer, position = re.search(r"layer (\w+), position (\d+)", live).groups()
+    row = reading.layers.index(layer)
     found = {reading.piece(int(i)) for i in reading.top_ids[row, int(position)]} | {
         reading.pieces[int(position)]
     }
@@ -414,7 +467,7 @@ def test_save_png_and_svg_copy_text_and_python(open_page):
         if kind == "SVG":
             text = data.decode()
             assert "Eiffel" in text
-            assert "last row = model" in text
+            assert check_text(reading)[1] in text
             assert text.count("<rect") > 13 * 8
         else:
             from PIL import Image
@@ -425,7 +478,7 @@ def test_save_png_and_svg_copy_text_and_python(open_page):
     for what, words in [
         ("Cell as text", ["entropy", json.dumps(reading.words[12][7])]),
         ("Cell as Python", ["import logitlens", "reading.top_ids[12, 7]"]),
-        ("Cells in view as CSV", ["reading,depth,position"]),
+        ("Cells in view as CSV", ["reading,layer,position"]),
     ]:
         tab.click("text=Copy")
         tab.click(f"text={what}")
@@ -444,7 +497,7 @@ def test_paper_gets_tables_and_vector_charts(open_page, tmp_path):
     assert tab.locator(".print .real").count() == 3, "eight positions to a table"
     assert tab.locator(".print svg").count() == 3
     assert tab.locator(".sc").is_hidden()
-    assert "raw, unadjusted" in tab.locator(".print").inner_text()
+    assert "no fitted map" in tab.locator(".print").inner_text()
 
 
 def test_light_and_dark_follow_the_host(open_page):
@@ -554,7 +607,7 @@ def test_a_notebook_cell_shows_the_page_in_a_frame_that_reaches_nothing(chromium
     frame.locator(".ll[data-theme=light]").wait_for()
     frame.locator("[role=grid]").focus()
     tab.keyboard.press("ArrowDown")
-    assert "depth 0, position 0" in frame.locator("[aria-live=polite]").inner_text()
+    assert "layer 0, position 0" in frame.locator("[aria-live=polite]").inner_text()
     assert tab.locator("iframe").first.get_attribute("sandbox") == (
         "allow-scripts allow-downloads allow-modals"
     )

@@ -26,11 +26,11 @@ def test_every_part_of_the_state_lives_in_the_address(open_page):
         f"&cell=[5,4]&pins=[[0,{paris}],[0,20,21]]&pos=[1,6]&q=the"
     )
     tab = open_page(readings, wanted)
+    tab.evaluate("history.replaceState(null, '', '#')")
     tab.locator("[role=grid]").focus()
     tab.keyboard.press("ArrowLeft")
     tab.keyboard.press("ArrowRight")
-    tab.evaluate("history.replaceState(null, '', '#')")
-    tab.wait_for_url(re.compile("cell="))
+    tab.wait_for_url(re.compile(r"cell=\[5,4\]"))
     assert parse_qs(tab.evaluate("location.hash.slice(1)")) == parse_qs(wanted)
     assert tab.locator("select[aria-label=Colour]").input_value() == "pinrank1"
     assert tab.locator("input[type=search]").input_value() == "the"
@@ -45,8 +45,8 @@ def test_every_part_of_the_state_lives_in_the_address(open_page):
     "options",
     [
         {},
-        {"depths": "1:8:3", "positions": "-4:", "lens": "tuned"},
-        {"stream": "mlp", "depths": "2:6"},
+        {"layers": "embed,1:6:2", "positions": "-4:", "lens": "tuned"},
+        {"stream": "mlp", "layers": "2:6"},
     ],
 )
 def test_the_python_of_a_cell_makes_the_reading_again(open_page, demo_model, options):
@@ -106,12 +106,12 @@ def test_paper_names_every_reading_and_its_lens(open_page):
     tab.emulate_media(media="print")
     paper = tab.locator(".print")
     assert paper.locator("h1").all_inner_texts() == ["logit lens", "tuned lens"]
-    assert "raw, unadjusted" in paper.inner_text()
-    assert "a map fitted for each depth" in paper.inner_text()
+    assert "no fitted map" in paper.inner_text()
+    assert "a map fitted for each layer" in paper.inner_text()
     # dark on white, whatever the screen
     ground = "e => [getComputedStyle(e).color, getComputedStyle(e.closest('.ll')).backgroundColor]"
     assert paper.evaluate(ground) == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]
     lines = """e => { const r = document.createRange(); r.selectNodeContents(e)
         return r.getClientRects().length }"""
     heads = paper.locator("th[scope=row]").all()
-    assert {head.evaluate(lines) for head in heads} == {1}, "a depth's name stands on one line"
+    assert {head.evaluate(lines) for head in heads} == {1}, "a layer's name is on one line"

@@ -78,7 +78,7 @@ def test_readings_are_compared(client):
     ids = ",".join(read(client, prompt)[-1]["id"] for prompt in ("a b c", "a x c"))
     head = client.get(f"/{TOKEN}/api/page/{ids}").json()
     assert len(head["readings"]) == 2
-    assert head["frame"]["cols"] == [[[0, 3]], [[0, 3]]]
+    assert head["frame"]["columns"] == [[[0, 3]], [[0, 3]]]
     gone = client.get(f"/{TOKEN}/api/page/{ids},r99")
     assert (gone.status_code, "no reading 'r99' here any more" in gone.text) == (400, True)
     many = client.get(f"/{TOKEN}/api/page/" + ",".join(["r1"] * 9))

@@ -29,7 +29,7 @@ def test_mimebundle_gives_text_and_html_with_a_static_table():
     bundle = reading._repr_mimebundle_()
     assert set(bundle) == {"text/plain", "text/html"}
     table = re.search(r"<table.*</table>", bundle["text/html"], re.S)[0]
-    assert "14 of 30 depths, last 12 of 40 positions" in table
+    assert "14 of 30 layers, last 12 of 40 positions" in table
     assert table.count("<tr>") == 15
     assert "logit lens" in table
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from logitlens.errors import FormatError
+from logitlens.reading import Reading
 from logitlens.view import page
 from logitlens.view.page import align, data
 from tests.view import page_fixture
@@ -82,16 +83,17 @@ def test_pages_of_the_second_version_still_load():
     (old,) = page.load(Path(__file__).with_name("page_version_2.html"))
     reading = synthetic.random(3, 10, 4, 2, seed=1)
     assert old.equals(page.decode(*page.encode(reading)))
+    whole = Path(__file__).parents[1] / "data/version1"
+    assert page.load(whole / "reading.html")[0].words == Reading.load(whole / "reading.json").words
 
 
 def test_text_of_the_second_version_gives_its_bytes_again():
-    part = {"depths": []}
     # 0000001 0100000 1000001 are 00000010 10000010 and five bits to spare
     # a NUL with the seven bits after it, then one that is alone at the end
     for text, known in [("", b""), ("\x01 A", b"\x02\x82"), ("\x81\u0780", b"\0\4")]:
-        assert page._version_2(part, [("a", text)])[1] == {"a": known}
+        assert page._version_2_blocks([("a", text)]) == {"a": known}
     with pytest.raises(ValueError, match=r"below U\+0800"):
-        page._version_2(part, [("a", "日本")])
+        page._version_2_blocks([("a", "日本")])
 
 
 def test_pages_of_the_first_version_are_refused_in_one_line(tmp_path):
@@ -191,6 +193,17 @@ def test_wrong_use_is_told_in_words(tmp_path):
         page.load(tmp_path / "none.html")
 
 
+def test_a_colour_is_one_of_the_statistics_or_refused_before_anything_is_written(tmp_path):
+    reading = synthetic.random(2, 3, 2, 0)
+    names = [statistic["name"] for statistic in data.statistics()]
+    for name in names:
+        path = reading.save(tmp_path / f"{name}.html", color=name)
+        assert f'"options":{{"state":"color={name}"}}' in path.read_text("utf-8")
+    with pytest.raises(FormatError, match=f"'nonsense': expected one of {', '.join(names)}"):
+        reading.save(tmp_path / "none.html", color="nonsense")
+    assert not (tmp_path / "none.html").exists()
+
+
 def test_tokens_are_aligned_with_gaps_where_they_differ():
     cols = align.columns(
         [list("abcdef"), list("abXdef"), list("acdeef"), ["a", "b", "q", "c", "d", "e", "f"]]
@@ -205,17 +218,17 @@ def test_tokens_are_aligned_with_gaps_where_they_differ():
     assert [own[q] for own in cols] == [-1, -1, -1, 2], "a column that only one has"
 
 
-def test_depths_are_aligned_by_label_or_by_share_of_the_way():
-    labels, rows = align.depths([["embed", "0", "1", "2"], ["0", "2"]])
+def test_layers_are_aligned_by_label_or_by_share_of_the_way():
+    labels, rows = align.layers([["embed", "0", "1", "2"], ["0", "2"]])
     assert (labels, rows) == (["embed", "0", "1", "2"], [[0, 1, 2, 3], [-1, 0, -1, 1]])
-    labels, rows = align.depths([["embed", "0", "1", "2", "3"], ["embed", "0", "1"]])
+    labels, rows = align.layers([["embed", "0", "1", "2", "3"], ["embed", "0", "1"]])
     assert labels == ["embed", "0", "1", "2", "3"]
     assert rows[1][0] == 0
     assert rows[1][-1] == 2
 
 
-def test_what_sublayers_add_stands_between_the_depths_it_leads_to():
-    labels, rows = align.depths([["embed", "0", "1"], ["0.mlp", "1.mlp", "1"], ["1.attn", "1"]])
+def test_what_sublayers_add_is_between_the_layers_it_leads_to():
+    labels, rows = align.layers([["embed", "0", "1"], ["0.mlp", "1.mlp", "1"], ["1.attn", "1"]])
     assert labels == ["embed", "0.mlp", "0", "1.attn", "1.mlp", "1"]
     assert rows == [[0, -1, 1, -1, -1, 2], [-1, 0, -1, -1, 1, 2], [-1, -1, -1, 0, -1, 1]]
 

@@ -1,11 +1,12 @@
 /* Trajectories as SVG: one line per token, broken where nothing is known, named at its end. */
-import { svg } from "./dom"
+import { range, svg } from "./dom"
 import { clip, visible } from "./text"
-import { decade } from "./values"
+import { decade, shortNumber } from "./values"
 
 export interface Line {
   name: string
-  tail: string
+  /** what follows the name and is never cut */
+  suffix: string
   colour: string
   dash: string
   ys: number[]
@@ -13,10 +14,12 @@ export interface Line {
 
 export interface Plot {
   title: string
-  /** ranks instead of log-probabilities */
-  ranked?: boolean
+  /** what `ys` are: log-probabilities, ranks, or values as they are */
+  axis: "probability" | "rank" | "linear"
   xs: string[]
   lines: Line[]
+  /** said where there is no line to draw */
+  empty: string
   /** place to mark */
   at: number
   xlabel: string
@@ -24,78 +27,142 @@ export interface Plot {
   pick?: (x: number) => void
 }
 
-const T = 26,
-  B = 176,
-  L = 44
+/** Places 0 (top) … 1 (bottom) of values, and the ticks there. */
+interface Axis {
+  place(value: number): number
+  ticks: [label: string, place: number][]
+}
 
-export function chart({ title, ranked, xs, lines, at, xlabel, width: W, pick }: Plot): SVGElement {
-  // both axes count decades downwards: of probability below 1, of rank above 1
-  const y10 = (v: number) => (ranked ? Math.log10(v) : -Math.min(v, 0) / Math.LN10),
-    n = Math.max(1, xs.length - 1),
-    R = W - 96
-  const deep = Math.ceil(
-    Math.max(ranked ? 1 : 2, ...lines.flatMap(l => l.ys.map(y10).filter(Number.isFinite))),
-  )
-  const X = (i: number) => L + (i / n) * (R - L),
-    Y = (e: number) => T + (e / deep) * (B - T)
-  const text = (x: number, y: number, s: string, anchor = "middle", cls = "") =>
-    svg("text", { x, y, "text-anchor": anchor, class: cls }, s)
+const HEIGHT = 210
+const TOP = 26
+const BOTTOM = 176
+const LEFT = 44
+/** room for names at the right */
+const NAMES = 96
+
+const AXES: Record<Plot["axis"], (values: number[]) => Axis> = {
+  // both count decades downwards: of probability below 1, of rank above 1
+  probability: values => decades(values, v => -Math.min(v, 0) / Math.LN10, 2, percent),
+  rank: values => decades(values, Math.log10, 1, decade),
+  linear,
+}
+
+const percent = (exponent: number) => ["100%", "10%", "1%", "0.1%"][exponent] ?? decade(-exponent)
+
+function decades(
+  values: number[],
+  exponent: (v: number) => number,
+  least: number,
+  label: (e: number) => string,
+): Axis {
+  const deepest = Math.ceil(Math.max(least, ...values.map(exponent)))
+  const every = Math.ceil(deepest / 5)
+  const exponents = range(Math.floor(deepest / every) + 1).map(i => i * every)
+  return { place: v => exponent(v) / deepest, ticks: exponents.map(e => [label(e), e / deepest]) }
+}
+
+/** From the least to the largest value, with 0 inside. */
+function linear(values: number[]): Axis {
+  const low = Math.min(0, ...values)
+  const high = Math.max(0, ...values)
+  const span = high - low || 1
+  const power = 10 ** Math.floor(Math.log10(span / 4))
+  const step = [1, 2, 5, 10].find(n => n * power >= span / 4)! * power
+  const first = Math.ceil(low / step)
+  const ticks = range(Math.floor(high / step) - first + 1, first).map(n => n * step)
+  const place = (value: number) => (high - value) / span
+  return { place, ticks: ticks.map(value => [shortNumber(value), place(value)]) }
+}
+
+const text = (x: number, y: number, words: string, anchor = "middle", style = "") =>
+  svg("text", { x, y, "text-anchor": anchor, class: style }, words)
+
+export function chart(plot: Plot): SVGElement {
+  const { title, xs, lines, at, xlabel, width } = plot
+  const right = width - NAMES
+  const axis = AXES[plot.axis](lines.flatMap(line => line.ys).filter(Number.isFinite))
+  const last = Math.max(1, xs.length - 1)
+  const xOf = (i: number) => LEFT + (i / last) * (right - LEFT)
+  const yOf = (place: number) => TOP + place * (BOTTOM - TOP)
   const out = svg(
     "svg",
-    { viewBox: `0 0 ${W} 210`, width: W, height: 210, role: "img", "aria-label": title, class: "chart" },
+    {
+      viewBox: `0 0 ${width} ${HEIGHT}`,
+      width,
+      height: HEIGHT,
+      role: "img",
+      "aria-label": title,
+      class: "chart",
+    },
     text(8, 15, title, "start", "t"),
-    text((L + R) / 2, 205, xlabel),
+    text((LEFT + right) / 2, HEIGHT - 5, xlabel),
   )
-  const step = Math.ceil((xs.length * 42) / (R - L)),
-    every = Math.ceil(deep / 5)
-  for (let e = 0; e <= deep; e += every)
-    out.append(
-      svg("path", { d: `M${L} ${Y(e)}H${R}`, class: "g" }),
-      text(L - 5, Y(e) + 3.5, ranked ? decade(e) : (["100%", "10%", "1%", "0.1%"][e] ?? decade(-e)), "end"),
-    )
-  xs.forEach((x, i) => i % step || out.append(text(X(i), B + 14, visible(clip(x, 6)))))
-  if (at >= 0) out.append(svg("path", { d: `M${X(at)} ${T}V${B}`, class: "m" }))
-  const ends: [number, Line][] = []
-  for (const line of lines) {
-    let d = "",
-      pen = "M",
-      end = NaN
-    line.ys.forEach((v, i) => {
-      const x = X(i).toFixed(1),
-        y = Y(y10(v))
-      if (!Number.isFinite(y)) return void (pen = "M")
-      d += pen + x + " " + (end = y).toFixed(1)
-      pen = "L"
-      if (n < 64)
-        out.append(svg("circle", { cx: x, cy: y.toFixed(1), r: i == at ? 3.5 : 2, fill: line.colour }))
-    })
-    if (!d) continue
-    out.append(
-      svg("path", {
-        d,
-        fill: "none",
-        stroke: line.colour,
-        "stroke-width": 1.8,
-        "stroke-dasharray": line.dash,
-      }),
-    )
-    ends.push([end, line])
+  for (const [label, place] of axis.ticks) {
+    out.append(svg("path", { d: `M${LEFT} ${yOf(place)}H${right}`, class: "g" }))
+    out.append(text(LEFT - 5, yOf(place) + 3.5, label, "end"))
   }
-  // names at the ends of their lines, pushed apart
-  let y = T - 8
-  for (const [end, { name, tail, colour }] of ends.sort((a, b) => a[0] - b[0])) {
+  const every = Math.ceil((xs.length * 42) / (right - LEFT))
+  xs.forEach((x, i) => {
+    if (i % every == 0) out.append(text(xOf(i), BOTTOM + 14, visible(clip(x, 6))))
+  })
+  if (at >= 0) out.append(svg("path", { d: `M${xOf(at)} ${TOP}V${BOTTOM}`, class: "m" }))
+  const ends: [y: number, line: Line][] = []
+  for (const line of lines) {
+    const end = drawLine(out, line, at, xOf, value => yOf(axis.place(value)), last < 64)
+    if (end != null) ends.push([end, line])
+  }
+  nameLines(out, ends, right)
+  if (!ends.length) out.append(text(LEFT + 12, TOP + 24, plot.empty, "start"))
+  if (plot.pick) {
+    out.onclick = event => {
+      const box = out.getBoundingClientRect()
+      const x = ((event.clientX - box.left) * width) / box.width
+      const i = Math.round(((x - LEFT) / (right - LEFT)) * last)
+      if (i >= 0 && i < xs.length) plot.pick!(i)
+    }
+  }
+  return out
+}
+
+/** Draw a line, broken where a value is missing; the height at which it ends, if it was drawn at all. */
+function drawLine(
+  out: SVGElement,
+  { ys, colour, dash }: Line,
+  at: number,
+  xOf: (i: number) => number,
+  yOf: (value: number) => number,
+  dots: boolean,
+): number | undefined {
+  let path = ""
+  let pen = "M"
+  let end: number | undefined
+  ys.forEach((value, i) => {
+    if (!Number.isFinite(value)) {
+      pen = "M"
+      return
+    }
+    const x = xOf(i).toFixed(1)
+    end = yOf(value)
+    path += `${pen}${x} ${end.toFixed(1)}`
+    pen = "L"
+    if (dots) out.append(svg("circle", { cx: x, cy: end.toFixed(1), r: i == at ? 3.5 : 2, fill: colour }))
+  })
+  if (path) {
+    out.append(
+      svg("path", { d: path, fill: "none", stroke: colour, "stroke-width": 1.8, "stroke-dasharray": dash }),
+    )
+  }
+  return end
+}
+
+/** Names at the ends of their lines, pushed apart. */
+function nameLines(out: SVGElement, ends: [y: number, line: Line][], right: number) {
+  let y = TOP - 8
+  for (const [end, { name, suffix, colour }] of ends.sort((a, b) => a[0] - b[0])) {
     y = Math.max(end, y + 13)
     out.append(
-      svg("rect", { x: R + 8, y: y - 4, width: 8, height: 8, rx: 2, fill: colour }),
-      text(R + 20, y + 4, clip(name, 11 - tail.length) + tail, "start", "n"),
+      svg("rect", { x: right + 8, y: y - 4, width: 8, height: 8, rx: 2, fill: colour }),
+      text(right + 20, y + 4, clip(name, 11 - suffix.length) + suffix, "start", "n"),
     )
   }
-  if (!y || !ends[0]) out.append(text(L + 12, T + 24, "not recorded here", "start"))
-  if (pick)
-    out.onclick = e => {
-      const b = out.getBoundingClientRect(),
-        i = Math.round(((((e.clientX - b.left) * W) / b.width - L) / (R - L)) * n)
-      if (i >= 0 && i < xs.length) pick(i)
-    }
-  return out
 }

@@ -11,11 +11,14 @@ export interface Scale {
   /** 256 pixels, little-endian RGBA, for an ImageData */
   rgba: Uint32Array
   css: string[]
-  /** black or white, whichever stands out: at least 4.5 : 1 on every colour */
+  /** black or white, whichever has more contrast: at least 4.5 : 1 on every colour */
   ink: string[]
 }
 
-const channel = (v: number) => ((v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+function channel(byte: number): number {
+  const v = byte / 255
+  return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4
+}
 export const luminance = (r: number, g: number, b: number) =>
   0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b)
 export const contrast = (a: number, b: number) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)
@@ -26,19 +29,16 @@ export function scale(name: string): Scale {
 }
 
 function make(hex: string): Scale {
-  const stops = hex.match(/.{6}/g)!.map(s => [0, 2, 4].map(i => parseInt(s.slice(i, i + 2), 16)))
-  const rgba = new Uint32Array(256),
-    css: string[] = [],
-    ink: string[] = []
+  const stops = hex.match(/.{6}/g)!.map(stop => [0, 2, 4].map(i => parseInt(stop.slice(i, i + 2), 16)))
+  const rgba = new Uint32Array(256)
+  const css: string[] = []
+  const ink: string[] = []
   for (let i = 0; i < 256; i++) {
-    const x = (i / 255) * (stops.length - 1),
-      j = Math.min(stops.length - 2, Math.floor(x)),
-      f = x - j
-    const [r, g, b] = [0, 1, 2].map(c => Math.round(stops[j]![c]! * (1 - f) + stops[j + 1]![c]! * f)) as [
-      number,
-      number,
-      number,
-    ]
+    const x = (i / 255) * (stops.length - 1)
+    const low = Math.min(stops.length - 2, Math.floor(x))
+    const mix = (c: number) =>
+      Math.round(stops[low]![c]! + (stops[low + 1]![c]! - stops[low]![c]!) * (x - low))
+    const [r, g, b] = [mix(0), mix(1), mix(2)]
     rgba[i] = (255 << 24) | (b << 16) | (g << 8) | r
     css.push(`rgb(${r},${g},${b})`)
     // black and white reach 4.58 : 1 at worst, where they meet
@@ -47,6 +47,6 @@ function make(hex: string): Scale {
   return { rgba, css, ink }
 }
 
-/** Colours of trajectories (Okabe and Ito 2008, apart for every kind of colour vision). */
+/** Colours of trajectories (Okabe and Ito 2008: distinct for every kind of colour vision). */
 export const LINES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#7a5cc2"]
 export const DASHES = ["", "6 3", "2 3", "8 3 2 3", "1 4"]

@@ -1,34 +1,49 @@
-/* The page's data: a JSON manifest, one gzip'd JSON head per reading (tokens, vocabulary fragment)
- * and one gzip'd block per tile of positions. The writer is src/logitlens/view/page/data.py, which
- * documents the format; ids are the keys everywhere, and a missing value is NaN or -1, never 0. */
+/* The page's data: a JSON manifest, one gzip'd JSON head per reading (tokens, vocabulary fragment) and
+ * one gzip'd block per tile of positions. The writer is src/logitlens/view/page/data.py, which documents
+ * the format. Ids are the keys everywhere, and a missing value is NaN or -1, never 0.
+ *
+ * l, t and k are places along the axes L, T and K of the arrays, as in Python: the row of a layer, a
+ * position, a slot of the top k. */
 
 export const FORMAT = "logitlens-page"
 export const VERSION = 3
 
-/** Field of a tile: name, type (see page/fields.py) and values per cell ("K", "M" or 1). */
-type Field = [
-  name: string,
-  type: "u8" | "f16" | "f16-k" | "f16-l" | "u32" | "rank" | "recent",
-  per: "K" | "M" | 1,
-]
+/** An array of a tile: name, type (see page/fields.py) and values per cell (1, or an axis of the shape). */
+type Field = [name: string, type: FieldType, per: keyof Shape | 1]
+type FieldType = "u8" | "f16" | "f16-k" | "f16-l" | "f32" | "u32" | "rank" | "recent"
+
+/** A statistic to show: what the colour menu, the card, the charts and CSV offer. */
+export interface Statistic {
+  name: string
+  /** the array it is read from, or what values.ts derives from the top k */
+  field: string
+  label: string
+  unit: string
+  /** how values are shown and spread over the colours */
+  scale: "probability" | "linear" | "rank" | "yes or no"
+  /** the end that is bright: where the model is sure, or has settled */
+  bright: "high" | "low"
+  /** whether it belongs to the cell or to one token */
+  per: "cell" | "token"
+}
 
 export interface ReadingManifest {
   label: string
   /** readings of one tokenizer have the same number */
   vocabulary: number
   layers: string[]
-  shape: { L: number; T: number; K: number; M: number }
+  shape: Shape
   head: string
   tile: number
   tiles: string[]
   fields: Field[]
-  /** [low, high] of each statistic over the whole reading, for the colour scale */
+  /** [low, high] of arrays over the whole reading, for the colour scale */
   range: Record<string, [number, number]>
   /** sentences and badges, made where the numbers are made (see page/words.py) */
   about: {
     lens: string
     model: string
-    raw: boolean
+    note: string
     check: string
     ok: boolean | null
     text: string[]
@@ -37,12 +52,19 @@ export interface ReadingManifest {
   meta: Record<string, unknown>
 }
 
-/** How several readings stand side by side (made in page/align.py). */
+interface Shape {
+  L: number
+  T: number
+  K: number
+  M: number
+}
+
+/** How several readings are put side by side (made in page/align.py). */
 export interface Frame {
-  labels: string[]
+  layers: string[]
   /** per reading: runs of [first position or -1, length] */
-  cols: number[][][]
-  /** per reading: its depth row for every label, or -1 */
+  columns: [start: number, length: number][][]
+  /** per reading: its row for every layer, or -1 */
   rows: number[][]
 }
 
@@ -51,6 +73,7 @@ export interface Manifest {
   version: number
   title: string
   options: Record<string, unknown>
+  statistics: Statistic[]
   frame: Frame | null
   readings: ReadingManifest[]
 }
@@ -61,206 +84,245 @@ export interface Source {
 }
 
 interface Head {
-  ids: number[]
-  next: number[]
+  arrays: { ids: number[]; next_ids: number[]; track_ids: number[] }
   /** null: as its id's piece in the vocabulary */
-  pieces: string[]
-  track: number[]
+  pieces: (string | null)[]
   special: number[]
   /** numbers in the prompt, where only a part of it was read; true: all of it */
   positions?: number[] | true
-  roles: [number, number, string][]
+  roles: [start: number, stop: number, role: string][]
   vocab: { ids: number[]; pieces: string[]; bytes: Record<string, string> }
 }
 
-const HALF = new Float32Array(65536).map((_, i) => {
-  const s = i >> 15 ? -1 : 1,
-    e = (i >> 10) & 31,
-    m = i & 1023
-  return e == 31 ? (m ? NaN : s * Infinity) : s * (e ? 2 ** (e - 15) * (1 + m / 1024) : 2 ** -24 * m)
+/** Every half-precision number, by its bits. */
+const HALF = new Float32Array(65536).map((_, bits) => {
+  const sign = bits >> 15 ? -1 : 1
+  const exponent = (bits >> 10) & 31
+  const fraction = bits & 1023
+  if (exponent == 31) return fraction ? NaN : sign * Infinity
+  return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -24 * fraction)
 })
 
 const MISSING = 0xffffffff
 
-export async function gunzip(data: ArrayBuffer | Uint8Array): Promise<Uint8Array> {
-  const stream = new Blob([data as ArrayBuffer]).stream().pipeThrough(new DecompressionStream("gzip"))
+export async function gunzip(data: ArrayBuffer): Promise<Uint8Array> {
+  const stream = new Blob([data]).stream().pipeThrough(new DecompressionStream("gzip"))
   return new Uint8Array(await new Response(stream).arrayBuffer())
 }
 
-type Column = Uint32Array | Uint16Array | Uint8Array
+type Column = Uint32Array | Uint16Array | Uint8Array | Float32Array
 
-/** Fields of one tile; arrays run slot, depth, position. */
-export function untile(src: Uint8Array, fields: Field[], n: number, L: number, K: number, M: number) {
-  let at = 0,
-    before: Column
-  const out: Record<string, Column> = {}
-  // undo the byte shuffle: plane b holds byte b of every value
-  const take = (count: number, width: number) => {
-    const bytes = new Uint8Array(count * width)
-    for (let b = 0; b < width; b++) for (let i = b; i < bytes.length; i += width) bytes[i] = src[at++]!
-    return width > 2 ? new Uint32Array(bytes.buffer) : width > 1 ? new Uint16Array(bytes.buffer) : bytes
+const WIDTH: Partial<Record<FieldType, number>> = { u8: 1, recent: 1, u32: 4, f32: 4, rank: 4 }
+
+/** The arrays of one tile of n positions; they run slot, layer, position. */
+export function unpackTile(bytes: Uint8Array, fields: Field[], n: number, shape: Shape) {
+  const columns: Record<string, Column> = {}
+  let at = 0
+  let previous: Column
+  /** Undo the byte shuffle: plane b holds byte b of every value. */
+  const take = (count: number, width: number): Column => {
+    const out = new Uint8Array(count * width)
+    for (let b = 0; b < width; b++) {
+      for (let i = b; i < out.length; i += width) out[i] = bytes[at++]!
+    }
+    return width == 4 ? new Uint32Array(out.buffer) : width == 2 ? new Uint16Array(out.buffer) : out
   }
   for (const [name, type, per] of fields) {
-    const k = per == "K" ? K : per == "M" ? M : 1,
-      row = L * n,
-      size = row * k
-    let a = take(size, { u8: 1, recent: 1, u32: 4, rank: 4 }[type as string] ?? 2)
+    const row = shape.L * n
+    const size = row * (per == 1 ? 1 : shape[per])
+    let values = take(size, WIDTH[type] ?? 2)
+    if (type == "f32") values = new Float32Array(values.buffer)
     if (type == "recent") {
-      // a byte is a place in the list of the ids that its position has shown, counted from its end, or
-      // 0 for the next literal
-      const literals = take(a.filter(v => !v).length, 4),
-        ids = new Uint32Array(size)
-      for (let t = 0, next = 0; t < n; t++)
-        for (let l = 0, recent: number[] = []; l < L; l++) {
-          const cell: number[] = []
-          for (let i = l * n + t; i < size; i += row)
-            cell.unshift((ids[i] = a[i] ? recent.splice(-a[i]!, 1)[0]! : literals[next++]!))
-          recent.push(...cell)
-        }
-      a = ids
+      const literals = take(values.filter(place => !place).length, 4)
+      values = replay(values, literals, n, row)
     }
-    if (type == "rank")
-      for (let r = 0; r < size; r += n) {
-        // in the order of the log-probabilities before, each as a step from the one before
-        const steps = a.slice(r, r + n)
-        let v = 0
-        Float64Array.from(steps, (_, i) => before[r + i]! * n + i)
-          .sort()
-          .forEach((x, i) => (a[r + (x % n)] = v += (steps[i]! >>> 1) ^ -(steps[i]! & 1)))
-      }
-    // differences from the slot or the depth before; 16 bits wrap
+    if (type == "rank") unsortRanks(values, previous!, n)
+    // differences from the slot or the layer before; 16 bits wrap
     const step = type == "f16-k" ? row : type == "f16-l" ? n : size
-    for (let i = step; i < size; i++) a[i]! += a[i - step]!
-    out[name] = before = a
+    for (let i = step; i < size; i++) values[i]! += values[i - step]!
+    columns[name] = previous = values
   }
-  if (at != src.length) throw Error(`a tile holds ${src.length} bytes where its fields need ${at}`)
-  return out
+  if (at != bytes.length) throw Error(`a tile holds ${bytes.length} bytes where its fields need ${at}`)
+  return columns
+}
+
+/** Ids of a tile. A place counts from the end of the list of ids that its position has shown (each leaves
+ * the list when it is named and comes back at its end); 0 is the next literal. */
+function replay(places: Column, literals: Column, n: number, row: number): Uint32Array {
+  const ids = new Uint32Array(places.length)
+  let next = 0
+  for (let t = 0; t < n; t++) {
+    const recent: number[] = []
+    for (let cell = t; cell < row; cell += n) {
+      const shown: number[] = []
+      for (let i = cell; i < ids.length; i += row) {
+        ids[i] = places[i] ? recent.splice(-places[i]!, 1)[0]! : literals[next++]!
+        shown.unshift(ids[i]!)
+      }
+      recent.push(...shown)
+    }
+  }
+  return ids
+}
+
+/** Ranks are stored row by row in the order of the log-probabilities before, as zigzag steps. */
+function unsortRanks(values: Column, logprobs: Column, n: number) {
+  for (let start = 0; start < values.length; start += n) {
+    const steps = values.slice(start, start + n)
+    // a value and its place in one number, so that they are sorted together
+    const order = Float64Array.from(steps, (_, i) => logprobs[start + i]! * n + i).sort()
+    let rank = 0
+    order.forEach((key, i) => {
+      rank += (steps[i]! >>> 1) ^ -(steps[i]! & 1)
+      values[start + (key % n)] = rank
+    })
+  }
 }
 
 /** One reading; a tile's values are missing until it has been inflated (see load). */
 export class Reading {
-  L: number
-  T: number
-  K: number
-  M: number
-  layers: string[]
+  readonly L: number
+  readonly T: number
+  readonly K: number
+  readonly ids: number[]
+  /** the token that follows each position, -1 for none */
+  readonly nextIds: number[]
+  readonly trackIds: number[]
+  readonly pieces: string[]
+  readonly special: Set<number>
   vocab = new Map<number, string>()
-  bytes = new Map<number, number[]>()
-  special: Set<number>
-  tiles: (Record<string, Column> | undefined)[] = []
-  private asked: Record<number, Promise<void>> = {}
+  /** bytes of the tokens that are not whole characters */
+  readonly bytes = new Map<number, number[]>()
   /** called when a tile has arrived (or with words when it could not be read) */
   changed: (problem?: string) => void = () => {}
+  private tiles: (Record<string, Column> | undefined)[] = []
+  private loading: Promise<void>[] = []
+  private types: Record<string, FieldType>
 
   constructor(
-    public man: ReadingManifest,
-    public head: Head,
+    readonly manifest: ReadingManifest,
+    readonly head: Head,
     private read: (name: string) => Promise<ArrayBuffer>,
   ) {
-    ;({ L: this.L, T: this.T, K: this.K, M: this.M } = man.shape)
-    this.layers = man.layers
+    ;({ L: this.L, T: this.T, K: this.K } = manifest.shape)
+    ;({ ids: this.ids, next_ids: this.nextIds, track_ids: this.trackIds } = head.arrays)
+    this.types = Object.fromEntries(manifest.fields.map(([name, type]) => [name, type]))
     this.special = new Set(head.special)
     let id = 0
-    head.vocab.ids.forEach((step, i) => this.vocab.set((id += step), head.vocab.pieces[i]!))
-    head.pieces = head.pieces.map((p, t) => p ?? this.piece(head.ids[t]!))
-    for (const key in head.vocab.bytes)
+    head.vocab.ids.forEach((step, i) => {
+      id += step
+      this.vocab.set(id, head.vocab.pieces[i]!)
+    })
+    this.pieces = head.pieces.map((piece, t) => piece ?? this.piece(this.ids[t]!))
+    for (const [key, hex] of Object.entries(head.vocab.bytes)) {
       this.bytes.set(
         +key,
-        head.vocab.bytes[key]!.match(/../g)!.map(b => parseInt(b, 16)),
+        hex.match(/../g)!.map(byte => parseInt(byte, 16)),
       )
+    }
   }
 
   /** Inflate the tile of position t (once); resolves when its values can be read. */
-  load(t: number) {
-    const { tile, tiles, fields } = this.man,
-      i = Math.floor(t / tile)
-    return (this.asked[i] ??= (async () => {
-      try {
-        this.tiles[i] = untile(
-          await gunzip(await this.read(tiles[i]!)),
-          fields,
-          Math.min(tile, this.T - i * tile),
-          this.L,
-          this.K,
-          this.M,
-        )
-        this.changed()
-      } catch (e) {
-        this.changed(`Positions from ${i * tile} could not be read: ${(e as Error).message}`)
-      }
-    })())
+  load(t: number): Promise<void> {
+    const index = Math.floor(t / this.manifest.tile)
+    return (this.loading[index] ??= this.inflate(index))
+  }
+
+  private async inflate(index: number) {
+    const { tile, tiles, fields, shape } = this.manifest
+    try {
+      const bytes = await gunzip(await this.read(tiles[index]!))
+      this.tiles[index] = unpackTile(bytes, fields, Math.min(tile, this.T - index * tile), shape)
+      this.changed()
+    } catch (error) {
+      this.changed(`Positions from ${index * tile} could not be read: ${(error as Error).message}`)
+    }
   }
 
   private raw(name: string, l: number, t: number, k: number): number | undefined {
-    const n = this.man.tile,
-      i = Math.floor(t / n)
-    return this.tiles[i]?.[name]?.[(k * this.L + l) * Math.min(n, this.T - i * n) + t - i * n]
+    const { tile } = this.manifest
+    const index = Math.floor(t / tile)
+    const n = Math.min(tile, this.T - index * tile)
+    return this.tiles[index]?.[name]?.[(k * this.L + l) * n + t - index * tile]
   }
 
   /** True once the tile that holds position t has been inflated. */
-  ready(t: number) {
-    return !!this.tiles[Math.floor(t / this.man.tile)]
+  ready(t: number): boolean {
+    return !!this.tiles[Math.floor(t / this.manifest.tile)]
   }
-  /** A statistic in nats; NaN where missing (or not inflated yet). */
-  num(name: string, l: number, t: number, k = 0) {
-    return HALF[this.raw(name, l, t, k) ?? 0x7e00]!
-  }
-  /** A rank; NaN where there is none (stored as 0). */
-  rank(name: string, l: number, t: number, k = 0) {
-    return this.raw(name, l, t, k) || NaN
+  /** A value of an array; NaN where missing (or not inflated yet). */
+  value(name: string, l: number, t: number, k = 0): number {
+    const raw = this.raw(name, l, t, k)
+    if (raw == null) return NaN
+    const type = this.types[name]!
+    if (type.startsWith("f16")) return HALF[raw]!
+    // there is no rank 0: it says that there is none
+    if (type == "rank") return raw || NaN
+    return type == "u32" && raw == MISSING ? NaN : raw
   }
   /** Id in slot k of the top, -1 where missing. */
-  top(l: number, t: number, k = 0) {
-    const v = this.raw("top_ids", l, t, k) ?? MISSING
-    return v == MISSING ? -1 : v
+  topId(l: number, t: number, k = 0): number {
+    const id = this.raw("top_ids", l, t, k) ?? MISSING
+    return id == MISSING ? -1 : id
   }
-  lp(l: number, t: number, k = 0) {
-    return this.num("top_logprobs", l, t, k)
+  topLogprob(l: number, t: number, k = 0): number {
+    return this.value("top_logprobs", l, t, k)
   }
   /** Rank of slot k: 1 + number strictly greater (stored only where there are ties). */
-  topRank(l: number, t: number, k: number) {
+  topRank(l: number, t: number, k: number): number {
     return this.raw("top_ranks", l, t, k) || k + 1
   }
-  /** Place of a token in the top k of a cell, -1 where it is not. */
-  slot(l: number, t: number, has: (id: number) => boolean) {
-    for (let k = 0; k < this.K; k++) if (has(this.top(l, t, k))) return k
+  /** The slot of the top k of a cell whose id fits, -1 where none does. */
+  slot(l: number, t: number, fits: (id: number) => boolean): number {
+    for (let k = 0; k < this.K; k++) if (fits(this.topId(l, t, k))) return k
     return -1
   }
-  /** Number of a position in its prompt, of which only a part may have been read. */
-  at(t: number) {
-    return (this.head.positions as number[])?.[t] ?? t
+  /** Id that the last row puts first at a position. */
+  finalId(t: number): number {
+    return this.topId(this.L - 1, t)
   }
-  piece(id: number) {
+  /** Number of a position in its prompt, of which only a part may have been read. */
+  positionNumber(t: number): number {
+    return (this.head.positions as number[] | undefined)?.[t] ?? t
+  }
+  layer(l: number): string {
+    return this.manifest.layers[l]!
+  }
+  piece(id: number): string {
     return id < 0 ? "" : (this.vocab.get(id) ?? `⟨${id}⟩`)
   }
-  /** What the model said about token `id` at a cell: exact if tracked, next, or among the top k. */
-  token(l: number, t: number, id: number): { lp: number; rank: number } {
-    const m = this.head.track.indexOf(id),
-      k = this.slot(l, t, x => x == id)
-    return m >= 0
-      ? { lp: this.num("track_logprobs", l, t, m), rank: this.rank("track_ranks", l, t, m) }
-      : this.head.next[t] == id
-        ? { lp: this.num("next_logprobs", l, t), rank: this.rank("next_ranks", l, t) }
-        : // else known only to lie below the last slot: infinity tells that its rank is a bound
-          k < 0
-          ? { lp: NaN, rank: this.ready(t) ? Infinity : NaN }
-          : { lp: this.lp(l, t, k), rank: this.topRank(l, t, k) }
+  /** What a cell says of token `id`: exact if it is tracked, the next one, or among the top k; else its
+   * rank is Infinity, which means below the last slot. */
+  token(l: number, t: number, id: number): TokenValue {
+    const m = this.trackIds.indexOf(id)
+    if (m >= 0) {
+      return { logprob: this.value("track_logprobs", l, t, m), rank: this.value("track_ranks", l, t, m) }
+    }
+    if (this.nextIds[t] == id) {
+      return { logprob: this.value("next_logprobs", l, t), rank: this.value("next_ranks", l, t) }
+    }
+    const k = this.slot(l, t, top => top == id)
+    if (k >= 0) return { logprob: this.topLogprob(l, t, k), rank: this.topRank(l, t, k) }
+    return { logprob: NaN, rank: this.ready(t) ? Infinity : NaN }
   }
 }
 
+export interface TokenValue {
+  logprob: number
+  rank: number
+}
+
 /** Check the manifest and read every head. Throws an Error whose message is for the reader. */
-export async function open({ manifest: m, read }: Source): Promise<Reading[]> {
-  if (m?.format != FORMAT || m.version != VERSION)
-    throw Error(`This page shows ${FORMAT} ${VERSION}; the data are ${m?.format} ${m?.version}.`)
+export async function open({ manifest, read }: Source): Promise<Reading[]> {
+  if (manifest?.format != FORMAT || manifest.version != VERSION) {
+    const found = `${manifest?.format} ${manifest?.version}`
+    throw Error(`This page shows ${FORMAT} ${VERSION}; the data are ${found}.`)
+  }
   return Promise.all(
-    m.readings.map(
-      async man =>
-        new Reading(
-          man,
-          JSON.parse(new TextDecoder().decode(await gunzip(await read(man.head)))),
-          async name => read(name),
-        ),
-    ),
+    manifest.readings.map(async reading => {
+      const head = JSON.parse(new TextDecoder().decode(await gunzip(await read(reading.head))))
+      return new Reading(reading, head, async name => read(name))
+    }),
   )
 }
 
@@ -273,6 +335,6 @@ export const embedded = (root: ParentNode, manifest: Manifest): Source => ({
   read(name) {
     const text = root.querySelector(`[data-ll="${name}"]`)?.textContent
     if (!text) throw Error(`the file lacks its part ${name}`)
-    return fromBase64(text).buffer as ArrayBuffer
+    return fromBase64(text).buffer
   },
 })

@@ -2,66 +2,58 @@
  *
  * Scrolling is the browser's own (a large empty box, the picture sticks to its corner), so wheels,
  * touch and scrollbars behave. Below 32 × 13 pixels a cell loses its words, below 5 its gap; the
- * colours of all cells in view are one small image, blown up without smoothing. */
-import type { Scale } from "./colour"
+ * colours of all cells in view are one small image, enlarged without smoothing. */
 import { framed, h } from "./dom"
-import { fit, rtl } from "./text"
-
-export interface Sheet {
-  name: string
-  nrow: number
-  ncol: number
-  scale: Scale
-  /** columns about to be drawn */
-  need(c0: number, c1: number): void
-  /** place on the scale 0 … 255, -1 missing, -2 not here yet */
-  shade(i: number, c: number): number
-  words(i: number, c: number): [first: string, second: string, strong: boolean]
-  /** found by the search */
-  mark(i: number, c: number): boolean
-  row(i: number): string
-  col(c: number): { text: string; position: string; special: boolean; pinned: boolean }
-  speak(i: number, c: number): string
-}
+import { MISSING, PENDING, type Sheet } from "./sheet"
+import { fit, isRightToLeft } from "./text"
 
 interface Hooks {
   /** the pointer is over a cell, or (-1) over none */
-  hover(i: number, c: number): void
-  /** a cell was chosen, or (-1) a column's header */
-  pick(i: number, c: number): void
+  hover(row: number, column: number): void
+  /** a cell was chosen, or (row -1) a column's header */
+  pick(row: number, column: number): void
   scrolled(): void
   zoom(factor: number): void
 }
 
-export type Place = [i: number, c: number]
-export const ROWHEAD = 62
+export type Place = [row: number, column: number]
+/** Rows and columns to draw; the second of each pair is the first that is not. */
+interface Extent {
+  rows: [number, number]
+  columns: [number, number]
+}
+
+const NOWHERE: Place = [-1, -1]
+export const ROW_HEADER = 62
+const SCROLLBAR = 15
+/** Cells of at least this size have a gap, and words. */
+const GAP = 5
+const WORDS = { width: 32, height: 13, twoLines: 36 }
+/** Columns narrower than this have upright headers, or only every so many of them one. */
+const UPRIGHT = 40
+const SLIM = 14
 
 export class Grid {
-  w = 0
-  h = 0
+  cellWidth = 0
+  cellHeight = 0
   cursor?: Place
   hovered?: Place
-  draw = framed(() => this.paint())
-  sc: HTMLElement
-  private head = 40
+  readonly draw = framed(() => this.paint())
+  readonly scroller: HTMLElement
+  private headerHeight = 40
   private canvas = h("canvas", { "aria-hidden": "true" })
-  private cols = h("div", { role: "row", "aria-rowindex": 1 })
-  private strip = h("div.cols", this.cols)
-  private rows = h("div.rows", { role: "rowgroup" })
-  private cell = h("div", { role: "gridcell" })
-  private stick = h(
-    "div.stick",
-    this.canvas,
-    this.strip,
-    this.rows,
-    h("div.corner", "depth"),
-    h("div.sr", { role: "row" }, this.cell),
-  )
-  private space = h("div", this.stick)
+  private columnHeaders = h("div", { role: "row", "aria-rowindex": 1 })
+  private headerBox = h("div.cols", this.columnHeaders)
+  private rowHeaders = h("div.rows", { role: "rowgroup" })
+  private liveCell: HTMLElement
+  private liveRow: HTMLElement
+  private picture: HTMLElement
+  private space: HTMLElement
   private image = h("canvas")
-  private fitted: Record<string, string> = {}
-  private heads = new Map<number, HTMLElement>()
-  private sides = new Map<number, HTMLElement>()
+  /** words cut to the width of a cell */
+  private fitted = new Map<string, string>()
+  private columnElements = new Map<number, HTMLElement>()
+  private rowElements = new Map<number, HTMLElement>()
   private hatch?: CanvasPattern | null
 
   constructor(
@@ -69,315 +61,378 @@ export class Grid {
     hooks: Hooks,
     id: string,
   ) {
-    const { stick } = this
-    this.cell.id = id
-    this.sc = h(
+    this.liveCell = h("div", { role: "gridcell", id })
+    this.liveRow = h("div.sr", { role: "row" }, this.liveCell)
+    this.picture = h(
+      "div.stick",
+      this.canvas,
+      this.headerBox,
+      this.rowHeaders,
+      h("div.corner", "layer"),
+      this.liveRow,
+    )
+    this.space = h("div", this.picture)
+    this.scroller = h(
       "div.sc",
-      {
-        role: "grid",
-        tabindex: 0,
-        "aria-activedescendant": id,
-        "aria-label": sheet.name,
-        onscroll: () => {
-          this.draw()
-          hooks.scrolled()
-        },
-      },
+      { role: "grid", tabindex: 0, "aria-activedescendant": id, "aria-label": sheet.name },
       this.space,
     )
-    const at = (e: MouseEvent): Place => {
-      const b = stick.getBoundingClientRect()
-      return this.locate(e.clientX - b.left, e.clientY - b.top)
-    }
-    stick.onpointermove = e => hooks.hover(...at(e))
-    stick.onpointerleave = () => hooks.hover(-1, -1)
-    stick.onclick = e => {
-      const p = at(e)
-      p[1] >= 0 && hooks.pick(...p)
-    }
-    this.sc.addEventListener(
-      "wheel",
-      e => {
-        if (!e.ctrlKey && !e.metaKey) return
-        e.preventDefault()
-        hooks.zoom(e.deltaY < 0 ? 1.25 : 0.8)
-      },
-      { passive: false },
-    )
+    this.listen(hooks)
   }
 
-  get width() {
-    return Math.max(0, this.sc.clientWidth - ROWHEAD)
-  }
-  get height() {
-    return Math.max(0, this.sc.clientHeight - this.head)
-  }
-  /** columns in view */
-  get seen(): Place {
-    const x = this.sc.scrollLeft
-    return [Math.floor(x / this.w), Math.min(this.sheet.ncol, Math.ceil((x + this.width) / this.w))]
-  }
-  /** top of a row in the picture; the last row is held at the lower edge while its place is below */
-  private top(i: number) {
-    const y = i * this.h - this.sc.scrollTop
-    return i == this.sheet.nrow - 1 && this.height > 3 * this.h ? Math.min(y, this.height - this.h) : y
+  private listen({ hover, pick, scrolled, zoom }: Hooks) {
+    const { picture, scroller } = this
+    const placeOf = (event: MouseEvent): Place => {
+      const box = picture.getBoundingClientRect()
+      return this.locate(event.clientX - box.left, event.clientY - box.top)
+    }
+    scroller.onscroll = () => {
+      this.draw()
+      scrolled()
+    }
+    picture.onpointermove = event => hover(...placeOf(event))
+    picture.onpointerleave = () => hover(...NOWHERE)
+    picture.onclick = event => {
+      const place = placeOf(event)
+      if (place[1] >= 0) pick(...place)
+    }
+    const wheel = (event: WheelEvent) => {
+      if (!event.ctrlKey && !event.metaKey) return
+      event.preventDefault()
+      zoom(event.deltaY < 0 ? 1.25 : 0.8)
+    }
+    scroller.addEventListener("wheel", wheel, { passive: false })
   }
 
-  size(w: number, high: number, limit: number) {
-    const { sc, sheet, space } = this
-    this.w = w
-    this.h = high
-    this.head = w >= 40 ? 40 : w >= 14 ? 84 : 22
-    this.strip.className = "cols" + (w < 14 ? " slim" : w < 40 ? " upright" : "")
-    const W = ROWHEAD + sheet.ncol * w,
-      H = this.head + sheet.nrow * high
-    space.style.cssText = `width:${W}px;height:${H}px;--head:${this.head}px`
-    sc.style.height = Math.min(H + (W > sc.clientWidth ? 15 : 1), Math.max(160, limit)) + "px"
-    sc.setAttribute("aria-rowcount", String(sheet.nrow + 1))
-    sc.setAttribute("aria-colcount", String(sheet.ncol + 1))
-    this.fresh()
+  /** Pixels that the cells have, beside and below the headers. */
+  get width(): number {
+    return Math.max(0, this.scroller.clientWidth - ROW_HEADER)
   }
-  /** Headers carry pins and marks, words their width: make them anew. */
-  fresh() {
-    this.fitted = {}
-    for (const m of [this.heads, this.sides]) (m.forEach(e => e.remove()), m.clear())
+  get height(): number {
+    return Math.max(0, this.scroller.clientHeight - this.headerHeight)
+  }
+  /** Columns in view: the first, and the first that is not. */
+  get columnsInView(): [number, number] {
+    const left = this.scroller.scrollLeft
+    const stop = Math.ceil((left + this.width) / this.cellWidth)
+    return [Math.floor(left / this.cellWidth), Math.min(this.sheet.columnCount, stop)]
+  }
+  /** Top of a row in the picture; the last row is held at the lower edge while its place is below. */
+  private top(row: number): number {
+    const top = row * this.cellHeight - this.scroller.scrollTop
+    const held = row == this.sheet.rowCount - 1 && this.height > 3 * this.cellHeight
+    return held ? Math.min(top, this.height - this.cellHeight) : top
+  }
+
+  /** Set the size of the cells; the grid is at most `limit` pixels high. */
+  resize(cellWidth: number, cellHeight: number, limit: number) {
+    const { scroller, sheet } = this
+    this.cellWidth = cellWidth
+    this.cellHeight = cellHeight
+    const form = cellWidth >= UPRIGHT ? "" : cellWidth >= SLIM ? "upright" : "slim"
+    this.headerHeight = { "": 40, upright: 84, slim: 22 }[form]
+    this.headerBox.className = `cols ${form}`
+    const width = ROW_HEADER + sheet.columnCount * cellWidth
+    const height = this.headerHeight + sheet.rowCount * cellHeight
+    this.space.style.cssText = `width:${width}px;height:${height}px;--head:${this.headerHeight}px`
+    const scrollbar = width > scroller.clientWidth ? SCROLLBAR : 1
+    scroller.style.height = `${Math.min(height + scrollbar, Math.max(160, limit))}px`
+    scroller.setAttribute("aria-rowcount", String(sheet.rowCount + 1))
+    scroller.setAttribute("aria-colcount", String(sheet.columnCount + 1))
+    this.refresh()
+  }
+  /** Headers carry pins and marks, words their width: make them again. */
+  refresh() {
+    this.fitted.clear()
+    for (const elements of [this.columnElements, this.rowElements]) {
+      elements.forEach(element => element.remove())
+      elements.clear()
+    }
     this.draw()
   }
 
   /** Row (-1: a header, or none) and column (-1: none) at a point of the picture. */
   private locate(x: number, y: number): Place {
-    const c = Math.floor((x - ROWHEAD + this.sc.scrollLeft) / this.w),
-      last = this.sheet.nrow - 1
-    y -= this.head
-    if (x < ROWHEAD || c >= this.sheet.ncol || y > this.height) return [-1, -1]
-    const i = y >= this.top(last) ? last : Math.floor((y + this.sc.scrollTop) / this.h)
-    return [y < 0 ? -1 : Math.min(i, last), y > this.top(last) + this.h ? -1 : c]
+    const { scroller, sheet, headerHeight, cellHeight } = this
+    const column = Math.floor((x - ROW_HEADER + scroller.scrollLeft) / this.cellWidth)
+    const below = y - headerHeight
+    if (x < ROW_HEADER || column >= sheet.columnCount || below > this.height) return NOWHERE
+    const last = sheet.rowCount - 1
+    if (below > this.top(last) + cellHeight) return NOWHERE
+    if (below < 0) return [-1, column]
+    if (below >= this.top(last)) return [last, column]
+    return [Math.min(last, Math.floor((below + scroller.scrollTop) / cellHeight)), column]
   }
 
-  /** Where a cell stands on the screen. */
-  rect(i: number, c: number) {
-    const b = this.stick.getBoundingClientRect()
-    return new DOMRect(
-      b.left + ROWHEAD + c * this.w - this.sc.scrollLeft,
-      b.top + this.head + this.top(i),
-      this.w,
-      this.h,
-    )
+  /** Where a cell is on the screen. */
+  rect(row: number, column: number): DOMRect {
+    const box = this.picture.getBoundingClientRect()
+    const left = box.left + ROW_HEADER + column * this.cellWidth - this.scroller.scrollLeft
+    return new DOMRect(left, box.top + this.headerHeight + this.top(row), this.cellWidth, this.cellHeight)
   }
 
   /** Scroll as little as needed to have a cell in view with a margin of one, or to its centre. */
-  reveal(i: number, c: number, centre = false) {
-    const { sc, w, width } = this,
-      move = (now: number, at: number, size: number, room: number) =>
-        at - size < now ? at - size : at + 2 * size > now + room ? at + 2 * size - room : now
-    const x = move(sc.scrollLeft, c * w, w, width)
-    sc.scrollLeft = centre && x != sc.scrollLeft ? c * w - width / 2 : x
-    if (i >= 0 && i < this.sheet.nrow - 1)
-      sc.scrollTop = move(sc.scrollTop, i * this.h, this.h, this.height - this.h)
+  reveal(row: number, column: number, centre = false) {
+    const { scroller, cellWidth, cellHeight, width } = this
+    const left = scrollTo(scroller.scrollLeft, column * cellWidth, cellWidth, width)
+    const moves = left != scroller.scrollLeft
+    scroller.scrollLeft = centre && moves ? column * cellWidth - width / 2 : left
+    if (row >= 0 && row < this.sheet.rowCount - 1) {
+      const room = this.height - cellHeight
+      scroller.scrollTop = scrollTo(scroller.scrollTop, row * cellHeight, cellHeight, room)
+    }
     this.draw()
   }
 
   /** Name the chosen cell for a screen reader. */
   speak() {
-    const [i, c] = this.cursor!
-    this.cell.parentElement!.setAttribute("aria-rowindex", String(i + 2))
-    this.cell.setAttribute("aria-colindex", String(c + 2))
-    this.cell.textContent = this.sheet.speak(i, c)
+    const [row, column] = this.cursor!
+    this.liveRow.setAttribute("aria-rowindex", String(row + 2))
+    this.liveCell.setAttribute("aria-colindex", String(column + 2))
+    this.liveCell.textContent = this.sheet.speak(row, column)
   }
 
   private paint() {
-    const { sc, stick, canvas, sheet, w, h: hh, width: vw, height: vh } = this,
-      { clientWidth: W, clientHeight: H } = sc
-    if (!W || !H || !w) return
-    const dpr = devicePixelRatio || 1,
-      x = Math.round(sc.scrollLeft * dpr) / dpr,
-      y = sc.scrollTop
-    if (canvas.width != Math.round(vw * dpr) || canvas.height != Math.round(vh * dpr)) {
-      canvas.width = Math.round(vw * dpr)
-      canvas.height = Math.round(vh * dpr)
-    }
-    stick.style.cssText = `width:${W}px;height:${H}px`
-    canvas.style.cssText = `width:${vw}px;height:${vh}px;left:${ROWHEAD}px;top:${this.head}px`
-    const g = canvas.getContext("2d", { alpha: false })!,
-      css = getComputedStyle(sc),
-      ink = css.color,
-      back = css.backgroundColor
-    g.setTransform(dpr, 0, 0, dpr, 0, 0)
-    g.fillStyle = back
-    g.fillRect(0, 0, vw, vh)
-    const [c0, c1] = this.seen,
-      last = sheet.nrow - 1,
-      end = this.top(last)
-    const r0 = Math.floor(y / hh),
-      r1 = Math.min(last, Math.ceil((y + vh) / hh))
-    sheet.need(c0, c1)
-    this.band(g, r0, r1, c0, c1, x, css)
+    const { scroller, sheet, cellHeight, width, height } = this
+    if (!scroller.clientWidth || !scroller.clientHeight || !this.cellWidth) return
+    const left = this.prepareCanvas()
+    const css = getComputedStyle(scroller)
+    const context = this.canvas.getContext("2d", { alpha: false })!
+    const ratio = devicePixelRatio || 1
+    context.setTransform(ratio, 0, 0, ratio, 0, 0)
+    context.fillStyle = css.backgroundColor
+    context.fillRect(0, 0, width, height)
+    const columns = this.columnsInView
+    const last = sheet.rowCount - 1
+    const lastTop = this.top(last)
+    const firstRow = Math.floor(scroller.scrollTop / cellHeight)
+    const rows: [number, number] = [
+      firstRow,
+      Math.min(last, Math.ceil((scroller.scrollTop + height) / cellHeight)),
+    ]
+    sheet.load(...columns)
+    this.paintCells(context, { rows, columns }, left, css)
     // the model's own row is set off by a rule
-    g.fillStyle = back
-    g.fillRect(0, end - 4, vw, hh + 4)
-    this.band(g, last, last + 1, c0, c1, x, css)
-    g.fillStyle = ink
-    if (hh > 4) g.fillRect(0, end - 2, Math.min(vw, sheet.ncol * w - x), 1.5)
-    const box = (p: Place | undefined, colour: string, thick: number) => {
-      if (!p || (p[0] < last && this.top(p[0]) > end - hh / 2)) return
-      for (const [s, t] of [
-        [back, thick + 2],
-        [colour, thick],
-      ] as const) {
-        g.strokeStyle = s
-        g.lineWidth = t
-        g.strokeRect(p[1] * w - x, this.top(p[0]), Math.max(w, 6) - 1, Math.max(hh, 6) - 1)
-      }
-    }
-    box(this.hovered, ink, 1.5)
-    box(this.cursor, css.outlineColor, 2.5)
-    this.headers(x, c0, c1, r0, r1)
+    context.fillStyle = css.backgroundColor
+    context.fillRect(0, lastTop - 4, width, cellHeight + 4)
+    this.paintCells(context, { rows: [last, last + 1], columns }, left, css)
+    context.fillStyle = css.color
+    const ruleWidth = Math.min(width, sheet.columnCount * this.cellWidth - left)
+    if (cellHeight >= GAP) context.fillRect(0, lastTop - 2, ruleWidth, 1.5)
+    this.outline(context, this.hovered, left, css.color, 1.5, css.backgroundColor)
+    this.outline(context, this.cursor, left, css.outlineColor, 2.5, css.backgroundColor)
+    this.drawHeaders(left, { rows, columns })
   }
 
-  /** Rows r0 … r1 of the columns c0 … c1. */
-  private band(
-    g: CanvasRenderingContext2D,
-    r0: number,
-    r1: number,
-    c0: number,
-    c1: number,
-    x: number,
+  /** Give the canvas the size of the view; the left edge of the view, in whole device pixels. */
+  private prepareCanvas(): number {
+    const { canvas, scroller, width, height } = this
+    const ratio = devicePixelRatio || 1
+    const pixelWidth = Math.round(width * ratio)
+    const pixelHeight = Math.round(height * ratio)
+    if (canvas.width != pixelWidth || canvas.height != pixelHeight) {
+      canvas.width = pixelWidth
+      canvas.height = pixelHeight
+    }
+    this.picture.style.cssText = `width:${scroller.clientWidth}px;height:${scroller.clientHeight}px`
+    canvas.style.cssText = `width:${width}px;height:${height}px;left:${ROW_HEADER}px;top:${this.headerHeight}px`
+    return Math.round(scroller.scrollLeft * ratio) / ratio
+  }
+
+  private outline(
+    context: CanvasRenderingContext2D,
+    place: Place | undefined,
+    left: number,
+    colour: string,
+    thickness: number,
+    background: string,
+  ) {
+    if (!place) return
+    const [row, column] = place
+    const last = this.sheet.rowCount - 1
+    // a row that is covered by the last one has no outline
+    if (row < last && this.top(row) > this.top(last) - this.cellHeight / 2) return
+    const width = Math.max(this.cellWidth, 6) - 1
+    const height = Math.max(this.cellHeight, 6) - 1
+    context.strokeStyle = background
+    context.lineWidth = thickness + 2
+    context.strokeRect(column * this.cellWidth - left, this.top(row), width, height)
+    context.strokeStyle = colour
+    context.lineWidth = thickness
+    context.strokeRect(column * this.cellWidth - left, this.top(row), width, height)
+  }
+
+  private paintCells(
+    context: CanvasRenderingContext2D,
+    extent: Extent,
+    left: number,
     css: CSSStyleDeclaration,
   ) {
-    const { sheet, w, h: hh, image } = this,
-      { rgba, ink } = sheet.scale,
-      nc = c1 - c0,
-      nr = r1 - r0
-    if (nc <= 0 || nr <= 0) return
-    const data = new ImageData(nc, nr),
-      px = new Uint32Array(data.data.buffer),
-      shades = new Int16Array(nc * nr),
-      top = this.top(r0),
-      left = c0 * w - x
-    const each = (f: (n: number, i: number, c: number, cx: number, cy: number) => void) => {
-      for (let n = 0; n < shades.length; n++) {
-        const i = Math.floor(n / nc),
-          c = n % nc
-        f(n, r0 + i, c0 + c, left + c * w, top + i * hh)
+    const { sheet, cellWidth, cellHeight, image } = this
+    const { rows, columns } = extent
+    const columnCount = columns[1] - columns[0]
+    const rowCount = rows[1] - rows[0]
+    if (columnCount <= 0 || rowCount <= 0) return
+    const { rgba, ink } = sheet.scale
+    const x0 = columns[0] * cellWidth - left
+    const y0 = this.top(rows[0])
+    const each = (visit: (n: number, row: number, column: number, x: number, y: number) => void) => {
+      for (let n = 0; n < rowCount * columnCount; n++) {
+        const i = Math.floor(n / columnCount)
+        const j = n % columnCount
+        visit(n, rows[0] + i, columns[0] + j, x0 + j * cellWidth, y0 + i * cellHeight)
       }
     }
-    each((n, i, c) => {
-      px[n] = rgba[(shades[n] = sheet.shade(i, c))] ?? 0
+    const shades = new Int16Array(rowCount * columnCount)
+    const data = new ImageData(columnCount, rowCount)
+    const pixels = new Uint32Array(data.data.buffer)
+    each((n, row, column) => {
+      shades[n] = sheet.shade(row, column)
+      pixels[n] = rgba[shades[n]!] ?? 0
     })
-    image.width = nc
-    image.height = nr
+    image.width = columnCount
+    image.height = rowCount
     image.getContext("2d")!.putImageData(data, 0, 0)
-    g.imageSmoothingEnabled = false
-    g.drawImage(image, left, top, nc * w, nr * hh)
-    if (w > 4 && hh > 4) {
-      g.fillStyle = this.hatch ??= hatching(g)
-      each((n, _, __, cx, cy) => shades[n]! == -1 && g.fillRect(cx, cy, w, hh))
-      g.fillStyle = css.backgroundColor
-      for (let c = 0; c <= nc; c++) g.fillRect(left + c * w - 1, top, 1, nr * hh)
-      for (let i = 0; i <= nr; i++) g.fillRect(left, top + i * hh - 1, nc * w, 1)
+    context.imageSmoothingEnabled = false
+    context.drawImage(image, x0, y0, columnCount * cellWidth, rowCount * cellHeight)
+    if (cellWidth >= GAP && cellHeight >= GAP) {
+      context.fillStyle = this.hatch ??= hatching(context)
+      each((n, _row, _column, x, y) => {
+        if (shades[n] == MISSING) context.fillRect(x, y, cellWidth, cellHeight)
+      })
+      context.fillStyle = css.backgroundColor
+      for (let j = 0; j <= columnCount; j++)
+        context.fillRect(x0 + j * cellWidth - 1, y0, 1, rowCount * cellHeight)
+      for (let i = 0; i <= rowCount; i++)
+        context.fillRect(x0, y0 + i * cellHeight - 1, columnCount * cellWidth, 1)
     }
-    const room = w - 10,
-      measure = (s: string) => g.measureText(s).width,
-      inked = (n: number) => ink[shades[n]!] ?? css.color
-    g.textBaseline = "middle"
-    // ordinary words first, then in bold those that agree with the final row: few changes of font
-    if (w > 31 && hh > 12)
+    const inkOf = (n: number) => ink[shades[n]!] ?? css.color
+    context.textBaseline = "middle"
+    if (cellWidth >= WORDS.width && cellHeight >= WORDS.height) {
+      // ordinary words first, then in bold those that agree with the final row: few changes of font
       for (const bold of [false, true]) {
-        const font = (g.font = `${bold ? 650 : 400} 12px ${css.fontFamily}`)
-        each((n, i, c, cx, cy) => {
-          const [first, second, strong] = sheet.words(i, c),
-            two = hh >= 36 && second
-          if (shades[n] == -2 || strong != bold || !first) return
-          const word = (this.fitted[+bold + first] ??= fit(first, room, measure))
-          g.fillStyle = inked(n)
-          g.fillText(rtl(word) ? "\u2068" + word + "\u2069" : word, cx + 5, cy + hh / 2 - (two ? 7 : 0))
-          if (!two) return
-          g.font = font.replace("12px", "10px")
-          g.fillText(fit(second, room, measure), cx + 5, cy + hh / 2 + 8)
-          g.font = font
+        const font = `${bold ? 650 : 400} 12px ${css.fontFamily}`
+        context.font = font
+        each((n, row, column, x, y) => {
+          const { first, second, strong } = sheet.words(row, column)
+          if (shades[n] == PENDING || strong != bold || !first) return
+          const twoLines = cellHeight >= WORDS.twoLines && second
+          context.fillStyle = inkOf(n)
+          context.fillText(this.fitWord(context, first, bold), x + 5, y + cellHeight / 2 - (twoLines ? 7 : 0))
+          if (!twoLines) return
+          context.font = font.replace("12px", "10px")
+          context.fillText(this.fitText(context, second), x + 5, y + cellHeight / 2 + 8)
+          context.font = font
         })
       }
-    each((n, i, c, cx, cy) => {
-      if (!sheet.mark(i, c)) return
-      g.strokeStyle = inked(n)
-      g.lineWidth = w > 12 ? 2 : 1
-      g.strokeRect(cx + 1.5, cy + 1.5, w - 4, hh - 4)
+    }
+    each((n, row, column, x, y) => {
+      if (!sheet.isFound(row, column)) return
+      context.strokeStyle = inkOf(n)
+      context.lineWidth = cellWidth > 12 ? 2 : 1
+      context.strokeRect(x + 1.5, y + 1.5, cellWidth - 4, cellHeight - 4)
     })
+  }
+
+  /** A text that fits into a cell. */
+  private fitText(context: CanvasRenderingContext2D, text: string): string {
+    return fit(text, this.cellWidth - 10, s => context.measureText(s).width)
+  }
+  /** As `fitText`, kept for the next frame, and with a direction of its own. */
+  private fitWord(context: CanvasRenderingContext2D, text: string, bold: boolean): string {
+    const key = +bold + text
+    let word = this.fitted.get(key)
+    if (word == null) {
+      word = this.fitText(context, text)
+      if (isRightToLeft(word)) word = `\u2068${word}\u2069`
+      this.fitted.set(key, word)
+    }
+    return word
   }
 
   /** Only the headers in view exist; they move with their container. */
-  private headers(x: number, c0: number, c1: number, r0: number, r1: number) {
-    const { sheet, w, h: hh, cols, rows, heads, sides } = this,
-      last = sheet.nrow - 1,
-      end = this.top(last),
-      slim = w < 14
-    const tick = slim ? [5, 10, 20, 25, 50, 100].find(s => s * w >= 46)! : 1,
-      skip = Math.ceil(14 / hh),
-      on = this.hovered ?? this.cursor
-    const keep = (
-      m: Map<number, HTMLElement>,
-      from: number,
-      to: number,
-      want: (n: number) => boolean,
-      box: HTMLElement,
-      make: (n: number) => HTMLElement,
-    ) => {
-      for (const [n, e] of m) if (n < from || n >= to || !want(n)) (e.remove(), m.delete(n))
-      for (let n = from; n < to; n++)
-        if (want(n) && !m.has(n)) {
-          const e = make(n)
-          m.set(n, e)
-          box.append(e)
-        }
+  private drawHeaders(left: number, { rows, columns }: Extent) {
+    const { sheet, cellWidth, cellHeight, columnElements, rowElements } = this
+    const last = sheet.rowCount - 1
+    const slim = cellWidth < SLIM
+    // narrow columns have room for a number only every so often
+    const every = slim ? [5, 10, 20, 25, 50, 100].find(n => n * cellWidth >= 46)! : 1
+    const skip = Math.ceil(14 / cellHeight)
+    const room = this.top(last) - Math.max(14, cellHeight / 2)
+
+    keepOnly(columnElements, n => n >= columns[0] && n < columns[1] && n % every == 0)
+    for (let column = columns[0]; column < columns[1]; column++) {
+      if (column % every || columnElements.has(column)) continue
+      const element = this.columnHeader(column, every, slim)
+      columnElements.set(column, element)
+      this.columnHeaders.append(element)
     }
-    keep(
-      heads,
-      c0,
-      c1,
-      c => c % tick == 0,
-      cols,
-      c => {
-        const { text, position, special, pinned } = sheet.col(c)
-        return h(
-          "div",
-          {
-            role: "columnheader",
-            "aria-colindex": c + 2,
-            title: text,
-            class: (special ? "special " : "") + (pinned ? "pinned" : ""),
-            style: `left:${c * w}px;width:${tick * w}px`,
-          },
-          h("small", position),
-          !slim && h("bdi", text),
-        )
+    const isWanted = (row: number) =>
+      row == last || (row >= rows[0] && row < rows[1] && row % skip == 0 && this.top(row) < room)
+    keepOnly(rowElements, isWanted)
+    for (let row = rows[0]; row <= last; row++) {
+      if (!isWanted(row) || rowElements.has(row)) continue
+      const element = this.rowHeader(row, row == last)
+      rowElements.set(row, element)
+      this.rowHeaders.append(element)
+    }
+    this.columnHeaders.style.transform = `translateX(${-left}px)`
+    this.rowHeaders.style.height = `${this.height}px`
+    const [currentRow, currentColumn] = this.hovered ?? this.cursor ?? NOWHERE
+    for (const [row, element] of rowElements) {
+      element.style.transform = `translateY(${this.top(row)}px)`
+      element.classList.toggle("on", row == currentRow)
+    }
+    for (const [column, element] of columnElements) element.classList.toggle("on", column == currentColumn)
+  }
+
+  private columnHeader(column: number, every: number, slim: boolean): HTMLElement {
+    const { text, position, special, pinned } = this.sheet.columnLabel(column)
+    return h(
+      "div",
+      {
+        role: "columnheader",
+        "aria-colindex": column + 2,
+        title: text,
+        class: (special ? "special " : "") + (pinned ? "pinned" : ""),
+        style: `left:${column * this.cellWidth}px;width:${every * this.cellWidth}px`,
       },
+      h("small", position),
+      !slim && h("bdi", text),
     )
-    keep(
-      sides,
-      r0,
-      last + 1,
-      i => i == last || (i < r1 && i % skip == 0 && this.top(i) < end - Math.max(14, hh / 2)),
-      rows,
-      i =>
-        h(
-          i == last ? "div.last" : "div",
-          { role: "row", "aria-rowindex": i + 2, style: `line-height:${Math.max(hh, 12)}px` },
-          h("span", { role: "rowheader" }, sheet.row(i)),
-        ),
+  }
+
+  private rowHeader(row: number, last: boolean): HTMLElement {
+    return h(
+      last ? "div.last" : "div",
+      { role: "row", "aria-rowindex": row + 2, style: `line-height:${Math.max(this.cellHeight, 12)}px` },
+      h("span", { role: "rowheader" }, this.sheet.rowLabel(row)),
     )
-    cols.style.transform = `translateX(${-x}px)`
-    rows.style.height = this.height + "px"
-    for (const [i, e] of sides)
-      ((e.style.transform = `translateY(${this.top(i)}px)`), e.classList.toggle("on", i == on?.[0]))
-    for (const [c, e] of heads) e.classList.toggle("on", c == on?.[1])
   }
 }
 
-function hatching(g: CanvasRenderingContext2D): CanvasPattern {
-  const c = h("canvas", { width: 6, height: 6 }),
-    p = c.getContext("2d")!
-  p.strokeStyle = "#8889"
-  for (const d of [-6, 0, 6]) (p.moveTo(d, 6), p.lineTo(d + 6, 0))
-  p.stroke()
-  return g.createPattern(c, "repeat")!
+/** Where to scroll so that a cell is in view with a margin of its own size. */
+function scrollTo(now: number, start: number, size: number, room: number): number {
+  if (start - size < now) return start - size
+  return start + 2 * size > now + room ? start + 2 * size - room : now
+}
+
+function keepOnly(elements: Map<number, HTMLElement>, isWanted: (n: number) => boolean) {
+  for (const [n, element] of elements) {
+    if (isWanted(n)) continue
+    element.remove()
+    elements.delete(n)
+  }
+}
+
+function hatching(context: CanvasRenderingContext2D): CanvasPattern {
+  const tile = h("canvas", { width: 6, height: 6 })
+  const pen = tile.getContext("2d")!
+  pen.strokeStyle = "#8889"
+  for (const offset of [-6, 0, 6]) {
+    pen.moveTo(offset, 6)
+    pen.lineTo(offset + 6, 0)
+  }
+  pen.stroke()
+  return context.createPattern(tile, "repeat")!
 }

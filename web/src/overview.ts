@@ -2,48 +2,59 @@
 import type { App } from "./app"
 import { h } from "./dom"
 import type { Grid } from "./grid"
+import type { Sheet } from "./sheet"
+
+const HEIGHT = 36
 
 export class Overview {
   private canvas = h("canvas", { "aria-hidden": "true" })
   private view = h("div.view")
-  el = h("div.overview", { hidden: true }, this.canvas, this.view)
+  readonly element = h("div.overview", { hidden: true }, this.canvas, this.view)
+  /** the cells have changed since the strip was drawn */
   stale = true
 
   constructor(
     private app: App,
-    go: (c: number) => void,
+    go: (column: number) => void,
   ) {
-    const { el } = this,
-      to = (e: PointerEvent) => {
-        const b = el.getBoundingClientRect()
-        if (e.buttons) (el.setPointerCapture(e.pointerId), go(((e.clientX - b.left) / b.width) * app.ncol))
-      }
-    el.onpointerdown = el.onpointermove = to
+    const { element } = this
+    element.onpointerdown = element.onpointermove = event => {
+      if (!event.buttons) return
+      const box = element.getBoundingClientRect()
+      element.setPointerCapture(event.pointerId)
+      go(((event.clientX - box.left) / box.width) * app.columnCount)
+    }
   }
 
-  draw({ sheet, sc, w, width }: Grid) {
-    const { el, canvas, view, app } = this,
-      { ncol } = app
-    el.hidden = ncol * w <= width + 1
-    const W = el.clientWidth,
-      x = W / ncol,
-      H = Math.min(36, sheet.nrow)
-    view.style.cssText = `left:${(sc.scrollLeft / w) * x}px;width:${Math.max(4, (width / w) * x)}px`
-    if (!W || (!this.stale && canvas.width == W)) return
+  draw({ sheet, scroller, cellWidth, width }: Grid) {
+    const { element, canvas, view } = this
+    const { columnCount } = this.app
+    element.hidden = columnCount * cellWidth <= width + 1
+    const total = element.clientWidth
+    if (!total) return
+    const perColumn = total / columnCount
+    const left = (scroller.scrollLeft / cellWidth) * perColumn
+    const shown = Math.max(4, (width / cellWidth) * perColumn)
+    view.style.cssText = `left:${left}px;width:${shown}px`
+    if (!this.stale && canvas.width == total) return
     this.stale = false
-    // a pixel shows the middle one of its positions: no mean of unlike things
-    const data = new ImageData(W, H),
-      px = new Uint32Array(data.data.buffer)
-    for (let n = 0; n < W * H; n++)
-      px[n] =
-        sheet.scale.rgba[
-          sheet.shade(
-            Math.round((Math.floor(n / W) * (sheet.nrow - 1)) / Math.max(1, H - 1)),
-            Math.floor(((n % W) + 0.5) / x),
-          )
-        ] ?? 0
-    canvas.width = W
-    canvas.height = H
-    canvas.getContext("2d")!.putImageData(data, 0, 0)
+    this.paint(sheet, total)
+  }
+
+  /** A pixel shows the middle one of its positions: no mean of unlike things. */
+  private paint(sheet: Sheet, width: number) {
+    const height = Math.min(HEIGHT, sheet.rowCount)
+    const data = new ImageData(width, height)
+    const pixels = new Uint32Array(data.data.buffer)
+    for (let y = 0; y < height; y++) {
+      const row = Math.round((y * (sheet.rowCount - 1)) / Math.max(1, height - 1))
+      for (let x = 0; x < width; x++) {
+        const column = Math.floor(((x + 0.5) * sheet.columnCount) / width)
+        pixels[y * width + x] = sheet.scale.rgba[sheet.shade(row, column)] ?? 0
+      }
+    }
+    this.canvas.width = width
+    this.canvas.height = height
+    this.canvas.getContext("2d")!.putImageData(data, 0, 0)
   }
 }

@@ -1,162 +1,251 @@
-/* Under the grid: what is followed, as chips, and its trajectories over depth and over positions. */
-import type { App } from "./app"
+/* Under the grid: what is followed, as chips, and its trajectories over layers and over positions. */
+import type { App, Cell } from "./app"
 import { chart, type Line, type Plot } from "./chart"
 import { DASHES, LINES } from "./colour"
 import { h, range } from "./dom"
+import type { TokenValue } from "./format"
 import { dot } from "./popup"
-import { clip, visible } from "./text"
+import { clip, letter, visible } from "./text"
 import { candidates, type Pin } from "./values"
 
-/** What the charts follow: pins, or the tokens that were top at any depth of the current column. */
-function followed(app: App, c: number): Pin[] {
-  const { panes, S } = app,
-    each = panes.map(r => {
-      const t = app.cols[r]![c]!,
-        R = app.Rs[r]!
-      return t < 0 ? [] : candidates(R, t).map(id => [app.home(R), id])
-    })
+/** Positions that a chart over positions shows at most. */
+const SPAN = 121
+
+/** What the charts follow: pins, or the top tokens of the current column. */
+function followed(app: App, column: number): Pin[] {
+  if (app.state.pins.length) return app.state.pins
+  const lists = app.panes.map(r => {
+    const reading = app.readings[r]!
+    const t = app.columns[r]![column]!
+    return t < 0 ? [] : candidates(reading, t).map(id => [app.home(reading), id])
+  })
   // of several readings in turn: first what each ends with
-  const turn = range(6).flatMap(n => each.flatMap(list => (list[n] ? [list[n]!] : [])))
-  return S.pins[0]
-    ? S.pins
-    : turn.filter((p, i) => turn.findIndex(q => q + "" == p + "") == i).slice(0, 12 / panes.length)
+  const inTurn = range(6).flatMap(n => lists.flatMap(list => (list[n] ? [list[n]] : [])))
+  const unique = new Map(inTurn.map(pin => [pin.join(), pin]))
+  return [...unique.values()].slice(0, 12 / app.panes.length)
 }
 
-/** The three charts, as data. */
+/** The charts, as data: the followed tokens, and the statistic of the cells where one is the colour. */
 export function plots(
   app: App,
-  d: number,
-  c: number,
+  layer: number,
+  column: number,
   width: number,
-  go?: (d: number, c: number) => void,
+  go?: (layer: number, column: number) => void,
 ): Plot[] {
-  const { S, shown, labels, panes, A } = app,
-    cols = app.cols[S.a]!,
-    pins = followed(app, c),
-    columns = [...new Set([...S.pos, c])].slice(S.pos[0] == null ? 0 : -5)
-  const lo = Math.max(0, Math.min(c - 60, app.ncol - 121)),
-    near = range(Math.min(app.ncol, 121), lo)
-  const lines = (of: number[], cells: [number, number][], kind: "lp" | "rank", at: number): Line[] =>
-    pins.flatMap((pin, i) =>
-      panes.flatMap((r, q) =>
-        of.map((col, n) => ({
-          name: clip(app.name(pin), 20),
-          tail: (of[1] != null ? " @" + cols[col] : "") + (panes[1] != null ? " " + "ABCDEFGH"[r] : ""),
-          colour: LINES[i % LINES.length]!,
-          dash: DASHES[(q + n * panes.length) % DASHES.length]!,
-          ys: cells.map(([y, x]) => {
-            const p = app.here(r, y, at < 0 ? col : x),
-              v = p && app.follow(p, pin)
-            return v && v.rank != Infinity ? v[kind] : NaN
-          }),
-        })),
-      ),
-    )
-  const down = shown.map(y => [y, c] as [number, number]),
-    t = cols[c]!
+  const { state, shown, layers, readingA, mode } = app
+  const position = app.positionA(column)
+  const many = state.pos.length > 0
+  const columns = many ? [...new Set([...state.pos, column])].slice(-5) : [column]
+  const first = Math.max(0, Math.min(column - (SPAN - 1) / 2, app.columnCount - SPAN))
+  const near = range(Math.min(app.columnCount, SPAN), first)
+  const ready = app.cells(layer, column).every(({ reading, t }) => reading.ready(t))
+  const empty = ready ? "not recorded here" : "…"
+
   const where =
-    columns[1] != null
+    columns.length > 1
       ? "at the pinned positions"
-      : t < 0
+      : position < 0
         ? ""
-        : `after “${visible(clip(A.head.pieces[t]!, 12))}” (${A.at(t)})`
-  const over = {
+        : `after “${visible(clip(readingA.pieces[position]!, 12))}” (${readingA.positionNumber(position)})`
+  const overLayers = {
     width,
-    xs: shown.map(y => labels[y]!),
-    at: shown.indexOf(d),
-    xlabel: "depth",
-    pick: go && ((x: number) => go(shown[x]!, c)),
+    empty,
+    xs: shown.map(index => layers[index]!),
+    at: shown.indexOf(layer),
+    xlabel: "layer",
+    pick: go && ((x: number) => go(shown[x]!, column)),
   }
-  return [
-    { ...over, title: "Probability over depth " + where, lines: lines(columns, down, "lp", -1) },
-    { ...over, title: "Rank over depth " + where, ranked: true, lines: lines(columns, down, "rank", -1) },
+  const overPositions = {
+    width,
+    empty,
+    xs: near.map(c => {
+      const t = app.positionA(c)
+      if (t < 0) return ""
+      return near.length > 16 ? String(readingA.positionNumber(t)) : readingA.pieces[t]!
+    }),
+    at: column - first,
+    xlabel: "position",
+    pick: go && ((x: number) => go(layer, first + x)),
+  }
+  const down = columns.map(c => shown.map(index => [index, c] as const))
+  const across = [near.map(c => [layer, c] as const)]
+  const pins = followed(app, column)
+
+  const out: Plot[] = [
     {
-      width,
-      title: "Probability over positions at depth " + labels[d],
-      xs: near.map(x =>
-        cols[x]! < 0 ? "" : near.length > 16 ? String(A.at(cols[x]!)) : A.head.pieces[cols[x]!]!,
-      ),
-      at: c - lo,
-      xlabel: "position",
-      pick: go && (x => go(d, lo + x)),
-      lines: lines(
-        [c],
-        near.map(x => [d, x]),
-        "lp",
-        0,
-      ),
+      ...overLayers,
+      title: `Probability over layers ${where}`,
+      axis: "probability",
+      lines: tokenLines(app, pins, "logprob", columns, down),
+    },
+    {
+      ...overLayers,
+      title: `Rank over layers ${where}`,
+      axis: "rank",
+      lines: tokenLines(app, pins, "rank", columns, down),
+    },
+    {
+      ...overPositions,
+      title: `Probability over positions at layer ${layers[layer]}`,
+      axis: "probability",
+      lines: tokenLines(app, pins, "logprob", [column], across),
     },
   ]
+  if (!mode.statistic) return out
+  const { unit, scale } = mode.statistic
+  const axis = scale == "rank" || scale == "probability" ? scale : "linear"
+  const name = scale == "linear" && unit ? `${mode.label} (${unit})` : mode.label
+  return [
+    ...out,
+    {
+      ...overLayers,
+      title: `${name} over layers ${where}`,
+      axis,
+      lines: cellLines(app, columns, down),
+    },
+    {
+      ...overPositions,
+      title: `${name} over positions at layer ${layers[layer]}`,
+      axis,
+      lines: cellLines(app, [column], across),
+    },
+  ]
+}
+
+/** The places along a line. */
+type Track = (readonly [layer: number, column: number])[]
+
+/** What tells the lines of one token apart: the pinned position, the reading. */
+function suffix(app: App, r: number, column: number, columns: number[]): string {
+  const position = columns.length > 1 ? ` @${app.positionA(column)}` : ""
+  return position + (app.panes.length > 1 ? ` ${letter(r)}` : "")
+}
+
+const yOf = (app: App, r: number, track: Track, value: (cell: Cell) => number) =>
+  track.map(([layer, column]) => {
+    const cell = app.cell(r, layer, column)
+    return cell ? value(cell) : NaN
+  })
+
+function tokenLines(
+  app: App,
+  pins: Pin[],
+  key: keyof TokenValue,
+  columns: number[],
+  tracks: Track[],
+): Line[] {
+  const { panes } = app
+  const value = (pin: Pin) => (cell: Cell) => {
+    const found = app.pinValue(cell, pin)
+    return found.rank == Infinity ? NaN : found[key]
+  }
+  return pins.flatMap((pin, i) =>
+    panes.flatMap((r, pane) =>
+      tracks.map((track, n) => ({
+        name: clip(app.pinName(pin), 20),
+        suffix: suffix(app, r, columns[n]!, columns),
+        colour: LINES[i % LINES.length]!,
+        dash: DASHES[(pane + n * panes.length) % DASHES.length]!,
+        ys: yOf(app, r, track, value(pin)),
+      })),
+    ),
+  )
+}
+
+/** Lines of the statistic that the cells are coloured by. */
+function cellLines(app: App, columns: number[], tracks: Track[]): Line[] {
+  const { mode, panes } = app
+  return panes.flatMap((r, pane) =>
+    tracks.map((track, n) => ({
+      name: mode.statistic!.label,
+      suffix: suffix(app, r, columns[n]!, columns),
+      colour: LINES[n % LINES.length]!,
+      dash: DASHES[pane % DASHES.length]!,
+      ys: yOf(app, r, track, ({ reading, l, t }) => {
+        const value = mode.value(reading, l, t)
+        return mode.scale == "probability" ? Math.log(value) : value
+      }),
+    })),
+  )
 }
 
 export class Panel {
   private chips = h("div.chips")
   private charts = h("div.charts")
-  el = h("section.panel", { "aria-label": "Trajectories" }, this.chips, this.charts)
+  readonly element = h("section.panel", { "aria-label": "Trajectories" }, this.chips, this.charts)
 
   constructor(
     private app: App,
-    private go: (d: number, c: number) => void,
+    private go: (layer: number, column: number) => void,
   ) {}
 
-  draw(d: number, c: number) {
-    const { app, charts } = this,
-      { pins, pos } = app.S,
-      list = followed(app, c),
-      link = (text: string, onclick: () => void) => h("button.link", { onclick }, text)
-    const chip = (text: string, sign: string, act: string, f: () => void, i = -1) =>
-      h(
-        "span.chip",
-        i >= 0 && dot(i),
-        h("bdi", text),
-        h("button", { "aria-label": `${act} ${text}`, title: act, onclick: f }, sign),
-      )
-    this.chips.replaceChildren(
-      ...([
-        h("span.lab", pins[0] ? "Pinned" : "Top at any depth here"),
-        list.map((p, i) =>
-          chip(
-            clip(app.name(p), 28),
-            pins[0] ? "×" : "+",
-            pins[0] ? "Remove" : "Pin",
-            () => app.set({ pins: pins[0] ? pins.filter(x => x != p) : [p] }),
-            i,
-          ),
-        ),
-        pins[1] &&
-          link("group", () =>
-            app.set({
-              pins: range(app.Rs.length).map(r => [
-                r,
-                ...pins.filter(p => p[0] == r).flatMap(p => p.slice(1)),
-              ]),
-            }),
-          ),
-        pins.some(p => p[2] != null) &&
-          link("ungroup", () => app.set({ pins: pins.flatMap(([r, ...ids]) => ids.map(id => [r!, id])) })),
-        pins[0] && link("clear", () => app.set({ pins: [] })),
-        pos[0] != null && h("span.lab", "Positions"),
-        pos.map(p =>
-          chip(
-            `${app.cols[app.S.a]![p]} ${visible(clip(app.A.head.pieces[app.cols[app.S.a]![p]!] ?? "", 16))}`,
-            "×",
-            "Remove",
-            () => app.set({ pos: pos.filter(x => x != p) }),
-          ),
+  draw(layer: number, column: number) {
+    const { app, charts } = this
+    const pins = followed(app, column)
+    this.chips.replaceChildren(...this.pinChips(pins), ...this.positionChips())
+    const width = charts.clientWidth || 900
+    const perLine = width > 940 ? 3 : width > 620 ? 2 : 1
+    const each = Math.floor((width - 12 * (perLine - 1)) / perLine)
+    charts.replaceChildren(...plots(app, layer, column, each, this.go).map(chart))
+    const { trackIds } = app.readingA
+    if (pins.some(([, ...ids]) => ids.some(id => !trackIds.includes(id)))) {
+      const gaps = `Gaps: not among the top ${app.readingA.K} there, so not recorded.`
+      charts.append(h("p.note", `${gaps} Tracked tokens are exact everywhere.`))
+    }
+  }
+
+  private pinChips(list: Pin[]): Node[] {
+    const { app } = this
+    const { pins } = app.state
+    const link = (label: string, onclick: () => void) => h("button.link", { onclick }, label)
+    if (!pins.length) {
+      return [
+        h("span.lab", "Top tokens at this position"),
+        ...list.map((pin, i) =>
+          chip(clip(app.pinName(pin), 28), "+", "Pin", () => app.set({ pins: [pin] }), dot(i)),
         ),
       ]
-        .flat()
-        .filter(Boolean) as Node[]),
-    )
-    const wide = charts.clientWidth || 900,
-      per = wide > 940 ? 3 : wide > 620 ? 2 : 1
-    charts.replaceChildren(...plots(app, d, c, Math.floor((wide - 12 * (per - 1)) / per), this.go).map(chart))
-    if (list.some(([, ...ids]) => ids.some(id => !app.A.head.track.includes(id))))
-      charts.append(
-        h(
-          "p.note",
-          `Gaps: not among the top ${app.A.K} there, so not recorded. Tracked tokens are exact everywhere.`,
-        ),
-      )
+    }
+    const out: Node[] = [
+      h("span.lab", "Pinned"),
+      ...pins.map((pin, i) => {
+        const remove = () => app.set({ pins: pins.filter(other => other != pin) })
+        return chip(clip(app.pinName(pin), 28), "×", "Remove", remove, dot(i))
+      }),
+    ]
+    if (pins.length > 1) out.push(link("group", () => app.set({ pins: grouped(app) })))
+    if (pins.some(([, ...ids]) => ids.length > 1)) {
+      const ungrouped = () => pins.flatMap(([home, ...ids]) => ids.map(id => [home!, id]))
+      out.push(link("ungroup", () => app.set({ pins: ungrouped() })))
+    }
+    out.push(link("clear", () => app.set({ pins: [] })))
+    return out
+  }
+
+  private positionChips(): Node[] {
+    const { app } = this
+    const { pos } = app.state
+    if (!pos.length) return []
+    return [
+      h("span.lab", "Positions"),
+      ...pos.map(column => {
+        const t = app.positionA(column)
+        const remove = () => app.set({ pos: pos.filter(other => other != column) })
+        return chip(`${t} ${visible(clip(app.readingA.pieces[t] ?? "", 16))}`, "×", "Remove", remove)
+      }),
+    ]
   }
 }
+
+/** All pins of a reading as one. */
+const grouped = ({ readings, state: { pins } }: App) =>
+  range(readings.length).map(r => [r, ...pins.filter(([home]) => home == r).flatMap(([, ...ids]) => ids)])
+
+const chip = (label: string, sign: string, action: string, onclick: () => void, mark?: Node) =>
+  h(
+    "span.chip",
+    mark,
+    h("bdi", label),
+    h("button", { "aria-label": `${action} ${label}`, title: action, onclick }, sign),
+  )

@@ -1,161 +1,202 @@
-/* The card of a cell: top-k with bars, the statistics, the next and the followed tokens. */
-import type { App, Here } from "./app"
+/* The card of a cell: top k with bars, the statistics, the next and the followed tokens. */
+import type { App, Cell } from "./app"
 import { LINES } from "./colour"
 import { h, range } from "./dom"
-import { clip, count, hex, num, prob, repair, visible } from "./text"
+import type { TokenValue } from "./format"
+import { clip, count, hex, number, prob, repair, visible } from "./text"
 import { settled } from "./values"
 
+interface Hooks {
+  copy(what: "text" | "python"): void
+  close(): void
+}
+
 export class Popup {
-  el = h("div.pop", { hidden: true })
+  readonly element = h("div.pop", { hidden: true })
+  /** kept open, with buttons, until it is closed */
   locked = false
-  private key = ""
+  private shownFor = ""
 
   constructor(
     private app: App,
-    private copy: (what: string) => void,
-    private close: () => void,
+    private hooks: Hooks,
   ) {
-    this.el.onkeydown = e => {
-      const all = [...this.el.querySelectorAll("button")],
-        step = { ArrowDown: 1, ArrowUp: -1 }[e.key]
+    this.element.onkeydown = event => {
+      const step = { ArrowDown: 1, ArrowUp: -1 }[event.key]
       if (!step) return
-      e.preventDefault()
-      all[(all.indexOf(e.target as HTMLButtonElement) + step + all.length) % all.length]?.focus()
+      event.preventDefault()
+      const all = this.buttons
+      const next = (all.indexOf(event.target as HTMLButtonElement) + step + all.length) % all.length
+      all[next]?.focus()
     }
+  }
+
+  private get buttons(): HTMLButtonElement[] {
+    return [...this.element.querySelectorAll("button")]
   }
 
   hide() {
-    this.el.hidden = true
+    this.element.hidden = true
     this.locked = false
-    this.key = ""
+    this.shownFor = ""
   }
 
   /** Show the card of a cell beside its place on the screen. */
-  show(d: number, c: number, near: DOMRect, lock: boolean) {
-    const { app, el } = this,
-      key = JSON.stringify([d, c, lock, app.S])
+  show(layer: number, column: number, near: DOMRect, lock: boolean) {
+    const { app, element } = this
+    const key = JSON.stringify([layer, column, lock, app.state])
     this.locked = lock
-    if (key != this.key) {
-      // a held card keeps the button in hand
-      const held = [...el.querySelectorAll("button")].indexOf(document.activeElement as HTMLButtonElement)
-      this.key = key
-      el.classList.toggle("lock", lock)
-      el.replaceChildren(
+    if (key != this.shownFor) {
+      // a locked card keeps the button that has the focus
+      const focused = this.buttons.indexOf(document.activeElement as HTMLButtonElement)
+      this.shownFor = key
+      element.classList.toggle("lock", lock)
+      element.replaceChildren(
         h(
           "div.blocks",
-          app.panes.map(r =>
-            h("section", app.Rs[1] && h("b.who", app.Rs[r]!.man.label), this.block(app.here(r, d, c), lock)),
-          ),
+          app.panes.map(r => this.section(r, layer, column)),
         ),
-        lock
-          ? h(
-              "div.acts",
-              h("button", { onclick: () => this.copy("text") }, "Copy text"),
-              h("button", { onclick: () => this.copy("python") }, "Copy Python"),
-              h("button", { onclick: this.close }, "Close"),
-            )
-          : h("div.hint", "click holds this · P pins"),
+        lock ? this.actions() : h("div.hint", "click to keep open · P to pin"),
       )
-      if (held >= 0) el.querySelectorAll("button")[held]?.focus()
+      if (focused >= 0) this.buttons[focused]?.focus()
     }
-    el.hidden = false
-    // beside the cell, so that its row and column stay in sight
-    const W = el.offsetWidth,
-      left = near.left - 10 - W
-    el.style.left =
-      (near.right + 10 + W < innerWidth
-        ? near.right + 10
-        : left > 0
-          ? left
-          : Math.max(4, innerWidth - W - 4)) + "px"
-    el.style.top = Math.max(4, Math.min(near.top - 12, innerHeight - el.offsetHeight - 6)) + "px"
+    element.hidden = false
+    this.placeBeside(near)
   }
 
-  private block(at: Here | null, lock: boolean) {
-    if (!at) return "no such cell"
-    const { app } = this,
-      { R, l, t } = at,
-      next = R.head.next[t]!,
-      e = R.num("entropy", l, t)
-    if (!R.ready(t)) return "…"
-    const line = (name: string, what: unknown, v?: { rank: number; lp: number }) =>
-      h(
-        "tr",
-        h("th", name),
-        h("td", { colspan: v ? 1 : 3 }, what as Node),
-        v && [h("td", v.rank == Infinity ? "> " + R.K : "#" + count(v.rank)), h("td", prob(v.lp))],
-      )
+  /** Beside the cell, so that its row and column stay in sight. */
+  private placeBeside(near: DOMRect) {
+    const { style, offsetWidth, offsetHeight } = this.element
+    const right = near.right + 10
+    const left = near.left - 10 - offsetWidth
+    const x =
+      right + offsetWidth < innerWidth ? right : left > 0 ? left : Math.max(4, innerWidth - offsetWidth - 4)
+    style.left = `${x}px`
+    style.top = `${Math.max(4, Math.min(near.top - 12, innerHeight - offsetHeight - 6))}px`
+  }
+
+  private actions() {
+    const { copy, close } = this.hooks
+    return h(
+      "div.acts",
+      h("button", { onclick: () => copy("text") }, "Copy text"),
+      h("button", { onclick: () => copy("python") }, "Copy Python"),
+      h("button", { onclick: close }, "Close"),
+    )
+  }
+
+  private section(r: number, layer: number, column: number) {
+    const { app } = this
+    const cell = app.cell(r, layer, column)
+    return h(
+      "section",
+      app.several && h("b.who", app.readings[r]!.manifest.label),
+      !cell ? "no such cell" : !cell.reading.ready(cell.t) ? "…" : this.content(cell),
+    )
+  }
+
+  private content(cell: Cell) {
+    const { reading, l, t } = cell
     return [
       h(
         "div.at",
-        h("b", "depth " + R.layers[l]),
-        l == R.L - 1 && " (the model’s own output)",
-        ` · position ${R.at(t)} · after `,
-        token(at, R.head.ids[t]!, R.head.pieces[t]),
+        h("b", "layer " + reading.layer(l)),
+        l == reading.L - 1 && " (the model’s own output)",
+        ` · position ${reading.positionNumber(t)} · after `,
+        token(cell, reading.ids[t]!, reading.pieces[t]),
       ),
       h(
         "table.top",
-        range(R.K).map(k => {
-          const id = R.top(l, t, k),
-            lp = R.lp(l, t, k),
-            on = app.pinned(R, id) >= 0
-          return (
-            id >= 0 &&
-            h(
-              id == R.top(R.L - 1, t) ? "tr.final" : "tr",
-              h("th", R.topRank(l, t, k)),
-              h("td.w", h("i.bar", { style: `width:${100 * Math.exp(lp - R.lp(l, t))}%` }), token(at, id)),
-              h("td", { title: "id " + id }, prob(lp)),
-              h("td.lp", num(lp)),
-              lock &&
-                h(
-                  "td",
-                  h(
-                    "button.pin",
-                    {
-                      "aria-pressed": String(on),
-                      "aria-label": "Pin " + visible(clip(R.piece(id), 30)),
-                      title: "Shift: add to the last group",
-                      onclick: (e: MouseEvent) => app.pin(R, id, e.shiftKey),
-                    },
-                    on ? "pinned" : "pin",
-                  ),
-                ),
-            )
-          )
-        }),
+        range(reading.K).map(k => reading.topId(l, t, k) >= 0 && this.topRow(cell, k)),
       ),
-      h(
-        "table.stats",
-        line("entropy", `${num(e)} nats (${num(e / Math.LN2)} bits)`),
-        line("KL to final", num(R.num("kl", l, t)) + " nats"),
-        next < 0
-          ? line("next token", "none follows")
-          : line("next token", token(at, next), R.token(l, t, next)),
-        line("settled", "from depth " + R.layers[settled(R, t)]),
-        R.head.track.map(id => app.pinned(R, id) < 0 && line("tracked", token(at, id), R.token(l, t, id))),
-        app.S.pins.map((p, i) => line("pinned", h("bdi", dot(i), clip(app.name(p), 24)), app.follow(at, p))),
-      ),
+      h("table.stats", this.statistics(cell)),
     ]
   }
+
+  private topRow(cell: Cell, k: number) {
+    const { reading, l, t } = cell
+    const id = reading.topId(l, t, k)
+    const logprob = reading.topLogprob(l, t, k)
+    const bar = 100 * Math.exp(logprob - reading.topLogprob(l, t))
+    return h(
+      id == reading.finalId(t) ? "tr.final" : "tr",
+      h("th", reading.topRank(l, t, k)),
+      h("td.w", h("i.bar", { style: `width:${bar}%` }), token(cell, id)),
+      h("td", { title: "id " + id }, prob(logprob)),
+      h("td.lp", number(logprob)),
+      this.locked && h("td", this.pinButton(cell, id)),
+    )
+  }
+
+  private pinButton({ reading }: Cell, id: number) {
+    const { app } = this
+    const pinned = app.pinOf(reading, id) >= 0
+    return h(
+      "button.pin",
+      {
+        "aria-pressed": String(pinned),
+        "aria-label": "Pin " + visible(clip(reading.piece(id), 30)),
+        title: "Shift: add to the last group",
+        onclick: (event: MouseEvent) => app.pin(reading, id, event.shiftKey),
+      },
+      pinned ? "pinned" : "pin",
+    )
+  }
+
+  /** The cell's own statistics, then the tokens that are followed in every cell. */
+  private statistics(cell: Cell) {
+    const { app } = this
+    const { reading, l, t } = cell
+    const next = reading.nextIds[t]!
+    const cellModes = Object.values(app.modes).filter(mode => mode.statistic)
+    return [
+      cellModes.map(mode => {
+        const value = mode.value(reading, l, t)
+        const bits = mode.statistic!.unit == "nats" ? ` (${number(value / Math.LN2)} bits)` : ""
+        return line(mode.statistic!.label, mode.format(value) + bits)
+      }),
+      next < 0
+        ? line("next token", "none follows")
+        : line("next token", token(cell, next), reading.token(l, t, next), reading.K),
+      line("settled", "from layer " + reading.layer(settled(reading, t))),
+      reading.trackIds.map(
+        id =>
+          app.pinOf(reading, id) < 0 && line("tracked", token(cell, id), reading.token(l, t, id), reading.K),
+      ),
+      app.state.pins.map((pin, i) => {
+        const name = h("bdi", dot(i), clip(app.pinName(pin), 24))
+        return line("pinned", name, app.pinValue(cell, pin), reading.K)
+      }),
+    ]
+  }
+}
+
+/** A line of the card; with a token's value, its rank (or that it is beyond the top K) and probability. */
+function line(name: string, what: string | Node, value?: TokenValue, K?: number) {
+  return h(
+    "tr",
+    h("th", name),
+    h("td", { colspan: value ? 1 : 3 }, what),
+    value && [
+      h("td", value.rank == Infinity ? "> " + K : "#" + count(value.rank)),
+      h("td", prob(value.logprob)),
+    ],
+  )
 }
 
 export const dot = (i: number) => h("i.dot", { style: "background:" + LINES[i % LINES.length] })
 
 /** A token on the page: isolated direction, visible whitespace, bytes of a fragment with its glyph. */
-function token({ R, t }: Here, id: number, piece?: string) {
-  const bytes = R.bytes.get(id),
-    text = piece ?? R.piece(id)
-  const glyph =
-    bytes &&
-    repair(
-      range(4, t - 3).flatMap(i => R.bytes.get(R.head.ids[i]!) ?? []),
-      bytes,
-    )
+function token({ reading, t }: Cell, id: number, piece?: string) {
+  const text = piece ?? reading.piece(id)
+  // a piece of the prompt is shown as it was read, without its bytes
+  const bytes = piece == null ? reading.bytes.get(id) : undefined
+  const before = range(4, t - 3).flatMap(i => reading.bytes.get(reading.ids[i]!) ?? [])
+  const glyph = bytes && repair(before, bytes)
   return h(
     "span",
-    { title: text.length > 60 && text.length + " characters" },
-    h(R.special.has(id) ? "bdi.special" : "bdi", visible(clip(text, 60))),
-    bytes && piece == null && h("small", ` bytes ${hex(bytes)}`, glyph && ` → ${glyph}`),
+    { title: text.length > 60 && `${text.length} characters` },
+    h(reading.special.has(id) ? "bdi.special" : "bdi", visible(clip(text, 60))),
+    bytes && h("small", ` bytes ${hex(bytes)}`, glyph && ` → ${glyph}`),
   )
 }

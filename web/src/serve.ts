@@ -1,7 +1,7 @@
 /* The served page: a prompt box with progress, the readings made so far, and the page below. */
 import { h } from "./dom"
 import type { Manifest, Source } from "./format"
-import type { Options } from "./main"
+import type { Options } from "./page"
 import "./serve.css"
 
 declare const logitlens: {

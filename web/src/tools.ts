@@ -1,14 +1,16 @@
 /* The head of the page and its controls: native elements, so that keyboards and readers know them. */
-import type { App, State } from "./app"
+import type { App } from "./app"
 import { h } from "./dom"
-import { legend } from "./save"
-import { clip, visible } from "./text"
+import { legend } from "./export"
+import type { Reading } from "./format"
+import type { State } from "./state"
+import { clip, letter, visible } from "./text"
 
-interface Acts {
-  zoom(f: number): void
+export interface Actions {
+  zoom(factor: number): void
   fit(): void
-  copy(what: string): void
-  save(what: string): void
+  copy(what: "text" | "python" | "csv" | "link"): void
+  save(what: "png" | "svg" | "csv"): void
   table(): void
   find(step: number): void
 }
@@ -17,8 +19,8 @@ const KEYS = {
   "← ↑ → ↓": "move",
   "Home End": "first, last (Ctrl: corner)",
   "PgUp PgDn": "a page (Shift: sideways)",
-  "Enter Esc": "hold the card, let go",
-  P: "pin the first token",
+  "Enter Esc": "keep the card open, close it",
+  P: "pin the top token",
   F: "pin the final token",
   "Shift P": "pin the position",
   M: "next colour",
@@ -28,268 +30,292 @@ const KEYS = {
   T: "table",
   "+ − 0": "zoom, fit",
 }
-const letter = (r: number) => "ABCDEFGH"[r] ?? String(r)
+const STEPS = [1, 2, 3, 4, 6, 8, 12]
+const SEARCH_DELAY = 120
+const RESULTS = 8
+
+type Option = [value: string | number, label: string]
 
 export class Tools {
-  head: HTMLElement
-  bar: HTMLElement
-  help: HTMLDialogElement
-  tableBox = h("dialog.wide", { "aria-label": "Table" })
-  search = h("input", {
+  readonly head: HTMLElement
+  readonly bar: HTMLElement
+  readonly help: HTMLDialogElement
+  readonly tableDialog = h("dialog.wide", { "aria-label": "Table" })
+  readonly search = h("input", {
     type: "search",
     placeholder: "Token or position",
     "aria-label": "Search tokens or a position",
   })
   private results = h("div.results", { hidden: true })
-  private bind: (() => void)[] = []
-  private key = h("div.legend")
+  private legend = h("div.legend")
   private about = h("div.about")
-  private wait?: ReturnType<typeof setTimeout>
+  /** brings each control in line with the state */
+  private updates: (() => void)[] = []
+  private waiting?: ReturnType<typeof setTimeout>
 
   constructor(
     private app: App,
     title: string,
-    readonly acts: Acts,
+    private actions: Actions,
   ) {
-    const { Rs, labels } = app,
-      { search, results } = this
-    const button = (text: string, label: string, onclick: () => void) =>
-      h("button", { title: label, "aria-label": label, onclick }, text)
-    // a control that follows a part of the state and is hidden where `when` says so
-    const select = (
-      label: string,
-      key: keyof State,
-      options: () => [string | number, string][],
-      when = () => true,
-    ) => {
-      const e = h("select", {
-          "aria-label": label,
-          onchange: () => app.set({ [key]: typeof app.start[key] == "number" ? +e.value : e.value }),
-        }),
-        box = h("label", h("span", label), e)
-      let was = ""
-      this.bind.push(() => {
-        const list = options()
-        if (was != (was = list.join()))
-          e.replaceChildren(...list.map(([value, t]) => h("option", { value }, t)))
-        e.value = String(app.S[key])
-        box.hidden = !when()
-      })
-      return box
-    }
-    const menu = (cls: "div" | "div.form", text: string, ...items: Node[]) => {
-      const d: HTMLDetailsElement = h(
-        "details",
-        {
-          onfocusout: (e: FocusEvent) => {
-            if (e.relatedTarget && !d.contains(e.relatedTarget as Node)) d.open = false
-          },
-          onkeydown: (e: KeyboardEvent) => {
-            if (e.key == "Escape") d.open = false
-          },
-        },
-        h("summary", text),
-        h(cls, items),
-      )
-      return d
-    }
-    const item = (text: string, f: (what: string) => void, what: string) =>
-      h(
-        "button",
-        {
-          onclick: (e: Event) => {
-            f(what)
-            ;(e.target as Element).closest("details")!.open = false
-          },
-        },
-        text,
-      )
-    const depths = () => labels.map((d, i) => [i, d] as [number, string]),
-      readings = () => Rs.map((R, r) => [r, letter(r) + " · " + clip(R.man.label, 40)] as [number, string])
-
-    this.head = h(
-      "header",
-      h(
-        "div.line",
-        h("h1", h("bdi", clip(title, 160))),
-        h("button.round", { "aria-label": "Help", onclick: () => this.help.showModal() }, "?"),
-      ),
-      this.about,
-    )
-    search.oninput = () => {
-      clearTimeout(this.wait)
-      this.wait = setTimeout(() => {
-        app.set({ q: search.value })
-        this.list()
-      }, 120)
-    }
-    search.onkeydown = e => {
-      if (e.key == "Enter") (app.set({ q: search.value }), acts.find(e.shiftKey ? -1 : 1))
-      if (e.key == "Escape") ((search.value = ""), app.set({ q: "" }), (results.hidden = true))
-    }
-    const find: HTMLElement = h(
-      "div.find",
-      {
-        role: "search",
-        onfocusout: (e: FocusEvent) => {
-          if (!find.contains(e.relatedTarget as Node)) results.hidden = true
-        },
-      },
-      search,
-      button("↑", "Previous place", () => acts.find(-1)),
-      button("↓", "Next place", () => acts.find(1)),
-      results,
-    )
-
+    const question = h("button.round", { "aria-label": "Help", onclick: () => this.help.showModal() }, "?")
+    this.head = h("header", h("div.line", h("h1", h("bdi", clip(title, 160))), question), this.about)
     this.bar = h(
       "div.tools",
       { role: "group", "aria-label": "View" },
-      select(
+      this.viewControls(),
+      this.colourControls(),
+      this.sizeControls(),
+      this.searchControls(),
+      this.takeControls(),
+    )
+    this.help = this.makeHelp()
+  }
+
+  /** A control that follows a part of the state and is hidden where `when` says so. */
+  private select(label: string, key: keyof State, options: () => Option[], when = () => true): HTMLElement {
+    const { app } = this
+    const element = h("select", { "aria-label": label })
+    const box = h("label", h("span", label), element)
+    element.onchange = () => {
+      const numeric = typeof app.start[key] == "number"
+      app.set({ [key]: numeric ? Number(element.value) : element.value })
+    }
+    let shown = ""
+    this.updates.push(() => {
+      const list = options()
+      if (list.join() != shown) {
+        element.replaceChildren(...list.map(([value, text]) => h("option", { value }, text)))
+        shown = list.join()
+      }
+      element.value = String(app.state[key])
+      box.hidden = !when()
+    })
+    return box
+  }
+
+  private viewControls() {
+    const { app } = this
+    const readings = () =>
+      app.readings.map((reading, r): Option => [r, `${letter(r)} · ${clip(reading.manifest.label, 40)}`])
+    const views: Option[] = [
+      ["one", "one reading"],
+      ["side", "side by side"],
+      ["diff", "difference"],
+    ]
+    return [
+      this.select(
         "View",
         "view",
-        () => [
-          ["one", "one reading"],
-          ["side", "side by side"],
-          ["diff", "difference"],
-        ],
-        () => !!Rs[1],
+        () => views,
+        () => app.several,
       ),
-      select("A", "a", readings, () => !!Rs[1] && app.S.view != "side"),
-      select("B", "b", readings, () => app.diff),
-      select("Colour", "color", () => Object.entries(app.modes).map(([k, m]) => [k, m.label])),
-      this.key,
-      select("Cells", "text", () => [
-        ["token", "tokens"],
-        ["value", "values"],
-        ["none", "colour only"],
-      ]),
-      menu(
-        "div.form",
-        "Depths",
-        select("from", "from", depths),
-        select("to", "to", depths),
-        select("every", "step", () => [1, 2, 3, 4, 6, 8, 12].map(n => [n, String(n)])),
-        select("scale", "map", () => [
-          ["cividis", "cividis"],
-          ["viridis", "viridis"],
-        ]),
-      ),
-      h(
-        "span.group",
-        button("−", "Smaller cells", () => acts.zoom(0.8)),
-        h("button", { onclick: acts.fit }, "Fit"),
-        button("+", "Larger cells", () => acts.zoom(1.25)),
-      ),
-      find,
-      h(
-        "span.end",
-        menu(
-          "div",
-          "Copy",
-          item("Cell as text", acts.copy, "text"),
-          item("Cell as Python", acts.copy, "python"),
-          item("Cells in view as CSV", acts.copy, "csv"),
-          item("Link to this view", acts.copy, "link"),
-        ),
-        menu(
-          "div",
-          "Save",
-          item("PNG", acts.save, "png"),
-          item("SVG", acts.save, "svg"),
-          item("CSV, all of it", acts.save, "csv"),
-        ),
-        h("button", { onclick: acts.table }, "Table"),
-      ),
-    )
+      this.select("A", "a", readings, () => app.several && app.state.view != "side"),
+      this.select("B", "b", readings, () => app.isDiff),
+    ]
+  }
 
-    this.help = h(
+  private colourControls() {
+    const { app } = this
+    const colours = () => Object.entries(app.modes).map(([name, mode]): Option => [name, mode.label])
+    const layers = () => app.layers.map((label, i): Option => [i, label])
+    const texts: Option[] = [
+      ["token", "tokens"],
+      ["value", "values"],
+      ["none", "colour only"],
+    ]
+    const steps = STEPS.map((n): Option => [n, String(n)])
+    const maps: Option[] = [
+      ["cividis", "cividis"],
+      ["viridis", "viridis"],
+    ]
+    return [
+      this.select("Colour", "color", colours),
+      this.legend,
+      this.select("Cells", "text", () => texts),
+      menu(
+        "form",
+        "Layers",
+        this.select("from", "from", layers),
+        this.select("to", "to", layers),
+        this.select("every", "step", () => steps),
+        this.select("scale", "map", () => maps),
+      ),
+    ]
+  }
+
+  private sizeControls() {
+    const { zoom, fit } = this.actions
+    return h(
+      "span.group",
+      button("−", "Smaller cells", () => zoom(0.8)),
+      h("button", { onclick: fit }, "Fit"),
+      button("+", "Larger cells", () => zoom(1.25)),
+    )
+  }
+
+  private searchControls() {
+    const { app, search, results, actions } = this
+    search.oninput = () => {
+      clearTimeout(this.waiting)
+      this.waiting = setTimeout(() => {
+        app.set({ q: search.value })
+        this.showResults()
+      }, SEARCH_DELAY)
+    }
+    search.onkeydown = event => {
+      if (event.key == "Enter") {
+        app.set({ q: search.value })
+        actions.find(event.shiftKey ? -1 : 1)
+      }
+      if (event.key == "Escape") {
+        search.value = ""
+        app.set({ q: "" })
+        results.hidden = true
+      }
+    }
+    const box: HTMLElement = h(
+      "div.find",
+      { role: "search" },
+      search,
+      button("↑", "Previous place", () => actions.find(-1)),
+      button("↓", "Next place", () => actions.find(1)),
+      results,
+    )
+    box.addEventListener("focusout", event => {
+      if (!box.contains(event.relatedTarget as Node)) results.hidden = true
+    })
+    return box
+  }
+
+  private takeControls() {
+    const { copy, save, table } = this.actions
+    return h(
+      "span.end",
+      menu(
+        "",
+        "Copy",
+        item("Cell as text", () => copy("text")),
+        item("Cell as Python", () => copy("python")),
+        item("Cells in view as CSV", () => copy("csv")),
+        item("Link to this view", () => copy("link")),
+      ),
+      menu(
+        "",
+        "Save",
+        item("PNG", () => save("png")),
+        item("SVG", () => save("svg")),
+        item("CSV, all of it", () => save("csv")),
+      ),
+      h("button", { onclick: table }, "Table"),
+    )
+  }
+
+  private makeHelp(): HTMLDialogElement {
+    const { readings, several } = this.app
+    const explain = ({ manifest }: Reading, r: number) => [
+      several && h("h3", `${letter(r)} · ${clip(manifest.label, 80)}`),
+      manifest.about.text.map(sentence => h("p", sentence)),
+    ]
+    const provenance = JSON.stringify(
+      readings.map(reading => reading.manifest.meta),
+      null,
+      1,
+    )
+    return h(
       "dialog",
       { "aria-label": "Help" },
-      h("form", { method: "dialog" }, h("button", "Close")),
+      closeForm(),
       h("h2", "What am I looking at?"),
-      Rs.map((R, r) => [
-        Rs[1] && h("h3", letter(r) + " · " + clip(R.man.label, 80)),
-        R.man.about.text.map(s => h("p", s)),
-      ]),
-      h("p", "Bold: agrees with the last row. Hatched: missing, no value to show."),
+      readings.map(explain),
+      h("p", "Bold: the same token as in the last row. Hatched: missing, no value to show."),
       h("h2", "Keys"),
       h(
         "dl",
-        Object.entries(KEYS).map(([k, v]) => [h("dt", h("kbd", k)), h("dd", v)]),
+        Object.entries(KEYS).map(([key, action]) => [h("dt", h("kbd", key)), h("dd", action)]),
       ),
       h("h2", "Where it comes from"),
-      h(
-        "pre",
-        { tabindex: 0, "aria-label": "Provenance" },
-        JSON.stringify(
-          Rs.map(R => R.man.meta),
-          null,
-          1,
-        ),
-      ),
+      h("pre", { tabindex: 0, "aria-label": "Provenance" }, provenance),
     )
   }
 
   /** Tokens that match the search, to pin. */
-  private list() {
-    const { app, results } = this,
-      { a, q } = app.S,
-      { A } = app,
-      found = app.found[a]!
+  private showResults() {
+    const { app, results } = this
+    const { q, a } = app.state
+    const { readingA } = app
+    const found = [...app.foundIds[a]!]
     results.hidden = !q || /^\d+$/.test(q)
+    const shortest = found.sort((x, y) => readingA.piece(x).length - readingA.piece(y).length)
     results.replaceChildren(
-      h("p", found.size ? `${found.size} tokens match; choose one to pin it` : "no recorded token"),
-      ...[...found]
-        .sort((x, y) => A.piece(x).length - A.piece(y).length)
-        .slice(0, 8)
-        .map(id =>
-          h(
-            "button",
-            { onclick: () => app.pin(A, id) },
-            h("bdi", visible(clip(A.piece(id), 40))),
-            h("small", " " + id),
-          ),
-        ),
+      h("p", found.length ? `${found.length} tokens match; choose one to pin it` : "no recorded token"),
+      ...shortest.slice(0, RESULTS).map(id => {
+        const name = h("bdi", visible(clip(readingA.piece(id), 40)))
+        return h("button", { onclick: () => app.pin(readingA, id) }, name, h("small", ` ${id}`))
+      }),
     )
   }
 
   showTable(tables: HTMLElement[]) {
-    this.tableBox.replaceChildren(
-      h("form", { method: "dialog" }, h("button", "Close")),
-      h("div.scroll", { tabindex: 0, role: "region", "aria-label": "The cells in view" }, tables),
-    )
-    this.tableBox.showModal()
+    const attributes = { tabindex: 0, role: "region", "aria-label": "The cells in view" }
+    this.tableDialog.replaceChildren(closeForm(), h("div.scroll", attributes, tables))
+    this.tableDialog.showModal()
   }
 
   draw() {
-    const { app, search } = this,
-      { css } = app.scale
-    this.bind.forEach(f => f())
-    if (document.activeElement != search) search.value = app.S.q
-    this.key.replaceChildren(
-      h("i", { style: `background:linear-gradient(90deg,${css.filter((_, i) => i % 15 == 0).join()})` }),
+    const { app, search } = this
+    const { css } = app.scale
+    for (const update of this.updates) update()
+    if (document.activeElement != search) search.value = app.state.q
+    const stops = css.filter((_, i) => i % 15 == 0).join()
+    this.legend.replaceChildren(
+      h("i", { style: `background:linear-gradient(90deg,${stops})` }),
       h(
         "span",
-        legend(app).map(([s]) => h("span", s)),
+        legend(app).map(([label]) => h("span", label)),
       ),
     )
-    this.about.replaceChildren(
-      ...app.panes.map(r => {
-        const { man, L, T } = app.Rs[r]!,
-          { about } = man,
-          badge = (
-            cls: "span.badge" | "span.badge.ok" | "span.badge.not",
-            ...kids: (Node | string | false)[]
-          ) => h(cls, kids)
-        return h(
-          "p",
-          app.Rs[1] && h("b.letter", letter(r)),
-          badge("span.badge", about.model),
-          badge("span.badge", about.lens, about.raw && h("em", "raw, unadjusted")),
-          badge("span.badge", `${L} depths × ${T.toLocaleString("en-US")} positions`),
-          badge(about.ok ? "span.badge.ok" : "span.badge.not", (about.ok ? "✓ " : "! ") + about.check),
-        )
-      }),
+    this.about.replaceChildren(...app.panes.map(r => this.badges(r)))
+  }
+
+  /** Model, lens, size and check of a reading. */
+  private badges(r: number) {
+    const { manifest, L, T } = this.app.readings[r]!
+    const { model, lens, note, check, ok } = manifest.about
+    return h(
+      "p",
+      this.app.several && h("b.letter", letter(r)),
+      h("span.badge", model),
+      h("span.badge", lens, note && h("em", note)),
+      h("span.badge", `${L} layers × ${T.toLocaleString("en-US")} positions`),
+      h(ok ? "span.badge.ok" : "span.badge.not", (ok ? "✓ " : "! ") + check),
     )
   }
+}
+
+const button = (text: string, label: string, onclick: () => void) =>
+  h("button", { title: label, "aria-label": label, onclick }, text)
+
+const closeForm = () => h("form", { method: "dialog" }, h("button", "Close"))
+
+/** A list that opens under its name, and closes when the focus leaves it or with Escape. */
+function menu(style: "form" | "", name: string, ...items: Node[]): HTMLElement {
+  const details = h("details", h("summary", name), h("div", { class: style }, items))
+  details.addEventListener("focusout", event => {
+    if (event.relatedTarget && !details.contains(event.relatedTarget as Node)) details.open = false
+  })
+  details.onkeydown = event => {
+    if (event.key == "Escape") details.open = false
+  }
+  return details
+}
+
+/** A choice of a menu, which closes. */
+function item(text: string, action: () => void) {
+  const element: HTMLElement = h("button", text)
+  element.onclick = () => {
+    action()
+    element.closest("details")!.open = false
+  }
+  return element
 }

@@ -1,116 +1,153 @@
-/* What a cell is worth: the colour modes, pins and candidates. */
-import type { Reading } from "./format"
-import { count, num, prob, sup } from "./text"
+/* What a cell is worth: colour modes made from the manifest's statistics, pins and candidates. */
+import type { Reading, Statistic, TokenValue } from "./format"
+import { count, number, prob, superscript } from "./text"
 
+/** A way to colour the cells. */
 export interface Mode {
   label: string
+  scale: Statistic["scale"]
   /** Infinity: known only to be beyond the last of the top k; NaN: missing */
-  val(R: Reading, l: number, t: number): number
-  /** [dark end, bright end]; where `log`, in decades */
-  dom(R: Reading): [number, number]
-  fmt(v: number): string
-  log?: boolean
+  value(reading: Reading, l: number, t: number): number
+  /** [dark end, bright end]; of ranks in decades */
+  domain(reading: Reading): [number, number]
+  format(value: number): string
+  /** as `format`, without the unit */
+  short(value: number): string
+  /** the statistic of the cell itself that is shown; none where it is one of a token */
+  statistic?: Statistic
 }
 
 /** A group of tokens that counts as one: [index of the reading whose ids these are, ...ids]. */
 export type Pin = number[]
 
-/** The final row's likeliest token at a position. */
-export const final = (R: Reading, t: number) => R.top(R.L - 1, t)
-
-const nats = (v: number) => num(v) + " nats"
-const end = (R: Reading, name: string, i: number) => R.man.range[name]?.[i] ?? 1
-const lows =
-  (name: string) =>
-  (R: Reading): [number, number] => [Math.min(-1, end(R, name, 0)), 0]
-const highs =
-  (name: string) =>
-  (R: Reading): [number, number] => [end(R, name, 1), 0]
-const ranked = (label: string, val: Mode["val"]): Mode => ({
-  label,
-  val,
-  log: true,
-  dom: R => [Math.log10(Math.max(10, R.K, end(R, "next_ranks", 1))), 0],
-  fmt: v => (v == Infinity ? "beyond the top k" : "#" + count(Math.round(v))),
-})
-const plain = (label: string, val: Mode["val"], dom: Mode["dom"]): Mode => ({ label, val, dom, fmt: nats })
-
-export const MODES: Record<string, Mode> = {
-  prob: {
-    label: "Probability",
-    val: (R, l, t) => Math.exp(R.lp(l, t)),
-    dom: () => [0, 1],
-    fmt: v => prob(Math.log(v)),
-  },
-  logprob: plain("Log-probability", (R, l, t) => R.lp(l, t), lows("top_logprobs")),
-  final: ranked("Rank of the final token", (R, l, t) => R.token(l, t, final(R, t)).rank),
-  entropy: plain("Entropy", (R, l, t) => R.num("entropy", l, t), highs("entropy")),
-  kl: plain("KL to the final row", (R, l, t) => R.num("kl", l, t), highs("kl")),
-  rank: ranked("Rank of the next token", (R, l, t) => R.rank("next_ranks", l, t)),
-  next: plain(
-    "Log-probability of the next token",
-    (R, l, t) => R.num("next_logprobs", l, t),
-    lows("next_logprobs"),
-  ),
-  agree: {
-    label: "Agreement with the final row",
-    val: (R, l, t) => (R.top(l, t) < 0 ? NaN : +(R.top(l, t) == final(R, t))),
-    dom: () => [-0.25, 1.05],
-    fmt: v => (v ? "same token" : "other token"),
+/** Statistics that the page derives itself from the top k. */
+const DERIVED: Record<string, (reading: Reading, l: number, t: number) => number> = {
+  final: (reading, l, t) => reading.token(l, t, reading.finalId(t)).rank,
+  agree: (reading, l, t) => {
+    const id = reading.topId(l, t)
+    return id < 0 ? NaN : +(id == reading.finalId(t))
   },
 }
 
-/** The modes that follow a pin. */
-export const pinModes = (
-  name: string,
-  at: (R: Reading, l: number, t: number) => { lp: number; rank: number },
-): Mode[] => [
-  plain(
-    "Log-probability of " + name,
-    (R, l, t) => {
-      const v = at(R, l, t)
-      return v.rank == Infinity ? -Infinity : v.lp
-    },
-    lows("next_logprobs"),
-  ),
-  ranked("Rank of " + name, (R, l, t) => at(R, l, t).rank),
+export function statisticMode(statistic: Statistic): Mode {
+  const { field, label, scale, unit, per } = statistic
+  const read = DERIVED[field] ?? ((reading, l, t) => reading.value(field, l, t))
+  return {
+    label: label[0]!.toUpperCase() + label.slice(1),
+    scale,
+    value: scale == "probability" ? (reading, l, t) => Math.exp(read(reading, l, t)) : read,
+    domain: reading => domain(reading, statistic),
+    format: value => format(value, scale, unit),
+    short: value => format(value, scale),
+    statistic: per == "cell" ? statistic : undefined,
+  }
+}
+
+function domain({ manifest, K }: Reading, { field, scale, bright }: Statistic): [number, number] {
+  if (scale == "probability") return [0, 1]
+  if (scale == "yes or no") return [-0.25, 1.05]
+  if (scale == "rank") {
+    const ends = [field, "next_ranks"].map(name => manifest.range[name]?.[1] ?? 1)
+    return [Math.log10(Math.max(10, K, ...ends)), 0]
+  }
+  const [low, high] = manifest.range[field] ?? [0, 1]
+  // a linear scale begins or ends at 0, or has it inside
+  const ends: [number, number] = [Math.min(low, 0), Math.max(high, 0)]
+  return bright == "high" ? ends : [ends[1], ends[0]]
+}
+
+function format(value: number, scale: Statistic["scale"], unit = ""): string {
+  if (scale == "probability") return prob(Math.log(value))
+  if (scale == "yes or no") return Number.isNaN(value) ? "–" : value ? "yes" : "no"
+  if (scale == "rank") return value == Infinity ? "beyond the top k" : "#" + count(Math.round(value))
+  return unit ? `${number(value)} ${unit}` : number(value)
+}
+
+/** What is shown of a pin; its scale ends where that of the next token does. */
+const PINNED: Statistic[] = [
+  {
+    name: "pin",
+    field: "next_logprobs",
+    label: "log-probability",
+    unit: "nats",
+    scale: "linear",
+    bright: "high",
+    per: "token",
+  },
+  {
+    name: "pinrank",
+    field: "next_ranks",
+    label: "rank",
+    unit: "",
+    scale: "rank",
+    bright: "low",
+    per: "token",
+  },
 ]
 
-/** Log-probability and rank of a group: probabilities are added, the rank is the best. */
-export function follow(R: Reading, l: number, t: number, ids: number[]): { lp: number; rank: number } {
-  let p = 0,
-    rank = NaN
-  for (const id of ids) {
-    const v = R.token(l, t, id)
-    p += Math.exp(v.lp) || 0
-    if (v.rank < rank || Number.isNaN(rank)) rank = v.rank
-  }
-  return { lp: p ? Math.log(p) : NaN, rank }
+/** The modes that follow a pin, by name: its log-probability and its rank. */
+export function pinModes(
+  pinned: string,
+  at: (reading: Reading, l: number, t: number) => TokenValue,
+): Record<string, Mode> {
+  const modes = PINNED.map(statistic => ({
+    ...statisticMode({ ...statistic, label: `${statistic.label} of ${pinned}` }),
+    value(reading: Reading, l: number, t: number) {
+      const { logprob, rank } = at(reading, l, t)
+      return statistic.scale == "rank" ? rank : rank == Infinity ? -Infinity : logprob
+    },
+  }))
+  return Object.fromEntries(modes.map((mode, i) => [PINNED[i]!.name, mode]))
 }
 
-/** Tokens that were top at any depth of a position: the final one, then by their likeliest moment. */
-export function candidates(R: Reading, t: number, n = 6): number[] {
-  const best = new Map<number, number>(),
-    last = final(R, t)
-  for (let l = 0; l < R.L; l++) {
-    const id = R.top(l, t),
-      p = id == last ? 1 : R.lp(l, t)
+/** Log-probability and rank of a group: probabilities are added, the rank is the best. */
+export function follow(reading: Reading, l: number, t: number, ids: number[]): TokenValue {
+  let p = 0
+  let best = NaN
+  for (const id of ids) {
+    const { logprob, rank } = reading.token(l, t, id)
+    p += Math.exp(logprob) || 0
+    if (rank < best || Number.isNaN(best)) best = rank
+  }
+  return { logprob: p ? Math.log(p) : NaN, rank: best }
+}
+
+/** Tokens that were top at any layer of a position: the final one, then by their highest probability. */
+export function candidates(reading: Reading, t: number, n = 6): number[] {
+  const best = new Map<number, number>()
+  const final = reading.finalId(t)
+  for (let l = 0; l < reading.L; l++) {
+    const id = reading.topId(l, t)
+    const p = id == final ? 1 : reading.topLogprob(l, t)
     if (id >= 0 && !(best.get(id)! >= p)) best.set(id, p)
   }
   return [...best.keys()].sort((a, b) => best.get(b)! - best.get(a)!).slice(0, n)
 }
 
-/** First depth from which the final top-1 stays top-1. */
-export function settled(R: Reading, t: number): number {
-  let l = R.L - 1
-  while (l > 0 && R.top(l - 1, t) == final(R, t)) l--
+/** Row of the first layer from which the final top token stays the top token. */
+export function settled(reading: Reading, t: number): number {
+  let l = reading.L - 1
+  while (l > 0 && reading.topId(l - 1, t) == reading.finalId(t)) l--
   return l
 }
 
-export const decade = (e: number) => (e > 3 || e < 0 ? "10" + sup(e) : String(10 ** e))
+export const decade = (exponent: number) =>
+  exponent > 3 || exponent < 0 ? "10" + superscript(exponent) : String(10 ** exponent)
 
-/** Ticks of a scale: words and their places 0 … 1. */
-export const ticks = (mode: Mode, lo: number, hi: number): [string, number][] =>
-  mode.log
-    ? [0, 0.5, 1].map(x => [decade(Math.round(lo + x * (hi - lo))), x])
-    : [0, 0.5, 1].map(x => [mode.fmt(lo + x * (hi - lo)).replace(" nats", ""), x])
+/** Ticks of a colour scale: words and their places 0 … 1. */
+export function ticks(mode: Mode, low: number, high: number): [text: string, place: number][] {
+  if (mode.scale == "yes or no") {
+    return [
+      [mode.format(0), 0],
+      [mode.format(1), 1],
+    ]
+  }
+  return [0, 0.5, 1].map(place => {
+    const value = low + place * (high - low)
+    if (mode.scale == "rank") return [decade(Math.round(value)), place]
+    return [mode.scale == "probability" ? 100 * value + "%" : shortNumber(value), place]
+  })
+}
+
+/** A number for a tick: few figures, no unit. */
+export const shortNumber = (value: number) => String(+value.toPrecision(2)).replace("-", "−")

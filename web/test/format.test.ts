@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest"
-import { open, fromBase64, untile, type Manifest } from "../src/format"
+import { range } from "../src/dom"
+import { fromBase64, open, unpackTile, type Manifest, type Reading } from "../src/format"
 import raw from "./fixture.json?raw"
 
 const fixture = JSON.parse(raw) as { manifest: unknown; blocks: Record<string, string>; expected: unknown[] }
@@ -11,53 +12,68 @@ const value = (v: number | string) =>
 
 describe("decoding", async () => {
   const readings = await open(source)
+  const [first] = readings as [Reading]
 
   it("gives every number that the writer had", async () => {
-    for (const [n, R] of readings.entries()) {
+    for (const [n, reading] of readings.entries()) {
       const want = fixture.expected[n] as any
-      for (let t = 0; t < R.T; t++) await R.load(t)
-      for (let l = 0; l < R.L; l++)
-        for (let t = 0; t < R.T; t++) {
-          for (let k = 0; k < R.K; k++) {
-            expect(R.top(l, t, k)).toBe(want.top_ids[l][t][k])
-            expect(R.lp(l, t, k)).toBe(value(want.top_logprobs[l][t][k]))
-            expect(R.topRank(l, t, k)).toBe(want.top_ranks[l][t][k])
-          }
-          for (const name of ["entropy", "kl", "next_logprobs"])
-            expect(R.num(name, l, t)).toBe(value(want[name][l][t]))
-          expect(R.rank("next_ranks", l, t)).toBe(want.next_ranks[l][t] || NaN)
-          for (let m = 0; m < R.M; m++) {
-            expect(R.num("track_logprobs", l, t, m)).toBe(value(want.track_logprobs[l][t][m]))
-            expect(R.rank("track_ranks", l, t, m)).toBe(want.track_ranks[l][t][m])
-          }
+      const { L, T, K } = reading
+      for (let t = 0; t < T; t++) await reading.load(t)
+      const rowsAndPositions = range(L).flatMap(l => range(T).map(t => [l, t] as const))
+      for (const [l, t] of rowsAndPositions) {
+        for (const k of range(K)) {
+          expect(reading.topId(l, t, k)).toBe(want.top_ids[l][t][k])
+          expect(reading.topLogprob(l, t, k)).toBe(value(want.top_logprobs[l][t][k]))
+          expect(reading.topRank(l, t, k)).toBe(want.top_ranks[l][t][k])
         }
-      want.pieces.forEach((p: string | null, i: number) => p != null && expect(R.head.pieces[i]).toBe(p))
+        for (const name of ["entropy", "kl", "next_logprobs"]) {
+          expect(reading.value(name, l, t)).toBe(value(want[name][l][t]))
+        }
+        expect(reading.value("next_ranks", l, t)).toBe(want.next_ranks[l][t] || NaN)
+        for (const m of range(reading.trackIds.length)) {
+          expect(reading.value("track_logprobs", l, t, m)).toBe(value(want.track_logprobs[l][t][m]))
+          expect(reading.value("track_ranks", l, t, m)).toBe(want.track_ranks[l][t][m])
+        }
+      }
+      want.pieces.forEach((piece: string | null, t: number) => {
+        if (piece != null) expect(reading.pieces[t]).toBe(piece)
+      })
     }
   })
 
   it("inflates a tile when it is asked for, once", async () => {
-    let reads = 0
-    const [R] = await open({ manifest, read: name => (reads++, source.read(name)) })
-    reads = 0
-    expect(R!.ready(0)).toBe(false)
-    expect(R!.lp(0, 0)).toBeNaN()
-    expect(R!.top(0, 0)).toBe(-1)
-    await Promise.all([R!.load(0), R!.load(3), R!.load(1)])
-    expect([reads, R!.ready(3), R!.ready(4)]).toEqual([1, true, false])
+    const asked: string[] = []
+    const read = (name: string) => {
+      asked.push(name)
+      return source.read(name)
+    }
+    const [reading] = (await open({ manifest, read })) as [Reading]
+    asked.length = 0
+    expect(reading.ready(0)).toBe(false)
+    expect(reading.topLogprob(0, 0)).toBeNaN()
+    expect(reading.topId(0, 0)).toBe(-1)
+    await Promise.all([reading.load(0), reading.load(3), reading.load(1)])
+    expect([asked.length, reading.ready(3), reading.ready(4)]).toEqual([1, true, false])
   })
 
   it("knows a token exactly where it is tracked, next or among the top, else as a bound", async () => {
-    const [R] = readings,
-      want = fixture.expected[0] as any
-    await R!.load(0)
-    const m = R!.head.track[1]!
-    expect(R!.token(1, 2, m).rank).toBe(want.track_ranks[1][2][1])
-    const top = R!.top(1, 2, 2)
-    expect(R!.token(1, 2, top).rank).toBe(want.top_ranks[1][2][2])
-    const none = [...Array(500).keys()].find(
-      id => R!.head.next[2] != id && !R!.head.track.includes(id) && !want.top_ids[1][2].includes(id),
-    )!
-    expect(R!.token(1, 2, none)).toEqual({ lp: NaN, rank: Infinity })
+    const want = fixture.expected[0] as any
+    const { trackIds, nextIds } = first
+    await first.load(0)
+    expect(first.token(1, 2, trackIds[1]!).rank).toBe(want.track_ranks[1][2][1])
+    const top = first.topId(1, 2, 2)
+    expect(first.token(1, 2, top).rank).toBe(want.top_ranks[1][2][2])
+    const known = [nextIds[2]!, ...trackIds, ...want.top_ids[1][2]]
+    const unknown = range(500).find(id => !known.includes(id))!
+    expect(first.token(1, 2, unknown)).toEqual({ logprob: NaN, rank: Infinity })
+  })
+
+  it("reads single precision whole", () => {
+    const values = new Float32Array([1e5, -0.25, NaN, 7])
+    const bytes = new Uint8Array(values.buffer)
+    const shuffled = Uint8Array.from({ length: 16 }, (_, i) => bytes[(i % 4) * 4 + (i >> 2)]!)
+    const shape = { L: 2, T: 2, K: 1, M: 0 }
+    expect(unpackTile(shuffled, [["norm", "f32", 1]], 2, shape).norm).toEqual(values)
   })
 
   it("refuses foreign, older and newer data, and a tile of another length, in words", async () => {
@@ -65,17 +81,19 @@ describe("decoding", async () => {
       "data are logitlens-page 1",
     )
     await expect(open({ ...source, manifest: {} as Manifest })).rejects.toThrow("undefined")
-    expect(() => untile(new Uint8Array(7), [["entropy", "f16", 1]], 2, 1, 1, 0)).toThrow("holds 7 bytes")
+    const shape = { L: 1, T: 2, K: 1, M: 0 }
+    const short = () => unpackTile(new Uint8Array(7), [["entropy", "f16", 1]], 2, shape)
+    expect(short).toThrow("holds 7 bytes")
   })
 
   it("tells when a tile cannot be read", async () => {
-    const [R] = await open({
+    const [reading] = (await open({
       manifest,
       read: name => (name.endsWith("head") ? source.read(name) : Promise.reject(Error("gone"))),
-    })
+    })) as [Reading]
     let said: string | undefined
-    R!.changed = problem => (said = problem)
-    await R!.load(5)
+    reading.changed = problem => (said = problem)
+    await reading.load(5)
     expect(said).toContain("Positions from 4 could not be read: gone")
   })
 })

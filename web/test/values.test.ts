@@ -1,30 +1,41 @@
 import { describe, expect, it } from "vitest"
 import { contrast, luminance, scale } from "../src/colour"
-import type { Reading } from "../src/format"
+import type { Reading, Statistic } from "../src/format"
 import { clip, fit, prob, repair, visible } from "../src/text"
-import { MODES, candidates, follow, settled } from "../src/values"
+import { candidates, follow, pinModes, settled, statisticMode, ticks } from "../src/values"
 
 /** A reading of two slots: rows of [first id, second id] with probabilities .6 and .2. */
-function fake(rows: [number, number][]): Reading {
-  const R = {
+function fake(rows: [number, number][], range = {}): Reading {
+  const logprob = (k: number) => Math.log(k ? 0.2 : 0.6)
+  const topId = (l: number, _t: number, k = 0) => rows[l]![k]
+  return {
     L: rows.length,
     K: 2,
-    man: { range: {} },
-    head: { track: [], next: [] },
-    ready: () => true,
-    top: (l: number, _t: number, k = 0) => rows[l]![k],
-    lp: (_l: number, _t: number, k = 0) => Math.log(k ? 0.2 : 0.6),
-  }
-  return Object.assign(R, {
-    token: (l: number, _t: number, id: number) => {
+    manifest: { range },
+    topId,
+    finalId: () => topId(rows.length - 1, 0),
+    topLogprob: (_l: number, _t: number, k = 0) => logprob(k),
+    value: (_name: string, l: number) => l,
+    token(l: number, _t: number, id: number) {
       const k = rows[l]!.indexOf(id)
-      return k < 0 ? { lp: NaN, rank: Infinity } : { lp: Math.log(k ? 0.2 : 0.6), rank: k + 1 }
+      return k < 0 ? { logprob: NaN, rank: Infinity } : { logprob: logprob(k), rank: k + 1 }
     },
-  }) as unknown as Reading
+  } as unknown as Reading
 }
 
+const statistic = (part: Partial<Statistic>): Statistic => ({
+  name: "x",
+  field: "x",
+  label: "made up",
+  unit: "",
+  scale: "linear",
+  bright: "high",
+  per: "cell",
+  ...part,
+})
+
 describe("reducers", () => {
-  const R = fake([
+  const reading = fake([
     [5, 9],
     [9, 5],
     [7, 9],
@@ -32,41 +43,73 @@ describe("reducers", () => {
     [9, 1],
   ])
 
-  it("candidates are those that were top at any depth, the final one first", () => {
-    expect(candidates(R, 0)).toEqual([9, 5, 7])
-    expect(candidates(R, 0, 2)).toHaveLength(2)
+  it("candidates are those that were top at any layer, the final one first", () => {
+    expect(candidates(reading, 0)).toEqual([9, 5, 7])
+    expect(candidates(reading, 0, 2)).toHaveLength(2)
   })
-  it("settled is the first depth from which the final token stays top", () => {
-    expect(settled(R, 0)).toBe(3)
-    expect(
-      settled(
-        fake([
-          [1, 2],
-          [1, 2],
-        ]),
-        0,
-      ),
-    ).toBe(0)
+  it("settled is the first layer from which the final token stays top", () => {
+    expect(settled(reading, 0)).toBe(3)
+    const always: [number, number] = [1, 2]
+    expect(settled(fake([always, always]), 0)).toBe(0)
   })
   it("a group adds probabilities and takes the best rank", () => {
-    const v = follow(R, 0, 0, [9, 5])
-    expect(Math.exp(v.lp)).toBeCloseTo(0.8)
-    expect(v.rank).toBe(1)
-    expect(follow(R, 0, 0, [1])).toEqual({ lp: NaN, rank: Infinity })
+    const both = follow(reading, 0, 0, [9, 5])
+    expect(Math.exp(both.logprob)).toBeCloseTo(0.8)
+    expect(both.rank).toBe(1)
+    expect(follow(reading, 0, 0, [1])).toEqual({ logprob: NaN, rank: Infinity })
   })
+})
+
+describe("colour modes follow the statistics of the manifest", () => {
+  const reading = fake(
+    [
+      [5, 6],
+      [9, 1],
+    ],
+    { x: [2, 8], y: [-3, -1], z: [-1, 4], next_ranks: [1, 1000] },
+  )
+
   it("a rank beyond the top k is a bound, not a number", () => {
-    expect(
-      MODES.final!.val(
-        fake([
-          [5, 6],
-          [9, 1],
-        ]),
-        0,
-        0,
-      ),
-    ).toBe(Infinity)
-    expect(MODES.final!.fmt(Infinity)).toBe("beyond the top k")
-    expect(MODES.agree!.val(R, 1, 0)).toBe(1)
+    const mode = statisticMode(statistic({ field: "final", scale: "rank", bright: "low" }))
+    expect(mode.value(reading, 0, 0)).toBe(Infinity)
+    expect(mode.value(reading, 1, 0)).toBe(1)
+    expect(mode.format(Infinity)).toBe("beyond the top k")
+    expect(mode.format(1234)).toBe("#1,234")
+    expect(mode.domain(reading)).toEqual([3, 0])
+  })
+  it("agreement is derived from the top k", () => {
+    const mode = statisticMode(statistic({ field: "agree", scale: "yes or no" }))
+    expect([0, 1].map(l => mode.format(mode.value(reading, l, 0)))).toEqual(["no", "yes"])
+  })
+  it("a linear scale has 0 at an end or inside, and its bright end where the record says", () => {
+    const domains = ["x", "y", "z"].map(field => statisticMode(statistic({ field })).domain(reading))
+    expect(domains).toEqual([
+      [0, 8],
+      [-3, 0],
+      [-1, 4],
+    ])
+    expect(statisticMode(statistic({ bright: "low" })).domain(reading)).toEqual([8, 0])
+  })
+  it("a statistic that nobody has heard of has its label and its unit", () => {
+    const mode = statisticMode(statistic({ label: "norm of the stream", unit: "units" }))
+    expect(mode.label).toBe("Norm of the stream")
+    expect([mode.format(1), mode.short(1)]).toEqual(["1.00 units", "1.00"])
+    expect(ticks(mode, 0, 8).map(([text]) => text)).toEqual(["0", "4", "8"])
+    expect(ticks(statisticMode(statistic({ scale: "probability" })), 0, 1).map(([text]) => text)).toEqual([
+      "0%",
+      "50%",
+      "100%",
+    ])
+  })
+  it("of a pin, what is beyond the top k is at the dark end", () => {
+    const modes = pinModes("“a”", (R, l, t) => R.token(l, t, 9))
+    expect(Object.keys(modes)).toEqual(["pin", "pinrank"])
+    expect(modes.pin!.label).toBe("Log-probability of “a”")
+    expect([modes.pin!.value(reading, 0, 0), modes.pinrank!.value(reading, 0, 0)]).toEqual([
+      -Infinity,
+      Infinity,
+    ])
+    expect(modes.pin!.value(reading, 1, 0)).toBeCloseTo(Math.log(0.6))
   })
 })
 
@@ -95,13 +138,15 @@ describe("tokens", () => {
     expect(repair([], [0x80])).toBe("")
     expect(repair([0xe6, 0x97], [0xa5])).toBe("日")
   })
-  it("writes a probability with the figures it has", () => {
-    expect([0, -1, -5, -9, -14, -Infinity, NaN].map(prob)).toEqual([
+  it("writes a probability with the figures it has, and 100 % only of what rounds to it", () => {
+    expect([0.9994, 0.9996].map(p => prob(Math.log(p)))).toEqual(["99.9%", "100%"])
+    expect([0, -1, -5, -9, -14, Math.log(9.97e-9), -Infinity, NaN].map(prob)).toEqual([
       "100%",
       "36.8%",
       "0.674%",
       "0.012%",
       "8.3·10⁻⁷",
+      "1.0·10⁻⁸",
       "0%",
       "–",
     ])

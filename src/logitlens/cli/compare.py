@@ -119,7 +119,7 @@ def summary(readings: Sequence[Reading]) -> list[str]:
     lines = []
     for n, other in enumerate(readings[1:], 2):
         columns = align.columns([first.pieces, other.pieces])
-        _, rows = align.depths([first.layers, other.layers])
+        _, rows = align.layers([first.layers, other.layers])
         places = [(i, j) for i, j in zip(*columns) if min(i, j) >= 0]
         layers = [(d, e) for d, e in zip(*rows) if min(d, e) >= 0]
         last = sum(first.words[-1][i] == other.words[-1][j] for i, j in places)

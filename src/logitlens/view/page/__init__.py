@@ -32,10 +32,7 @@ from logitlens.view.page.data import FORMAT, VERSION, decode, encode
 
 __all__ = ["decode", "encode", "html", "load", "manifest", "readings", "save", "script", "style"]
 
-# The terminal and the figure call the colours of the following token otherwise than the page does.
-_COLORS = {"rank": "next", "next": "nextlp"}
 OPTIONS = ("theme", "height", "state", "color")
-COLORS = ("prob", "logprob", "entropy", "kl", "rank", "next", "final", "agree")
 
 _GROUND = (
     "html{background:#fff}body{margin:0 auto;max-width:1800px}"
@@ -52,10 +49,10 @@ def html(
 ) -> str:
     """One HTML document that shows `readings` without a network.
 
-    `options`: theme ("auto", "light", "dark"), color (one of COLORS; rank and next are those of the
-    token that follows, final is the rank of the last row's token), height (pixels of the grid), state
-    (what follows `#` in the address of a page, such as "cell=[3,7]&view=diff"). Raises FormatError
-    for no readings and for an unknown option.
+    `options`: theme ("auto", "light", "dark"), color (prob, entropy, kl, rank, next …: what the cells
+    are coloured by), height (pixels of the grid), state (what follows `#` in the address of a page,
+    such as "cell=[3,7]&view=diff"). Raises FormatError for no readings, for an unknown option, and for
+    a colour that is none.
     """
     head, blocks = manifest(readings, title=title, options=options)
     code = f"{script()}\n{_START}"
@@ -108,6 +105,7 @@ def manifest(
         if title is not None
         else " · ".join(dict.fromkeys(words.label(r) for r in readings)),
         "options": chosen,
+        "statistics": data.statistics(),
         "frame": align.frame(readings),
         "readings": [part for part, _ in parts],
     }
@@ -122,10 +120,11 @@ def _options(options: Mapping[str, Any]) -> dict[str, Any]:
             f"the page has no option {', '.join(unknown)}: expected {', '.join(OPTIONS)}"
         )
     chosen = {name: value for name, value in options.items() if value is not None}
-    color = chosen.pop("color", "prob")
-    if color not in COLORS:
-        raise FormatError(f"cannot colour by {color!r}: expected one of {', '.join(COLORS)}")
-    if color != "prob":
+    color = chosen.pop("color", None)
+    if color is not None:
+        known = [statistic["name"] for statistic in data.statistics()]
+        if color not in known:
+            raise FormatError(f"cannot colour by {color!r}: expected one of {', '.join(known)}")
         chosen["state"] = "&".join(filter(None, (f"color={color}", str(chosen.get("state", "")))))
     return chosen
 
@@ -147,11 +146,8 @@ def labels(readings: Sequence[Reading]) -> list[str]:
 
 
 def save(readings: Sequence[Reading], path: str | os.PathLike[str], **options: Any) -> Path:
-    """Write the page, whole or not at all. `options` as in `html`, `title`, and the other views' `color`."""
+    """Write the page, whole or not at all. `options` as in `html`, and `title`."""
     title = options.pop("title", None)
-    color = options.pop("color", None)
-    if color is not None:
-        options.setdefault("state", f"color={_COLORS.get(color, color)}")
     target = Path(path)
     write_text(target, html(readings, title=title, options=options))
     return target
@@ -190,8 +186,9 @@ def readings(text: str, name: str = "the page") -> list[Reading]:
     found_blocks = re.findall(r'<script type="text/plain" data-ll="([^"]+)">([^<]*)</script>', text)
     try:
         if version == 2:
-            return [decode(*_version_2(part, found_blocks)) for part in head["readings"]]
-        blocks = {key: base64.b64decode(value, validate=True) for key, value in found_blocks}
+            blocks = _version_2_blocks(found_blocks)
+        else:
+            blocks = {key: base64.b64decode(value, validate=True) for key, value in found_blocks}
         return [decode(part, blocks) for part in head["readings"]]
     except FormatError as error:
         raise FormatError(f"{name}: {error}") from error
@@ -199,12 +196,10 @@ def readings(text: str, name: str = "the page") -> list[Reading]:
         raise FormatError(f"{name}: the page's data are damaged ({error})") from error
 
 
-def _version_2(
-    part: Mapping[str, Any], texts: Sequence[tuple[str, str]]
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """One reading of a version 2 file as `decode` takes it.
+def _version_2_blocks(texts: Sequence[tuple[str, str]]) -> dict[str, bytes]:
+    """The blocks of a version 2 file, which are text of seven bits to a character.
 
-    Its blocks are text of seven bits to a character. Of a character from U+0080 on, the bits above
+    Of a character from U+0080 on, the bits above
     the seventh say which unsafe character (one that HTML or a line-end conversion would change)
     comes before those seven bits; U+0780 and above are the unsafe one alone, at the very end.
     """
@@ -219,7 +214,7 @@ def _version_2(
         keep = np.stack([(place > 0) & (place < 7), np.ones(len(codes), bool)], axis=1)
         bits = np.unpackbits(both[keep][:, None], axis=1)[:, 1:].reshape(-1)
         blocks[name] = np.packbits(bits[: len(bits) // 8 * 8]).tobytes()
-    return {**part, "layers": part["depths"]}, blocks
+    return blocks
 
 
 def script() -> str:

@@ -1,8 +1,8 @@
-"""One frame for several readings: columns by aligned tokens, rows by depth.
+"""One frame for several readings: columns by aligned tokens, rows by layer.
 
 Tokens are aligned by their text (ids of two tokenizers do not compare); where prompts differ, the
-differing stretches stand opposite each other. Depths are aligned by label where the models have
-equally many blocks, else by the share of the way through the model.
+differing stretches are put opposite each other. Layers are aligned by label where the models have
+equally many blocks, else by their share of the way through the model.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from logitlens.reading import Reading
+from logitlens.select import layer_number
 
 ABSENT = -1
 
 
 def frame(readings: Sequence[Reading]) -> dict[str, Any] | None:
-    """{"labels": [...], "cols": [runs for each reading], "rows": [[row or -1] for each reading]}.
+    """{"layers": labels, "columns": [runs for each reading], "rows": [[row or -1] for each reading]}.
 
     A run is [first position or -1, length]. None where there is nothing to align: one reading.
     """
     if len(readings) < 2:
         return None
-    cols = columns([reading.pieces for reading in readings])
-    labels, rows = depths([reading.layers for reading in readings])
-    return {"labels": labels, "cols": [_runs(c) for c in cols], "rows": rows}
+    places = columns([reading.pieces for reading in readings])
+    labels, rows = layers([reading.layers for reading in readings])
+    return {"layers": labels, "columns": [_runs(own) for own in places], "rows": rows}
 
 
 def columns(pieces: Sequence[Sequence[str]]) -> list[list[int]]:
@@ -82,14 +83,14 @@ def vocabularies(readings: Sequence[Reading]) -> list[int]:
 
 
 def order(label: str) -> float:
-    """A depth label as the number of blocks behind it: embed → 0, label i → i + 1, i.mlp → i + ½."""
-    if label == "embed":
+    """How many blocks a layer's state has been through: embed → 0, i → i + 1, i.mlp → i + ½."""
+    block = layer_number(label)
+    if block is None:
         return 0
-    block, _, stream = label.partition(".")
-    return int(block) + (0.5 if stream else 1)
+    return block + (0.5 if "." in label else 1)
 
 
-def depths(labels: Sequence[Sequence[str]]) -> tuple[list[str], list[list[int]]]:
+def layers(labels: Sequence[Sequence[str]]) -> tuple[list[str], list[list[int]]]:
     """(labels of the common rows, for each reading its row there or -1)."""
     deepest = max(order(own[-1]) for own in labels)
     union = {label for own in labels if order(own[-1]) == deepest for label in own}
@@ -98,7 +99,7 @@ def depths(labels: Sequence[Sequence[str]]) -> tuple[list[str], list[list[int]]]
     for own in labels:
         last = order(own[-1])
         if last == deepest:
-            rows.append([own.index(d) if d in own else ABSENT for d in common])
+            rows.append([own.index(label) if label in own else ABSENT for label in common])
             continue
         row = []
         for label in common:

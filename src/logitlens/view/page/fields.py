@@ -1,19 +1,20 @@
-"""The arrays of a page's tile as bytes that gzip finds something in, and back.
+"""Encode a tile's arrays so that gzip compresses them well, and decode them.
 
-An array runs over (slot, depth, position): neighbours are then of one kind, one depth after another.
+An array runs over (slot, layer, position): neighbours are then of one kind, one layer after another.
 Bytes are shuffled: first the low byte of every value, then the next. What a type adds to that:
 
-    u8, f16   nothing (f16 is IEEE half precision; nan = missing)
+    u8        nothing
+    f16, f32  nothing; IEEE half and single precision, nan = missing
     f16-k     each value less that of the slot before: log-probabilities of one cell fall
-    f16-l     each value less that of the depth before
+    f16-l     each value less that of the layer before
     u32       nothing; 0xFFFFFFFF = missing
     rank      u32; in each row of positions the differences between neighbours in the order of the field
               before (log-probabilities: with them, ranks rise), zigzag: 0, -1, 1, -2 … as 0, 1, 2, 3 …
-    recent    ids; for each position a list is kept of the ids it has shown, those of the latest depth
+    recent    ids; each position keeps a list of the ids it has shown, those of the latest layer
               first. First one byte for each value: 0 = the next literal, j = the j-th of the list, which
               leaves it. A cell's ids go to the list's front when the cell is complete; the writer
               looks at the first `RECENT` only, or as many as there are slots. Then the literals as
-              u32, by position, depth and slot
+              u32, by position, layer and slot
 
 Differences of f16 are those of their bits as 16-bit integers, which wrap: nothing is rounded.
 """
@@ -25,11 +26,19 @@ from typing import Any
 import numpy as np
 
 RECENT = 64
-DTYPES = {"u8": "u1", "u32": "<u4", "rank": "<u4", "f16": "<f2", "f16-k": "<f2", "f16-l": "<f2"}
+DTYPES = {
+    "u8": "u1",
+    "u32": "<u4",
+    "rank": "<u4",
+    "f32": "<f4",
+    "f16": "<f2",
+    "f16-k": "<f2",
+    "f16-l": "<f2",
+}
 
 
 def pack(array: np.ndarray, kind: str, before: np.ndarray | None) -> list[bytes]:
-    """An array (slot, depth, position) as parts, each of one kind of bytes.
+    """An array (slot, layer, position) as parts, each of one kind of bytes.
 
     `before` is the array of the field before, which `rank` goes by.
     """
@@ -76,7 +85,7 @@ def unpack(
 
 
 def _stride(kind: str, shape: tuple[int, ...]) -> int:
-    """How far before a value the one lies that it is told by; 0: it is told alone."""
+    """How far back the value is from which the difference is taken; 0: there is none."""
     return {"f16-k": shape[1] * shape[2], "f16-l": shape[2]}.get(kind, 0)
 
 
@@ -89,7 +98,7 @@ def _recent(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(bytes of the shape of `ids`, literals); see `recent` above."""
     ops: list[list[int]] = []
     literals: list[int] = []
-    slots, depths, positions = ids.shape
+    slots, layers, positions = ids.shape
     for column in np.ascontiguousarray(ids.T).tolist():
         recent: list[int] = []
         for cell in column:
@@ -104,7 +113,7 @@ def _recent(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
                     row.append(0)
             ops.append(row)
             recent = (cell + recent)[: max(RECENT, slots)]
-    by_position = np.array(ops, np.uint8).reshape(positions, depths, slots)
+    by_position = np.array(ops, np.uint8).reshape(positions, layers, slots)
     return np.ascontiguousarray(by_position.T), np.array(literals, np.uint32)
 
 

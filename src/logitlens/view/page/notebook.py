@@ -99,7 +99,7 @@ def script_bytes() -> int:
 
 
 def static_table(reading: Reading) -> str:
-    """A small table of the likeliest tokens: at most 14 depths × 12 positions, evenly and last."""
+    """A small table of the top tokens: at most 14 layers, evenly spaced, of the last 12 positions."""
     L, T, _ = reading.shape
     rows = np.unique(np.linspace(0, L - 1, min(L, TABLE_ROWS)).round().astype(int))
     columns = range(max(0, T - TABLE_COLUMNS), T)
@@ -111,7 +111,7 @@ def static_table(reading: Reading) -> str:
         for row in rows
     )
     about = words.about(reading)
-    shown = f"{len(rows)} of {L} depths, " if len(rows) < L else ""
+    shown = f"{len(rows)} of {L} layers, " if len(rows) < L else ""
     shown += f"last {len(columns)} of {T} positions" if len(columns) < T else ""
     note = " · ".join(
         filter(None, (about["model"], about["lens"], about["check"], shown.strip(", ")))
@@ -119,7 +119,7 @@ def static_table(reading: Reading) -> str:
     return (
         f'<table style="border-collapse:collapse;font-size:12px"><caption style="text-align:left">'
         f"{html.escape(note)}</caption>"
-        f'<tr><th style="{_CELL}">depth</th>{head}</tr>{body}</table>'
+        f'<tr><th style="{_CELL}">layer</th>{head}</tr>{body}</table>'
     )
 
 
@@ -127,8 +127,10 @@ def _cell(reading: Reading, row: int, t: int) -> str:
     token = int(reading.top_ids[row, t, 0])
     if token < 0:
         return f'<td style="{_CELL}">–</td>'
-    percent = 100 * float(np.exp(reading.top_logprobs[row, t, 0]))
-    return f'<td style="{_CELL}">{_piece(reading.piece(token))} <small>{percent:.0f}%</small></td>'
+    p = float(np.exp(reading.top_logprobs[row, t, 0]))
+    # 100 % is said only of what rounds to it
+    percent = f"{100 * p:.0f}%" if p < 0.995 or p >= 0.9995 else f"{min(p, 0.999):.1%}"
+    return f'<td style="{_CELL}">{_piece(reading.piece(token))} <small>{percent}</small></td>'
 
 
 def _piece(piece: str) -> str:

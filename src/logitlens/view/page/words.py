@@ -1,34 +1,33 @@
-"""What the page says about a reading: its name, its lens, its proof, and how to make it again."""
+"""What the page says about a reading: its name, its lens, its check, and how to make it again."""
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from logitlens.reading import Reading
-from logitlens.view.page import align
+from logitlens.select import EMBED, layer_number
+from logitlens.view.words import check_text
 
 _LENSES = {
     "logit": (
         "logit lens",
-        "the model's own final norm and unembedding, with nothing fitted in between (the logit lens: "
-        "raw, unadjusted)",
+        "the model's own final norm and unembedding, with no fitted map in between (the logit lens)",
     ),
     "tuned": (
         "tuned lens",
-        "a map fitted for each depth and then the model's own final norm and unembedding (a tuned lens)",
+        "a map fitted for each layer and then the model's own final norm and unembedding (a tuned lens)",
     ),
     "jacobian": (
         "Jacobian lens",
-        "the average Jacobian from that depth to the last and then the model's own final norm and "
+        "the average Jacobian from that layer to the last and then the model's own final norm and "
         "unembedding (a Jacobian lens)",
     ),
 }
 _STREAMS = {
-    "resid": "the residual stream after that many blocks",
+    "resid": "the residual stream after block i in row i (in row embed, before the first block)",
     "mid": "the residual stream between a block's attention and its MLP",
     "attn": "what a block's attention adds to the residual stream",
     "mlp": "what a block's MLP adds to the residual stream",
@@ -56,46 +55,36 @@ def lens_words(reading: Reading) -> tuple[str, str]:
 
 
 def about(reading: Reading) -> dict[str, Any]:
-    """Badges and the three sentences under “what am I looking at”."""
+    """The badges of the page and the three sentences under “What am I looking at?”."""
     badge, phrase = lens_words(reading)
     lens = reading.meta.get("lens")
     digest = str(lens.get("sha256") or lens.get("hash") or "") if isinstance(lens, Mapping) else ""
     if digest:
         badge += f" {digest[:8]}"
-    check = reading.meta.get("check") or {}
-    ok = bool(check.get("ok"))
     model = str(reading.meta.get("model", "model unknown"))
     stream = str(reading.meta.get("stream", "resid"))
     if stream != "resid":
         badge += f" of {stream}"
     revision = str(reading.meta.get("revision") or "")
-    line = str(check.get("line") or "")
-    if not line and "max_abs_diff" in check:
-        line = f"last row against the model's own logits: {check['max_abs_diff']:.1e} nats"
-    short = (
-        f"last row = model, within {check['max_abs_diff']:.1e} nats"
-        if ok and "max_abs_diff" in check
-        else line or "last row not compared with the model"
-    )
+    ok, check = check_text(reading)
     return {
         "model": model + (f" @{revision[:8]}" if revision else ""),
         "lens": badge,
-        "raw": reading.lens_name == "logit",
+        "note": "no fitted map" if reading.lens_name == "logit" else "",
         "ok": ok,
-        "check": short,
+        "check": check,
         "text": [
-            "Each column is a position of the prompt; each row is a depth of the model, "
-            f"{_STREAMS.get(stream, stream)}, read as a guess of the token that comes next.",
+            "Each column is a position of the prompt; each row is a layer of the model, "
+            f"{_STREAMS.get(stream, stream)}, read as a guess of the next token.",
             f"{model} is read here through {phrase}.",
-            "The last row is the model's own output. "
-            + (f"Check: {line}." if line else "It was not compared with the model's logits."),
+            f"The last row is the model's own output. Check: {check}.",
         ],
         "code": code(reading),
     }
 
 
 def code(reading: Reading) -> str:
-    """Python that makes the reading again: the same model, prompt, depths and positions."""
+    """Python that makes the reading again: the same model, prompt, layers and positions."""
     meta = reading.meta
     lens = meta.get("lens")
     file = lens.get("file") if isinstance(lens, Mapping) else None
@@ -126,14 +115,14 @@ def _arguments(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _part(reading: Reading) -> dict[str, Any]:
-    """What `read` was told to leave out, as its arguments."""
+    """What `read` was asked to leave out, as its arguments."""
     meta, out = reading.meta, {}
     stream = meta.get("stream", "resid")
-    whole = stream == "resid"
-    # what a block adds belongs to the depth behind that block; the last row comes without being asked for
-    depths = [math.ceil(align.order(d)) for d in reading.layers[: None if whole else -1]]
-    if len(depths) < meta.get("n_blocks", 0) + whole:
-        out["depths"] = _selection(depths)
+    # under what sublayers add, the model's own row comes without being asked for
+    labels = reading.layers if stream == "resid" else reading.layers[:-1]
+    if len(labels) < meta.get("n_blocks", 0) + (stream == "resid"):
+        blocks = _selection([n for n in map(layer_number, labels) if n is not None])
+        out["layers"] = blocks if EMBED not in labels else _with_embed(blocks)
     positions = meta.get("positions")
     if positions and positions != list(range(meta.get("prompt_tokens", len(reading.ids)))):
         out["positions"] = _selection(positions)
@@ -142,6 +131,10 @@ def _part(reading: Reading) -> dict[str, Any]:
     if stream != "resid":
         out["stream"] = stream
     return out
+
+
+def _with_embed(blocks: str | list[int]) -> str | list[int | str]:
+    return f"{EMBED},{blocks}" if isinstance(blocks, str) else [EMBED, *blocks]
 
 
 def _selection(numbers: list[int]) -> str | list[int]:
