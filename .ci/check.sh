@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The checks of .ci/run and `make check`, on the tree as it stands. Fails when any of them fails.
+# The checks of .ci/run and `make check`, on the working tree. Fails when any of them fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 began=$SECONDS
 step() { printf '\n== %s (%s s)\n' "$1" "$((SECONDS - began))"; }
 
 step "environment"
-make --no-print-directory .venv/.installed
+make --no-print-directory .venv/.dev
 bin=.venv/bin
-# The page is tested in a real browser; Debian calls it chromium.
+# The page is tested in a real browser, which Debian calls chromium.
 if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   step "browser"
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; } >/dev/null
@@ -24,17 +24,17 @@ $bin/pyright
 step "import contracts"
 $bin/lint-imports
 
-if [ -f web/package.json ]; then
-  step "page: build gives the committed file, unit tests, size"
-  (cd web && npm ci --no-audit --no-fund --loglevel=error && npm run --silent check)
-  git diff --exit-code --stat -- src/logitlens/view/page/assets
-fi
+step "page: the build gives the committed files; unit tests; size"
+(cd web && npm ci --no-audit --no-fund --loglevel=error && npm run --silent check)
+git diff --exit-code --stat -- src/logitlens/view/page/assets
 
-step "generated docs are up to date"
+step "generated documentation is up to date"
 $bin/python docs/generate.py --check
 
-step "tests"
+step "quick tests"
 make --no-print-directory test
+
 step "slow tests"
 $bin/python -m pytest -q -m "slow or hub"
+
 step "done"

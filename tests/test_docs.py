@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+import logitlens
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -72,6 +75,16 @@ def test_command_lines_run(page, lines, tmp_path, monkeypatch):
 def test_relative_links_lead_somewhere(page, targets):
     for target in targets:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_version_and_its_date_are_the_same_everywhere():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == logitlens.__version__
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## \[(.+)\]( - .+)?$", changes, re.MULTILINE)[:2] == [
+        ("Unreleased", ""),
+        (logitlens.__version__, f" - {cited['date-released']}"),
+    ]
 
 
 def test_generated_parts_are_up_to_date():

@@ -1,12 +1,10 @@
 """An environment of its own for each contender, made once under .bench/ from a pinned file.
 
-    python -m benchmarks.readout.environments         # make all that are not there
-    python -m benchmarks.readout.environments lock    # resolve the pinned files again
+    python -m benchmarks.readout.environments    # make all that are missing
 
-torch comes first and exactly, as in the project's own environment: an open range would let another
-package pull gigabytes of CUDA. What an alternative brings along never enters the project's lock, and
-logitlens has what a user installs (core and numba), not what its developers do, which transformers
-would import too. Its own code is found in src.
+`make lock` resolves the pinned files. What an alternative brings along never enters the project's own
+locks, and logitlens has what a user installs (core and numba), not what its developers do, which
+transformers would import too. Its own code is found in src.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tempfile
 import tomllib
 from pathlib import Path
 
@@ -22,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PINNED = ROOT / "benchmarks" / "environments"
 MADE = ROOT / ".bench"
 TORCH = "torch==2.13.0"
-TRANSFORMERS = "transformers==5.23.0"  # the one of requirements-dev.lock: the same forward pass
+TRANSFORMERS = "transformers==5.23.0"  # the one of requirements/dev.lock: the same forward pass
 _PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ASKED = {
     "logitlens": [
@@ -57,21 +54,7 @@ def _make(folder: Path, pinned: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     _run(sys.executable, "-m", "venv", folder)
     install = [_interpreter(folder), "-m", "pip", "install", "--disable-pip-version-check", "-q"]
-    _run(*install, TORCH)
     _run(*install, "-r", pinned)
-
-
-def lock(name: str) -> None:
-    """Write the pinned file of an environment: every version that what it asks for resolves to."""
-    with tempfile.TemporaryDirectory() as work:
-        asked = Path(work) / "asked.txt"
-        asked.write_text("\n".join([TORCH, *ASKED[name]]) + "\n")
-        _make(Path(work) / "env", asked)
-        frozen = _run(_interpreter(Path(work) / "env"), "-m", "pip", "freeze")
-    lines = [line for line in frozen.splitlines() if not line.startswith("torch==")]
-    head = "# Written by 'python -m benchmarks.readout.environments lock'; asked for: "
-    text = "\n".join([head + ", ".join(ASKED[name]), TORCH, *lines])
-    (PINNED / f"{name}.txt").write_text(text + "\n")
 
 
 def _interpreter(folder: Path) -> Path:
@@ -94,4 +77,4 @@ def reason(stderr: str) -> str:
 
 if __name__ == "__main__":
     for each in ASKED:
-        lock(each) if sys.argv[1:] == ["lock"] else python(each)
+        python(each)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from logitlens.model.load import load
     from logitlens.reading import Reading
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [  # in reading order
     "load",

@@ -78,7 +78,7 @@ def test_every_contender_has_a_function_an_environment_and_a_stand_in_that_exist
 
 
 def test_the_transformers_of_the_environments_is_the_projects_own():
-    locked = (environments.ROOT / "requirements-dev.lock").read_text().splitlines()
+    locked = (environments.ROOT / "requirements" / "dev.lock").read_text().splitlines()
     assert environments.TRANSFORMERS in locked
     assert environments.TORCH in locked
 
