@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from logitlens import Reading, statistics
+from logitlens.statistics import Statistic
+from logitlens.view import page
 from logitlens.view.page import data
 from logitlens.view.words import check_text
 from tests.browser.steps import AXE, cell_at, copied, eiffel, settle, violations
@@ -225,7 +228,7 @@ def test_every_colour_mode_draws_and_says_what_it_is(open_page):
     tab = open_page([eiffel()], "pins=[[0,20]]")
     seen = set()
     modes = tab.locator("select[aria-label=Colour] option").evaluate_all("o => o.map(x => x.value)")
-    assert modes == [s["name"] for s in data.statistics()] + ["pin0", "pinrank0"]
+    assert modes == [s["name"] for s in data.records()] + ["pin0", "pinrank0"]
     for mode in modes:
         tab.select_option("select[aria-label=Colour]", mode)
         settle(tab)
@@ -244,10 +247,11 @@ def test_a_saved_page_opens_on_the_colour_it_was_saved_with(chromium, tmp_path):
         "yes or no": "no",
     }
     tab = chromium.new_page()
-    for statistic in data.statistics():
+    for statistic in data.records():
         path = reading.save(tmp_path / "page.html", color=statistic["name"])
         tab.goto(path.as_uri())
         tab.locator(".sc").wait_for()
+        settle(tab)
         colour = tab.locator("select[aria-label=Colour]")
         assert colour.input_value() == statistic["name"]
         chosen = colour.locator("option:checked").inner_text()
@@ -260,12 +264,15 @@ def test_a_saved_page_opens_on_the_colour_it_was_saved_with(chromium, tmp_path):
 def test_a_statistic_nobody_has_heard_of_is_in_the_menu_the_card_the_charts_and_the_table(
     open_page, monkeypatch
 ):
-    reading = eiffel()
     norm_LT = np.linspace(70_000, 90_000, 13 * 8).reshape(13, 8)  # more than half precision holds
-    made_up = data.Statistic(
-        "norm", "norm", "norm of the stream", "units", derive=lambda _: norm_LT
+    made_up = Statistic(
+        "norm", "LT", "float32", "units", "norm of the stream", color="norm", scale="linear"
     )
-    monkeypatch.setattr(data, "STATISTICS", [*data.STATISTICS, made_up])
+    fields = eiffel().fields()
+    monkeypatch.setattr(statistics, "TABLE", (*statistics.TABLE, made_up))
+    reading = Reading(**fields, norm=norm_LT)
+    (again,) = page.readings(page.html([reading]))
+    assert np.array_equal(again.norm, reading.norm)
     tab = open_page([reading], "color=norm&cell=[6,3]")
     assert tab.locator("select[aria-label=Colour] option:checked").inner_text() == (
         "Norm of the stream"
@@ -353,7 +360,7 @@ def test_layers_are_strided_and_the_last_row_stays(open_page):
 def test_a_part_of_a_prompt_keeps_its_numbers(open_page):
     base = eiffel()
     meta = base.meta | {"positions": list(range(100, 108))}
-    tab = open_page([type(base)(**{**base.__dict__, "meta": meta})])
+    tab = open_page([base.replace(meta=meta)])
     assert tab.locator("[role=columnheader] small").all_inner_texts()[0] == "100"
     tab.fill("input[type=search]", "104")
     tab.keyboard.press("Enter")
@@ -368,7 +375,7 @@ def test_a_pin_is_found_by_its_text_in_another_vocabulary(open_page):
         for name in ("ids", "top_ids", "next_ids", "track_ids")
     }
     vocab = {shift[i]: piece for i, piece in a.vocab.items()} | {int(a.ids[0]): "another"}
-    b = type(a)(**{**a.__dict__, **moved, "vocab": vocab})
+    b = a.replace(**moved, vocab=vocab)
     paris = int(a.track_ids[0])
     tab = open_page([a, b], f"pins=[[0,{paris}]]&cell=[5,7]")
     ys = (

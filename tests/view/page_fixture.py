@@ -44,6 +44,8 @@ def fixture() -> str:
                 "kl": _half(reading.kl),
                 "next_logprobs": _half(reading.next_logprobs),
                 "next_ranks": reading.next_ranks.tolist(),
+                "candidate_logprobs": _half(reading.candidate_logprobs),
+                "candidate_ranks": reading.candidate_ranks.tolist(),
                 "track_logprobs": _half(reading.track_logprobs),
                 "track_ranks": reading.track_ranks.tolist(),
                 "pieces": [p if p.isprintable() else None for p in reading.pieces],

@@ -144,7 +144,7 @@ def meta(
     }
 
 
-def random(L: int, T: int, K: int, M: int, seed: int = 0) -> Reading:
+def random(L: int, T: int, K: int, M: int, C: int = 2, seed: int = 0) -> Reading:
     """Numbers without any order, with missing ones, ties and infinities among them."""
     rng = np.random.default_rng(seed)
     V = 500
@@ -177,6 +177,9 @@ def random(L: int, T: int, K: int, M: int, seed: int = 0) -> Reading:
         track_ids=rng.integers(0, V, M),
         track_logprobs=-rng.exponential(5, size=(L, T, M)),
         track_ranks=rng.integers(1, V, size=(L, T, M)),
+        candidate_ids=rng.integers(0, V, (T, C)),
+        candidate_logprobs=-rng.exponential(5, size=(L, T, C)),
+        candidate_ranks=rng.integers(1, V, size=(L, T, C)),
         vocab={i: f"v{i}" for i in range(V)},
         meta=meta(),
     )

@@ -56,6 +56,7 @@ interface Shape {
   L: number
   T: number
   K: number
+  C: number
   M: number
 }
 
@@ -84,7 +85,7 @@ export interface Source {
 }
 
 interface Head {
-  arrays: { ids: number[]; next_ids: number[]; track_ids: number[] }
+  arrays: { ids: number[]; next_ids: number[]; candidate_ids: number[][]; track_ids: number[] }
   /** null: as its id's piece in the vocabulary */
   pieces: (string | null)[]
   special: number[]
@@ -187,6 +188,8 @@ export class Reading {
   readonly ids: number[]
   /** the token that follows each position, -1 for none */
   readonly nextIds: number[]
+  /** per position, the tokens that its last row puts first, which are followed through every layer */
+  readonly candidateIds: number[][]
   readonly trackIds: number[]
   readonly pieces: string[]
   readonly special: Set<number>
@@ -205,7 +208,11 @@ export class Reading {
     private read: (name: string) => Promise<ArrayBuffer>,
   ) {
     ;({ L: this.L, T: this.T, K: this.K } = manifest.shape)
-    ;({ ids: this.ids, next_ids: this.nextIds, track_ids: this.trackIds } = head.arrays)
+    const { arrays } = head
+    this.ids = arrays.ids
+    this.nextIds = arrays.next_ids
+    this.candidateIds = arrays.candidate_ids
+    this.trackIds = arrays.track_ids
     this.types = Object.fromEntries(manifest.fields.map(([name, type]) => [name, type]))
     this.special = new Set(head.special)
     let id = 0
@@ -291,16 +298,18 @@ export class Reading {
   piece(id: number): string {
     return id < 0 ? "" : (this.vocab.get(id) ?? `⟨${id}⟩`)
   }
-  /** What a cell says of token `id`: exact if it is tracked, the next one, or among the top k; else its
-   * rank is Infinity, which means below the last slot. */
+  /** What a cell says of token `id`: exact if it is tracked, a candidate, the next one, or among the top
+   * k; else its rank is Infinity, which means below the last slot. */
   token(l: number, t: number, id: number): TokenValue {
+    const exact = (family: string, slot: number): TokenValue => ({
+      logprob: this.value(`${family}_logprobs`, l, t, slot),
+      rank: this.value(`${family}_ranks`, l, t, slot),
+    })
     const m = this.trackIds.indexOf(id)
-    if (m >= 0) {
-      return { logprob: this.value("track_logprobs", l, t, m), rank: this.value("track_ranks", l, t, m) }
-    }
-    if (this.nextIds[t] == id) {
-      return { logprob: this.value("next_logprobs", l, t), rank: this.value("next_ranks", l, t) }
-    }
+    if (m >= 0) return exact("track", m)
+    const c = this.candidateIds[t]!.indexOf(id)
+    if (c >= 0) return exact("candidate", c)
+    if (this.nextIds[t] == id) return exact("next", 0)
     const k = this.slot(l, t, top => top == id)
     if (k >= 0) return { logprob: this.topLogprob(l, t, k), rank: this.topRank(l, t, k) }
     return { logprob: NaN, rank: this.ready(t) ? Infinity : NaN }

@@ -30,9 +30,13 @@ describe("decoding", async () => {
           expect(reading.value(name, l, t)).toBe(value(want[name][l][t]))
         }
         expect(reading.value("next_ranks", l, t)).toBe(want.next_ranks[l][t] || NaN)
-        for (const m of range(reading.trackIds.length)) {
-          expect(reading.value("track_logprobs", l, t, m)).toBe(value(want.track_logprobs[l][t][m]))
-          expect(reading.value("track_ranks", l, t, m)).toBe(want.track_ranks[l][t][m])
+        const families = { track: reading.trackIds.length, candidate: reading.candidateIds[t]!.length }
+        for (const [family, size] of Object.entries(families)) {
+          for (const slot of range(size)) {
+            const logprob = value(want[family + "_logprobs"][l][t][slot])
+            expect(reading.value(family + "_logprobs", l, t, slot)).toBe(logprob)
+            expect(reading.value(family + "_ranks", l, t, slot)).toBe(want[family + "_ranks"][l][t][slot])
+          }
         }
       }
       want.pieces.forEach((piece: string | null, t: number) => {
@@ -56,14 +60,16 @@ describe("decoding", async () => {
     expect([asked.length, reading.ready(3), reading.ready(4)]).toEqual([1, true, false])
   })
 
-  it("knows a token exactly where it is tracked, next or among the top, else as a bound", async () => {
+  it("knows a token exactly where it is tracked, a candidate, next or among the top, else as a bound", async () => {
     const want = fixture.expected[0] as any
-    const { trackIds, nextIds } = first
+    const { trackIds, nextIds, candidateIds } = first
     await first.load(0)
     expect(first.token(1, 2, trackIds[1]!).rank).toBe(want.track_ranks[1][2][1])
+    const [candidate] = candidateIds[2]! as [number]
+    expect(first.token(1, 2, candidate).rank).toBe(want.candidate_ranks[1][2][0])
     const top = first.topId(1, 2, 2)
     expect(first.token(1, 2, top).rank).toBe(want.top_ranks[1][2][2])
-    const known = [nextIds[2]!, ...trackIds, ...want.top_ids[1][2]]
+    const known = [nextIds[2]!, ...candidateIds[2]!, ...trackIds, ...want.top_ids[1][2]]
     const unknown = range(500).find(id => !known.includes(id))!
     expect(first.token(1, 2, unknown)).toEqual({ logprob: NaN, rank: Infinity })
   })
@@ -72,7 +78,7 @@ describe("decoding", async () => {
     const values = new Float32Array([1e5, -0.25, NaN, 7])
     const bytes = new Uint8Array(values.buffer)
     const shuffled = Uint8Array.from({ length: 16 }, (_, i) => bytes[(i % 4) * 4 + (i >> 2)]!)
-    const shape = { L: 2, T: 2, K: 1, M: 0 }
+    const shape = { L: 2, T: 2, K: 1, C: 0, M: 0 }
     expect(unpackTile(shuffled, [["norm", "f32", 1]], 2, shape).norm).toEqual(values)
   })
 
@@ -81,7 +87,7 @@ describe("decoding", async () => {
       "data are logitlens-page 1",
     )
     await expect(open({ ...source, manifest: {} as Manifest })).rejects.toThrow("undefined")
-    const shape = { L: 1, T: 2, K: 1, M: 0 }
+    const shape = { L: 1, T: 2, K: 1, C: 0, M: 0 }
     const short = () => unpackTile(new Uint8Array(7), [["entropy", "f16", 1]], 2, shape)
     expect(short).toThrow("holds 7 bytes")
   })

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from logitlens import statistics
 from logitlens.errors import FormatError
 from logitlens.files import write_text
 from logitlens.reading import Reading
@@ -105,7 +106,7 @@ def manifest(
         if title is not None
         else " · ".join(dict.fromkeys(words.label(r) for r in readings)),
         "options": chosen,
-        "statistics": data.statistics(),
+        "statistics": data.records(),
         "frame": align.frame(readings),
         "readings": [part for part, _ in parts],
     }
@@ -122,9 +123,7 @@ def _options(options: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {name: value for name, value in options.items() if value is not None}
     color = chosen.pop("color", None)
     if color is not None:
-        known = [statistic["name"] for statistic in data.statistics()]
-        if color not in known:
-            raise FormatError(f"cannot colour by {color!r}: expected one of {', '.join(known)}")
+        statistics.by_color(color)
         chosen["state"] = "&".join(filter(None, (f"color={color}", str(chosen.get("state", "")))))
     return chosen
 

@@ -3,11 +3,11 @@
     manifest, blocks = encode(reading)          # JSON-able dict, {name: bytes}
     decode(manifest, blocks)                    # the Reading again, numbers in nats rounded to f16
 
-`blocks["head"]` is gzip'd JSON: the arrays that have no layers (ids of the prompt, of the next and of
-the tracked tokens), the pieces of the prompt, and the fragment of the vocabulary that occurs (ids as
-steps from one to the next, pieces, bytes of those that are not text). A piece of the prompt is null
-where it is its id's in the vocabulary. The other blocks are tiles of positions; inside one, the
-fields named in `manifest["fields"]` follow each other as `fields` writes them.
+`blocks["head"]` is gzip'd JSON: the arrays that have no layers (ids of the prompt, of the next, the
+candidate and the tracked tokens), the pieces of the prompt, and the fragment of the vocabulary that
+occurs (ids as steps from one to the next, pieces, bytes of those that are not text). A piece of the
+prompt is null where it is its id's in the vocabulary. The other blocks are tiles of positions; inside
+one, the fields named in `manifest["fields"]` follow each other as `fields` writes them.
 
 A reading below `TILE_ABOVE` bytes is one tile; above, tiles of `TILE` positions are inflated when
 they come into view. Half precision keeps 11 bits: a log-probability is within 0.05 % of its value.
@@ -20,15 +20,16 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from logitlens import statistics
 from logitlens.errors import FormatError
-from logitlens.reading import ARRAYS, Reading
+from logitlens.reading import Reading
 from logitlens.reading_io import _plain as plain
+from logitlens.statistics import Statistic
 from logitlens.view.page import fields, words
 
 FORMAT = "logitlens-page"
@@ -42,49 +43,17 @@ _IN_HEAD = ("positions", "vocab_bytes", "special_ids")
 _LISTS = {"ids": "ids", "next_ids": "next", "track_ids": "track"}  # as version 2 called them
 
 
-@dataclass(frozen=True)
-class Statistic:
-    """What the page can show in a cell.
-
-    name       of the array in a Reading; of another one, `derive` computes it or, for those that
-               are derived from the top tokens, the page does
-    color      the name by which people choose it as a colour
-    label      what a legend says, without the unit
-    scale      how a colour runs: "probability" 0 … 1 (of a log-probability), "linear", "rank"
-               logarithmic from 1, "yes or no"
-    confident  which end means that the layer is sure of its answer; it is the bright one
-    """
-
-    name: str
-    color: str
-    label: str
-    unit: str = ""
-    scale: Literal["probability", "linear", "rank", "yes or no"] = "linear"
-    confident: Literal["low", "high"] = "high"
-    derive: Callable[[Reading], np.ndarray] | None = None
-
-
-STATISTICS = [
-    Statistic("top_logprobs", "prob", "probability of the top token", "nats", "probability"),
-    Statistic("entropy", "entropy", "entropy", "nats", confident="low"),
-    Statistic("kl", "kl", "KL to the final layer", "nats", confident="low"),
-    Statistic("next_ranks", "rank", "rank of the token that follows", "rank", "rank", "low"),
-    Statistic(
-        "next_logprobs", "next", "probability of the token that follows", "nats", "probability"
-    ),
-    Statistic("final", "final", "rank of the final top token", "rank", "rank", "low"),
-    Statistic("agree", "agree", "same top token as the final layer", "", "yes or no"),
-]
-# What the script finds in the top tokens by itself.
+# Derived statistics that the script finds in the top tokens by itself.
 _IN_SCRIPT = ("final", "agree")
 
 
-def statistics() -> list[dict[str, str]]:
+def records() -> list[dict[str, str]]:
     """What the page can show, for the manifest; it names no other statistic than these.
 
     `per` is "token" for the numbers of one token (those beside ids of the same prefix, and what is
     said of the top tokens), which a card has places for, and "cell" for all others.
     """
+    names = {s.name for s in statistics.TABLE}
     return [
         {
             "name": s.color,
@@ -93,11 +62,10 @@ def statistics() -> list[dict[str, str]]:
             "unit": s.unit,
             "scale": s.scale,
             "bright": s.confident,
-            "per": "token"
-            if _prefix(s.name) + "_ids" in ARRAYS or s.name in _IN_SCRIPT
-            else "cell",
+            "per": "token" if _prefix(s.name) + "_ids" in names or s.name in _IN_SCRIPT else "cell",
         }
-        for s in STATISTICS
+        for s in statistics.TABLE
+        if s.color
     ]
 
 
@@ -109,6 +77,7 @@ def encode(reading: Reading, prefix: str = "") -> tuple[dict[str, Any], dict[str
     from their places.
     """
     L, T, K = reading.shape
+    sizes = {"K": K, "C": reading.candidate_ids.shape[1], "M": len(reading.track_ids)}
     columns = _fields(reading)
     size = sum(array.nbytes for array, _, _ in columns.values())
     tile = T if size <= TILE_ABOVE else TILE
@@ -127,7 +96,7 @@ def encode(reading: Reading, prefix: str = "") -> tuple[dict[str, Any], dict[str
         "label": words.label(reading),
         "vocabulary": 0,
         "layers": list(reading.layers),
-        "shape": {"L": L, "T": T, "K": K, "M": len(reading.track_ids)},
+        "shape": {"L": L, "T": T, **sizes},
         "head": prefix + "head",
         "tile": tile,
         "tiles": tiles,
@@ -167,12 +136,15 @@ def _decode(manifest: Mapping[str, Any], blocks: Mapping[str, bytes]) -> Reading
         if at != len(data):
             raise FormatError(f"tile {name} holds {len(data)} bytes, its fields need {at}")
     lists = head.get("arrays") or {new: head[old] for new, old in _LISTS.items()}
-    arrays: dict[str, Any] = {name: np.array(value, np.int32) for name, value in lists.items()}
-    for name, parts in columns.items():
-        if name in ARRAYS:
-            whole = np.concatenate(parts, -1)
-            dtype, axes = ARRAYS[name]
-            arrays[name] = _cast(np.moveaxis(whole, 0, -1) if len(axes) == 3 else whole[0], dtype)
+    arrays: dict[str, Any] = {}
+    for s in statistics.stored():
+        if s.name in lists:
+            arrays[s.name] = np.array(lists[s.name], s.dtype)
+        elif s.name in columns:
+            whole = np.concatenate(columns[s.name], -1)
+            cells = np.moveaxis(whole, 0, -1) if len(s.axes) == 3 else whole[0]
+            # ids and ranks: 0xFFFFFFFF is -1
+            arrays[s.name] = cells.view(np.int32) if cells.dtype == np.uint32 else cells
     meta = dict(manifest["meta"])
     meta.update({k: head[k] for k in _IN_HEAD if head.get(k) is not None})
     if meta.get("positions") is True:
@@ -188,10 +160,6 @@ def _decode(manifest: Mapping[str, Any], blocks: Mapping[str, bytes]) -> Reading
     )
 
 
-def _cast(array: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
-    return array.view(np.int32) if array.dtype == np.uint32 else array.astype(dtype)
-
-
 def _prefix(name: str) -> str:
     return name.partition("_")[0]
 
@@ -202,35 +170,29 @@ def _fields(reading: Reading) -> dict[str, tuple[np.ndarray, str, str | int]]:
     Log-probabilities come before the ranks of the same tokens, which are stored in their order.
     """
     K = reading.shape[2]
-    arrays = {name: axes for name, (_, axes) in ARRAYS.items() if axes.startswith("LT")}
-    families = list(dict.fromkeys(map(_prefix, arrays)))
+    cells = [s for s in statistics.TABLE if s.per_cell and s.name not in _IN_SCRIPT]
+    prefixes = list(dict.fromkeys(_prefix(s.name) for s in cells))
     out: dict[str, tuple[np.ndarray, str, str | int]] = {}
-    for name in sorted(arrays, key=lambda name: (families.index(_prefix(name)), name)):
-        array, per = getattr(reading, name), arrays[name][2:] or 1
-        if name.endswith("_ids"):
-            out[name] = _by_slot(array, np.uint32), "recent" if K <= 254 else "u32", per
-        elif name.endswith("_ranks"):
-            out[name] = _by_slot(array, np.uint32), "rank", per
-        elif name.endswith("_logprobs"):
-            out[name] = _by_slot(array, np.float16), "f16-k" if per == "K" else "f16-l", per
-        else:
-            out[name] = _number(array, next((s.unit for s in STATISTICS if s.name == name), ""))
-    for s in STATISTICS:
-        if s.derive is not None:
-            out[s.name] = _number(s.derive(reading), s.unit)
+    for s in sorted(cells, key=lambda s: (prefixes.index(_prefix(s.name)), s.name)):
+        dtype, kind = _stored_as(s, K)
+        array = s.derive(reading) if s.derive else getattr(reading, s.name)
+        out[s.name] = _by_slot(array, dtype), kind, s.axes[2:] or 1
     ranks_LTK = tied_ranks(reading.top_logprobs)
     if K <= 255 and (ranks_LTK != np.arange(1, K + 1)).any():
         out["top_ranks"] = _by_slot(ranks_LTK, np.uint8), "u8", "K"
     return out
 
 
-def _number(array: np.ndarray, unit: str) -> tuple[np.ndarray, str, int]:
-    """One number for each cell: half precision for nats, which span a few decades; else single."""
-    return (
-        (_by_slot(array, np.float16), "f16", 1)
-        if unit == "nats"
-        else (_by_slot(array, np.float32), "f32", 1)
-    )
+def _stored_as(s: Statistic, K: int) -> tuple[type[np.generic], str]:
+    """The numpy type and the type in `fields` of an array of cells."""
+    if s.name.endswith("_ids"):
+        return np.uint32, "recent" if K <= 254 else "u32"
+    if s.name.endswith("_ranks"):
+        return np.uint32, "rank"
+    if s.name.endswith("_logprobs"):
+        return np.float16, "f16-k" if s.axes == "LTK" else "f16-l"
+    # nats span a few decades; of other units nothing is known
+    return (np.float16, "f16") if s.unit == "nats" else (np.float32, "f32")
 
 
 def tied_ranks(top_logprobs: np.ndarray) -> np.ndarray:
@@ -270,9 +232,7 @@ def _head(reading: Reading) -> dict[str, Any]:
     fragments = reading.meta.get("vocab_bytes") or {}
     return {
         "arrays": {
-            name: getattr(reading, name).tolist()
-            for name, (_, axes) in ARRAYS.items()
-            if not axes.startswith("L")
+            s.name: getattr(reading, s.name).tolist() for s in statistics.stored() if not s.per_cell
         },
         "pieces": [
             None if reading.vocab.get(int(i)) == piece else piece
@@ -300,8 +260,8 @@ def _positions(reading: Reading) -> dict[str, Any]:
 def _ranges(reading: Reading) -> dict[str, list[float]]:
     """[low, high] of each statistic: where the colour scale ends (5 % of cells may lie beyond)."""
     out: dict[str, list[float]] = {}
-    for s in STATISTICS:
-        if s.scale == "yes or no" or s.name in _IN_SCRIPT:
+    for s in statistics.TABLE:
+        if not s.color or s.scale == "yes or no" or s.name in _IN_SCRIPT:
             continue
         values = s.derive(reading) if s.derive else getattr(reading, s.name)
         values = values[..., 0] if values.ndim == 3 else values
