@@ -108,10 +108,10 @@ def why_not(model: LensModel, T: int, chunk: int) -> str | None:
 
     Measured: a probe of random tokens is run in one pass and in these chunks, the last of one token,
     and the logits are compared at the positions whose final residuals differ most, the last among
-    them. The probe is as long as the prompt, rounded up to a power of two, so that prompts of one
-    length class share a probe; but no longer than 2048 tokens, or twice the longest window, state or
-    block that the configuration names (at most 8192), or the model's context. A verdict is kept for
-    each probe length and chunk; a probe that failed to run is tried again the next time.
+    them. The probe is as long as the prompt, rounded up to a power of two below the context, so that
+    prompts of one length class share a probe; but no longer than 2048 tokens, or twice the longest
+    window, state or block that the configuration names (at most 8192). A verdict is kept for each
+    probe length and chunk; a probe that failed to run is tried again the next time.
     """
     config = model.hf.config
     limit = rescales_beyond(config)
@@ -135,7 +135,8 @@ def probe_length(config: Any, T: int, context: int | None) -> int:
     named = max(_position_counts(vars(text)), default=0)
     longest = min(max(PROBE, 2 * named), LONGEST_PROBE)
     rounded = 1 << (T - 1).bit_length()
-    return min(rounded, longest, context or rounded)
+    # Some models hold a little less than the context they name.
+    return min(rounded if context is None or rounded < context else T, longest)
 
 
 def _position_counts(entries: Mapping[str, Any]) -> Iterator[int]:
