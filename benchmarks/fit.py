@@ -107,7 +107,7 @@ def original_step(model, ids, autocast: bool):
     for parameter in (*norm.parameters(), *head.parameters()):
         parameter.requires_grad_(False)
     maps = torch.nn.ModuleList(
-        [torch.nn.Linear(model.width, model.width) for _ in range(model.depth)]
+        [torch.nn.Linear(model.width, model.width) for _ in range(model.n_blocks)]
     )
     for linear in maps:
         torch.nn.init.zeros_(linear.weight)
@@ -150,7 +150,7 @@ def jacobian(model, name: str, case: str, repeat: int):
         settings = fitting.Settings(
             tokens_per_pass=per_pass,
             cotangents=None if exact else directions,
-            depths=tuple(range(1, model.depth)),
+            depths=tuple(range(1, model.n_blocks)),
         )
         prompts = prompts[: max(1, min(8, per_pass // T // (1 if exact else 8)))]
         found = {}

@@ -176,7 +176,7 @@ def main() -> None:
     worse = [
         (label, logit, ours)
         for label, logit, ours in zip(
-            range(model.depth), result.column("logit", "kl"), result.column("tuned", "kl")
+            range(model.n_blocks), result.column("logit", "kl"), result.column("tuned", "kl")
         )
         if ours >= logit
     ]

@@ -62,7 +62,7 @@ def judge_model(name: str, model, prompts=None) -> Verdict:
             return Verdict(name, "refused", reason=one_line(refusal))
         except Exception as error:
             return Verdict(name, "wrong", reason=f"loading raises: {one_line(error)}")
-        blocks = f"{lens.anatomy.blocks_path} ({lens.depth})"
+        blocks = f"{lens.anatomy.blocks_path} ({lens.n_blocks})"
         tail = "; ".join(f"{k}: {v}" for k, v in lens.tail.description)
         try:
             errors = laws(model, lens, prompts)

@@ -19,7 +19,7 @@ class FakeCheck:
 @pytest.fixture
 def checked(cli):
     cli.model = SimpleNamespace(
-        name="some/\x1b[31mmodel", revision="abc", depth=5, width=64, vocab_size=512, context=None,
+        name="some/\x1b[31mmodel", revision="abc", n_blocks=5, width=64, vocab_size=512, context=None,
         dtype=torch.bfloat16, hf=torch.nn.Linear(2, 2), check=FakeCheck(),
         anatomy=SimpleNamespace(blocks_path="model.layers"),
         tail=SimpleNamespace(kind="weights", description=[("final norm", "model.norm (LlamaRMSNorm)")]),

@@ -43,7 +43,7 @@ def write(path, suffix):
 @pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet"])
 def test_every_form_gives_the_same_documents(tmp_path, model, suffix):
     found = corpus.read(write(tmp_path / f"corpus{suffix}", suffix), model)
-    assert [d.tolist() for d in found.documents] == [model.vocabulary.encode(t) for t in TEXTS]
+    assert [d.tolist() for d in found.documents] == [model.tokens.encode(t) for t in TEXTS]
     assert found.tokens == sum(len(d) for d in found.documents)
     again = corpus.from_ids([d.tolist() for d in found.documents])
     assert again.hash == found.hash
@@ -55,7 +55,7 @@ def test_a_folder_is_read_in_order_of_names_without_hidden_files(tmp_path, model
         (tmp_path / name).write_text(part)
     found = corpus.read(tmp_path, model)
     assert [d.tolist() for d in found.documents] == [
-        model.vocabulary.encode(t) for t in ("The city", "of Paris")
+        model.tokens.encode(t) for t in ("The city", "of Paris")
     ]
 
 
@@ -89,7 +89,7 @@ def test_ids_need_no_tokenizer(tmp_path):
 def test_max_tokens_stops_reading(tmp_path, model):
     path = tmp_path / "endless.jsonl"
     path.write_text('{"text": "of Paris"}\n' * 5 + "not JSON\n")
-    found = corpus.read(path, model, max_tokens=2 * len(model.vocabulary.encode("of Paris")))
+    found = corpus.read(path, model, max_tokens=2 * len(model.tokens.encode("of Paris")))
     assert len(found.documents) == 2
 
 

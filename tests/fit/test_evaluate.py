@@ -37,11 +37,11 @@ def test_text_measures_equal_their_definitions():
     found = judging.evaluate(model, ["logit", lens], sequences=ids_CT, token_budget=30)
     residuals = [model.capture(row) for row in ids_CT]
     for name, own in [("logit", LogitLens()), ("tuned", lens)]:
-        for d in range(model.depth + 1):
+        for d in range(model.n_blocks + 1):
             kl, loss, top1, top10 = [], [], [], []
             for ids, r in zip(ids_CT, residuals):
                 p = model.tail.logits(r.h[-1]).double().log_softmax(-1)
-                h = r.h[d] if d == model.depth else own.apply(r.h[d], d)
+                h = r.h[d] if d == model.n_blocks else own.apply(r.h[d], d)
                 q = model.tail.logits(h).double().log_softmax(-1)
                 kl.append((p.exp() * (p - q)).sum(-1).mean())
                 loss.append(-q[:-1].gather(1, ids[1:, None]).mean())
@@ -86,7 +86,7 @@ def test_fact_ranks_equal_a_reading():
         facts.append(Fact(tuple(ids), n - 1, targets[: 1 + n % 2]))
     found = judging.evaluate(model, ["logit"], facts=Facts("f", facts), token_budget=20)
     for k, limit in enumerate(judging.RANKS):
-        truth = np.zeros((len(facts), model.depth + 1))
+        truth = np.zeros((len(facts), model.n_blocks + 1))
         for i, fact in enumerate(facts):
             for target in fact.targets:
                 ranks = model.read(list(fact.ids), track=list(target)).track_ranks[:, -1].min(-1)
@@ -144,7 +144,7 @@ def test_published_evaluations(tmp_path, worded):
     verse = [{"prompt": "The city\nof Paris", "intermediates": ["Paris"]}]
     poem.write_text(json.dumps({"items": verse}))
     (fact,) = reading.read(poem, worded).facts
-    assert worded.vocabulary.piece(fact.ids[fact.position]) == "\n"
+    assert worded.tokens.piece(fact.ids[fact.position]) == "\n"
 
 
 @pytest.mark.parametrize(

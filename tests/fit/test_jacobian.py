@@ -67,7 +67,7 @@ def test_exact_against_brute_force(make):
     model, text = make(), corpus([18, 23, 20])
     lens = jacobian.fit(model, text, Settings(tokens_per_pass=300))
     assert lens.header.depths == (0, 1, 2)
-    for depth in range(model.depth):
+    for depth in range(model.n_blocks):
         truth = torch.stack([brute_force(model, d.tolist(), depth) for d in text.documents]).mean(0)
         got = lens.tensors[f"{depth}.jacobian"]
         assert float((got - truth).norm() / truth.norm()) < 1e-4

@@ -71,7 +71,7 @@ def test_the_loss_falls_at_every_depth(optimizer, tmp_path):
     seen = []
     lens = tuned.fit(model, repeating(), settings, folder=tmp_path, report=seen.append)
     logit = lens.header.extra["logit_losses"]
-    assert all(lens.header.losses[d] < 0.9 * logit[str(d)] for d in range(model.depth))
+    assert all(lens.header.losses[d] < 0.9 * logit[str(d)] for d in range(model.n_blocks))
     assert [p.step for p in seen] == list(range(1, 61))
     assert sum(p.heldout is not None for p in seen) == 10
     found = resolve(f"tuned:{tmp_path}", model)
@@ -86,7 +86,7 @@ def test_held_out_losses_are_those_of_the_reader():
     lens = job.run()
     for name, kl in [("logit", job.logit), (lens, job.best)]:
         readings = [model.read(row, lens=name) for row in job.held_CT]
-        for d in range(model.depth):
+        for d in range(model.n_blocks):
             mean = sum(float(r.kl[d].mean()) for r in readings) / len(readings)
             assert mean == pytest.approx(kl[d], rel=1e-4)
 

@@ -27,9 +27,9 @@ def test_found_by_name_and_whole(model, kind, tmp_path, monkeypatch):
     monkeypatch.setenv("LOGITLENS_HOME", str(tmp_path))  # nothing but the bundle
     lens = resolve(kind, model)
     assert Path(lens.path).parent == find.BUNDLED
-    assert lens.depths() == set(range(model.depth))
+    assert lens.depths() == set(range(model.n_blocks))
     reading = model.read("The Eiffel Tower is in the city of", lens=kind)
-    assert len(reading.layers) == model.depth + 1
+    assert len(reading.layers) == model.n_blocks + 1
     assert reading.meta["lens"]["name"] == kind
     assert (reading.kl[-1] == 0).all()
 

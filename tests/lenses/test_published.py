@@ -20,14 +20,14 @@ def tuned_directory(folder: Path, model, *, seed: int = 3, dtype=torch.float32, 
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     translators = torch.nn.ModuleList(
-        [torch.nn.Linear(model.width, model.width, dtype=dtype) for _ in range(model.depth)]
+        [torch.nn.Linear(model.width, model.width, dtype=dtype) for _ in range(model.n_blocks)]
     )
     torch.save(translators.state_dict(), folder / "params.pt")
     weight = model.tail.head.weight_VE.detach().float().numpy()
     data = {
         "base_model_name_or_path": model.name,
         "d_model": model.width,
-        "num_hidden_layers": model.depth,
+        "num_hidden_layers": model.n_blocks,
         "bias": True,
         "base_model_revision": None,
         "unembed_hash": hashlib.sha256(str.encode(np.array_str(weight, precision=1))).hexdigest(),
@@ -42,7 +42,7 @@ def jacobian_file(path: Path, model, *, seed: int = 4, layers=None, **more) -> P
     """A lens as jacobian-lens's `JacobianLens.save` writes it."""
     generator = torch.Generator().manual_seed(seed)
     D = model.width
-    layers = list(range(model.depth - 1)) if layers is None else layers
+    layers = list(range(model.n_blocks - 1)) if layers is None else layers
     data = {
         "J": {i: torch.randn(D, D, generator=generator).half() for i in layers},
         "n_prompts": 12,
@@ -67,7 +67,7 @@ def test_tuned_lens_directory_reads_as_the_paper_says(tmp_path):
     reading = model.read(list(range(1, 9)), lens=lens, top=tiny.VOCAB)
     residuals = model.capture(list(range(1, 9)))
     assert reading.layers == ["embed", "0", "1", "2"]
-    for depth in range(model.depth):
+    for depth in range(model.n_blocks):
         h_TD = residuals.h[depth]
         with torch.no_grad():  # Belrose et al. 2023: LayerNorm[h + A h + b] W_U
             y_TD = h_TD + h_TD @ state[f"{depth}.weight"].T + state[f"{depth}.bias"]
@@ -214,7 +214,7 @@ def test_the_tuned_lens_package_agrees(tmp_path):
     ours = find.resolve(f"tuned:{folder}", model)
     assert ours.describe()["unembedding_confirmed"] is True
     h_ND = tiny.rows(model)
-    for depth in range(model.depth):
+    for depth in range(model.n_blocks):
         with torch.no_grad():
             truth = theirs(h_ND, depth).log_softmax(-1)
         got = model.tail.logits(ours.apply(h_ND, depth)).log_softmax(-1)

@@ -27,13 +27,13 @@ def header(model, kind="tuned", **more) -> Header:
     values = {
         "kind": kind,
         "width": model.width,
-        "depths": tuple(range(model.depth)),
-        "n_blocks": model.depth,
+        "depths": tuple(range(model.n_blocks)),
+        "n_blocks": model.n_blocks,
         "model": model.name,
         "unembedding": fingerprint.of_model(model),
         "corpus": {"name": "novels", "hash": "abc", "documents": 3, "tokens": 900},
         "settings": {"steps": 10},
-        "losses": {d: 0.5 - 0.1 * d for d in range(model.depth)},
+        "losses": {d: 0.5 - 0.1 * d for d in range(model.n_blocks)},
         **more,
     }
     return Header(**values)
@@ -43,7 +43,7 @@ def tuned(model, seed=0, scale=0.1) -> TunedLens:
     generator = torch.Generator().manual_seed(seed)
     D = model.width
     tensors = {}
-    for d in range(model.depth):
+    for d in range(model.n_blocks):
         tensors[f"{d}.weight"] = torch.randn(D, D, generator=generator) * scale
         tensors[f"{d}.bias"] = torch.randn(D, generator=generator) * scale
     return TunedLens(tensors, header(model))

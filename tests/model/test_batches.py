@@ -54,11 +54,11 @@ def test_a_batch_equals_its_prompts_alone(name):
 def test_a_model_that_minds_the_width_of_the_batch_is_read_by_length():
     hf = build("LlamaForCausalLM")
     model = logitlens.load(hf)
-    assert model.pads_change_nothing
+    assert model._pads_change_nothing
     # Still causal, so loading has nothing to object to; a padded batch would be silently wrong.
     hf.model.embed_tokens.register_forward_hook(lambda m, a, out: out + 0.2 * out.shape[1])
     minding = logitlens.load(hf)
-    assert not minding.pads_change_nothing
+    assert not minding._pads_change_nothing
     for prompt, reading in zip(PROMPTS, minding.read_batch(PROMPTS)):
         alone = minding.read(prompt)
         np.testing.assert_allclose(reading.top_logprobs, alone.top_logprobs, atol=1e-4)

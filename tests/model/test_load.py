@@ -52,7 +52,7 @@ def edit_config(path, **values):
 
 def test_a_directory_with_its_tokenizer(folder):
     model = logitlens.load(folder)
-    assert (model.name, model.depth, model.width) == (str(folder), 4, 32)
+    assert (model.name, model.n_blocks, model.width) == (str(folder), 4, 32)
     assert model.tokenizer is not None
     assert model.check.ok
     assert model.check.positions == 22

@@ -78,8 +78,8 @@ def test_every_row_is_the_residual_read_by_hand(model, reading):
 
 def test_shapes_labels_and_bounds(model, reading):
     L, T, K = reading.shape
-    assert (L, K) == (model.depth + 1, 7)
-    assert reading.layers == ["embed", *map(str, range(model.depth))]
+    assert (L, K) == (model.n_blocks + 1, 7)
+    assert reading.layers == ["embed", *map(str, range(model.n_blocks))]
     assert T == len(reading.ids) == len(reading.pieces)
     assert "".join(reading.pieces) == PROMPT == reading.prompt
     assert (reading.kl >= 0).all()
@@ -139,7 +139,7 @@ def test_layers_and_positions_choose_rows_of_the_whole(model, reading):
 def test_capture_and_readout_are_the_two_halves(model, reading):
     residuals = model.capture(PROMPT)
     assert [tuple(h.shape) for h in residuals.h] == [(len(reading.ids), model.width)] * (
-        model.depth + 1
+        model.n_blocks + 1
     )
     again = model.readout(residuals, top=7, track=[" Paris", 5])
     assert (again.top_ids == reading.top_ids).all()
@@ -248,7 +248,7 @@ def test_truncate_reads_the_last_positions_that_fit(model):
     reading = model.read(PROMPT * 20, truncate=True, top=1)
     assert len(reading.ids) == 64
     assert "".join(reading.pieces).endswith("the city of")
-    whole = len(model.vocabulary.encode(PROMPT * 20))
+    whole = len(model.tokens.encode(PROMPT * 20))
     assert reading.meta["truncated"] == whole - 64 > 0
     (batched, short) = model.read_batch([PROMPT * 20, PROMPT], truncate=True, top=1)
     assert batched.meta["truncated"] == whole - 64
@@ -357,3 +357,26 @@ def test_nan_weights_are_refused():
     with pytest.raises(UnsupportedModel, match=r"(?i)nan|finite") as caught:
         logitlens.load(hf)
     assert "\n" not in str(caught.value)
+
+
+def test_a_batch_may_follow_tokens_of_its_own_in_every_prompt(model):
+    prompts = [PROMPT, "In Paris"]
+    each = model.read_batch(prompts, track=[[" Paris", 5], (7,)])
+    assert [r.track_ids.tolist()[1:] for r in each] == [[5], []]
+    for prompt, reading, track in zip(prompts, each, [[" Paris", 5], [7]]):
+        alone = model.read(prompt, track=track)
+        assert reading.track_ids.tolist() == alone.track_ids.tolist()
+        np.testing.assert_allclose(reading.track_logprobs, alone.track_logprobs, atol=1e-4)
+    for wrong in ([[5]], [[5], [7], [9]], [[5], 7]):
+        with pytest.raises(PromptError, match="one list of tokens for each of the 2 prompts"):
+            model.read_batch(prompts, track=wrong)
+
+
+def test_a_model_shows_what_its_users_need(model):
+    """Each name is in the docstring of the class or of its own."""
+    names = {name for name in dir(model) if not name.startswith("_")}
+    assert names == {
+        "hf", "tokenizer", "anatomy", "tail", "check", "name", "revision", "tokens",
+        "n_blocks", "width", "vocab_size", "dtype", "context", "sublayers",
+        "read", "read_batch", "capture", "readout",
+    }  # fmt: skip

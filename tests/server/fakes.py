@@ -11,10 +11,10 @@ from tests.view import page_synthetic as synthetic
 class FakeModel:
     """Reads words block by block; some prompts make it fail, and "wait" stops before block 3."""
 
-    depth, context = 4, 64
+    n_blocks, context = 4, 64
     gate, reached = threading.Event(), threading.Event()
 
-    class vocabulary:
+    class tokens:
         @staticmethod
         def encode(text):
             if not text.split():
@@ -22,8 +22,8 @@ class FakeModel:
             return list(range(len(text.split())))
 
     def read(self, prompt, *, top, track, lens, progress):
-        for block in range(1, self.depth + 1):
-            progress("blocks", block, self.depth)
+        for block in range(1, self.n_blocks + 1):
+            progress("blocks", block, self.n_blocks)
             if block == 2:
                 self._fail(prompt)
         if lens != "logit":

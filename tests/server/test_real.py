@@ -86,7 +86,7 @@ def test_a_cancelled_run_ends_within_one_block_and_leaves_the_model_as_it_was(de
         stop.go.set()
         assert ending(events)[0] == {
             "state": "cancelled",
-            "message": f"cancelled at block 3 of {model.depth}",
+            "message": f"cancelled at block 3 of {model.n_blocks}",
         }
         assert ending(stays)[0]["state"] == "done"
     assert not desk.cancel(job.id)

@@ -44,10 +44,10 @@ def command(source: str, as_json: bool, **loading: Any) -> None:
 
 def lines(model: LensModel) -> list[tuple[str, str]]:
     """What was found, for people: (name, value)."""
-    depth, context = model.depth, model.context
+    blocks, context = model.n_blocks, model.context
     return [
-        ("blocks", f"{depth} at {model.anatomy.blocks_path}"),
-        ("layers", f"embed, 0 … {depth - 1}"),
+        ("blocks", f"{blocks} at {model.anatomy.blocks_path}"),
+        ("layers", f"embed, 0 … {blocks - 1}"),
         ("width", str(model.width)),
         ("vocabulary", str(model.vocab_size)),
         ("context", str(context) if context else "no limit named"),
@@ -74,7 +74,7 @@ def facts(model: LensModel) -> dict[str, Any]:
         "revision": model.revision,
         "class": type(model.hf).__name__,
         "blocks": model.anatomy.blocks_path,
-        "n_blocks": model.depth,
+        "n_blocks": model.n_blocks,
         "width": model.width,
         "vocab_size": model.vocab_size,
         "context": model.context,

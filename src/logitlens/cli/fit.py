@@ -144,8 +144,8 @@ def jacobian_command(
         if layers is not None:
             from logitlens.select import layer_label, select_layers
 
-            labels = [layer_label(depth) for depth in range(model.depth)]
-            given["depths"] = tuple(select_layers(layers, labels, model.depth))
+            labels = [layer_label(depth) for depth in range(model.n_blocks)]
+            given["depths"] = tuple(select_layers(layers, labels, model.n_blocks))
         settings = jacobian.Settings(**given)
         text = _read(corpus, model, field, None, speak, settings)
         if part is not None:

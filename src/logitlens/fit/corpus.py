@@ -120,7 +120,7 @@ def read(
 
 def _ids(record: str | list[int], model: Any, source: str) -> np.ndarray:
     if isinstance(record, str):
-        return np.asarray(model.vocabulary.encode(record) if record.strip() else [], np.int32)
+        return np.asarray(model.tokens.encode(record) if record.strip() else [], np.int32)
     outside = next((i for i in record if not 0 <= i < model.vocab_size), None)
     if outside is not None:
         raise PromptError(

@@ -164,7 +164,7 @@ def _names(model: Any, lenses: Sequence[str | Lens]) -> dict[str, Lens]:
 def _depths(model: Any, lens: Lens) -> list[int]:
     """Depths a lens has a row for: its own, and the last."""
     has = lens.depths()
-    return [d for d in range(model.depth + 1) if has is None or d in has or d == model.depth]
+    return [d for d in range(model.n_blocks + 1) if has is None or d in has or d == model.n_blocks]
 
 
 def _row(lens: str, layer: str, table: dict[str, np.ndarray], i: int) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def read(path: str | os.PathLike[str], model: Any) -> Facts:
 def _fact(item: Any, model: Any, where: str, poetry: bool) -> Fact | None:
     if not isinstance(item, dict) or not isinstance(item.get("prompt"), str):
         raise FormatError(f"{where}: expected an object with a prompt, got {str(item)[:60]!r}")
-    ids = model.vocabulary.encode(item["prompt"])
+    ids = model.tokens.encode(item["prompt"])
     relation = str(item.get("relation") or item.get("family") or "")
     if isinstance(item.get("answer"), str):
         answer = _plain(model, item["answer"])
@@ -86,7 +86,7 @@ def _fact(item: Any, model: Any, where: str, poetry: bool) -> Fact | None:
         return None
     position = len(ids) - 1
     if poetry:
-        line_ends = [i for i, token in enumerate(ids) if "\n" in model.vocabulary.piece(token)]
+        line_ends = [i for i, token in enumerate(ids) if "\n" in model.tokens.piece(token)]
         position = line_ends[-1] if line_ends else position
     return Fact(tuple(ids), position, targets, relation)
 

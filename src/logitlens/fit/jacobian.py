@@ -72,9 +72,9 @@ class Settings:
                 f"cotangents={self.cotangents}: expected 1 to the width {model.width}"
             )
         for depth in self.depths or ():
-            if not 0 <= depth < model.depth:
+            if not 0 <= depth < model.n_blocks:
                 raise PromptError(
-                    f"depth {depth}: expected 0 to {model.depth - 1}, before the last"
+                    f"depth {depth}: expected 0 to {model.n_blocks - 1}, before the last"
                 )
         check_dtype(self)
 
@@ -107,13 +107,13 @@ def estimate(model: Any, prompts: Sequence[Tensor], settings: Settings) -> dict[
 
     Raises FitError where a Jacobian is not finite.
     """
-    depths = list(range(model.depth)) if settings.depths is None else sorted(settings.depths)
+    depths = list(range(model.n_blocks)) if settings.depths is None else sorted(settings.depths)
     D, anatomy = model.width, model.anatomy
     longest = max(len(ids) for ids in prompts)
     copies = max(1, min(D, settings.per_pass(model) // (len(prompts) * longest)))
     with gradients.differentiable(model):
         kept = gradients.run(model, prompts, depths, copies)
-        target, sources = kept[model.depth], [kept[d] for d in depths]
+        target, sources = kept[model.n_blocks], [kept[d] for d in depths]
         B = len(prompts) * copies
         target_BTD = anatomy.rows(target, B)
         valid_BT = _valid(prompts, longest, settings.skip_first).repeat_interleave(copies, 0)
@@ -195,7 +195,7 @@ class JacobianFit:
         self.report = report
         self.prompts, self.skipped = choose(model, corpus, settings)
         D = model.width
-        depths = range(model.depth) if settings.depths is None else settings.depths
+        depths = range(model.n_blocks) if settings.depths is None else settings.depths
         self.depths = tuple(sorted(depths))
         self.sums = {d: torch.zeros(D, D) for d in self.depths}
         self.squares = dict.fromkeys(self.depths, 0.0)  # Σ over batches of n ‖J_batch‖²

@@ -113,7 +113,7 @@ class TunedFit:
         settings.check()
         self.model, self.corpus, self.settings = model, corpus, settings
         self.report = report
-        self.depths = list(range(model.depth))
+        self.depths = list(range(model.n_blocks))
         self.divergence = Divergence(
             model.tail.head, fingerprint.head_width(model), precision=settings.precision
         )
@@ -241,7 +241,7 @@ class TunedFit:
         if not len(ids_BT):
             return sums
         rows = batch.residual_rows(self.model, ids_BT, self.depths)
-        tail, final_ND = self.model.tail, rows[self.model.depth]
+        tail, final_ND = self.model.tail, rows[self.model.n_blocks]
         for r in divergence.blocks(len(final_ND)):
             final = divergence.final(tail.head_input(final_ND[r]))
             for depth in self.depths:

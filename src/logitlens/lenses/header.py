@@ -51,7 +51,7 @@ class Header:
             kind=kind,
             width=model.width,
             depths=tuple(depths),
-            n_blocks=model.depth,
+            n_blocks=model.n_blocks,
             model=model.name,
             revision=model.revision,
             unembedding=fingerprint.of_model(model),
@@ -96,16 +96,16 @@ class Header:
                 f"{self.described()} maps rows of width {self.width}, but {model.name} has width "
                 f"{model.width}: use a lens fitted for {model.name}"
             )
-        if self.n_blocks is not None and self.n_blocks != model.depth:
+        if self.n_blocks is not None and self.n_blocks != model.n_blocks:
             raise LensMismatch(
                 f"{self.described()} was fitted on {self.n_blocks} blocks, but {model.name} has "
-                f"{model.depth}: use a lens fitted for {model.name}"
+                f"{model.n_blocks}: use a lens fitted for {model.name}"
             )
-        beyond = [d for d in self.depths if not 0 <= d < model.depth]
+        beyond = [d for d in self.depths if not 0 <= d < model.n_blocks]
         if beyond:
             raise LensMismatch(
                 f"{self.described()} has a map for depth {beyond[0]}, but {model.name} has depths 0 "
-                f"to {model.depth - 1} before its last: use a lens fitted for {model.name}"
+                f"to {model.n_blocks - 1} before its last: use a lens fitted for {model.name}"
             )
         if self.unembedding is not None:
             difference = fingerprint.of_model(model).difference(self.unembedding)

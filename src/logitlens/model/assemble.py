@@ -1,7 +1,8 @@
-"""Residuals → Reading: the statistics that are wanted of them, their proof, and where they come from."""
+"""Turn residuals into a Reading: statistics, check, provenance."""
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from bisect import bisect_left
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,9 +33,12 @@ if TYPE_CHECKING:
     from logitlens.model.lens_model import LensModel
 
 
+Track = Iterable[int | str] | int | str | None
+
+
 @dataclass(frozen=True)
-class Wanted:
-    """What a reading is to show of every cell, checked before a model runs for it.
+class Request:
+    """What a reading shows in every cell, validated before the model runs.
 
     top         K            track_ids   (M,)
     lens        the map      positions   which of the prompt's, in order
@@ -45,30 +50,44 @@ class Wanted:
     positions: list[int]
 
 
-def wanted(
+def request_of(
     model: LensModel,
     length: int,
     *,
     top: int,
-    track: Iterable[int | str],
+    track: Track,
     lens: str | Lens,
     positions: Selection,
     stream: str,
-) -> Wanted:
-    """A request, for a prompt of so many tokens. Raises PromptError, LensMismatch, LensNotAvailable."""
+) -> Request:
+    """The request for a prompt of `length` tokens. Raises PromptError, LensMismatch, LensNotAvailable."""
     k = whole(top)
     if k is None or not 1 <= k <= model.vocab_size:
         raise PromptError(
             f"top={top!r}: expected 1 to {model.vocab_size}, the size of the vocabulary"
         )
-    track_ids = [model.vocabulary.single(token, model.vocab_size) for token in several(track)]
+    track_ids = [model.tokens.single(token, model.vocab_size) for token in several(track)]
     found = resolve(lens, model)
     if stream != "resid" and found.name != "logit":
         raise LensMismatch(
             f"the {found.name} lens is fitted to the residual stream after each block; read "
             f"stream={stream!r} with lens='logit'"
         )
-    return Wanted(k, track_ids, found, select_positions(positions, length))
+    return Request(k, track_ids, found, select_positions(positions, length))
+
+
+def tracks_of(track: Any, prompts: int) -> list[Any]:
+    """What to track in each of several prompts: one list for each, or the same for all."""
+    tokens = several(track)
+    lists = [isinstance(item, (list, tuple)) for item in tokens]
+    if not any(lists):
+        return [tokens] * prompts
+    if not all(lists) or len(tokens) != prompts:
+        raise PromptError(
+            f"track={track!r}: expected tokens to follow in every prompt, or one list of tokens for "
+            f"each of the {prompts} prompts"
+        )
+    return tokens
 
 
 def several(track: Any) -> list[Any]:
@@ -85,14 +104,14 @@ def several(track: Any) -> list[Any]:
         raise PromptError(f"track={track!r}: expected tokens, each by its text or its id") from None
 
 
-class Gathering:
-    """The cells of one prompt (T,) of token ids, added a part of its positions at a time."""
+class ReadingBuilder:
+    """The cells of one prompt (T,) of token ids, added a chunk of its positions at a time."""
 
     def __init__(
         self,
         model: LensModel,
         ids: Sequence[int],
-        request: Wanted,
+        request: Request,
         progress: Progress | None = None,
     ):
         self.model, self.request, self.progress = model, request, progress
@@ -102,13 +121,13 @@ class Gathering:
         self.part: Residuals | None = None  # the last one added: the proof is of its final rows
         self.start = 0
         self.final: FinalRows = {}
-        self.engine: Engine | None = None  # chosen for all positions, when the first part comes
+        self.engine: Engine | None = None  # chosen for all positions, with the first chunk
         self.seconds = 0.0
 
     def add(self, start: int, part: Residuals) -> None:
-        """The residuals of the positions from `start` on; parts come in order.
+        """Read out the residuals of the positions from `start` on; chunks come in order.
 
-        Raises PromptError where they are of another model's width.
+        Raises PromptError where they have another width than the model.
         """
         began = time.perf_counter()
         model, request = self.model, self.request
@@ -150,8 +169,8 @@ class Gathering:
         self.seconds += time.perf_counter() - began
 
     def reading(self, *, prompt: str | None, dropped: int) -> Reading:
-        """All parts as one Reading. Raises UnsupportedModel where the last row is not the model's own
-        output, or not a number."""
+        """All chunks as one Reading. Raises UnsupportedModel where the last row is not the model's
+        own output, or not finite."""
         began = time.perf_counter()
         model, request, part = self.model, self.request, self.part
         assert part is not None, "no residuals were added"
@@ -166,7 +185,7 @@ class Gathering:
         check = self._prove(part, arrays)
         targets, ranks = arrays.pop("target_logprobs"), arrays.pop("target_ranks")
         where = torch.tensor(request.positions)
-        next_T, vocabulary = self.next_T[where], model.vocabulary
+        next_T, tokens = self.next_T[where], model.tokens
         shown = [int(i) for i in self.ids_T[where]]
         occurring = {
             *shown,
@@ -178,10 +197,10 @@ class Gathering:
         occurring.discard(-1)
         meta = self._meta(part, check, self.seconds + time.perf_counter() - began)
         meta |= {"prompt": prompt, "prompt_tokens": len(self.ids_T), "truncated": dropped}
-        meta["vocab_bytes"] = {str(i): b for i, b in vocabulary.fragments(occurring).items()}
-        meta["special_ids"] = sorted(i for i in occurring if vocabulary.is_special(i))
+        meta["vocab_bytes"] = {str(i): b for i, b in tokens.fragments(occurring).items()}
+        meta["special_ids"] = sorted(i for i in occurring if tokens.is_special(i))
         meta["nonfinite_cells"] = int((~finite).sum())
-        all_pieces = vocabulary.pieces(self.ids_T.tolist())
+        all_pieces = tokens.pieces(self.ids_T.tolist())
         return Reading(
             ids=np.array(shown),
             pieces=[all_pieces[i] for i in request.positions],
@@ -193,7 +212,7 @@ class Gathering:
             track_ids=np.array(request.track_ids, np.int32),
             track_logprobs=targets[:, :, 1:],
             track_ranks=ranks[:, :, 1:],
-            vocab={i: vocabulary.piece(i) for i in sorted(occurring)},
+            vocab={i: tokens.piece(i) for i in sorted(occurring)},
             meta=meta,
         )
 
@@ -229,10 +248,10 @@ class Gathering:
         parameter = next(model.hf.parameters())
         return {
             "positions": self.request.positions,
-            "model": model.label,
+            "model": _display_name(model.name),
             "class": type(model.hf).__name__,
             "revision": model.revision,
-            "n_blocks": model.depth,
+            "n_blocks": model.n_blocks,
             "width": model.width,
             "vocab_size": model.vocab_size,
             "lens": self.request.lens.describe(),
@@ -254,6 +273,11 @@ def readable(lens: Lens, captured: Sequence[int]) -> list[int]:
     has = lens.depths()
     last = len(captured) - 1
     return [i for i, d in enumerate(captured) if has is None or d in has or i == last]
+
+
+def _display_name(name: str) -> str:
+    """A directory's own name rather than its path on this machine."""
+    return Path(name).resolve().name if os.path.isdir(name) else name
 
 
 @cache

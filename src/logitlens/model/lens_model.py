@@ -1,11 +1,9 @@
-"""`LensModel`: a loaded causal LM with its anatomy found and verified, and its tokenizer."""
+"""`LensModel`: a loaded causal LM with its anatomy found and checked, and its tokenizer."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ import torch
 from logitlens.anatomy import sublayers
 from logitlens.anatomy.blocks import Anatomy
 from logitlens.anatomy.check import Check
+from logitlens.anatomy.forward import as_found
 from logitlens.anatomy.probe import probe_ids
 from logitlens.anatomy.sublayers import Sublayers
 from logitlens.anatomy.tail import Tail
@@ -21,7 +20,7 @@ from logitlens.errors import PromptError
 from logitlens.lenses import Lens, resolve
 from logitlens.model import batches, chunks
 from logitlens.model import capture as capturing
-from logitlens.model.assemble import Gathering, several, wanted
+from logitlens.model.assemble import ReadingBuilder, Request, Track, request_of, tracks_of
 from logitlens.model.capture import Progress, Residuals
 from logitlens.model.prompt import Prompt, ids_of
 from logitlens.model.tokens import Vocabulary
@@ -32,9 +31,12 @@ from logitlens.select import Selection, layer_label, renamed, select_layers
 class LensModel:
     """A model that can be read. Made by `logitlens.load`; holds the user's model as it was.
 
-    hf           the transformers model      tokenizer   its tokenizer, or None
-    anatomy      where the blocks are        tail        last block's output → logits
-    check        the verification made at load            name, revision   where it came from
+    hf        the transformers model             tokenizer        its tokenizer, or None
+    anatomy   where the blocks are               tail             last block's output → logits
+    check     the comparison made at load        name, revision   where the model came from
+    tokens    text → ids, ids → pieces of text
+
+    Several threads may read one model: each waits for its turn.
     """
 
     def __init__(
@@ -55,14 +57,14 @@ class LensModel:
         self.check = check
         self.name = name
         self.revision = revision
-        self.vocabulary = Vocabulary(tokenizer)
+        self.tokens = Vocabulary(tokenizer)
         self._chunk_verdicts: dict[tuple[int, int], str | None] = {}  # see `chunks.why_not`
 
     # -- facts --------------------------------------------------------------------------------
 
     @property
-    def depth(self) -> int:
-        """N: the number of blocks; depths run from 0 to N."""
+    def n_blocks(self) -> int:
+        """N: the number of blocks; layers are `embed` and 0 … N − 1."""
         return len(self.anatomy.blocks)
 
     @property
@@ -79,14 +81,9 @@ class LensModel:
     def dtype(self) -> torch.dtype:
         return next(p.dtype for p in self.hf.parameters() if p.is_floating_point())
 
-    @property
-    def label(self) -> str:
-        """The name people see: a directory's own name rather than its path on this machine."""
-        return Path(self.name).resolve().name if os.path.isdir(self.name) else self.name
-
     @cached_property
     def context(self) -> int | None:
-        """The longest prompt the model's configuration allows, in tokens; None: no limit named."""
+        """The longest prompt that the configuration allows, in tokens; None: it names no limit."""
         config = self.hf.config.get_text_config(decoder=True)
         for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
             limit = getattr(config, name, None)
@@ -101,14 +98,14 @@ class LensModel:
 
     def __repr__(self) -> str:
         return (
-            f"LensModel({self.name!r}: {type(self.hf).__name__}, {self.depth} blocks at "
+            f"LensModel({self.name!r}: {type(self.hf).__name__}, {self.n_blocks} blocks at "
             f"{self.anatomy.blocks_path}, width {self.width}, vocabulary {self.vocab_size}; "
             f"{self.check.line()})"
         )
 
     @cached_property
-    def pads_change_nothing(self) -> bool:
-        """Whether a prompt reads the same beside a longer one; asked of the model, once."""
+    def _pads_change_nothing(self) -> bool:
+        """Whether a prompt reads the same beside a longer one; measured once."""
         return capturing.pads_change_nothing(self)
 
     # -- reading ------------------------------------------------------------------------------
@@ -119,7 +116,7 @@ class LensModel:
         prompt: Prompt,
         *,
         top: int = 10,
-        track: Iterable[int | str] = (),
+        track: Track = (),
         lens: str | Lens = "logit",
         layers: Selection = None,
         positions: Selection = None,
@@ -128,38 +125,42 @@ class LensModel:
         chunk: int | None = None,
         progress: Progress | None = None,
     ) -> Reading:
-        """Text or token ids (list, array, tensor) → one Reading.
+        """Read one prompt at every layer → one `Reading`.
 
+            reading = model.read("The Eiffel Tower is in the city of", track=[" Paris", " Rome"])
+            print(reading)                                # the top token of every layer
+            reading.track_logprobs[reading.row(5), -1]    # of both, after block 5, at the last position
+
+        prompt      text or token ids (list, array, tensor, what a tokenizer returned)
         top         K, how many of the likeliest tokens to keep in each cell
-        track       tokens (text or ids) whose log-probability and rank are wanted in every cell
+        track       tokens (exact text or ids) whose log-probability and rank are kept in every cell
         lens        "logit", "tuned[:PATH]", "jacobian[:PATH]", or a lens object
         layers      which layers, by number (5: the output of block 5; -1: the last), slice ("0:12:2")
                     or name ("embed"); the last row, which is the model's own, is always kept
-        positions   which token positions (`"-8:"`, …); the model still sees the whole prompt
+        positions   which token positions ("-8:", numbers, a mask); the model still sees the whole
+                    prompt
         truncate    read the last positions that fit where the prompt is longer than the context
         stream      "resid": the residual stream after each block; "mid": between attention and MLP;
                     "attn", "mlp": what a sublayer adds to the stream, read as if it were one
-        chunk       for long prompts: at most so many positions run at a time, after the cached keys
-                    and values of those before, so that residuals are held for a chunk only
+        chunk       process long prompts N positions at a time through the KV cache, to bound memory
         progress    called with ("blocks", done, of) as the model's blocks return, and with
-                    ("positions", done, of) as positions are read out; what it raises ends the
-                    reading and reaches the caller, and nothing stays on the model
+                    ("positions", done, of) as positions are read out; an exception it raises ends
+                    the reading and reaches the caller
 
         Raises PromptError, LensMismatch, LensNotAvailable, and UnsupportedModel where the last row
-        is not the model's own output, or a cache changes what the model computes.
+        is not the model's own output, or the model computes something else in chunks.
         """
         ids, dropped = self._ids(prompt, truncate)
-        request = wanted(
+        request = request_of(
             self, len(ids), top=top, track=track, lens=lens, positions=positions, stream=stream
         )
-        cells = Gathering(self, ids, request, progress)
-        stops = [len(ids)] if chunk is None else chunks.stops_of(self, len(ids), chunk)
-        parts = chunks.capture_chunks(
-            self, ids, stops, depths=self._depths(layers, stream), stream=stream, progress=progress
-        )
-        for start, residuals in parts:
-            cells.add(start, residuals)
-        return cells.reading(prompt=prompt if isinstance(prompt, str) else None, dropped=dropped)
+        depths = self._depths(layers, stream)
+        with as_found(self.hf):
+            stops = [len(ids)] if chunk is None else chunks.stops_of(self, len(ids), chunk)
+            captured = chunks.capture_chunks(
+                self, ids, stops, depths=depths, stream=stream, progress=progress
+            )
+            return self._reading(prompt, ids, dropped, request, captured, progress)
 
     @renamed(depths="layers")
     def read_batch(
@@ -167,7 +168,7 @@ class LensModel:
         prompts: Iterable[Prompt] | Mapping[str, Any],
         *,
         top: int = 10,
-        track: Iterable[int | str] = (),
+        track: Track | Sequence[Track] = (),
         lens: str | Lens = "logit",
         layers: Selection = None,
         positions: Selection = None,
@@ -175,38 +176,43 @@ class LensModel:
         token_budget: int = 4096,
         stream: str = "resid",
     ) -> list[Reading]:
-        """Several prompts → one Reading each, in order; padded and batched inside.
+        """Read several prompts → one `Reading` each, in order; padded and batched inside.
 
-        prompts   text or ids each, or what a tokenizer returned for a batch: its pads, on either
-                  side, are taken off by its attention mask
-        Batches are formed from prompts of similar length, at most `token_budget` padded tokens in
-        one forward pass. Each reading equals the reading of its prompt alone, within float error.
+            readings = model.read_batch(["Paris is in", "Rome is in"], track=[[" France"], [" Italy"]])
+
+        prompts        text or ids each, or what a tokenizer returned for a batch: its padding, on
+                       either side, is removed by its attention mask
+        track          tokens to follow in every prompt, or one list for each prompt
+        token_budget   tokens of one forward pass, padding included, of prompts of similar length
+
+        Each reading equals the reading of its prompt alone, within float error. Other arguments and
+        errors are those of `read`.
         """
         if isinstance(prompts, str):
             raise PromptError("expected several prompts, got one text: use read, or give a list")
-        texts = batches.unpadded(prompts) if isinstance(prompts, Mapping) else list(prompts)
-        cut = [self._ids(prompt, truncate) for prompt in texts]
-        ids, dropped = [i for i, _ in cut], [n for _, n in cut]
-        track = several(track)
-        rows = self._depths(layers, stream)
-        found = resolve(lens, self)
-        out: dict[int, Reading] = {}
+        given = batches.unpadded(prompts) if isinstance(prompts, Mapping) else list(prompts)
+        cut = [self._ids(prompt, truncate) for prompt in given]
+        lens = resolve(lens, self)
+        requests = [
+            request_of(
+                self, len(ids), top=top, track=tokens, lens=lens, positions=positions, stream=stream
+            )
+            for (ids, _), tokens in zip(cut, tracks_of(track, len(given)))
+        ]
+        depths = self._depths(layers, stream)
+        lengths = [len(ids) for ids, _ in cut]
         alone_beyond = batches.rescales_beyond(self.hf.config)
-        lengths = [len(i) for i in ids]
-        if len(set(lengths)) > 1 and not self.pads_change_nothing:
+        if len(set(lengths)) > 1 and not self._pads_change_nothing:
             alone_beyond = 0  # only prompts of one length share a batch
+        readings: dict[int, Reading] = {}
         for batch in batches.batches(lengths, token_budget, alone_beyond=alone_beyond):
-            for index, residuals in zip(
-                batch,
-                capturing.capture(self, [ids[i] for i in batch], depths=rows, stream=stream),
-            ):
-                text = texts[index]
-                residuals.prompt = text if isinstance(text, str) else None
-                residuals.position_offset = dropped[index]
-                out[index] = self.readout(
-                    residuals, top=top, track=track, lens=found, positions=positions
+            with as_found(self.hf):
+                captured = capturing.capture(
+                    self, [cut[i][0] for i in batch], depths=depths, stream=stream
                 )
-        return [out[i] for i in range(len(texts))]
+                for i, residuals in zip(batch, captured):
+                    readings[i] = self._reading(given[i], *cut[i], requests[i], [(0, residuals)])
+        return [readings[i] for i in range(len(given))]
 
     @renamed(depths="layers")
     def capture(
@@ -218,10 +224,12 @@ class LensModel:
         stream: str = "resid",
         progress: Progress | None = None,
     ) -> Residuals:
-        """The first half of `read`: the raw residual stream at each depth, T × D each."""
+        """The first half of `read`: the raw residual stream at each layer, (T, D) each."""
         ids, dropped = self._ids(prompt, truncate)
-        rows = self._depths(layers, stream)
-        (residuals,) = capturing.capture(self, [ids], depths=rows, stream=stream, progress=progress)
+        depths = self._depths(layers, stream)
+        (residuals,) = capturing.capture(
+            self, [ids], depths=depths, stream=stream, progress=progress
+        )
         residuals.prompt = prompt if isinstance(prompt, str) else None
         residuals.position_offset = dropped
         return residuals
@@ -231,30 +239,46 @@ class LensModel:
         residuals: Residuals,
         *,
         top: int = 10,
-        track: Iterable[int | str] = (),
+        track: Track = (),
         lens: str | Lens = "logit",
         positions: Selection = None,
         progress: Progress | None = None,
     ) -> Reading:
         """The second half of `read`: residuals → Reading."""
-        request = wanted(
-            self, len(residuals.ids), top=top, track=track, lens=lens, positions=positions,
+        ids = residuals.ids.tolist()
+        request = request_of(
+            self, len(ids), top=top, track=track, lens=lens, positions=positions,
             stream=residuals.stream,
         )  # fmt: skip
-        cells = Gathering(self, residuals.ids.tolist(), request, progress)
-        cells.add(0, residuals)
-        return cells.reading(prompt=residuals.prompt, dropped=residuals.position_offset)
+        dropped = residuals.position_offset
+        with as_found(self.hf):
+            return self._reading(
+                residuals.prompt, ids, dropped, request, [(0, residuals)], progress
+            )
 
-    # -- parts --------------------------------------------------------------------------------
+    # -- helpers ------------------------------------------------------------------------------
+
+    def _reading(
+        self,
+        prompt: Prompt | None,
+        ids: Sequence[int],
+        dropped: int,
+        request: Request,
+        captured: Iterable[tuple[int, Residuals]],
+        progress: Progress | None = None,
+    ) -> Reading:
+        builder = ReadingBuilder(self, ids, request, progress)
+        for start, residuals in captured:
+            builder.add(start, residuals)
+        return builder.reading(prompt=prompt if isinstance(prompt, str) else None, dropped=dropped)
 
     def _ids(self, prompt: Prompt, truncate: bool) -> tuple[list[int], int]:
-        return ids_of(
-            prompt, self.vocabulary, self.vocab_size, context=self.context, truncate=truncate
-        )
+        return ids_of(prompt, self.tokens, self.vocab_size, context=self.context, truncate=truncate)
 
     def _depths(self, layers: Selection, stream: str = "resid") -> list[int] | None:
-        """Depths to keep; the last one always, because it is the check and the base of KL."""
+        """Depths to keep; the last one always, because it is checked and the base of KL."""
         if layers is None:
             return None
-        chosen = select_layers(layers, [layer_label(depth) for depth in range(self.depth + 1)])
-        return sorted({*chosen, self.depth} if stream == "resid" else chosen)
+        labels = [layer_label(depth) for depth in range(self.n_blocks + 1)]
+        chosen = select_layers(layers, labels)
+        return sorted({*chosen, self.n_blocks} if stream == "resid" else chosen)

@@ -209,7 +209,7 @@ class Desk:
     def _read(self, job: Job) -> Event:
         order = job.order
         model = self._get(order.model, job)
-        tokens = len(model.vocabulary.encode(order.prompt))
+        tokens = len(model.tokens.encode(order.prompt))
         limit = min(self.limits.tokens, model.context or self.limits.tokens)
         if tokens > limit:
             raise PromptError(f"the prompt has {tokens:,} tokens, at most {limit:,} are read here")
