@@ -92,7 +92,9 @@ def probe_ids(model: nn.Module, tokenizer: Any = None, length: int = POSITIONS) 
     if isinstance(context, int) and BATCH < context < length:
         length = context
     generator = torch.Generator().manual_seed(5)
-    picks = torch.randint(len(usual), (length + 1,), generator=generator)
+    picks = torch.randint(
+        len(usual), (length + 1,), generator=generator, dtype=torch.long, device="cpu"
+    )
     ids = [usual[i] for i in picks]
     if ids[-1] == ids[-2]:
         ids[-1] = usual[(int(picks[-1]) + 1) % len(usual)]
@@ -101,7 +103,7 @@ def probe_ids(model: nn.Module, tokenizer: Any = None, length: int = POSITIONS) 
         words = [i for i in tokenizer("The quick brown fox")["input_ids"][:5] if i < vocab]
         words = words[: length - 1]
         ids[: len(words)] = words
-    one = torch.tensor(ids[:length])
+    one = torch.tensor(ids[:length], dtype=torch.long, device="cpu")
     two = one.clone()
     two[-1] = ids[-1]
     return torch.stack([one, two]).to(device)

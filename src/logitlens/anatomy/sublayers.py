@@ -181,7 +181,9 @@ def _probe_rows(stream: Tensor, anatomy: Anatomy) -> list[Tensor]:
     scale = float(stream.float().std()) or 1.0
     out = []
     for state in range(STATES):
-        rows_2TD = torch.randn(2, POSITIONS, anatomy.width, generator=generator) * scale
+        shape = (2, POSITIONS, anatomy.width)
+        rows_2TD = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+        rows_2TD *= scale
         rows_2TD[1, FIRST + state] = rows_2TD[0, FIRST + state]
         out.append(anatomy.stream(rows_2TD).to(stream.device, stream.dtype))
     return out

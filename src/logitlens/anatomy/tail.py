@@ -135,7 +135,9 @@ def verify(tail: Tail, h_BTD: Tensor, logits_BTV: Tensor) -> Check:
     Raises UnsupportedModel naming what was found, what differs and by how much.
     """
     rows_ND, model_NV = h_BTD.flatten(0, 1), logits_BTV.flatten(0, 1)
-    shuffle = torch.randperm(len(rows_ND), generator=torch.Generator().manual_seed(0))
+    shuffle = torch.randperm(
+        len(rows_ND), generator=torch.Generator().manual_seed(0), dtype=torch.long, device="cpu"
+    )
     found = ", ".join(f"{name} {value}" for name, value in tail.description)
     try:
         shuffled_ND = rows_ND[shuffle.to(rows_ND.device)]

@@ -62,7 +62,9 @@ def _proves(head: Head, tail: Tail) -> bool:
     local = head.shard.head
     assert local.weight_VE is not None
     generator = torch.Generator().manual_seed(0)
-    rows_NE = torch.randn(4, local.weight_VE.shape[1], generator=generator)
+    rows_NE = torch.randn(
+        4, local.weight_VE.shape[1], generator=generator, dtype=torch.float32, device="cpu"
+    )
     rows_NE = rows_NE.to(local.weight_VE.device, local.weight_VE.dtype)
     whole_NV = tail.head.logits(rows_NE)
     ours_NC = local.logits(rows_NE)
@@ -78,6 +80,6 @@ def _all(ok: bool, group: Any) -> bool:
     import torch.distributed as dist
 
     device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
-    flag = torch.tensor([int(ok)], device=device)
+    flag = torch.tensor([int(ok)], device=device, dtype=torch.long)
     dist.all_reduce(flag, dist.ReduceOp.MIN, group=group)
     return bool(flag.item())

@@ -30,12 +30,19 @@ class AffineMaps:
         for depth in self.depths:
             device = (devices or {}).get(depth, torch.device("cpu"))
             if rank is None:
-                self.parameters[f"{depth}.weight"] = torch.zeros(width, width, device=device)
+                self.parameters[f"{depth}.weight"] = torch.zeros(
+                    width, width, device=device, dtype=torch.float32
+                )
             else:
-                down_rD = torch.randn(rank, width, generator=generator) / width**0.5
-                self.parameters[f"{depth}.down"] = down_rD.to(device)
-                self.parameters[f"{depth}.up"] = torch.zeros(width, rank, device=device)
-            self.parameters[f"{depth}.bias"] = torch.zeros(width, device=device)
+                shape = (rank, width)
+                down_rD = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+                self.parameters[f"{depth}.down"] = (down_rD / width**0.5).to(device)
+                self.parameters[f"{depth}.up"] = torch.zeros(
+                    width, rank, device=device, dtype=torch.float32
+                )
+            self.parameters[f"{depth}.bias"] = torch.zeros(
+                width, device=device, dtype=torch.float32
+            )
         for parameter in self.parameters.values():
             parameter.grad = torch.zeros_like(parameter)
 

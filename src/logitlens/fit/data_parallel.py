@@ -50,7 +50,7 @@ def sum_all(tensors: Iterable[Tensor]) -> None:
 
 def any_of(flag: bool) -> bool:
     """Whether any process says so: all must leave a loop at the same step."""
-    votes = torch.tensor([float(flag)])
+    votes = torch.tensor([float(flag)], dtype=torch.float32, device="cpu")
     sum_all([votes])
     return bool(votes.item() > 0)
 

@@ -141,7 +141,7 @@ class Divergence:
 
     def _exponentiate(self, z_RV: Tensor) -> tuple[Tensor, Tensor]:
         """z → e^(z − max) in place; returns logsumexp (R,) and Σ e^(z − max) (R,), float32."""
-        lse_R = torch.empty(len(z_RV), device=z_RV.device)
+        lse_R = torch.empty(len(z_RV), device=z_RV.device, dtype=torch.float32)
         sum_R = torch.empty_like(lse_R)
         step = max(1, HOT // self.vocab) if z_RV.device.type == "cpu" else len(z_RV)
         for start in range(0, len(z_RV), step):
@@ -208,8 +208,9 @@ def _final_of(x_RE: Tensor, z_RV: Tensor) -> Final:
 
 def _linear(head: Head, width: int) -> bool:
     """Whether a head that can only be called is linear: f(a) + f(b) − f(0) = f(a + b)."""
-    probe_2E = torch.randn(2, width, generator=torch.Generator().manual_seed(0))
-    probe_4E = torch.cat([probe_2E, probe_2E.sum(0, keepdim=True), torch.zeros(1, width)])
+    probe_4E = torch.zeros(4, width, dtype=torch.float32, device="cpu")
+    probe_4E[:2].normal_(generator=torch.Generator().manual_seed(0))
+    probe_4E[2] = probe_4E[:2].sum(0)
     with torch.no_grad():
         a_V, b_V, sum_V, zero_V = head.raw(probe_4E).double()
     odd = (a_V + b_V - zero_V - sum_V).norm() / sum_V.norm().clamp(min=1e-30)
@@ -225,9 +226,9 @@ def _dense(head: Head, width: int) -> tuple[Tensor, Tensor | None]:
     if head.weight_VE is not None:
         weight_VE = head.weight_VE.detach()
         return weight_VE, None if head.bias_V is None else head.bias_V.detach().to(weight_VE.device)
-    bias_V = head.raw(torch.zeros(1, width))[0].float()
-    weight_VE = torch.empty(head.vocab, width, device=bias_V.device)
+    bias_V = head.raw(torch.zeros(1, width, dtype=torch.float32, device="cpu"))[0].float()
+    weight_VE = torch.empty(head.vocab, width, device=bias_V.device, dtype=torch.float32)
     for start in range(0, width, 256):
-        rows_nE = torch.eye(width)[start : start + 256]
+        rows_nE = torch.eye(width, dtype=torch.float32, device="cpu")[start : start + 256]
         weight_VE[:, start : start + len(rows_nE)] = (head.raw(rows_nE) - bias_V).T
     return weight_VE, bias_V if bool(bias_V.any()) else None

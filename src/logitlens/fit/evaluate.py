@@ -203,7 +203,7 @@ def _on_text(
     found: dict[str, dict[str, list[np.ndarray]]] = {n: {m: [] for m in TEXT} for n in named}
     for part in ids_CT.split(max(1, token_budget // T)):
         residuals = capture.capture(model, part.tolist())
-        next_CT = torch.cat([part[:, 1:], torch.full((len(part), 1), -1)], 1)
+        next_CT = torch.cat([part[:, 1:], part.new_full((len(part), 1), -1)], 1)
         for name, lens in named.items():
             depths = _depths(model, lens)
             h_LND = [torch.cat([r.h[d] for r in residuals]) for d in depths]
@@ -240,11 +240,11 @@ def _on_facts(
         chosen = [facts.facts[i] for i in group]
         residuals = capture.capture(model, [f.ids for f in chosen])
         M = max(sum(len(t) for t in f.targets) for f in chosen)
-        targets_FM = torch.full((len(chosen), M), -1)
+        targets_FM = torch.full((len(chosen), M), -1, dtype=torch.long, device="cpu")
         owner_FM = np.full((len(chosen), M), -1)
         for i, fact in enumerate(chosen):
             flat = [(t, n) for n, target in enumerate(fact.targets) for t in target]
-            targets_FM[i, : len(flat)] = torch.tensor([t for t, _ in flat])
+            targets_FM[i, : len(flat)] = targets_FM.new_tensor([t for t, _ in flat])
             owner_FM[i, : len(flat)] = [n for _, n in flat]
         for name, lens in named.items():
             depths = _depths(model, lens)

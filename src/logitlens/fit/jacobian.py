@@ -119,7 +119,7 @@ def estimate(model: Any, prompts: Sequence[Tensor], settings: Settings) -> dict[
         valid_BT = _valid(prompts, longest, settings.skip_first).repeat_interleave(copies, 0)
         valid_BT = valid_BT.to(target.device)
         weight_BT = valid_BT / valid_BT.sum(1, keepdim=True)
-        sums = {d: torch.zeros(D, D) for d in depths}
+        sums = {d: torch.zeros(D, D, dtype=torch.float32, device="cpu") for d in depths}
         directions = _directions(D, settings, prompts)
         passes = directions.split(copies)
         for number, q_RD in enumerate(passes):
@@ -161,10 +161,12 @@ def _add(J_DD: Tensor, rows_RD: Tensor, q_RD: Tensor, start: int, settings: Sett
 def _directions(D: int, settings: Settings, prompts: Sequence[Tensor]) -> Tensor:
     """Cotangents (r, D): the unit vectors, or random orthonormal ones, new for every batch."""
     if settings.cotangents is None:
-        return torch.eye(D)
+        return torch.eye(D, dtype=torch.float32, device="cpu")
     key = sum(int(ids.sum()) * (i + 1) for i, ids in enumerate(prompts))
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + key % (1 << 40))
-    gauss_DR = torch.randn(D, settings.cotangents, generator=generator, dtype=torch.float64)
+    gauss_DR = torch.randn(
+        D, settings.cotangents, generator=generator, dtype=torch.float64, device="cpu"
+    )
     q_DR, r_RR = torch.linalg.qr(gauss_DR)
     # The sign of R's diagonal makes Q uniform over orthonormal frames (Mezzadri 2007).
     return (q_DR * r_RR.diagonal().sign()).T.float()
@@ -172,8 +174,8 @@ def _directions(D: int, settings: Settings, prompts: Sequence[Tensor]) -> Tensor
 
 def _valid(prompts: Sequence[Tensor], longest: int, skip: int) -> Tensor:
     """(P, T) float: 1 at positions skip … len − 2 of each prompt."""
-    place_T = torch.arange(longest)
-    length_P1 = torch.tensor([[len(ids)] for ids in prompts])
+    place_T = torch.arange(longest, dtype=torch.long, device="cpu")
+    length_P1 = torch.tensor([[len(ids)] for ids in prompts], dtype=torch.long, device="cpu")
     return ((place_T >= skip) & (place_T < length_P1 - 1)).float()
 
 
@@ -197,7 +199,7 @@ class JacobianFit:
         D = model.width
         depths = range(model.n_blocks) if settings.depths is None else settings.depths
         self.depths = tuple(sorted(depths))
-        self.sums = {d: torch.zeros(D, D) for d in self.depths}
+        self.sums = {d: torch.zeros(D, D, dtype=torch.float32, device="cpu") for d in self.depths}
         self.squares = dict.fromkeys(self.depths, 0.0)  # Σ over batches of n ‖J_batch‖²
         self.count, self.tokens, self.rounds = 0, 0, 0
         made_of = plain(settings, without=("checkpoint_seconds", "dtype"))
@@ -253,7 +255,7 @@ class JacobianFit:
     def lens(self) -> JacobianLens:
         """The mean so far, of all processes."""
         error = self.error() if data_parallel.size() == 1 else {}
-        count = torch.tensor([self.count, self.tokens], dtype=torch.float64)
+        count = torch.tensor([self.count, self.tokens], dtype=torch.float64, device="cpu")
         sums = [self.sums[d].clone() for d in self.depths]
         data_parallel.sum_all([count, *sums])
         n, tokens = float(count[0]), int(count[1])

@@ -38,7 +38,7 @@ class Schedule:
     def __init__(self, train_CT: Tensor, tokens_per_step: int, seed: int):
         self.train_CT, self.seed = train_CT, seed
         self.count = max(1, tokens_per_step // train_CT.shape[1])
-        self._epoch, self._order = -1, torch.zeros(0, dtype=torch.long)
+        self._epoch, self._order = -1, torch.zeros(0, dtype=torch.long, device="cpu")
 
     def step(self, step: int) -> Tensor:
         """The sequences (B, T) of a step, counted from 0."""
@@ -49,10 +49,10 @@ class Schedule:
                 self._epoch = epoch
                 self._order = _permutation(len(self.train_CT), self.seed, epoch)
             places.append(int(self._order[place]))
-        return self.train_CT[torch.tensor(places)]
+        return self.train_CT[torch.tensor(places, dtype=torch.long, device="cpu")]
 
 
 def _permutation(size: int, seed: int, epoch: int) -> Tensor:
     """A shuffle with a seed of its own for every epoch; epoch −1 is the split."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch + 1)
-    return torch.randperm(size, generator=generator)
+    return torch.randperm(size, generator=generator, dtype=torch.long, device="cpu")

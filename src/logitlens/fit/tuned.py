@@ -208,7 +208,7 @@ class TunedFit:
         tokens = ids_BT.numel()
         mine_BT = ids_BT[data_parallel.rank() :: data_parallel.size()]
         sums = self._pass(mine_BT, self.divergence, tokens)
-        total_L = torch.tensor([sums[d] for d in self.depths], dtype=torch.float64)
+        total_L = torch.tensor([sums[d] for d in self.depths], dtype=torch.float64, device="cpu")
         data_parallel.sum_all([total_L, *self.maps.gradients()])
         losses = dict(zip(self.depths, (total_L / tokens).tolist()))
         for depth, loss in losses.items():
@@ -262,13 +262,13 @@ class TunedFit:
 
     def judge(self) -> dict[int, float]:
         """Mean held-out KL(final ‖ lens) per depth, nats, exactly, over all processes."""
-        total_L = torch.zeros(len(self.depths), dtype=torch.float64)
+        total_L = torch.zeros(len(self.depths), dtype=torch.float64, device="cpu")
         mine = self.held_CT[data_parallel.rank() :: data_parallel.size()]
         per = max(1, self.settings.tokens_per_step // self.held_CT.shape[1])
         with torch.no_grad():
             for part in mine.split(per):
                 sums = self._pass(part, self.exact, None)
-                total_L += torch.tensor([sums[d] for d in self.depths], dtype=torch.float64)
+                total_L += total_L.new_tensor([sums[d] for d in self.depths])
         data_parallel.sum_all([total_L])
         return dict(zip(self.depths, (total_L / self.held_CT.numel()).tolist()))
 

@@ -43,8 +43,8 @@ class Fingerprint:
             len(other.answers),
         ):
             return float("inf")
-        a = torch.tensor(self.answers, dtype=torch.float64)
-        b = torch.tensor(other.answers, dtype=torch.float64)
+        a = torch.tensor(self.answers, dtype=torch.float64, device="cpu")
+        b = torch.tensor(other.answers, dtype=torch.float64, device="cpu")
         return float((a - b).norm() / b.norm().clamp(min=1e-30))
 
     def to_json(self) -> dict[str, Any]:
@@ -61,7 +61,8 @@ class Fingerprint:
 def fingerprint(head: Head, width: int) -> Fingerprint:
     """Fingerprint of a head whose input is `width` numbers wide (E)."""
     x_NE = _fixed_rows(width)
-    columns = torch.linspace(0, head.vocab - 1, COLUMNS, dtype=torch.float64).long().unique()
+    columns = torch.linspace(0, head.vocab - 1, COLUMNS, dtype=torch.float64, device="cpu")
+    columns = columns.long().unique()
     if head.weight_VE is not None:
         weight_CE = head.weight_VE[columns.to(head.weight_VE.device)].float().cpu()
         z_NC = x_NE @ weight_CE.T
@@ -75,7 +76,11 @@ def fingerprint(head: Head, width: int) -> Fingerprint:
 
 def _fixed_rows(width: int) -> Tensor:
     """(ROWS, width) numbers in [−1, 1) that no version or platform changes."""
-    i, j = torch.meshgrid(torch.arange(ROWS), torch.arange(width), indexing="ij")
+    i, j = torch.meshgrid(
+        torch.arange(ROWS, dtype=torch.long, device="cpu"),
+        torch.arange(width, dtype=torch.long, device="cpu"),
+        indexing="ij",
+    )
     return ((i * 7919 + j * 104729 + i * j * 31) % 2003).float() / 1001.5 - 1.0
 
 

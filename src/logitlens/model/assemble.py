@@ -139,7 +139,7 @@ class ReadingBuilder:
         self.part, self.start, self.final = part, start, {}
         stop = start + len(part.ids)
         first, end = (bisect_left(request.positions, p) for p in (start, stop))
-        where = torch.tensor(request.positions[first:end], dtype=torch.long)
+        where = torch.tensor(request.positions[first:end], dtype=torch.long, device="cpu")
         if not len(where):
             return
         kept = readable(request.lens, part.depth_indices)
@@ -153,7 +153,7 @@ class ReadingBuilder:
             final[place[p]] = self.final[p] = torch.empty(
                 model.vocab_size, dtype=torch.float32, device=h_LTD[-1].device
             )
-        tracked_TM = torch.tensor(request.track_ids, dtype=torch.long).expand(len(where), -1)
+        tracked_TM = where.new_tensor(request.track_ids).expand(len(where), -1)
         statistics(
             h_LTD,
             [part.depth_indices[i] for i in kept],
@@ -184,7 +184,7 @@ class ReadingBuilder:
             )
         check = self._prove(part, arrays)
         targets, ranks = arrays.pop("target_logprobs"), arrays.pop("target_ranks")
-        where = torch.tensor(request.positions)
+        where = torch.tensor(request.positions, dtype=torch.long, device="cpu")
         next_T, tokens = self.next_T[where], model.tokens
         shown = [int(i) for i in self.ids_T[where]]
         occurring = {

@@ -39,8 +39,8 @@ def padded(ids: Sequence[Tensor], device: torch.device) -> Padded:
     ids_BT = torch.stack(rows).to(device)
     if all(len(i) == longest for i in ids):
         return Padded(ids_BT, {})
-    lengths = torch.tensor([len(i) for i in ids], device=device)
-    mask_BT = (torch.arange(longest, device=device) < lengths[:, None]).long()
+    lengths = torch.tensor([len(i) for i in ids], device=device, dtype=torch.long)
+    mask_BT = (torch.arange(longest, device=device, dtype=torch.long) < lengths[:, None]).long()
     return Padded(ids_BT, {"attention_mask": mask_BT})
 
 

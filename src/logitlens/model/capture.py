@@ -91,7 +91,7 @@ def capture(
     extra = dict(batch.extra) | dict(cache or {})
     keep_last = check_positions == "last" and "logits_to_keep" in accepts(hf)
     if keep_last:
-        extra["logits_to_keep"] = torch.tensor(last, device=batch.ids_BT.device)
+        extra["logits_to_keep"] = torch.tensor(last, device=batch.ids_BT.device, dtype=torch.long)
     parts, wanted, labels = _parts(model, found, stream, wanted, len(ids))
     output, h_LBTD = _run(hf, found, batch.ids_BT, parts, extra, progress)
     logits = logits_of(hf, output).detach()

@@ -49,8 +49,8 @@ def statistics(
         own_TV = logits_1TV[0].float().log_softmax(-1)
         ids_T = torch.as_tensor(ids, device=own_TV.device).flatten()[-T:]
         targets_TM = torch.cat([ids_T[1:], ids_T[:1]])[:, None]
-        followed_TM = torch.tensor(list(track), device=own_TV.device).long().expand(T, -1)
-        targets_TM = torch.cat([targets_TM, followed_TM], 1)
+        followed_M = torch.tensor(list(track), dtype=torch.long, device=own_TV.device)
+        targets_TM = torch.cat([targets_TM, followed_M.expand(T, -1)], 1)
         kept: dict[str, list[Tensor]] = {}
         final_TV = tail(states[-1])[0].float().log_softmax(-1)
         p_TV = final_TV.exp()
@@ -122,7 +122,7 @@ def reading(
         next_ids=next_T.numpy(),
         next_logprobs=logprobs_LTM[:, :, 0].numpy(),
         next_ranks=ranks_LTM[:, :, 0].numpy(),
-        track_ids=torch.tensor(found["track"], dtype=torch.int32).numpy(),
+        track_ids=torch.tensor(found["track"], dtype=torch.int32, device="cpu").numpy(),
         track_logprobs=logprobs_LTM[:, :, 1:].numpy(),
         track_ranks=ranks_LTM[:, :, 1:].numpy(),
         vocab={i: vocabulary.piece(i) for i in sorted(occurring)},

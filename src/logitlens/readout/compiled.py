@@ -64,11 +64,11 @@ def suits(dtype: torch.dtype) -> bool:
 
 def works(dtype: torch.dtype) -> bool:
     """Whether both ways give a small product exactly."""
-    w = torch.arange(-70, 70).view(10, 14).to(dtype)
+    w = torch.arange(-70, 70, dtype=torch.long, device="cpu").view(10, 14).to(dtype)
     for n in (3, FEW + 1):
-        x = (torch.arange(n * 14) % 31 - 15).view(n, 14).to(dtype)
+        x = (torch.arange(n * 14, dtype=torch.long, device="cpu") % 31 - 15).view(n, 14).to(dtype)
         rows = Rows(x)
-        out = torch.empty(rows.room(), WIDTH)
+        out = torch.empty(rows.room(), WIDTH, dtype=torch.float32, device="cpu")
         rows.times(w, out[:, :10])
         if not torch.equal(out[:n, :10], x.float() @ w.float().T):
             return False
@@ -96,7 +96,7 @@ class Rows:
         # (group, word, row): the rows of a group side by side
         self.x_GWR = x.view(torch.int32).view(groups, side, words).transpose(1, 2).contiguous()
         each = GROUP * side if self.few else words * WIDTH
-        self.work = torch.empty(self.threads, each + -each % 16, dtype=torch.int32)
+        self.work = torch.empty(self.threads, each + -each % 16, dtype=torch.int32, device="cpu")
 
     def room(self) -> int:
         """Rows the result needs room for: whole groups of them."""

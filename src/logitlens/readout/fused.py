@@ -39,7 +39,7 @@ class Fused(Online):
 
     def __init__(self, k: int, targets_PM: Tensor, target_PLM: Tensor):
         super().__init__(k, targets_PM, target_PLM)
-        self.held_N = torch.zeros(self.P * self.L, dtype=torch.int32)
+        self.held_N = torch.zeros(self.P * self.L, dtype=torch.int32, device="cpu")
 
     def update(self, z_NC: Tensor) -> None:
         """Take in the next C columns; see `Online.update`."""

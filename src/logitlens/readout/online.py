@@ -44,12 +44,12 @@ class Online:
         self.P, self.L, self.M = P, L, M
         self.targets_PM, self.target_PLM = targets_PM, target_PLM.contiguous()
         self.top = RunningTopK(P * L, k, device)
-        self.c_PL = torch.full((P, L), float("-inf"), device=device)
+        self.c_PL = torch.full((P, L), float("-inf"), device=device, dtype=torch.float32)
         zeros = torch.zeros((P, L), dtype=torch.float64, device=device)
         self.s_PL, self.a_PL, self.x_PL = zeros, zeros.clone(), zeros.clone()
         self.above_PLM = torch.zeros((P, L, M), device=device, dtype=torch.float64)
-        self.own_PLM = torch.full((P, L, M), float("nan"), device=device)
-        self.work = torch.empty(2, 0, device=device)
+        self.own_PLM = torch.full((P, L, M), float("nan"), device=device, dtype=torch.float32)
+        self.work = torch.empty(2, 0, device=device, dtype=torch.float32)
         self.seen = 0
 
     def update(self, z_NC: Tensor) -> None:

@@ -20,7 +20,7 @@ class RunningTopK:
 
     def __init__(self, rows: int, k: int, device: torch.device):
         self.k = k
-        self.values_NK = torch.full((rows, k), float("-inf"), device=device)
+        self.values_NK = torch.full((rows, k), float("-inf"), device=device, dtype=torch.float32)
         self.ids_NK = torch.full((rows, k), -1, dtype=torch.long, device=device)
         self.seen = 0  # columns that have passed
 
@@ -40,10 +40,11 @@ class RunningTopK:
             floor_N1 = source.topk(self.k, dim=-1, sorted=True).values[:, -1:]
             self._merge(z_NC, maxima_NB >= floor_N1, floor_N1, True)
             return
-        new_ids = torch.arange(self.seen, self.seen + C, device=z_NC.device)
+        new_ids = torch.arange(self.seen, self.seen + C, device=z_NC.device, dtype=torch.long)
         held = min(self.seen, self.k)
-        for rows in torch.arange(z_NC.shape[0]).split(max(1, _OPENED // (C + self.k))):
-            r = slice(int(rows[0]), int(rows[-1]) + 1)
+        step = max(1, _OPENED // (C + self.k))
+        for start in range(0, z_NC.shape[0], step):
+            r = slice(start, start + step)
             values = torch.cat([self.values_NK[r, :held], z_NC[r]], 1)
             ids = torch.cat([self.ids_NK[r, :held], new_ids.expand(values.shape[0], -1)], 1)
             values, order = values.sort(dim=-1, descending=True, stable=True)
@@ -68,7 +69,8 @@ class RunningTopK:
         self, z_NC: Tensor, row_n: Tensor, block_n: Tensor, floor_N1: Tensor, inclusive: bool
     ) -> None:
         C = z_NC.shape[1]
-        column_nb = block_n[:, None] * BLOCK + torch.arange(BLOCK, device=z_NC.device)
+        lane_b = torch.arange(BLOCK, dtype=torch.long, device=z_NC.device)
+        column_nb = block_n[:, None] * BLOCK + lane_b
         stride = z_NC.stride(0)
         if stride % BLOCK == 0 and z_NC.storage_offset() == 0 and z_NC.is_cpu:
             blocks_nb = z_NC.as_strided((z_NC.shape[0] * stride // BLOCK, BLOCK), (BLOCK, 1))
@@ -86,8 +88,9 @@ class RunningTopK:
         if rows_R.numel() == 0:
             return
         first_R = count_R.cumsum(0) - count_R
-        which = torch.arange(rows_R.numel(), device=row.device).repeat_interleave(count_R)
-        place = torch.arange(row.numel(), device=row.device) - first_R[which]
+        number_n = torch.arange(row.numel(), dtype=torch.long, device=row.device)
+        which = number_n[: rows_R.numel()].repeat_interleave(count_R)
+        place = number_n - first_R[which]
         held = 0 if inclusive else self.k
         width = held + max(int(count_R.max()), self.k - held)
         values = z_NC.new_full((rows_R.numel(), width), float("-inf"))
