@@ -60,7 +60,7 @@ def test_the_card_shows_the_figures_of_the_evaluation(model):
             line = next(
                 s
                 for s in card.splitlines()
-                if s.startswith(f"| {row['label']} | ") and s.count("|") == 11
+                if s.startswith(f"| {row['layer']} | ") and s.count("|") == 11
             )
             assert f" {row['kl']:.2f} " in line
             assert f" {row['fact1']:.3f} " in line

@@ -181,7 +181,7 @@ def test_wrong_model_is_refused_in_one_line(tmp_path):
 
 def test_a_jacobian_lens_of_another_shape_is_refused(tmp_path):
     path = jacobian_file(tmp_path / "lens.pt", tiny.gpt2(blocks=5))
-    with pytest.raises(LensMismatch, match="depth 3"):
+    with pytest.raises(LensMismatch, match="a map for layer 2, but the last"):
         find.resolve(f"jacobian:{path}", tiny.gpt2())
     wrong = jacobian_file(tmp_path / "width.pt", tiny.gpt2(), d_model=64)
     with pytest.raises(LensMismatch, match=r"expected"):

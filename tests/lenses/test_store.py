@@ -7,7 +7,8 @@ import os
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from logitlens.errors import FormatError, LensMismatch, LensNotAvailable
 from logitlens.lenses import (
@@ -20,6 +21,7 @@ from logitlens.lenses import (
     save,
     store,
 )
+from logitlens.readout.head import Head
 from tests.lenses import tiny
 
 
@@ -37,6 +39,15 @@ def header(model, kind="tuned", **more) -> Header:
         **more,
     }
     return Header(**values)
+
+
+def with_header(path, **entries):
+    """The file with entries of its header replaced."""
+    with safe_open(path, framework="pt") as file:
+        head = json.loads(file.metadata()["logitlens"])
+    text = json.dumps({**head, **entries})
+    save_file(load_file(path), path, metadata={"logitlens": text})
+    return path
 
 
 def tuned(model, seed=0, scale=0.1) -> TunedLens:
@@ -74,7 +85,7 @@ def test_low_rank_is_the_product(tmp_path):
     full = TunedLens({"1.weight": up @ down, "1.bias": bias}, header(model, depths=(1,)))
     h_ND = tiny.rows(model)
     torch.testing.assert_close(low.apply(h_ND, 1), full.apply(h_ND, 1), atol=1e-3, rtol=1e-4)
-    with pytest.raises(LensMismatch, match="no map for depth 2: it has 1"):
+    with pytest.raises(LensMismatch, match="no map for layer 1: it has 0"):
         low.apply(h_ND, 2)
 
 
@@ -115,26 +126,63 @@ def test_a_truncated_file_is_refused(tmp_path):
 
 def test_header_and_tensors_must_agree():
     model = tiny.gpt2()
-    with pytest.raises(FormatError, match="lists depths"):
-        TunedLens({"0.bias": torch.zeros(32)}, header(model))
-    with pytest.raises(LensMismatch, match=r"\(31,\)"):
-        TunedLens({"0.bias": torch.zeros(31)}, header(model, depths=(0,)))
+    with pytest.raises(FormatError, match="lists layers embed, 0–1, the tensors are for embed"):
+        TunedLens({"0.weight": torch.zeros(32, 32)}, header(model))
+    with pytest.raises(LensMismatch, match=r"\(31, 31\)"):
+        TunedLens({"0.weight": torch.zeros(31, 31)}, header(model, depths=(0,)))
     with pytest.raises(FormatError, match="int64"):
-        TunedLens({"0.bias": torch.zeros(32, dtype=torch.long)}, header(model, depths=(0,)))
+        TunedLens({"0.weight": torch.zeros(32, 32).long()}, header(model, depths=(0,)))
 
 
-def test_the_fingerprint_forgives_precision_and_nothing_else():
+@pytest.mark.parametrize("covers", ["all", "sample"])
+def test_the_fingerprint_forgives_precision_and_nothing_else(covers):
     model, again, other = tiny.gpt2(), tiny.gpt2(), tiny.gpt2(seed=1)
-    one = fingerprint.of_model(model)
-    assert fingerprint.of_model(again) == one
-    assert fingerprint.of_model(other).difference(one) > 0.5
+    one = fingerprint.of_model(model, covers)
+    assert fingerprint.of_model(again, covers) == one
+    assert fingerprint.of_model(other, covers).difference(one) > 0.5
     again.hf.bfloat16()
-    coarse = fingerprint.of_model(tiny.wrap(again.hf, "coarse"))
+    coarse = fingerprint.of_model(tiny.wrap(again.hf, "coarse"), covers)
     assert 0 < coarse.difference(one) < fingerprint.FLOAT_TOLERANCE / 2
     called = fingerprint.fingerprint(
-        type(model.tail.head)(tiny.VOCAB, call=lambda x: x @ model.tail.head.weight_VE.T), 32
+        type(model.tail.head)(tiny.VOCAB, call=lambda x: x @ model.tail.head.weight_VE.T),
+        32,
+        covers,
     )
     assert called.difference(one) < 1e-5
+
+
+def test_every_row_of_the_unembedding_has_its_share_in_the_fingerprint():
+    """Also one of a thousand; a permutation of rows is another unembedding, too."""
+    generator = torch.Generator().manual_seed(0)
+    weight_VE = torch.randn(1000, 32, generator=generator)
+    own = fingerprint.fingerprint(Head(1000, weight_VE), 32)
+    for row in torch.randint(1000, (40,), generator=generator).tolist():
+        changed_VE = weight_VE.clone()
+        changed_VE[row] = torch.randn(32, generator=generator)
+        new = fingerprint.fingerprint(Head(1000, changed_VE), 32)
+        assert new.difference(own) > fingerprint.FLOAT_TOLERANCE
+    order = torch.randperm(1000, generator=generator)
+    assert fingerprint.fingerprint(Head(1000, weight_VE[order]), 32).difference(own) > 0.5
+    for dtype in (torch.bfloat16, torch.float16):
+        rounded = fingerprint.fingerprint(Head(1000, weight_VE.to(dtype)), 32)
+        assert rounded.difference(own) < fingerprint.FLOAT_TOLERANCE / 2
+    step_V1 = weight_VE.abs().amax(1, keepdim=True) / 127  # int8, row by row
+    int8 = fingerprint.fingerprint(Head(1000, (weight_VE / step_V1).round() * step_V1), 32)
+    assert int8.difference(own) < fingerprint.CALLED_TOLERANCE / 2
+
+
+def test_a_lens_with_an_older_fingerprint_is_still_known(tmp_path):
+    """Files say nothing of what the fingerprint covers where it is 64 tokens of the vocabulary."""
+    model = tiny.gpt2()
+    path = save(tuned(model), tmp_path / "tuned.safetensors")
+    own = fingerprint.of_model(model, fingerprint.SAMPLE).to_json()
+    del own["covers"]
+    with_header(path, unembedding=own)
+    lens = open_lens(path)
+    assert lens.header.unembedding.covers == "sample"
+    lens.check_model(model)
+    with pytest.raises(LensMismatch, match="another unembedding"):
+        lens.check_model(tiny.gpt2(seed=1))
 
 
 def test_a_lens_is_refused_for_another_unembedding(tmp_path):

@@ -1,13 +1,15 @@
 """Which unembedding a lens was made for: a fingerprint that survives a change of dtype.
 
-The head is fed a few fixed rows and a few of its logits are kept. The same weights in float32,
-bfloat16 or int8 answer alike; other weights answer differently. It needs no access to the weights,
-so quantised, offloaded and sharded heads have a fingerprint too.
+The head is fed a few fixed rows, and its logits are added up, with fixed signs, in a few groups of
+tokens, so every row of the unembedding has its share. The same weights in float32, bfloat16 or int8
+answer alike; other weights answer differently. It needs no access to the weights, so quantised,
+offloaded and sharded heads have a fingerprint too.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,18 +18,25 @@ from torch import Tensor
 
 from logitlens.readout.head import Head
 
-ROWS, COLUMNS = 4, 64
+ROWS, GROUPS = 4, 64
+TILE = 2048  # tokens multiplied at once
+ALL, SAMPLE = "all", "sample"
 FLOAT_TOLERANCE = 0.02  # relative: float32 against bfloat16 weights differ by about 0.004
-CALLED_TOLERANCE = 0.1  # heads that may only be called are often quantised
+CALLED_TOLERANCE = 0.1  # heads that may only be called are often quantised: int8 differs by 0.02
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """`vocab` and `width` of the head, and ROWS × COLUMNS of its answers, as a flat tuple."""
+    """`vocab` and `width` of the head, and ROWS × GROUPS of its answers, as a flat tuple.
+
+    covers   "all": sums over every token's logits; "sample": the logits of 64 tokens, as files
+             were written before
+    """
 
     vocab: int
     width: int
     answers: tuple[float, ...]
+    covers: str = SAMPLE
 
     @property
     def hash(self) -> str:
@@ -36,16 +45,22 @@ class Fingerprint:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def difference(self, other: Fingerprint) -> float:
-        """‖a − b‖ / ‖b‖ of the answers; inf where the shapes differ."""
-        if (self.vocab, self.width, len(self.answers)) != (
-            other.vocab,
-            other.width,
-            len(other.answers),
-        ):
+        """How far the answers are apart, relative to their size; inf where the shapes differ.
+
+        Of "all", in the group where it is most: one row of the unembedding may have changed.
+        """
+        shapes = [(f.vocab, f.width, len(f.answers), f.covers) for f in (self, other)]
+        if shapes[0] != shapes[1]:
             return float("inf")
-        a = torch.tensor(self.answers, dtype=torch.float64, device="cpu")
-        b = torch.tensor(other.answers, dtype=torch.float64, device="cpu")
-        return float((a - b).norm() / b.norm().clamp(min=1e-30))
+        a_N, b_N = (
+            torch.tensor(f.answers, dtype=torch.float64, device="cpu") for f in (self, other)
+        )
+        if self.covers == SAMPLE:
+            return float((a_N - b_N).norm() / b_N.norm().clamp(min=1e-30))
+        apart_C = (a_N - b_N).view(ROWS, -1).norm(dim=0)
+        size_C = b_N.view(ROWS, -1).norm(dim=0)
+        typical = b_N.norm() / math.sqrt(len(size_C))
+        return float((apart_C / size_C.clamp(min=max(float(typical), 1e-30))).max())
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -54,24 +69,44 @@ class Fingerprint:
     def from_json(cls, data: dict[str, Any]) -> Fingerprint:
         """Raises KeyError, TypeError, ValueError where `data` is not a fingerprint."""
         answers = tuple(float(a) for a in data["answers"])
-        return cls(int(data["vocab"]), int(data["width"]), answers)
+        covers = data.get("covers", SAMPLE)
+        if covers not in (ALL, SAMPLE) or len(answers) > 1024 or len(answers) % ROWS:
+            raise ValueError(f"a fingerprint of {len(answers)} numbers that covers {covers!r}")
+        if not all(map(math.isfinite, answers)) or not answers:
+            raise ValueError("a fingerprint that is not finite")
+        vocab, width = data["vocab"], data["width"]
+        if type(vocab) is not int or type(width) is not int:
+            raise TypeError("a fingerprint whose vocabulary and width are not whole numbers")
+        return cls(vocab, width, answers, covers)
 
 
 @torch.no_grad()
-def fingerprint(head: Head, width: int) -> Fingerprint:
+def fingerprint(head: Head, width: int, covers: str = ALL) -> Fingerprint:
     """Fingerprint of a head whose input is `width` numbers wide (E)."""
     x_NE = _fixed_rows(width)
-    columns = torch.linspace(0, head.vocab - 1, COLUMNS, dtype=torch.float64, device="cpu")
-    columns = columns.long().unique()
-    if head.weight_VE is not None:
-        weight_CE = head.weight_VE[columns.to(head.weight_VE.device)].float().cpu()
-        z_NC = x_NE @ weight_CE.T
-        if head.bias_V is not None:
-            z_NC = z_NC + head.bias_V[columns.to(head.bias_V.device)].float().cpu()
+    if covers == SAMPLE:
+        columns = torch.linspace(0, head.vocab - 1, 64, dtype=torch.float64, device="cpu")
+        columns = columns.long().unique()
+        z_NC = _logits(head, x_NE, columns)
     else:
-        z_NC = head.raw(x_NE).float().cpu()[:, columns]
+        tile = TILE if head.weight_VE is not None else head.vocab
+        parts = [slice(v, v + tile) for v in range(0, head.vocab, tile)]
+        z_NV = torch.cat([_logits(head, x_NE, part) for part in parts], dim=1)
+        # A multiplicative hash: neighbours are far apart, and no platform changes it.
+        order_V = torch.arange(head.vocab, dtype=torch.int64, device="cpu")
+        hash_V = (order_V * 2654435761 + 12345) % (1 << 32)
+        z_NC = torch.zeros(ROWS, GROUPS, dtype=torch.float64, device="cpu")
+        z_NC.index_add_(1, (hash_V >> 13) % GROUPS, z_NV * (1.0 - 2.0 * (hash_V >> 31)))
     answers = tuple(float(f"{z:.6g}") for z in z_NC.flatten().tolist())  # as they are written down
-    return Fingerprint(head.vocab, width, answers)
+    return Fingerprint(head.vocab, width, answers, covers)
+
+
+def _logits(head: Head, x_NE: Tensor, tokens: Tensor | slice) -> Tensor:
+    """Logits (N, tokens), before scale and cap, in float64: the same for any number of threads."""
+    if head.weight_VE is None:
+        return head.raw(x_NE).double().cpu()[:, tokens]
+    z_NT = (head.weight_VE[tokens].cpu().double() @ x_NE.double().T).T
+    return z_NT if head.bias_V is None else z_NT + head.bias_V[tokens].cpu().double()
 
 
 def _fixed_rows(width: int) -> Tensor:
@@ -95,15 +130,14 @@ def head_width(model: Any) -> int:
         return int(model.tail.head_input(h_1D).shape[-1])
 
 
-def of_model(model: Any) -> Fingerprint:
+def of_model(model: Any, covers: str = ALL) -> Fingerprint:
     """Fingerprint of a LensModel's unembedding; computed once and kept on the LensModel."""
-    found = getattr(model, "_unembedding_fingerprint", None)
-    if found is None:
-        found = fingerprint(model.tail.head, head_width(model))
-        model._unembedding_fingerprint = found
-    return found
+    kept = model.__dict__.setdefault("_unembedding_fingerprints", {})
+    if covers not in kept:
+        kept[covers] = fingerprint(model.tail.head, head_width(model), covers)
+    return kept[covers]
 
 
 def tolerance(model: Any) -> float:
-    """How far two fingerprints of the same unembedding may lie apart on this model."""
+    """How far two fingerprints of the same unembedding may be apart on this model."""
     return FLOAT_TOLERANCE if model.tail.head.weight_VE is not None else CALLED_TOLERANCE

@@ -1,8 +1,14 @@
-"""What the tuned and the Jacobian lens share: a header, maps per depth, where they were found."""
+"""What the tuned and the Jacobian lens share: a header, maps for layers, where they were found.
+
+Files and code count *depths*, states of the stream: 0 is what the first block receives, d the output
+of block d − 1. What people see are the labels of layers: embed, 0, …
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +19,9 @@ from torch import Tensor
 
 from logitlens.errors import FormatError, LensMismatch
 from logitlens.lenses.header import Header
+from logitlens.select import layer_label
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class FittedLens:
@@ -32,36 +41,48 @@ class FittedLens:
         self.header = header
         self.path = path
         self._placed: dict[tuple[str, torch.device], Tensor] = {}
-        self._check_shapes()
+        self._check()
 
-    def _check_shapes(self) -> None:
-        """Every depth complete, every tensor of its shape, and finite numbers of a float dtype."""
+    def _check(self) -> None:
+        """Raise FormatError or LensMismatch unless every layer has a whole map of finite numbers."""
         where = self.path or f"this {self.kind} lens"
-        D = self.header.width
+        found: dict[int, dict[str, Tensor]] = {}
         for name, tensor in self.tensors.items():
-            depth, _, part = name.partition(".")
-            if not depth.isdecimal() or part not in self.parts:
+            match = re.fullmatch(rf"(0|[1-9][0-9]{{0,4}})\.({'|'.join(self.parts)})", name)
+            if match is None:
                 raise FormatError(
-                    f"{where}: expected tensors named DEPTH.{{{'|'.join(self.parts)}}}, got {name!r}"
+                    f"{where}: expected tensors named NUMBER.{{{'|'.join(self.parts)}}}, got "
+                    f"{name[:100]!r}"
                 )
-            if not tensor.is_floating_point():
-                raise FormatError(f"{where}: {name} is {tensor.dtype}, expected floating point")
-            expected = self.shape(part, D, tensor)
-            if tuple(tensor.shape) != expected:
-                raise LensMismatch(
-                    f"{where}: {name} has shape {tuple(tensor.shape)}, but the lens says width {D}, "
-                    f"so {expected} was expected"
+            if tensor.dtype not in FLOATS or tensor.layout != torch.strided or tensor.is_meta:
+                raise FormatError(
+                    f"{where}: {name} is {tensor.dtype} ({tensor.layout}), expected a dense tensor "
+                    "of floating-point numbers"
                 )
-        named = {int(name.partition(".")[0]) for name in self.tensors}
-        if named != set(self.header.depths):
+            found.setdefault(int(match[1]), {})[match[2]] = tensor
+        for depth, parts in sorted(found.items()):
+            expected = self.shapes(self.header.width, parts)
+            for part, shape in expected.items():
+                if part not in parts:
+                    raise FormatError(
+                        f"{where}: {depth}.{part} is missing beside {depth}.{min(parts)}"
+                    )
+                if tuple(parts[part].shape) != shape:
+                    raise LensMismatch(
+                        f"{where}: {depth}.{part} has shape {tuple(parts[part].shape)}, but "
+                        f"{shape} was expected of a lens of width {self.header.width}"
+                    )
+                if not all(map(torch.isfinite, parts[part].aminmax())):
+                    raise FormatError(f"{where}: {depth}.{part} holds nan or inf")
+        if sorted(found) != sorted(self.header.depths):
             raise FormatError(
-                f"{where}: the header lists depths {sorted(self.header.depths)}, the tensors are for "
-                f"{sorted(named)}"
+                f"{where}: the header lists layers {_labels(self.header.depths)}, the tensors are "
+                f"for {_labels(found)}"
             )
 
     @staticmethod
-    def shape(part: str, D: int, tensor: Tensor) -> tuple[int, ...]:
-        """The shape `part` must have at width D."""
+    def shapes(D: int, parts: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """The parts that a layer's map must have beside those it has, and their shapes at width D."""
         raise NotImplementedError
 
     def depths(self) -> frozenset[int]:
@@ -86,8 +107,8 @@ class FittedLens:
     def _depth(self, depth: int) -> None:
         if depth not in self.depths():
             raise LensMismatch(
-                f"{self.header.described()} has no map for depth {depth}: it has "
-                f"{_ranges(sorted(self.depths()))}"
+                f"{self.header.described()} has no map for layer {layer_label(depth)}: it has "
+                f"{_labels(self.depths())}"
             )
 
     @cached_property
@@ -96,8 +117,7 @@ class FittedLens:
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
             digest.update(name.encode())
-            raw = self.tensors[name].contiguous().view(torch.uint8)
-            digest.update(raw.numpy().tobytes())
+            digest.update(self.tensors[name].contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
@@ -107,7 +127,7 @@ class FittedLens:
             "hash": self.hash,
             "model": head.model,
             "revision": head.revision,
-            "depths": list(head.depths),
+            "layers": [layer_label(depth) for depth in sorted(head.depths)],
             "corpus": head.corpus,
             "source": head.source,
             # The name, not the place: a reading is passed on, and says nothing of this machine.
@@ -120,7 +140,7 @@ class FittedLens:
         """The same lens with its maps stored in `dtype`; FormatError where a value would overflow."""
         tensors = {name: tensor.to(dtype) for name, tensor in self.tensors.items()}
         for name, tensor in tensors.items():
-            if not tensor.isfinite().all() and self.tensors[name].isfinite().all():
+            if not all(map(torch.isfinite, tensor.aminmax())):
                 raise FormatError(
                     f"{name} of {self.header.described()} does not fit into {dtype}: largest value "
                     f"{float(self.tensors[name].abs().max()):.3g}; store it as bfloat16 or float32"
@@ -133,16 +153,17 @@ class FittedLens:
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(of {self.header.model or 'an unnamed model'}, width "
-            f"{self.header.width}, depths {_ranges(sorted(self.depths()))}, hash {self.hash})"
+            f"{self.header.width}, layers {_labels(self.depths())}, hash {self.hash})"
         )
 
 
-def _ranges(numbers: list[int]) -> str:
-    """`0–4, 6` for [0, 1, 2, 3, 4, 6]."""
+def _labels(depths: Iterable[int]) -> str:
+    """`embed, 0–3, 5` for depths 0, 1, 2, 3, 4, 6."""
     out: list[list[int]] = []
-    for n in numbers:
-        if out and n == out[-1][1] + 1:
-            out[-1][1] = n
+    for depth in sorted(depths):
+        if out and depth == out[-1][1] + 1 and depth > 1:
+            out[-1][1] = depth
         else:
-            out.append([n, n])
-    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in out) or "none"
+            out.append([depth, depth])
+    labels = [[layer_label(d) for d in dict.fromkeys(ends)] for ends in out]
+    return ", ".join("–".join(ends) for ends in labels) or "none"

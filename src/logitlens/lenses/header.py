@@ -3,15 +3,63 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from logitlens.errors import FormatError, LensMismatch
 from logitlens.lenses import fingerprint
 from logitlens.lenses.fingerprint import Fingerprint
+from logitlens.select import layer_label
 
 FORMAT = "logitlens-lens/1"
+MAX_HEADER = 1 << 20  # bytes; a lens of a hundred layers needs thirty thousand
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value of a file is a whole number that can count something."""
+    return type(value) is int and 0 <= value < 1 << 40
+
+
+def is_plain(value: Any, levels: int = 8) -> bool:
+    """Whether a value of a file is finite and not nested beyond reason, so all can show it."""
+    if isinstance(value, (dict, list)) and levels:
+        inner = value.values() if isinstance(value, dict) else value
+        return all(is_plain(v, levels - 1) for v in inner)
+    if isinstance(value, (int, float)):
+        return math.isfinite(value) and abs(value) < 1 << 63
+    return value is None or isinstance(value, str)
+
+
+def _text(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and len(value) < 1000)
+
+
+def _size(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+
+
+def _facts(value: Any) -> bool:
+    return isinstance(value, dict) and is_plain(value)
+
+
+# What each entry of a header must be, as its JSON says it.
+_ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "kind": (lambda v: isinstance(v, str), "text"),
+    "width": (lambda v: is_count(v) and v > 0, "a whole number"),
+    "depths": (lambda v: isinstance(v, list) and all(map(is_count, v)), "a list of whole numbers"),
+    "n_blocks": (lambda v: v is None or is_count(v), "a whole number"),
+    "model": (_text, "text"),
+    "revision": (_text, "text"),
+    "unembedding": (lambda v: v is None or isinstance(v, dict), "a fingerprint"),
+    "corpus": (_facts, "facts"),
+    "settings": (_facts, "facts"),
+    "losses": (_facts, "a number for each of the maps"),
+    "weight": (_size, "a number from 0"),
+    "source": (lambda v: isinstance(v, str), "text"),
+    "extra": (_facts, "facts"),
+}
 
 
 @dataclass(frozen=True)
@@ -20,7 +68,8 @@ class Header:
 
     kind          "tuned" or "jacobian"
     width         D, numbers in a residual row
-    depths        depths 0 … N−1 that have a map
+    depths        states 0 … N−1 of the stream that have a map: 0 what the first block receives,
+                  d the output of block d − 1
     n_blocks      N of the model it was fitted on; None where the file does not say
     model         its name; None where the file does not say       revision   likewise
     unembedding   fingerprint of its unembedding; None in published formats
@@ -72,18 +121,24 @@ class Header:
             version = data.pop("format")
             if version != FORMAT:
                 raise FormatError(
-                    f"{where}: expected a lens of format {FORMAT}, got {version!r}; "
+                    f"{where}: expected a lens of format {FORMAT}, got {str(version)[:40]!r}; "
                     "it may need a newer logitlens"
                 )
+            for name, value in data.items():
+                fits, expected = _ENTRIES[name]
+                if not fits(value):
+                    raise FormatError(f"{where}: {name} in the lens header is not {expected}")
             if data["unembedding"] is not None:
                 data["unembedding"] = Fingerprint.from_json(data["unembedding"])
             data["losses"] = {int(d): float(loss) for d, loss in data["losses"].items()}
-            data["depths"] = tuple(int(d) for d in data["depths"])
+            data["depths"] = tuple(data["depths"])
             return cls(**data)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, FormatError):
-                raise
-            raise FormatError(f"{where}: the lens header cannot be read ({error})") from None
+        except FormatError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise FormatError(
+                f"{where}: the lens header cannot be read ({str(error)[:100]})"
+            ) from None
 
     def described(self) -> str:
         """`the tuned lens of gpt2` for messages."""
@@ -104,11 +159,13 @@ class Header:
         beyond = [d for d in self.depths if not 0 <= d < model.n_blocks]
         if beyond:
             raise LensMismatch(
-                f"{self.described()} has a map for depth {beyond[0]}, but {model.name} has depths 0 "
-                f"to {model.n_blocks - 1} before its last: use a lens fitted for {model.name}"
+                f"{self.described()} has a map for layer {layer_label(beyond[0])}, but the last of "
+                f"{model.name} is {layer_label(model.n_blocks)}, which is never mapped: use a lens fitted "
+                f"for {model.name}"
             )
         if self.unembedding is not None:
-            difference = fingerprint.of_model(model).difference(self.unembedding)
+            own = fingerprint.of_model(model, self.unembedding.covers)
+            difference = own.difference(self.unembedding)
             if difference > fingerprint.tolerance(model):
                 raise LensMismatch(
                     f"{self.described()} was fitted for another unembedding than {model.name} has "

@@ -1,7 +1,6 @@
 """Lenses as others published them: tuned-lens directories and Jacobian `.pt` files.
 
-Pickles are read with `weights_only=True`, never otherwise: such a file can hold tensors and plain
-containers, and nothing that runs.
+Nothing that a `.pt` file says is run, see `torchfile`.
 """
 
 from __future__ import annotations
@@ -9,17 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from logitlens.errors import FormatError, LensMismatch, LensNotAvailable
-from logitlens.lenses.header import Header
+from logitlens.lenses import torchfile
+from logitlens.lenses.header import MAX_HEADER, Header, is_count, is_plain
 from logitlens.lenses.jacobian import JacobianLens
 from logitlens.lenses.tuned import TunedLens
 
@@ -53,44 +51,33 @@ class PublishedTunedLens(TunedLens):
 def load_tuned_directory(path: str | os.PathLike[str]) -> PublishedTunedLens:
     """`config.json` and `params.pt` of AlignmentResearch/tuned-lens.
 
-    Translator i applies to the residual entering block i, that is depth i. Raises LensNotAvailable,
-    FormatError, LensMismatch (parameters that are not of the width or number configured).
+    Translator i applies to the residual that enters block i. Raises LensNotAvailable, FormatError,
+    LensMismatch (parameters that are not of the width or number configured).
     """
     folder = Path(path)
-    config_path = folder / "config.json"
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-        D, n_blocks = int(config["d_model"]), int(config["num_hidden_layers"])
-    except FileNotFoundError:
-        raise LensNotAvailable(
-            f"no tuned lens in {folder}: {config_path.name} is missing"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FormatError(
-            f"{config_path} is not the config of a tuned lens: expected JSON with d_model and "
-            f"num_hidden_layers ({type(error).__name__}: {error})"
-        ) from None
-    state = _load_pickle(folder / "params.pt")
+    config = _config(folder / "config.json")
     tensors: dict[str, Tensor] = {}
-    for name, tensor in state.items():
+    for name, tensor in torchfile.load(folder / "params.pt").items():
         # Lenses trained in parallel carry the wrapper's prefix.
         match = re.fullmatch(
-            r"(?:module\.)?(?:layer_translators\.)?(\d+)\.(weight|bias)", str(name)
+            r"(?:module\.)?(?:layer_translators\.)?([0-9]+\.(?:weight|bias))", str(name)[:100]
         )
-        if match is None or not isinstance(tensor, Tensor):
+        if match is None or not isinstance(tensor, Tensor) or match[1] in tensors:
             raise FormatError(
-                f"{folder / 'params.pt'}: expected tensors named i.weight and i.bias, got {name!r}"
+                f"{folder / 'params.pt'}: expected tensors named i.weight and i.bias, got "
+                f"{str(name)[:100]!r}"
             )
-        tensors[f"{int(match[1])}.{match[2]}"] = tensor.detach()
+        tensors[match[1]] = tensor
     depths = tuple(sorted({int(name.partition(".")[0]) for name in tensors}))
-    if depths != tuple(range(n_blocks)):
+    n_blocks = config["num_hidden_layers"]
+    if len(depths) != n_blocks or depths[-1:] != (n_blocks - 1,):
         raise LensMismatch(
             f"{folder}: config.json says {n_blocks} layers, params.pt has translators for "
-            f"{len(depths)} ({depths[:1]} to {depths[-1:]})"
+            f"{len(depths)}"
         )
     header = Header(
         kind="tuned",
-        width=D,
+        width=config["d_model"],
         depths=depths,
         n_blocks=n_blocks,
         model=config.get("base_model_name_or_path"),
@@ -101,59 +88,79 @@ def load_tuned_directory(path: str | os.PathLike[str]) -> PublishedTunedLens:
     return PublishedTunedLens(tensors, header, str(folder))
 
 
+def _config(path: Path) -> dict[str, Any]:
+    """The config of a tuned lens. Raises LensNotAvailable, FormatError."""
+    try:
+        if path.stat().st_size > MAX_HEADER:
+            raise ValueError("it is too large to be one")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("d_model", "num_hidden_layers"):
+            if not is_count(config[name]):
+                raise ValueError(f"{name} is not a whole number")
+        for name in ("base_model_name_or_path", "base_model_revision", "unembed_hash"):
+            if not isinstance(config.get(name), (str, type(None))) or not is_plain(config):
+                raise ValueError(f"{name} is not text")
+        return config
+    except FileNotFoundError:
+        raise LensNotAvailable(f"no tuned lens in {path.parent}: {path.name} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FormatError(
+            f"{path} is not the config of a tuned lens: expected JSON with d_model and "
+            f"num_hidden_layers ({type(error).__name__}: {str(error)[:100]})"
+        ) from None
+
+
 def load_jacobian_pt(path: str | os.PathLike[str]) -> JacobianLens:
     """A `.pt` of anthropics/jacobian-lens: `{"J": {layer: (D, D)}, "n_prompts", "d_model", …}`.
 
-    `J[layer]` applies to the output of block `layer`, that is depth layer + 1. The file does not
-    name its model, so only the width and the depths can be checked. Raises LensNotAvailable,
-    FormatError, LensMismatch.
+    `J[layer]` applies to the output of block `layer`. The file does not name its model, so only the
+    width and the layers can be checked. Raises LensNotAvailable, FormatError, LensMismatch.
     """
     file = Path(path)
-    state = _load_pickle(file)
-    maps, D = state.get("J"), state.get("d_model")
-    if not isinstance(maps, dict) or not maps or not isinstance(D, int):
+    state = torchfile.load(file)
+    maps, D, prompts = state.get("J"), state.get("d_model"), state.get("n_prompts")
+    if not isinstance(maps, dict) or not maps or not isinstance(D, int) or not is_count(D):
         raise FormatError(
             f"{file} is not a Jacobian lens: expected a dict with J and d_model, got the keys "
-            f"{sorted(map(str, state))[:8]}"
+            f"{[key[:40] for key in state if isinstance(key, str)][:8]}"
         )
+    if not (prompts is None or is_count(prompts)):
+        raise FormatError(f"{file}: n_prompts is not a whole number")
     tensors: dict[str, Tensor] = {}
-    for layer, J_DD in maps.items():
-        if not str(layer).isdecimal() or not isinstance(J_DD, Tensor):
-            raise FormatError(f"{file}: expected J to map layer numbers to tensors, got {layer!r}")
-        tensors[f"{int(layer) + 1}.jacobian"] = J_DD.detach()
+    for key, J_DD in maps.items():
+        layer = _layer(key, file)
+        if layer + 1 in (int(name.partition(".")[0]) for name in tensors):
+            raise FormatError(f"{file}: J has layer {layer} twice")
+        if not isinstance(J_DD, Tensor):
+            raise FormatError(f"{file}: J of layer {layer} is not a tensor")
+        tensors[f"{layer + 1}.jacobian"] = J_DD
     listed = state.get("source_layers")
-    if listed is not None and sorted(int(i) for i in listed) != sorted(int(i) for i in maps):
-        raise LensMismatch(
-            f"{file}: source_layers lists {len(list(listed))} layers, J has {len(maps)}: the file is "
-            "not whole"
-        )
+    if listed is not None:
+        if not isinstance(listed, (list, tuple)):
+            raise FormatError(f"{file}: source_layers is not a list of layers")
+        if sorted(_layer(i, file) for i in listed) != sorted(_layer(i, file) for i in maps):
+            raise LensMismatch(
+                f"{file}: source_layers lists {len(listed)} layers, J has {len(maps)}: the file is "
+                "not whole"
+            )
     header = Header(
         kind="jacobian",
         width=D,
         depths=tuple(sorted(int(name.partition(".")[0]) for name in tensors)),
-        corpus={"documents": int(state.get("n_prompts") or 0)},
-        weight=float(state.get("n_prompts") or 0),
+        corpus={"documents": prompts or 0},
+        weight=float(prompts or 0),
         source="jacobian-lens",
     )
     return JacobianLens(tensors, header, str(file))
 
 
-def _load_pickle(path: Path) -> dict[Any, Any]:
-    if not path.is_file():
-        raise LensNotAvailable(f"no lens at {path}: the file does not exist")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise FormatError(
-            f"{path} holds more than tensors and plain containers, or is no torch file: it is not "
-            "read, because such a file can run code"
-        ) from None
-    except Exception as error:  # a torn file fails in the unpickler's own ways: IndexError, …
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FormatError(f"{path} is not a whole torch file: {text}") from None
-    if not isinstance(state, dict):
-        raise FormatError(f"{path}: expected a dict of tensors, got {type(state).__name__}")
-    return state
+def _layer(key: Any, file: Path) -> int:
+    """The number of a layer, written as a number or as its digits."""
+    written = str(key) if type(key) in (int, str) else ""
+    if not re.fullmatch("0|[1-9][0-9]{0,4}", written):
+        shown = written[:40] or type(key).__name__
+        raise FormatError(f"{file}: expected the number of a layer, got {shown}")
+    return int(written)
 
 
 def _tuned_lens_hash(weight_VE: Tensor) -> str:

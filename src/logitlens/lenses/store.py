@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from logitlens.errors import FormatError, LensNotAvailable
 from logitlens.files import replacing
 from logitlens.lenses.fitted import FittedLens
-from logitlens.lenses.header import Header
+from logitlens.lenses.header import MAX_HEADER, Header
 from logitlens.lenses.jacobian import JacobianLens
 from logitlens.lenses.tuned import TunedLens
 
@@ -58,6 +58,10 @@ def _opened(path: str | os.PathLike[str]) -> Any:
     if not Path(path).is_file():
         raise LensNotAvailable(f"no lens at {path}: the file does not exist")
     try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER:
+            raise FormatError(f"{path} is not a lens file: its header would have {length} bytes")
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise FormatError(f"{path} is not a lens file: expected safetensors ({error})") from None
@@ -73,7 +77,7 @@ def _header(file: Any, path: str | os.PathLike[str]) -> Header:
     header = Header.from_json(text, str(path))
     if header.kind not in KINDS:
         raise FormatError(
-            f"{path}: a lens of kind {header.kind!r}; expected {' or '.join(KINDS)} "
+            f"{path}: a lens of kind {header.kind[:40]!r}; expected {' or '.join(KINDS)} "
             "(it may need a newer logitlens)"
         )
     return header

@@ -1,7 +1,8 @@
-"""The tuned lens: one affine map per depth, h + A h + b (Belrose et al. 2023, arXiv:2303.08112)."""
+"""The tuned lens: one affine map a layer, h + A h + b (Belrose et al. 2023, arXiv:2303.08112)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from logitlens.lenses.fitted import FittedLens
 class TunedLens(FittedLens):
     """h → h + A h + b, computed in float32.
 
-    Per depth: `weight` A (D, D), or at low rank `up` (D, r) and `down` (r, D) with A = up · down;
+    Of each layer: `weight` A (D, D), or at low rank `up` (D, r) and `down` (r, D) with A = up · down;
     and `bias` b (D,), or none. The residual form: a lens of zeros is the logit lens.
     """
 
@@ -20,16 +21,18 @@ class TunedLens(FittedLens):
     parts: ClassVar[tuple[str, ...]] = ("weight", "up", "down", "bias")
 
     @staticmethod
-    def shape(part: str, D: int, tensor: Tensor) -> tuple[int, ...]:
-        if part == "bias":
-            return (D,)
-        if part == "weight":
-            return (D, D)
-        rank = tensor.shape[1 if part == "up" else 0] if tensor.ndim == 2 else 0
-        return (D, rank) if part == "up" else (rank, D)
+    def shapes(D: int, parts: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        found: dict[str, tuple[int, ...]] = {"bias": (D,)} if "bias" in parts else {}
+        if "up" in parts or "down" in parts:
+            sizes = [n for name in ("up", "down") if name in parts for n in parts[name].shape]
+            rank = max(1, min(sizes, default=1))
+            found |= {"up": (D, rank), "down": (rank, D)}
+        if "weight" in parts or "up" not in found:
+            found["weight"] = (D, D)
+        return found
 
     def apply(self, h_ND: Tensor, depth: int) -> Tensor:
-        """Residual rows (N, D) entering block `depth` → (N, D) float32."""
+        """Residual rows (N, D) that enter block `depth` → (N, D) float32."""
         self._depth(depth)
         h_ND = h_ND.float()
         weight_DD, bias_D = self.part(depth, "weight", h_ND), self.part(depth, "bias", h_ND)
