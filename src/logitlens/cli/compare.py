@@ -127,7 +127,7 @@ def summary(readings: Sequence[Reading]) -> list[str]:
         same = sum(first.words[d][i] == other.words[e][j] for d, i, e, j in cells)
         gap = sum(float(other.entropy[e, j] - first.entropy[d, i]) for d, i, e, j in cells)
         lines.append(
-            f"{n} beside 1: {len(places)} aligned positions; the likeliest token is the same at "
+            f"{n} beside 1: {len(places)} aligned positions; the top token is the same at "
             f"{last} in the last row and in {same} of {len(cells)} cells; mean entropy "
             f"{gap / len(cells):+.2f} nats"
         )

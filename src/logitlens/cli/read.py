@@ -102,8 +102,8 @@ def command(
     """Read one prompt and show what the model would say after every layer.
 
     PROMPT is text, or - for standard input, whose last line end is not read. Rows are layers, the
-    model's own output at the bottom; columns are the prompt's tokens; each cell holds the likeliest
-    next token.
+    model's own output at the bottom; columns are the prompt's tokens; each cell holds the
+    top token.
     """
     paths = check_outputs(outputs)
     text = prompt_text(prompt)
@@ -149,7 +149,9 @@ def show(
 
 def save(readings: list[Reading], names: list[str], path: Path, color: str) -> list[Path]:
     """Write one page of all readings, or one file each (`eiffel.tuned.png`); returns what was written."""
-    viewed = {"color": color} if path.suffix.lower() not in (".json", ".parquet") else {}
+    viewed: dict[str, Any] = (
+        {"color": color} if path.suffix.lower() not in (".json", ".parquet") else {}
+    )
     if len(readings) == 1:
         return [readings[0].save(path, **viewed)]
     if path.suffix.lower() == ".html":
