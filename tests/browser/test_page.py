@@ -15,7 +15,6 @@ from logitlens import Reading, statistics
 from logitlens.statistics import Statistic
 from logitlens.view import page
 from logitlens.view.page import data
-from logitlens.view.words import check_text
 from tests.browser.steps import AXE, cell_at, copied, eiffel, settle, violations
 from tests.view import page_synthetic as synthetic
 
@@ -474,7 +473,7 @@ def test_save_png_and_svg_copy_text_and_python(open_page):
         if kind == "SVG":
             text = data.decode()
             assert "Eiffel" in text
-            assert check_text(reading)[1] in text
+            assert reading.check_text()[1] in text
             assert text.count("<rect") > 13 * 8
         else:
             from PIL import Image

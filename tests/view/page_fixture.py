@@ -27,7 +27,7 @@ TARGET = ROOT / "web/test/fixture.json"
 def fixture() -> str:
     """The fixture as JSON text: manifest, blocks, and per reading the values of every cell."""
     kept = data.TILE_ABOVE, data.TILE
-    data.TILE_ABOVE, data.TILE = 0, 4  # several tiles in a small file
+    data.TILE_ABOVE, data.TILE = 1000, 4  # several tiles in a small file
     try:
         readings = [synthetic.random(3, 10, 4, 2, seed=1), synthetic.hostile()]
         manifest, blocks = page.manifest(readings, title="fixture")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import copy
 import gzip
 import hashlib
 import json
+import random
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +61,11 @@ def test_half_precision_keeps_a_logprob_within_a_two_thousandth():
 def test_large_readings_are_tiled_and_equal_the_whole(monkeypatch):
     reading = synthetic.plausible(L=5, T=600, K=3)
     whole = page.decode(*page.encode(reading))
-    monkeypatch.setattr(data, "TILE_ABOVE", 1000)
+    monkeypatch.setattr(data, "TILE_ABOVE", 60_000)
     manifest, blocks = page.encode(reading, "x.")
     assert manifest["tiles"] == ["x.0", "x.256", "x.512"]
+    monkeypatch.setattr(data, "TILE", 10_000)
+    assert page.encode(reading)[0]["tile"] < 600, "a tile is never larger than what needs none"
     assert set(blocks) == {"x.head", *manifest["tiles"]}
     assert page.decode(manifest, blocks).equals(whole)
 
@@ -134,6 +139,86 @@ def test_damaged_blocks_are_one_clear_error():
             page.decode(manifest, blocks | {name: bad})
     with pytest.raises(FormatError, match="damaged"):
         page.decode(manifest, {"head": blocks["head"]})
+
+
+def test_sizes_that_the_bytes_cannot_hold_are_refused_before_anything_is_made_of_them():
+    manifest, blocks = page.encode(synthetic.random(3, 5, 4, 1))
+    many = {"K": 10**9, "M": 10**12}
+    for bad in (
+        {"shape": manifest["shape"] | many},
+        {"layers": ["0"] * 10**6, "shape": manifest["shape"] | {"K": 10**5}},
+        {"tile": 0},
+        {"tile": 10**12, "tiles": []},
+        {"shape": manifest["shape"] | {"M": -1}},
+    ):
+        with pytest.raises(FormatError, match="damaged"):
+            page.decode(manifest | bad, blocks)
+    bomb = data.packed(bytes(200_000_000))
+    for name in ("0", "head"):
+        tracemalloc.start()
+        with pytest.raises(FormatError, match="holds more than"):
+            page.decode(manifest, blocks | {name: bomb})
+        assert tracemalloc.get_traced_memory()[1] < 120e6, "not inflated whole"
+        tracemalloc.stop()
+
+
+def test_whatever_a_page_holds_it_is_read_or_refused_in_one_line():
+    judge_mutants(400)
+
+
+@pytest.mark.slow
+def test_whatever_a_page_holds_it_is_read_or_refused_in_one_line_at_length():
+    judge_mutants(5000)
+
+
+def judge_mutants(count):
+    """Pages with one value of the manifest or of a head replaced, or bytes of the file changed."""
+    values = [None, True, -1, 0, 3.5, 10**9, 10**30, "", "x", "\ud800", [], {}, [[]], ["a", 1]]
+    values += [[-1], [10**12], {"a": 1}, float("nan")]
+    manifest, blocks = page.manifest([synthetic.random(3, 5, 4, 1)])
+    head = json.loads(gzip.decompress(blocks["0.head"]))
+    refused = 0
+    for seed in range(count):
+        rng = random.Random(seed)
+        bad, parts = copy.deepcopy(manifest), dict(blocks)
+        if seed % 3 == 0:
+            replace_one(bad["readings"][0], rng, values)
+        elif seed % 3 == 1:
+            other = copy.deepcopy(head)
+            replace_one(other, rng, values)
+            parts["0.head"] = gzip.compress(json.dumps(other).encode())
+        texts = "".join(
+            f'<script type="text/plain" data-ll="{name}">{base64.b64encode(part).decode()}</script>'
+            for name, part in parts.items()
+        )
+        text = json.dumps(bad).replace("<", "\\u003c")
+        text = f'<script type="application/json" data-ll="manifest">{text}</script>{texts}'
+        if seed % 3 == 2:
+            at = rng.randrange(len(text))
+            text = (
+                text[:at] + rng.choice(["", "0", "[" * 5000, "9" * 5000, '"', "é"]) + text[at + 1 :]
+            )
+        message = ""
+        try:
+            (reading,) = page.readings(text) or [synthetic.random(1, 1, 1, 0)]
+            page.html([reading])
+        except FormatError as error:
+            message = str(error)
+        assert len(message.splitlines()) <= 1, message
+        refused += bool(message)
+    assert refused > count / 4
+
+
+def replace_one(tree, rng, values):
+    """Put one of `values` in the place of one node of nested lists and dictionaries."""
+    while True:
+        keys = list(tree) if isinstance(tree, dict) else range(len(tree))
+        key = rng.choice(list(keys))
+        if isinstance(tree[key], (dict, list)) and tree[key] and rng.random() < 0.8:
+            tree = tree[key]
+        else:
+            tree[key] = rng.choice(values)
+            return
 
 
 def test_a_hostile_vocabulary_stays_inside_its_script(tmp_path):

@@ -172,35 +172,36 @@ def readings(text: str, name: str = "the page") -> list[Reading]:
     if not found:
         raise FormatError(f"{name}: not a page of logitlens (it holds no manifest)")
     try:
-        head = json.loads(found[1])
-    except json.JSONDecodeError as error:
-        raise FormatError(f"{name}: the page's manifest is damaged ({error})") from error
+        return _readings(found[1], text)
+    except FormatError as error:
+        raise FormatError(f"{name}: {error}") from error
+    except data.DAMAGED as error:
+        raise FormatError(f"{name}: the page's data are damaged ({error})") from error
+
+
+def _readings(manifest: str, text: str) -> list[Reading]:
+    head = json.loads(manifest)
     known = head if isinstance(head, dict) else {}
     form, version = known.get("format"), known.get("version")
     if form != FORMAT or version not in (2, VERSION):
         raise FormatError(
-            f"{name}: expected page data of version 2 or {VERSION}, found {form!r} {version!r}; "
+            f"expected page data of version 2 or {VERSION}, found {form!r} {version!r}; "
             "open it in a browser, or write it again with this logitlens"
         )
-    found_blocks = re.findall(r'<script type="text/plain" data-ll="([^"]+)">([^<]*)</script>', text)
-    try:
-        if version == 2:
-            blocks = _version_2_blocks(found_blocks)
-        else:
-            blocks = {key: base64.b64decode(value, validate=True) for key, value in found_blocks}
-        return [decode(part, blocks) for part in head["readings"]]
-    except FormatError as error:
-        raise FormatError(f"{name}: {error}") from error
-    except (LookupError, ValueError, TypeError) as error:
-        raise FormatError(f"{name}: the page's data are damaged ({error})") from error
+    texts = re.findall(r'<script type="text/plain" data-ll="([^"]+)">([^<]*)</script>', text)
+    if version == 2:
+        blocks = _version_2_blocks(texts)
+    else:
+        blocks = {key: base64.b64decode(value, validate=True) for key, value in texts}
+    return [decode(part, blocks) for part in head["readings"]]
 
 
 def _version_2_blocks(texts: Sequence[tuple[str, str]]) -> dict[str, bytes]:
     """The blocks of a version 2 file, which are text of seven bits to a character.
 
-    Of a character from U+0080 on, the bits above
-    the seventh say which unsafe character (one that HTML or a line-end conversion would change)
-    comes before those seven bits; U+0780 and above are the unsafe one alone, at the very end.
+    Of a character from U+0080 on, the bits above the seventh say which unsafe character (one that
+    HTML or a change of line ends would damage) comes before those seven bits; U+0780 and above are
+    an unsafe one alone, at the very end.
     """
     blocks = {}
     for name, text in texts:

@@ -16,7 +16,6 @@ The reader is web/src/format.ts; tests compare the two cell by cell.
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import zlib
@@ -27,7 +26,7 @@ import numpy as np
 
 from logitlens import statistics
 from logitlens.errors import FormatError
-from logitlens.reading import Reading
+from logitlens.reading import Reading, tied_ranks
 from logitlens.reading_io import _plain as plain
 from logitlens.statistics import Statistic
 from logitlens.view.page import fields, words
@@ -36,7 +35,21 @@ FORMAT = "logitlens-page"
 VERSION = 3
 TILE = 256
 TILE_ABOVE = 10_000_000
+# Arrays and heads that are larger than this and than so many times their compressed size are refused.
+_ROOM, _HEAD_ROOM, _RATIO = 64 << 20, 8 << 20, 200
 
+# What the parts of Python and numpy raise that meet damaged data.
+DAMAGED = (
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    EOFError,
+    OSError,
+    zlib.error,
+)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Facts that the head carries in a denser form than the provenance.
 _IN_HEAD = ("positions", "vocab_bytes", "special_ids")
@@ -80,7 +93,8 @@ def encode(reading: Reading, prefix: str = "") -> tuple[dict[str, Any], dict[str
     sizes = {"K": K, "C": reading.candidate_ids.shape[1], "M": len(reading.track_ids)}
     columns = _fields(reading)
     size = sum(array.nbytes for array, _, _ in columns.values())
-    tile = T if size <= TILE_ABOVE else TILE
+    # (a tile of many layers or tracked tokens has fewer positions)
+    tile = T if size <= TILE_ABOVE else max(1, min(TILE, TILE_ABOVE * T // size))
     blocks = {prefix + "head": packed(json_text(_head(reading)).encode())}
     tiles: list[str] = []
     for start in range(0, T, tile):
@@ -117,47 +131,97 @@ def decode(manifest: Mapping[str, Any], blocks: Mapping[str, bytes]) -> Reading:
         return _decode(manifest, blocks)
     except FormatError:
         raise
-    except (LookupError, ValueError, TypeError, EOFError, OSError, zlib.error) as error:
+    except DAMAGED as error:
         raise FormatError(f"the page's data are damaged ({error})") from error
 
 
 def _decode(manifest: Mapping[str, Any], blocks: Mapping[str, bytes]) -> Reading:
-    shape = manifest["shape"]
-    L, T = int(shape["L"]), int(shape["T"])
-    head = json.loads(gzip.decompress(blocks[manifest["head"]]))
-    columns: dict[str, list[np.ndarray]] = {name: [] for name, _, _ in manifest["fields"]}
-    for index, name in enumerate(manifest["tiles"]):
-        rows = min(int(manifest["tile"]), T - index * int(manifest["tile"]))
-        data, at, array = gzip.decompress(blocks[name]), 0, None
-        for field, kind, per in manifest["fields"]:
-            array, used = fields.unpack(data, at, kind, (int(shape.get(per, 1)), L, rows), array)
-            columns[field].append(array)
-            at += used
-        if at != len(data):
-            raise FormatError(f"tile {name} holds {len(data)} bytes, its fields need {at}")
+    packed_head = blocks[manifest["head"]]
+    head = json.loads(_inflated(packed_head, _HEAD_ROOM + _RATIO * len(packed_head)))
+    layers = _texts(manifest.get("layers") or manifest["depths"])  # as version 2 called them
+    ids = np.cumsum(_integers(head["vocab"]["ids"])).tolist()
+    vocab = dict(zip(ids, _texts(head["vocab"]["pieces"]), strict=True))
     lists = head.get("arrays") or {new: head[old] for new, old in _LISTS.items()}
+    pieces = [
+        vocab[i] if piece is None else piece
+        for i, piece in zip(lists["ids"], head["pieces"], strict=True)
+    ]
+    columns = _columns(manifest, blocks, len(layers), len(_texts(pieces)))
     arrays: dict[str, Any] = {}
     for s in statistics.stored():
         if s.name in lists:
-            arrays[s.name] = np.array(lists[s.name], s.dtype)
+            values = lists[s.name]
+            arrays[s.name] = _integers(values) if s.dtype == "int32" else np.array(values, s.dtype)
         elif s.name in columns:
-            whole = np.concatenate(columns[s.name], -1)
-            cells = np.moveaxis(whole, 0, -1) if len(s.axes) == 3 else whole[0]
+            cells = columns[s.name]
+            cells = np.moveaxis(cells, 0, -1) if len(s.axes) == 3 else cells[0]
             # ids and ranks: 0xFFFFFFFF is -1
             arrays[s.name] = cells.view(np.int32) if cells.dtype == np.uint32 else cells
     meta = dict(manifest["meta"])
     meta.update({k: head[k] for k in _IN_HEAD if head.get(k) is not None})
     if meta.get("positions") is True:
-        meta["positions"] = list(range(T))
-    vocab = dict(zip(np.cumsum(head["vocab"]["ids"]).tolist(), head["vocab"]["pieces"]))
-    pieces = zip(arrays["ids"].tolist(), head["pieces"])
-    return Reading(
-        pieces=[vocab[i] if piece is None else piece for i, piece in pieces],
-        layers=list(manifest.get("layers") or manifest["depths"]),
-        **arrays,
-        vocab=vocab,
-        meta=meta,
-    )
+        meta["positions"] = list(range(len(pieces)))
+    for key in ("positions", "special_ids"):
+        _integers(meta.get(key) or [])
+    for key, text in (meta.get("vocab_bytes") or {}).items():
+        int(key), bytes.fromhex(text)
+    return Reading(pieces=pieces, layers=layers, **arrays, vocab=vocab, meta=meta)
+
+
+def _columns(
+    manifest: Mapping[str, Any], blocks: Mapping[str, bytes], L: int, T: int
+) -> dict[str, np.ndarray]:
+    """Every field as (slot, layer, position), from all tiles.
+
+    The sizes are compared with the bytes at hand before anything is inflated.
+    """
+    layout = [
+        (name, kind, 1 if per == 1 else int(manifest["shape"][per]))
+        for name, kind, per in manifest["fields"]
+    ]
+    tile, names = int(manifest["tile"]), list(manifest["tiles"])
+    if tile < 1 or len(names) != -(-T // tile) or any(slots < 0 for _, _, slots in layout):
+        raise FormatError("the page's data are damaged (its sizes do not fit together)")
+    per_position = L * sum(slots * fields.MOST_BYTES[kind] for _, kind, slots in layout)
+    if per_position * T > _ROOM + _RATIO * sum(len(blocks[name]) for name in names):
+        raise FormatError(
+            f"the page's data are damaged ({L} layers × {T} positions, too few bytes for them)"
+        )
+    parts: dict[str, list[np.ndarray]] = {name: [] for name, _, _ in layout}
+    for index, tile_name in enumerate(names):
+        rows = min(tile, T - index * tile)
+        data, at, array = _inflated(blocks[tile_name], rows * per_position), 0, None
+        for name, kind, slots in layout:
+            array, used = fields.unpack(data, at, kind, (slots, L, rows), array)
+            parts[name].append(array)
+            at += used
+        if at != len(data):
+            raise FormatError(f"tile {tile_name} holds {len(data)} bytes, its fields need {at}")
+    return {name: np.concatenate(arrays, -1) for name, arrays in parts.items()}
+
+
+def _inflated(block: bytes, limit: int) -> bytes:
+    """What was gzip'd, at most `limit` bytes."""
+    unpacker = zlib.decompressobj(31)
+    data = unpacker.decompress(block, limit + 1)
+    if len(data) > limit:
+        raise FormatError(f"a block of the page holds more than {limit} bytes, which it may not")
+    if not unpacker.eof:
+        raise FormatError("the page's data are damaged (a block is cut short)")
+    return data
+
+
+def _integers(values: Any) -> np.ndarray:
+    array = np.array(values)
+    if array.size and (array.dtype.kind != "i" or np.abs(array).max() >= 1 << 31):
+        raise FormatError("the page's data are damaged (an id or a position is not a number)")
+    return array.astype(np.int32)
+
+
+def _texts(values: Any) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise FormatError("the page's data are damaged (a token or a layer is not text)")
+    return values
 
 
 def _prefix(name: str) -> str:
@@ -193,16 +257,6 @@ def _stored_as(s: Statistic, K: int) -> tuple[type[np.generic], str]:
         return np.float16, "f16-k" if s.axes == "LTK" else "f16-l"
     # nats span a few decades; of other units nothing is known
     return (np.float16, "f16") if s.unit == "nats" else (np.float32, "f32")
-
-
-def tied_ranks(top_logprobs: np.ndarray) -> np.ndarray:
-    """(L, T, K) rank of each slot: 1 + number of strictly greater values before it."""
-    K = top_logprobs.shape[-1]
-    places = np.arange(1, K + 1, dtype=np.int32)
-    tied = np.zeros(top_logprobs.shape, bool)
-    tied[..., 1:] = top_logprobs[..., 1:] == top_logprobs[..., :-1]
-    # A tied slot has the rank of the first of its run.
-    return np.maximum.accumulate(np.where(tied, 0, places), axis=-1)
 
 
 def _by_slot(array: np.ndarray, dtype: type) -> np.ndarray:

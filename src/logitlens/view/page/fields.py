@@ -35,6 +35,8 @@ DTYPES = {
     "f16-k": "<f2",
     "f16-l": "<f2",
 }
+# of an id of `recent`: its place, and itself where it is a literal
+MOST_BYTES = {kind: int(dtype[-1]) for kind, dtype in DTYPES.items()} | {"recent": 5}
 
 
 def pack(array: np.ndarray, kind: str, before: np.ndarray | None) -> list[bytes]:

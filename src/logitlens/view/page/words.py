@@ -123,7 +123,8 @@ def _part(reading: Reading) -> dict[str, Any]:
         blocks = _selection([n for n in map(layer_number, labels) if n is not None])
         out["layers"] = blocks if EMBED not in labels else _with_embed(blocks)
     positions = meta.get("positions")
-    if positions and positions != list(range(meta.get("prompt_tokens", len(reading.ids)))):
+    every = positions == list(range(len(reading.ids)))
+    if positions and not (every and meta.get("prompt_tokens", len(positions)) == len(positions)):
         out["positions"] = _selection(positions)
     if meta.get("truncated"):
         out["truncate"] = True
