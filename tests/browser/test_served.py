@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import logitlens
+from logitlens.cli.serve import redirecting
 from logitlens.view import page
 from tests.browser.conftest import Problems
 from tests.browser.test_page import AXE
@@ -17,7 +19,7 @@ from tests.server.held import served
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 pytest.importorskip("uvicorn")
 
-DEMO = Path(page.__file__).parents[1] / "demo/model/model.safetensors"
+DEMO = Path(logitlens.__file__).parent / "demo/model/model.safetensors"
 EIFFEL, COLOSSEUM = "The Eiffel Tower is in the city of", "The Colosseum is in the city of"
 
 
@@ -272,6 +274,15 @@ def test_everybody_can_use_it(open_tab):
         assert wide(tab) <= 0
         box = tab.locator(".made li").first.bounding_box()
         assert box["width"] > 150, "a name can be read"
+
+
+def test_the_file_that_the_browser_is_started_with_opens_the_page(chromium, address):
+    with redirecting(address) as file:
+        tab = chromium.new_page()
+        tab.goto(file.as_uri())
+        tab.wait_for_url(address)
+        tab.locator("textarea").wait_for()
+        tab.close()
 
 
 def test_the_printed_address_is_needed(address):

@@ -38,8 +38,8 @@ def test_without_a_file_the_grids_are_printed_under_their_names_with_a_summary(c
     titles = [line for line in lines if line.startswith(tuple(f"{n} · " for n in range(1, 7)))]
     assert len(set(titles)) == 6, "names tell them apart"
     assert lines[-5:] == [
-        f"{n} beside 1: 10 aligned positions; the top token is the same at 10 in the last row "
-        "and in 70 of 70 cells; mean entropy +0.00 nats"
+        f"{n} vs 1: 10 aligned positions; top tokens agree at 10 of them in the last layer and in "
+        "70 of 70 cells; mean entropy +0.00 nats"
         for n in range(2, 7)
     ]
 
@@ -54,8 +54,8 @@ def test_the_summary_counts_cells_of_aligned_tokens_and_layers():
     same = sum(a.words[d][i] == b.words[d][j] for d in range(3) for i, j in pairs)
     gap = np.mean([b.entropy[d, j] - a.entropy[d, i] for d in range(3) for i, j in pairs])
     assert lines[0] == (
-        f"2 beside 1: 3 aligned positions; the top token is the same at {last} in the last "
-        f"row and in {same} of 9 cells; mean entropy {gap:+.2f} nats"
+        f"2 vs 1: 3 aligned positions; top tokens agree at {last} of them in the last layer and in "
+        f"{same} of 9 cells; mean entropy {gap:+.2f} nats"
     )
     assert 0 < same < 9, "the numbers above mean something"
     assert " of 5 cells" in lines[1], "the rows of the deeper one, each beside the nearest"
@@ -64,7 +64,7 @@ def test_the_summary_counts_cells_of_aligned_tokens_and_layers():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["x"], "one reading has nothing to compare with"),
+        (["x"], "nothing to compare: give two prompts, or one prompt with two --lens"),
         (
             ["a", "b", "c", "--lens", "logit", "--lens", "tuned", "-m", "x", "-m", "y"],
             "12 readings; at most 8",

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from logitlens import Reading
+from logitlens import Reading, files
 from logitlens.view import terminal
 from tests.view.conftest import EIFFEL, make
 
@@ -90,7 +90,7 @@ def test_json_is_one_reading_a_line(cli):
 def test_several_lenses_share_one_run_of_the_model(cli):
     result = cli("read", "x", "--lens", "logit", "--lens", "jacobian:/x")
     assert [name for name, _ in cli.model.calls] == ["capture", "readout", "readout"]
-    assert "logit lens: no fitted map" in result.stdout
+    assert "logit lens: raw, unadjusted" in result.stdout
     assert "jacobian:/x lens" in result.stdout
 
 
@@ -155,12 +155,10 @@ def test_an_unwritable_folder_is_found_before_the_model_runs(cli, tmp_path):
 
 
 def test_a_folder_that_refuses_is_found_before_the_model_runs(cli, tmp_path, monkeypatch):
-    import tempfile
-
     def refuse(*args, **options):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr(files, "_create", refuse)
     result = cli("read", "x", "-o", str(tmp_path / "x.json"))
     assert (
         result.stderr == f"logitlens: cannot write {tmp_path / 'x.json'}: Read-only file system\n"

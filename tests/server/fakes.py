@@ -1,10 +1,14 @@
-"""A model without weights, for the desk and the routes."""
+"""A model without weights, for the desk and the routes, and a server in a thread of the test's process."""
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import threading
+from collections.abc import Iterator
 
 from logitlens.errors import LensNotAvailable, PromptError, UnsupportedModel
+from logitlens.server.desk import Desk
 from tests.view import page_synthetic as synthetic
 
 
@@ -50,3 +54,31 @@ class FakeModel:
         if prompt == "wait":
             self.reached.set()
             assert self.gate.wait(20)
+
+
+TOKEN = "w0rd-xyz"
+
+
+@contextlib.contextmanager
+def serving(desk: Desk, *hosts: str) -> Iterator[int]:
+    """The port at which a desk is served, as `logitlens serve` does."""
+    from logitlens.server.app import create
+    from logitlens.server.connection import listener
+    from logitlens.server.guard import Guard, names
+    from logitlens.server.run import bind
+
+    with bind("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+        known, _ = names("127.0.0.1", port, ipaddress.ip_address("127.0.0.1"), hosts)
+        listens = threading.Event()
+        app = Guard(create(desk, ["logit"]), token=TOKEN, hosts=known)
+        server = listener(app, ready=listens.set, stopping=desk.stop, grace=1)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        assert listens.wait(20)
+        try:
+            yield port
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()

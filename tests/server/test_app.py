@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import socket
 
 import pytest
 
-from tests.server.fakes import FakeModel
+from tests.server.fakes import TOKEN, FakeModel
 
 pytest.importorskip("starlette")
 
@@ -17,7 +19,7 @@ from logitlens.server.desk import Desk
 from logitlens.server.guard import MAX_BODY, Guard, names
 from logitlens.view import page
 
-TOKEN = "w0rd-xyz"
+LOOPBACK = ["127.0.0.1", "localhost", "[::1]"]
 
 
 @pytest.fixture
@@ -94,8 +96,15 @@ def test_a_reading_is_made_again_with_more_tokens_tracked(client):
     assert client.desk.orders[again["id"]].top == 3
     gone = client.post(f"/{TOKEN}/api/read", json={"again": "r99", "track": []})
     assert (gone.status_code, "no reading 'r99'" in gone.text) == (400, True)
-    wrong = client.post(f"/{TOKEN}/api/read", json={"again": name, "track": "x"})
-    assert (wrong.status_code, wrong.text) == (400, "expected a list of tokens to track\n")
+    for track, words in [
+        ("x", "track is 'x': expected a list of tokens"),
+        (None, "track is None: expected a list of tokens"),
+        ([[1]], "tokens to track are texts or ids"),
+        ([{"a": 1}], "tokens to track are texts or ids"),
+        (list(range(40)), "41 tokens to track; at most 32 are"),
+    ]:
+        wrong = client.post(f"/{TOKEN}/api/read", json={"again": name, "track": track})
+        assert (wrong.status_code, wrong.text) == (400, words + "\n")
 
 
 def test_a_prompt_that_is_over_or_of_nobody_cannot_be_cancelled(client):
@@ -177,12 +186,57 @@ def test_requests_of_the_wrong_size_or_kind_are_refused_in_words(client):
     assert client.get(f"/{TOKEN}/nothing").status_code == 404
 
 
-def test_names_that_are_answered_to():
-    assert names("127.0.0.1", 1) == (
-        ["127.0.0.1:1", "localhost:1", "[::1]:1", "127.0.0.1", "localhost", "[::1]"],
-        False,
+@pytest.mark.parametrize(
+    ("host", "address", "also", "anywhere"),
+    [
+        ("127.0.0.1", "127.0.0.1", LOOPBACK, False),
+        ("localhost", "127.0.0.1", LOOPBACK, False),
+        ("127.1", "127.0.0.1", [*LOOPBACK, "127.1"], False),
+        ("::1", "::1", LOOPBACK, False),
+        ("0.0.0.0", "0.0.0.0", [*LOOPBACK, socket.gethostname()], True),
+        ("0", "0.0.0.0", [*LOOPBACK, socket.gethostname()], True),
+        ("::", "::", [*LOOPBACK, socket.gethostname()], True),
+        ("192.168.1.5", "192.168.1.5", ["192.168.1.5"], False),
+        ("fd00::5", "fd00::5", ["[fd00::5]"], False),
+    ],
+)
+def test_names_that_are_answered_to(host, address, also, anywhere):
+    expected = [*also, "box.lan"]
+    known = [*(f"{name}:7" for name in expected), *expected]
+    assert names(host, 7, ipaddress.ip_address(address), ["box.lan"]) == (known, anywhere)
+
+
+@pytest.mark.parametrize(
+    ("path", "mode", "dest", "status"),
+    [
+        ("", "navigate", "document", 200),
+        ("", "navigate", "iframe", 403),
+        ("", "no-cors", "script", 403),
+        ("api/start", "navigate", "document", 403),
+        ("api/export/r1", "navigate", "document", 403),
+    ],
+)
+def test_a_link_from_elsewhere_may_open_the_page_and_nothing_else(client, path, mode, dest, status):
+    headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": mode, "sec-fetch-dest": dest}
+    assert client.get(f"/{TOKEN}/{path}", headers=headers).status_code == status
+
+
+def test_a_failure_is_one_line_on_the_terminal_and_a_sentence_for_the_asker(
+    client, monkeypatch, capsys
+):
+    def fail(self):
+        raise TypeError("odd\noperand")
+
+    monkeypatch.setattr(type(client.desk), "history", fail)
+    answer = client.get(f"/{TOKEN}/api/start")
+    assert (answer.status_code, answer.text) == (
+        500,
+        "this request failed on the server; the others go on\n",
     )
-    known, anywhere = names("0.0.0.0", 1, ["box.lan"])
-    assert anywhere
-    assert "box.lan:1" in known
-    assert names("192.168.1.5", 2)[0] == ["192.168.1.5:2", "192.168.1.5"]
+    assert "content-security-policy" in answer.headers
+    told = capsys.readouterr().err
+    line = "logitlens serve: unexpected, at GET /api/start: TypeError: odd operand\n"
+    assert told == line
+    monkeypatch.setenv("LOGITLENS_DEBUG", "1")
+    client.get(f"/{TOKEN}/api/start")
+    assert "Traceback" in capsys.readouterr().err

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import queue
+import re
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -160,7 +162,7 @@ def test_one_that_waits_is_cancelled_at_once_and_the_line_moves_up(desk):
     second, job = ask(desk, "b")
     third, _ = ask(desk, "c")
     assert [events.get(timeout=5)["ahead"] for events in (second, third)] == [1, 2]
-    assert desk.cancel(job.id)
+    assert desk.cancel(job.id) == "ended"
     assert second.get(timeout=5) == {"state": "cancelled", "message": "cancelled before its turn"}
     assert third.get(timeout=5)["ahead"] == 1
     assert not desk.cancel(job.id), "cancelled twice"
@@ -175,8 +177,8 @@ def test_one_that_runs_is_cancelled_at_its_next_block_and_the_model_stays(desk):
     assert FakeModel.reached.wait(20)
     until(events, "running")
     after, _ = ask(desk, "a b")
-    assert desk.cancel(job.id)
-    assert desk.cancel(job.id), "twice is once"
+    assert desk.cancel(job.id) == "ending"
+    assert desk.cancel(job.id) == "ending", "twice is once"
     assert events.empty(), "it runs until the block has ended"
     FakeModel.gate.set()
     assert ending(events)[0] == {"state": "cancelled", "message": "cancelled at block 3 of 4"}
@@ -190,7 +192,7 @@ def test_one_whose_model_is_loading_is_cancelled_at_once_and_the_model_is_kept(d
     desk.may_load.clear()
     events, job = ask(desk, "a", "two")
     assert until(events, "loading")["model"] == "two"
-    assert desk.cancel(job.id)
+    assert desk.cancel(job.id) == "ended"
     expected = {"state": "cancelled", "message": "cancelled while two was being loaded"}
     assert events.get(timeout=5) == expected
     assert not desk.cancel(job.id), "twice"
@@ -227,6 +229,41 @@ def test_the_oldest_readings_go_first(desk):
     assert [entry["label"] for entry in desk.history()] == ["e", "d", "c"]
 
 
+def test_the_history_is_bounded_by_bytes_and_keeps_the_latest_in_any_case(desk):
+    ending(ask(desk, "a")[0])
+    (size,) = (
+        sum(v.nbytes for v in vars(r).values() if hasattr(v, "nbytes"))
+        for r in desk.readings.values()
+    )
+    for limit, kept in ((2 * size, ["c", "b"]), (size - 1, ["c"])):
+        desk.limits = Limits(tokens=6, history_bytes=limit)
+        for prompt in "bc":
+            ending(ask(desk, prompt)[0])
+        assert [entry["label"] for entry in desk.history()] == kept
+        assert list(desk.orders) == list(desk.readings)
+
+
+def test_a_model_that_gives_no_sign_is_said_after_some_seconds(desk):
+    assert desk.stalled() == ""
+    desk.limits = Limits(patience=0.05)
+    desk.may_load.clear()
+    loading, _ = ask(desk, "wait")
+    until(loading, "loading")
+    time.sleep(0.1)
+    assert desk.stalled() == "", "a download may take its time"
+    desk.may_load.set()
+    assert FakeModel.reached.wait(20)
+    time.sleep(0.1)
+    assert re.fullmatch(
+        r"the model has not returned for 0 s, after block 2 of 4; if it never does, restart the server",
+        desk.stalled(),
+    )
+    FakeModel.gate.set()
+    ending(loading)
+    ending(ask(desk, "a")[0])
+    assert desk.stalled() == ""
+
+
 def test_stopping_tells_those_who_wait_and_ends_the_thread(desk):
     running, _ = ask(desk, "wait")
     assert FakeModel.reached.wait(20)
@@ -253,8 +290,9 @@ def test_stopping_tells_those_who_wait_and_ends_the_thread(desk):
         ({"prompt": "x", "top": 0}, "top is 0: expected 1 to 50"),
         ({"prompt": "x", "top": True}, "top is True"),
         ({"prompt": "x", "top": 1e99}, "top is"),
-        ({"prompt": "x", "track": "Paris"}, "a list of at most 32"),
-        ({"prompt": "x", "track": [1] * 33}, "a list of at most 32"),
+        ({"prompt": "x", "track": "Paris"}, "track is 'Paris': expected a list of tokens"),
+        ({"prompt": "x", "track": [*range(33)]}, "33 tokens to track; at most 32 are"),
+        ({"prompt": "x", "model": ["y" * 10_000]}, "no model ['yyyy"),
         ({"prompt": "x", "track": [[]]}, "texts or ids"),
     ],
 )
@@ -263,3 +301,9 @@ def test_an_order_that_does_not_fit_is_refused_in_words(data, words):
         Order.of(data, MODELS, LENSES, Limits())
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+def test_a_token_is_tracked_once():
+    order = Order.of({"prompt": "x", "track": [1, "a", 1] * 20}, MODELS, LENSES, Limits())
+    assert order.track == (1, "a")

@@ -8,18 +8,12 @@ import threading
 
 import pytest
 
-from tests.server.fakes import FakeModel
+from tests.server.fakes import TOKEN, FakeModel, serving
 
 pytest.importorskip("uvicorn")
 
-import uvicorn
-
-from logitlens.server.app import create
 from logitlens.server.desk import ENDINGS, Desk
-from logitlens.server.guard import Guard, names
-from logitlens.server.run import bind
-
-TOKEN = "w0rd-xyz"
+from logitlens.server.order import Limits
 
 
 class Server:
@@ -52,10 +46,14 @@ class Asked:
     def __init__(self, connection, answer):
         self.connection, self.answer = connection, answer
         assert answer.status == 200, answer.read()
-        self.job = None
+        self.job, self.last = None, None
 
     def next(self):
-        event = json.loads(self.answer.readline())
+        """The next event that is new."""
+        event = last = self.last
+        while event == last:
+            event = json.loads(self.answer.readline())
+        self.last = event
         self.job = event.get("job", self.job)
         return event
 
@@ -74,25 +72,14 @@ class Asked:
 def server():
     FakeModel.gate.clear()
     FakeModel.reached.clear()
-    desk = Desk(["one"], lambda name: FakeModel())
-    with bind("127.0.0.1", 0) as sock:
-        port = sock.getsockname()[1]
-        app = Guard(
-            create(desk, ["logit"]), token=TOKEN, hosts=names("127.0.0.1", port, ["box.lan"])[0]
-        )
-        config = uvicorn.Config(app, log_level="error", lifespan="off", access_log=False)
-        inner = uvicorn.Server(config)
-        thread = threading.Thread(target=inner.run, kwargs={"sockets": [sock]})
-        thread.start()
+    desk = Desk(["one"], lambda name: FakeModel(), limits=Limits(patience=0.2))
+    with serving(desk, "box.lan") as port:
         server = Server(desk, port)
         yield server
         FakeModel.gate.set()
         assert desk.stop(20)
         for asked in server.asked:
             asked.close()
-        inner.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 def test_two_askers_wait_for_each_other_and_each_cancels_its_own(server):
@@ -104,7 +91,7 @@ def test_two_askers_wait_for_each_other_and_each_cancels_its_own(server):
     assert second.until("cancelled")["message"] == "cancelled before its turn"
     assert server.cancel(second.job) == 404
     assert third.next()["ahead"] == 1
-    assert server.cancel(first.job) == 204
+    assert server.cancel(first.job) == 202, "it will have ended"
     FakeModel.gate.set()
     assert first.until("cancelled")["message"] == "cancelled at block 3 of 4"
     assert third.until("done")["label"] == "c"
@@ -147,3 +134,20 @@ def test_a_proxy_with_tls_on_this_machine_may_stand_before_it(server):
         answer = connection.getresponse()
         assert (answer.status, bool(answer.read())) == (status, True)
         connection.close()
+
+
+def test_a_model_that_hangs_is_said_to_those_who_wait_and_when_it_returns_so_is_that(server):
+    first, second = server.read("wait"), server.read("b")
+    assert FakeModel.reached.wait(20)
+    first.until("running")
+    assert second.next()["ahead"] == 1
+    assert server.cancel(first.job) == 202
+    for asked in (first, second):
+        message = asked.until("stalled")["message"]
+        assert message.startswith("the model has not returned for ")
+        assert message.endswith(" s, after block 2 of 4; if it never does, restart the server")
+    assert server.cancel(second.job) == 204, "one that waits can leave all the same"
+    third = server.read("c")
+    FakeModel.gate.set()
+    assert first.until("cancelled")["message"] == "cancelled at block 3 of 4"
+    assert third.until("done")["label"] == "c"

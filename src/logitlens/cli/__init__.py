@@ -1,15 +1,16 @@
 """The command line: one file per verb, no logic; every mistake is one line and an exit code.
 
-Exit codes: 0 done, 1 error, 2 usage, 3 a survey with failed shards, 4 model or lens not available,
-130 interrupted. `LOGITLENS_DEBUG=1` shows the traceback. A verb lives in `logitlens.cli.VERB` as
-`command` and is imported when it is called, so that `--help` answers at once.
+Exit codes: 0 done, also where the reader of a pipe has left; 1 error; 2 usage; 4 model or lens not
+available; 130 interrupted, by Ctrl-C or SIGTERM. `LOGITLENS_DEBUG=1` shows the traceback. A verb is
+`logitlens.cli.VERB.command` and is imported when it is called, so that `--help` is quick.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
+import difflib
 import importlib
-import importlib.util
+import itertools
 import os
 import sys
 from typing import Any
@@ -17,19 +18,20 @@ from typing import Any
 import click
 
 from logitlens import __version__
-from logitlens.errors import LogitLensError, ModelNotAvailable, out_of_memory
+from logitlens.cli.options import quoted
+from logitlens.cli.process import gone, prepare, terminable
+from logitlens.errors import FormatError, LogitLensError, ModelNotAvailable, out_of_memory
 
 VERBS = {  # in the order of --help; the line is the first of the command's own help
     "read": "Read one prompt and show what the model would say after every layer.",
     "compare": "Show two readings side by side: two prompts, lenses or models.",
     "view": "Open stored readings as a page, or convert them.",
-    "serve": "Open the page on 127.0.0.1.",
-    "survey": "Read a corpus, and reduce and store what is read.",
+    "serve": "Explore prompts in the browser, on this machine only.",
     "fit": "Fit a tuned or a Jacobian lens to a model.",
     "lens": "List, show, fetch, publish and judge lenses.",
     "check": "Show the anatomy found in a model and the figures of its verification.",
 }
-
+_LONGEST = 1000  # characters of a line: it may quote what was given
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -37,21 +39,36 @@ class Verbs(click.Group):
     """A group that imports a verb when it is called, and turns errors into lines and codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [verb for verb in VERBS if importlib.util.find_spec(f"{__name__}.{verb}")]
+        return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.list_commands(ctx):
+        if cmd_name not in VERBS:
             return None
         return importlib.import_module(f"{__name__}.{cmd_name}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(verb, VERBS[verb]) for verb in self.list_commands(ctx)])
+            formatter.write_dl(list(VERBS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in VERBS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, VERBS, 1)
+            words = itertools.takewhile(lambda word: not word.startswith("-"), args)
+            meant = near[0] if near else f"read {quoted([*words])}"
+            raise click.UsageError(f"no command {name!r}; did you mean: logitlens {meant}", ctx)
+        return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **extra)
-        sys.exit(self._code(*args, **extra))
+        prepare()
+        with terminable():
+            code = self._code(*args, **extra)
+        gone()
+        sys.exit(code)
 
     def _code(self, *args: Any, **extra: Any) -> int:
         """Run, and give the exit code; what went wrong is on stderr in one line."""
@@ -69,23 +86,37 @@ class Verbs(click.Group):
             )
         except click.ClickException as error:
             return _say(_one_line(error.format_message()), error.exit_code)
-        except click.Abort:
+        except (click.Abort, KeyboardInterrupt):
             return _say("interrupted", 130)
+        except BrokenPipeError:
+            return 0
+        except SystemExit as error:  # rich's way to say the same
+            if isinstance(error.__context__, BrokenPipeError):
+                return 0
+            raise
         except Exception as error:
             if os.environ.get("LOGITLENS_DEBUG", "0") not in ("", "0"):
                 raise
             return _say(*explain(error))
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **extra)  # prints --help
+        except BrokenPipeError:
+            raise click.exceptions.Exit(0) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise click.Abort from None
-        except OSError as error:
-            if error.errno != errno.EPIPE:
-                raise
-            # The reader has had enough (`| head`): nothing more can be written, nothing is wrong.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except EOFError as error:  # click would take it for Ctrl-D at a question
+            raise FormatError(f"something that was read has ended too early: {error}") from error
+        except BrokenPipeError as error:
+            if not gone():  # then it was not the reader of our output who left
+                raise ConnectionError(
+                    f"a connection was closed at its other end: {error}"
+                ) from error
             return 0
 
 
@@ -109,12 +140,15 @@ def explain(error: Exception) -> tuple[str, int]:
 
 
 def _one_line(text: str) -> str:
-    """Text without line ends or control characters: it may quote a token or a file name."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+    """Text without line ends or control characters, and not too long: it may quote what was given."""
+    line = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+    half = _LONGEST // 2
+    return line if len(line) <= _LONGEST else f"{line[:half]} … {line[-half:]}"
 
 
 def _say(line: str, code: int) -> int:
-    click.echo(f"logitlens: {line}" if not line.startswith("logitlens") else line, err=True)
+    with contextlib.suppress(OSError):  # nobody reads stderr: the code says it
+        click.echo(f"logitlens: {line}" if not line.startswith("logitlens") else line, err=True)
     return code
 
 

@@ -34,10 +34,12 @@ MOST = 8  # readings on one page
 @reading_options
 @click.option(
     "-o", "--output", metavar="FILE",
-    help="Write the page (.html). Default: print the grids one below the other.",
+    help="Write a page (.html). Default: print the grids one below the other.",
 )  # fmt: skip
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line for each reading.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON instead, one line for each reading."
+)
 @loading_options
 def command(
     prompts: tuple[str, ...],
@@ -52,17 +54,16 @@ def command(
 ) -> None:
     """Show two readings side by side: two prompts, lenses or models.
 
-    Give two prompts, or one prompt with two --lens or two -m; or more, up to eight readings. Tokens
-    are aligned where the prompts are alike, layers by label or by their share of the way through
-    the model.
+    Give two prompts, or one prompt with two --lens or two -m, or more, up to eight readings. Tokens
+    are aligned where the prompts agree, layers by label or by their relative depth in the model.
     """
     count = len(prompts) * len(models) * len(lenses)
     if count < 2:
         raise click.UsageError(
-            "one reading has nothing to compare with: give two prompts, --lens or -m"
+            "nothing to compare: give two prompts, or one prompt with two --lens or two -m"
         )
     if count > MOST:
-        raise click.UsageError(f"that is {count} readings; at most {MOST} stand side by side")
+        raise click.UsageError(f"that is {count} readings; at most {MOST} fit on one page")
     if prompts.count("-") > 1:
         raise click.UsageError("standard input can be read once: give - for one prompt only")
     if output and Path(output).suffix.lower() != ".html":
@@ -112,7 +113,7 @@ def read_all(
 
 
 def summary(readings: Sequence[Reading]) -> list[str]:
-    """For each reading after the first, one line: where it agrees with the first, and its entropy."""
+    """One line for each reading after the first: where it agrees with the first, and its entropy."""
     from logitlens.view.page import align
 
     first = readings[0]
@@ -127,8 +128,8 @@ def summary(readings: Sequence[Reading]) -> list[str]:
         same = sum(first.words[d][i] == other.words[e][j] for d, i, e, j in cells)
         gap = sum(float(other.entropy[e, j] - first.entropy[d, i]) for d, i, e, j in cells)
         lines.append(
-            f"{n} beside 1: {len(places)} aligned positions; the top token is the same at "
-            f"{last} in the last row and in {same} of {len(cells)} cells; mean entropy "
-            f"{gap / len(cells):+.2f} nats"
+            f"{n} vs 1: {len(places)} aligned positions; top tokens agree at {last} of them in the "
+            f"last layer and in {same} of {len(cells)} cells; mean entropy "
+            f"{gap / max(1, len(cells)):+.2f} nats"
         )
     return lines

@@ -17,7 +17,6 @@ from logitlens.cli.options import (
     errors,
     load_model,
     model_options,
-    safe_stdout,
 )
 
 if TYPE_CHECKING:
@@ -270,7 +269,6 @@ def tell(result: Any, paths: Sequence[Path], *, table: bool = True) -> None:
     from logitlens.view import evaluation
 
     if table:
-        safe_stdout()
         click.echo(evaluation.text(result.rows))
     for path in paths:
         if path.suffix == ".parquet":

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +36,7 @@ _LOADING = (
         "--device-map", metavar="MAP", help="Where the weights go: auto, cpu, cuda, cuda:1 …"
     ),
     click.option("--attn", "attn_implementation", metavar="NAME", help="Attention: eager, sdpa …"),
-    click.option("--trust-remote-code", is_flag=True, help="Run code that the model brings along."),
+    click.option("--trust-remote-code", is_flag=True, help="Run code from the model's repository."),
     click.option(
         "--ignore-unexpected",
         is_flag=True,
@@ -78,7 +78,7 @@ _READING = (
     ),
     click.option(
         "-k", "--top", default=10, show_default=True, type=click.IntRange(min=1),
-        help="Likeliest tokens to keep in each cell.",
+        help="Tokens to keep in each cell, the likeliest first.",
     ),
     click.option(
         "--track", multiple=True, metavar="TOKEN", help='Follow a token, like " Paris"; repeatable.'
@@ -104,6 +104,24 @@ def renamed_option(new: str) -> Callable[[click.Context, click.Parameter, Any], 
             )
 
     return refuse
+
+
+class PromptCommand(click.Command):
+    """A command with one prompt, which a shell takes apart where the quotes are missing."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.allow_extra_args = True
+        more = super().parse_args(ctx, args)
+        if more:
+            prompt = quoted([ctx.params["prompt"], *more])
+            raise click.UsageError(f"put the prompt in quotes: {ctx.command_path} {prompt}", ctx)
+        return more
+
+
+def quoted(words: Sequence[str]) -> str:
+    """Words as one argument for a shell."""
+    text = " ".join(words)
+    return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
 
 
 def load_model(source: str, **options: Any) -> LensModel:
@@ -144,8 +162,8 @@ def busy(what: str) -> Iterator[Callable[[str, int, int], None] | None]:
 def prompt_text(prompt: str) -> str:
     """The prompt, from stdin for `-`.
 
-    Not part of it: one line end at its end, which `echo` and editors put there, and a byte order
-    mark at its beginning. Everything else, Windows line ends within it too, is read as it is.
+    Not part of it: one newline at its end, which `echo` and editors put there, and a byte order mark
+    at its beginning. Everything else is read as it is, Windows line ends within it too.
 
     Raises PromptError for bytes that are not UTF-8.
     """
@@ -168,14 +186,15 @@ _NEEDS = {
 
 
 def check_outputs(paths: Sequence[str], suffixes: Sequence[str] | None = None) -> list[Path]:
-    """The outputs, proven writable before a model runs for minutes.
+    """The outputs, tried before a model runs for minutes.
 
     suffixes   what may be written; None: whatever a Reading can be saved as
 
     Raises FormatError for an unknown suffix, MissingExtra where its writer is not installed, OSError
-    where the folder does not exist or cannot be written, or the path is a directory.
+    where the file cannot be written.
     """
     from logitlens.errors import FormatError
+    from logitlens.files import check_writable
     from logitlens.reading import known_suffix
 
     out = []
@@ -185,42 +204,25 @@ def check_outputs(paths: Sequence[str], suffixes: Sequence[str] | None = None) -
         needs = _NEEDS.get(known_suffix(path))
         if needs and importlib.util.find_spec(needs[0]) is None:
             raise MissingExtra(*needs)
-        if path.is_dir():
-            raise OSError(f"cannot write {path}: it is a directory")
-        if not path.parent.is_dir():
-            raise OSError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-        try:
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".logitlens-"):
-                pass
-        except OSError as error:
-            raise OSError(f"cannot write {path}: {error.strerror}") from error
+        check_writable(path)
         out.append(path)
     return out
 
 
-def safe_stdout() -> None:
-    """Let stdout show `␣` as an escape, rather than fail, where its encoding has no such character."""
-    if "utf" not in (getattr(sys.stdout, "encoding", None) or "").lower() and hasattr(
-        sys.stdout, "reconfigure"
-    ):
-        sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
-
-
 def print_json(readings: Sequence[Reading]) -> None:
     """Readings on stdout as JSON, one on each line."""
-    safe_stdout()
+    ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
     for reading in readings:
-        click.echo(json.dumps(reading.to_dict(), ensure_ascii=False, allow_nan=False))
+        click.echo(json.dumps(reading.to_dict(), ensure_ascii=ascii_only, allow_nan=False))
 
 
 def output_console(width: int | None = None) -> Console:
     """The console for results: stdout; without a terminal 120 wide, or COLUMNS."""
     from rich.console import Console
 
-    safe_stdout()
     console = Console(highlight=False, soft_wrap=False)
     if width is None and not console.is_terminal:
-        width = int(os.environ["COLUMNS"]) if os.environ.get("COLUMNS", "").isdigit() else 120
+        width = int(os.environ.get("COLUMNS", 120))
     if width is not None:
         console.width = width
     return console

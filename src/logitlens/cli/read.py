@@ -10,6 +10,7 @@ import click
 
 from logitlens import statistics
 from logitlens.cli.options import (
+    PromptCommand,
     busy,
     check_outputs,
     errors,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 STREAMS = ("resid", "mid", "attn", "mlp")
 
 
-@click.command("read")
+@click.command("read", cls=PromptCommand)
 @click.argument("prompt", metavar="PROMPT|-")
 @model_options
 @reading_options
@@ -61,22 +62,23 @@ STREAMS = ("resid", "mid", "attn", "mlp")
 )
 @click.option(
     "--chunk", type=click.IntRange(min=1), metavar="N",
-    help="For long prompts: run at most N positions at a time, after a cache of those before, and "
-    "read them out at once, so that residuals of N positions only are held.",
+    help="Process long prompts N positions at a time through the KV cache, to bound memory.",
 )  # fmt: skip
 @click.option(
     "-o", "--output", "outputs", multiple=True, metavar="FILE",
     help="Write .html .png .svg .pdf .txt .json or .parquet; repeatable.",
 )  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead, one line for each lens.")
+@click.option("-q", "--quiet", is_flag=True, help="Print no grid; for use with -o.")
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON, one line for each lens, and no grid."
+    "--width", type=click.IntRange(20, 10_000), metavar="COLUMNS", help="Width of the grid."
 )
-@click.option("-q", "--quiet", is_flag=True, help="No grid; with -o.")
-@click.option("--width", type=click.IntRange(min=20), metavar="COLUMNS", help="Width of the grid.")
-@click.option("--values", is_flag=True, default=None, help="Write the numbers into the cells too.")
+@click.option(
+    "--values", is_flag=True, default=None, help="Write the numbers into the cells as well."
+)
 @click.option(
     "--theme", type=click.Choice(["auto", "dark", "light"]), default="auto", show_default=True,
-    help="Ground of the terminal.",
+    help="Terminal background.",
 )  # fmt: skip
 def command(
     prompt: str,
@@ -101,9 +103,9 @@ def command(
 ) -> None:
     """Read one prompt and show what the model would say after every layer.
 
-    PROMPT is text, or - for standard input, whose last line end is not read. Rows are layers, the
-    model's own output at the bottom; columns are the prompt's tokens; each cell holds the
-    top token.
+    PROMPT is text; - reads standard input (a final newline is dropped). Rows are layers, the model's
+    own output at the bottom; columns are the prompt's tokens; each cell holds the likeliest next
+    token.
     """
     paths = check_outputs(outputs)
     text = prompt_text(prompt)
@@ -149,9 +151,7 @@ def show(
 
 def save(readings: list[Reading], names: list[str], path: Path, color: str) -> list[Path]:
     """Write one page of all readings, or one file each (`eiffel.tuned.png`); returns what was written."""
-    viewed: dict[str, Any] = (
-        {"color": color} if path.suffix.lower() not in (".json", ".parquet") else {}
-    )
+    viewed = {"color": color} if path.suffix.lower() not in (".json", ".parquet") else {}
     if len(readings) == 1:
         return [readings[0].save(path, **viewed)]
     if path.suffix.lower() == ".html":

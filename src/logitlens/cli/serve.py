@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import html
 import os
+import tempfile
 import threading
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,6 +18,12 @@ import click
 from logitlens.cli.options import errors, load_model, loading_options
 
 INTERRUPTED = 130  # the only way it ends
+
+
+def _named(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if not value.strip():  # a socket would take it for every address
+        raise click.BadParameter("it is empty: expected an address, or 0.0.0.0 for all of them")
+    return value
 
 
 @click.command("serve")
@@ -24,9 +36,8 @@ INTERRUPTED = 130  # the only way it ends
     help="Offer tuned:PATH or jacobian:PATH besides logit, tuned and jacobian; repeatable.",
 )  # fmt: skip
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, metavar="ADDRESS",
-    help="Address to listen on. Anything else than this machine's own lets others in who know the "
-    "secret word, over a connection that is not encrypted.",
+    "--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", callback=_named,
+    help="Address to listen on. Other addresses admit anyone with the URL, unencrypted.",
 )  # fmt: skip
 @click.option(
     "--port", default=8765, show_default=True, type=click.IntRange(0, 65535),
@@ -34,7 +45,7 @@ INTERRUPTED = 130  # the only way it ends
 )  # fmt: skip
 @click.option(
     "--allow-host", "allow_hosts", multiple=True, metavar="NAME",
-    help="Answer to this name too, as behind a proxy; repeatable.",
+    help="Answer to this name as well, as behind a proxy; repeatable.",
 )  # fmt: skip
 @click.option(
     "--max-tokens", default=4096, show_default=True, type=click.IntRange(min=1),
@@ -54,43 +65,44 @@ def command(
     open_browser: bool,
     **loading: Any,
 ) -> int:
-    """Open the page on 127.0.0.1.
+    """Explore prompts in the browser, on this machine only.
 
-    Type a prompt in the browser and watch it being read; compare readings and export any view as
-    one offline file. The printed address ends in a secret word. Ctrl-C ends it, also while a model
-    runs; the exit code is then 130.
+    Type a prompt and watch it being read; compare readings and export any view as one offline file.
+    The printed address ends in a secret word. Ctrl-C ends the server, even while a model runs; the
+    exit code is then 130.
     """
     from logitlens.server.order import Limits
     from logitlens.server.run import serve
 
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        errors().print(
-            f"listening on {host}: whoever learns the address below can use the model"
-            + (" (with this machine's own name in it)" if host in ("0.0.0.0", "::") else "")
-            + "; the connection is not encrypted",
-            markup=False,
-            soft_wrap=True,
-        )
+    with contextlib.ExitStack() as until_the_end:
 
-    def ready(address: str) -> None:
-        click.echo(address)
-        if open_browser:
-            # a browser may take its time, and asks for the page meanwhile
-            threading.Thread(target=open_page, args=(address,), daemon=True).start()
+        def ready(url: str, local: bool) -> None:
+            if not local:
+                errors().print(
+                    f"listening on {host}: anyone who learns the address below can use the model, "
+                    "over a connection that is not encrypted",
+                    markup=False,
+                    soft_wrap=True,
+                )
+            click.echo(url)
+            if open_browser:
+                page = until_the_end.enter_context(redirecting(url))
+                # a browser may take its time, and asks for the page meanwhile
+                threading.Thread(target=open_page, args=(page,), daemon=True).start()
 
-    try:
-        ended = serve(
-            list(dict.fromkeys(models)),
-            lambda name: load_model(name, **loading),
-            lenses=["logit", "tuned", "jacobian", *extra_lenses],
-            host=host,
-            port=port,
-            allow_hosts=allow_hosts,
-            limits=Limits(tokens=max_tokens),
-            ready=ready,
-        )
-    except KeyboardInterrupt:  # a second one, while the model had its time to end
-        ended = False
+        try:
+            ended = serve(
+                list(dict.fromkeys(models)),
+                lambda name: load_model(name, **loading),
+                lenses=["logit", "tuned", "jacobian", *extra_lenses],
+                host=host,
+                port=port,
+                allow_hosts=allow_hosts,
+                limits=Limits(tokens=max_tokens),
+                ready=ready,
+            )
+        except KeyboardInterrupt:  # a second one, while the model had its time to end
+            ended = False
     errors().print("stopped")
     if not ended:
         # Native code cannot be interrupted, and the interpreter would abort over its thread.
@@ -98,7 +110,31 @@ def command(
     return INTERRUPTED
 
 
-def open_page(address: str) -> None:
+@contextmanager
+def redirecting(url: str) -> Iterator[Path]:
+    """A file of this user's own that opens `url`.
+
+    Every user of the machine can read the arguments that a browser is started with, and the URL holds
+    the secret word.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    descriptor, name = tempfile.mkstemp(  # mode 600
+        prefix="logitlens-", suffix=".html", dir=runtime if os.access(runtime, os.W_OK) else None
+    )
+    page = Path(name)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            address = html.escape(url)
+            file.write(
+                '<!doctype html><meta charset="utf-8"><title>logitlens</title>'
+                f'<meta http-equiv="refresh" content="0;url={address}"><a href="{address}">logitlens</a>\n'
+            )
+        yield page
+    finally:
+        page.unlink(missing_ok=True)
+
+
+def open_page(page: Path) -> None:
     """Open the browser, or say that there is none."""
-    if not webbrowser.open(address):
+    if not webbrowser.open(page.as_uri()):
         errors().print("no browser could be opened; open the address yourself", markup=False)

@@ -130,10 +130,7 @@ class Routes:
         except RecursionError:
             raise PromptError("not JSON: nested too deeply") from None
         if isinstance(data, dict) and "again" in data:
-            track = data.get("track", [])
-            if not isinstance(track, list):
-                raise PromptError("expected a list of tokens to track")
-            data = self.desk.again(str(data["again"]), track)
+            data = self.desk.again(data)
         order = Order.of(data, self.desk.models, self.lenses, self.desk.limits)
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -143,15 +140,23 @@ class Routes:
         async def lines() -> AsyncIterator[bytes]:
             event: dict[str, Any] = {"state": ""}
             while event["state"] not in ENDINGS:
-                event = await events.get()
-                yield json.dumps(event).encode() + b"\n"
+                try:
+                    said = event = await asyncio.wait_for(
+                        events.get(), self.desk.limits.patience if event["state"] else None
+                    )
+                except TimeoutError:  # nothing new: the last event again, unless the model hangs
+                    words = self.desk.stalled()
+                    said = {"state": "stalled", "message": words} if words else event
+                yield json.dumps(said).encode() + b"\n"
 
         return Progress(lines(), lambda: self.desk.cancel(job.id))
 
     async def cancel(self, request: Request) -> Response:
-        if self.desk.cancel(request.path_params["job"]):
-            return Response(status_code=204)
-        return _plain("no such prompt waits or runs here: it has ended", 404)
+        """204: it has ended; 202: it will, before the model's next block."""
+        found = self.desk.cancel(request.path_params["job"])
+        if not found:
+            return _plain("no such prompt waits or runs here: it has ended", 404)
+        return Response(status_code=204 if found == "ended" else 202)
 
     async def manifest(self, request: Request) -> Response:
         head, _ = await self._page(request)
@@ -195,8 +200,8 @@ class Routes:
             reading = self.desk.find(name)
             if reading is None:
                 raise PromptError(
-                    f"no reading {name[:40]!r} here any more: the server keeps the last "
-                    f"{self.desk.limits.history} and forgets all when it ends"
+                    f"no reading {name[:40]!r} here any more: the server keeps the latest, and "
+                    "forgets all when it ends"
                 )
             readings.append(reading)
         return readings

@@ -17,7 +17,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from logitlens.errors import LogitLensError, PromptError, UnsupportedModel, out_of_memory
 from logitlens.reading import Reading
@@ -64,6 +64,8 @@ class Desk:
         self._line: deque[Job] = deque()
         self._running: Job | None = None
         self._loading: str | None = None
+        self._sign = 0.0  # when the model in hand last gave a sign, and where that was
+        self._where = ""
         self._changed = threading.Condition()  # guards everything above
         self._numbers = itertools.count(1)
         self._stopped = False
@@ -89,11 +91,11 @@ class Desk:
             self._tell_place(job, len(self._line) - 1)
             self._changed.notify()
 
-    def cancel(self, name: str) -> bool:
-        """Cancel a job that waits or runs; False where there is none of this id (any more).
+    def cancel(self, name: str) -> Literal["ended", "ending"] | None:
+        """Cancel a job that waits or runs; None where there is none of this id (any more).
 
-        One that waits has ended on return, and one whose model is being loaded too (the model goes
-        on loading, for whoever comes next); one that runs ends before the model's next block.
+        A job that waits has ended on return, as has one whose model is being loaded (the model goes
+        on loading, for whoever comes next); one that runs is "ending", before the model's next block.
         """
         with self._changed:
             if self._running and self._running.id == name and not self._running.over:
@@ -101,14 +103,25 @@ class Desk:
                 job.cancelled = True
                 if self._loading:
                     self._end(job, _cancelled(f"while {self._loading} was being loaded"))
-                return True
+                return "ended" if job.over else "ending"
             for place, job in enumerate(self._line):
                 if job.id == name:
                     del self._line[place]
                     self._end(job, _cancelled("before its turn"))
                     self._tell_line()
-                    return True
-            return False
+                    return "ended"
+            return None
+
+    def stalled(self) -> str:
+        """What to say where the model in hand has given no sign for long; empty where it has."""
+        with self._changed:
+            seconds = time.monotonic() - self._sign
+            if self._running is None or self._loading or seconds < self.limits.patience:
+                return ""
+            return (
+                f"the model has not returned for {seconds:.0f} s, {self._where}; "
+                "if it never does, restart the server"
+            )
 
     def stop(self, wait: float = 0) -> bool:
         """Tell everybody that the server has ended, and end the worker's thread.
@@ -130,16 +143,18 @@ class Desk:
         with self._changed:
             return self.readings.get(name)
 
-    def again(self, name: str, track: list[int | str]) -> Event:
-        """The order of a reading made before, with more tokens to track, as JSON.
+    def again(self, data: Event) -> Event:
+        """The order of a reading made before, `data["again"]`, with more tokens to track, as JSON.
 
         Raises PromptError where the reading is no longer kept.
         """
-        order = self.orders.get(name)
+        name = str(data["again"])
+        with self._changed:
+            order = self.orders.get(name)
         if order is None:
             raise PromptError(f"no reading {name[:40]!r} here any more: read the prompt again")
-        every = list(dict.fromkeys([*order.track, *track]))
-        return {**vars(order), "track": every}
+        more = data.get("track", [])
+        return vars(order) | {"track": [*order.track, *more] if isinstance(more, list) else more}
 
     def history(self) -> list[Event]:
         """The readings kept, newest first."""
@@ -180,6 +195,7 @@ class Desk:
                 if self._stopped:
                     return
                 job = self._running = self._line.popleft()
+                self._seen("before its first block")
                 self._tell_line()
             self._end(job, self._answer(job))
             with self._changed:
@@ -228,15 +244,22 @@ class Desk:
 
         def progress(phase: str, done: int, total: int) -> None:
             nonlocal told
+            where = f"{_PHASES.get(phase, phase)} {done:,} of {total:,}"
             if job.cancelled:
-                raise Cancelled(f"at {_PHASES.get(phase, phase)} {done:,} of {total:,}")
-            now = time.monotonic()
+                raise Cancelled(f"at {where}")
+            now = self._seen(f"after {where}")
             if phase != told[0] or now - told[1] >= _TOLD_EVERY:
                 told = phase, now
                 event = {"state": "running", "phase": phase, "done": done, "total": total}
                 self._tell(job, event | facts)
 
         return progress
+
+    def _seen(self, where: str) -> float:
+        """Note that the model has given a sign just now."""
+        with self._changed:
+            self._sign, self._where = time.monotonic(), where
+            return self._sign
 
     def _keep(self, job: Job, reading: Reading) -> Event:
         """Add to the history, which is what makes a job done. Raises Cancelled."""
@@ -245,13 +268,19 @@ class Desk:
                 raise Cancelled("at the last moment")
             name = f"r{next(self._numbers)}"
             self.orders[name], self.readings[name] = job.order, reading
-            while len(self.readings) > self.limits.history:
+            while len(self.readings) > self.limits.history or (
+                len(self.readings) > 1 and self._bytes() > self.limits.history_bytes
+            ):
                 oldest, _ = self.readings.popitem(last=False)
                 del self.orders[oldest]
             seconds = round(time.monotonic() - job.began, 3)
             event = {"state": "done", "seconds": seconds, **_entry(name, reading)}
             self._end(job, event)
             return event
+
+    def _bytes(self) -> int:
+        arrays = (vars(reading).values() for reading in self.readings.values())
+        return sum(getattr(value, "nbytes", 0) for values in arrays for value in values)
 
     def _get(self, name: str, job: Job) -> Any:
         """The model, loaded in place of another if need be. Raises Cancelled."""
@@ -265,6 +294,7 @@ class Desk:
                 self._drop()
                 self._model = (name, self._load(name))
             finally:
+                self._seen("before its first block")
                 self._loading = None
         if job.cancelled:
             raise Cancelled("before the model ran")

@@ -8,11 +8,21 @@ this server's own.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
+import os
 import socket
-from collections.abc import Iterable
+import sys
+import traceback
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 MAX_BODY = 256 * 1024
 HEADERS = {
@@ -28,30 +38,33 @@ HEADERS = {
 }
 
 
-class Guard:
-    """ASGI middleware: refuses in words, and adds the security headers to every answer."""
+def complain(line: str, error: BaseException | None = None) -> None:
+    """Say on stderr, in one line, what went wrong; with its traceback under LOGITLENS_DEBUG=1."""
+    print(" ".join(f"logitlens serve: {line}".split())[:1000], file=sys.stderr, flush=True)
+    if error is not None and os.environ.get("LOGITLENS_DEBUG", "0") not in ("", "0"):
+        traceback.print_exception(error)
 
-    def __init__(self, app: Any, *, token: str, hosts: Iterable[str], any_address: bool = False):
+
+class Guard:
+    """ASGI middleware: refuses in words, adds the security headers to every answer, and lets no error out."""
+
+    def __init__(self, app: App, *, token: str, hosts: Iterable[str], any_address: bool = False):
         self.app = app
         self.token = token
         self.hosts = {host.lower() for host in hosts}
         self.any_address = any_address  # bound to 0.0.0.0: any literal address is this machine
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+            return  # no WebSockets here, and nothing to start or to end
 
-        async def guarded_send(message: Any) -> None:
+        async def guarded_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 known = {key.lower() for key, _ in message["headers"]}
+                added = ((k.encode(), v.encode()) for k, v in HEADERS.items())
                 message["headers"] = [
                     *message["headers"],
-                    *(
-                        (k.encode(), v.encode())
-                        for k, v in HEADERS.items()
-                        if k.encode() not in known
-                    ),
+                    *((k, v) for k, v in added if k not in known),
                 ]
             await send(message)
 
@@ -65,10 +78,18 @@ class Guard:
             await guarded_send({"type": "http.response.start", "status": 307, "headers": place})
             await guarded_send({"type": "http.response.body", "body": b""})
             return
-        inner = dict(scope, path=scope["path"][len(prefix) :] or "/")
-        await self.app(inner, _limited(receive), guarded_send)
+        body = _Body(receive)
+        inner = dict(scope, path=scope["path"][len(prefix) :])
+        try:
+            await self.app(inner, body.receive, guarded_send)
+        except asyncio.CancelledError:
+            pass  # the server ends, and had its time to answer
+        except Exception as error:
+            if not body.gone:  # else nobody waits for the answer
+                what = f"{type(error).__name__}: {error}"
+                complain(f"unexpected, at {scope['method']} {inner['path']}: {what}", error)
 
-    def _refuse(self, scope: Any) -> tuple[int, str] | None:
+    def _refuse(self, scope: Message) -> tuple[int, str] | None:
         """(status, words) for a request that may not pass."""
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
         host = headers.get("host", "")
@@ -77,13 +98,19 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and origin.lower() != f"{scope['scheme']}://{host}".lower():
             return 403, "requests from other sites are not answered"
-        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not (
+            # a link that opens the page in a tab, as the file does that the browser is started with
+            scope["path"] == f"/{self.token}/"
+            and headers.get("sec-fetch-mode") == "navigate"
+            and headers.get("sec-fetch-dest") == "document"
+        ):
             return 403, "requests from other sites are not answered"
-        first = scope["path"].split("/")[1]
-        if not hmac.compare_digest(first.encode(), self.token.encode()):
+        first = scope["path"].removeprefix("/").partition("/")[0]
+        whole = scope["path"].startswith("/")  # not `*` or `host:port`, as of OPTIONS and CONNECT
+        if not (whole and hmac.compare_digest(first.encode(), self.token.encode())):
             return 403, "open the address that `logitlens serve` printed: it ends in a secret word"
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > MAX_BODY:
+        if not (length.isascii() and length.isdigit()) or int(length[:20]) > MAX_BODY:
             return 413, f"the request is larger than {MAX_BODY // 1024} KiB"
         return None
 
@@ -104,35 +131,49 @@ class TooLarge(Exception):
     """The body has more bytes than its header said or than are allowed."""
 
 
-def _limited(receive: Any) -> Any:
-    """`receive`, counting: a body sent in pieces has the same limit."""
-    seen = 0
+class _Body:
+    """What the asker sends: counted, since a body sent in pieces has the same limit."""
 
-    async def counted() -> Any:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > MAX_BODY:
+    def __init__(self, receive: Receive):
+        self._receive = receive
+        self._seen = 0
+        self.gone = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.gone = self.gone or message["type"] == "http.disconnect"
+        self._seen += len(message.get("body", b""))
+        if self._seen > MAX_BODY:
             raise TooLarge
         return message
 
-    return counted
 
-
-async def _answer(send: Any, status: int, words: str) -> None:
+async def _answer(send: Send, status: int, words: str) -> None:
     body = (words + "\n").encode()
     headers = [
         (b"content-type", b"text/plain; charset=utf-8"),
         (b"content-length", b"%d" % len(body)),
+        *([(b"connection", b"close")] if status == 403 else []),
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-def names(host: str, port: int, extra: Iterable[str] = ()) -> tuple[list[str], bool]:
-    """The Host values to answer to, and whether any literal address is one of them."""
-    loopback = ["127.0.0.1", "localhost", "[::1]"]
-    everywhere = host in ("0.0.0.0", "::", "")
-    own = loopback if host in ("127.0.0.1", "localhost", "::1") or everywhere else [host]
-    plain = [*own, *([socket.gethostname()] if everywhere else []), *extra]
-    return [f"{name}:{port}" for name in plain] + [*plain], everywhere
+def names(
+    host: str, port: int, address: Address, extra: Iterable[str] = ()
+) -> tuple[list[str], bool]:
+    """The Host values to answer to, and whether any literal address is one of them.
+
+    host      as asked for, which may be a name
+    address   what it was bound to
+    """
+    everywhere = address.is_unspecified
+    plain = ["127.0.0.1", "localhost", "[::1]"] if everywhere or address.is_loopback else []
+    own = socket.gethostname() if everywhere else literal(host)
+    plain = list(dict.fromkeys([*plain, own, *extra]))
+    return [*(f"{name}:{port}" for name in plain), *plain], everywhere
+
+
+def literal(host: str) -> str:
+    """A host as it is written in an address."""
+    return f"[{host}]" if ":" in host else host

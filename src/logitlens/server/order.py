@@ -19,6 +19,8 @@ class Limits:
     track: int = 32
     waiting: int = 16  # jobs in line
     history: int = 200  # readings kept; the oldest go first
+    history_bytes: int = 1 << 30  # of their arrays; the latest is kept in any case
+    patience: float = 10  # seconds without a sign of the model before those who wait hear of it
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,20 @@ class Order:
                 "here; `logitlens read` has no such limit"
             )
         if model not in models:
-            raise PromptError(f"no model {model!r} here: expected one of {', '.join(models)}")
+            raise PromptError(f"no model {_short(model)} here: expected one of {', '.join(models)}")
         if lens not in lenses:
-            raise PromptError(f"no lens {lens!r} here: expected one of {', '.join(lenses)}")
+            raise PromptError(f"no lens {_short(lens)} here: expected one of {', '.join(lenses)}")
         if not isinstance(top, int) or isinstance(top, bool) or not 1 <= top <= limits.top:
-            raise PromptError(f"top is {top!r}: expected 1 to {limits.top}")
-        if not isinstance(track, list) or len(track) > limits.track:
-            raise PromptError(f"expected a list of at most {limits.track} tokens to track")
+            raise PromptError(f"top is {_short(top)}: expected 1 to {limits.top}")
+        if not isinstance(track, list):
+            raise PromptError(f"track is {_short(track)}: expected a list of tokens")
         if not all(isinstance(t, (int, str)) and not isinstance(t, bool) for t in track):
             raise PromptError("tokens to track are texts or ids")
-        return Order(prompt, model, lens, top, tuple(track))
+        tokens = tuple(dict.fromkeys(track))
+        if len(tokens) > limits.track:
+            raise PromptError(f"{len(tokens)} tokens to track; at most {limits.track} are")
+        return Order(prompt, model, lens, top, tokens)
+
+
+def _short(value: object) -> str:
+    return repr(value)[:60]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import ipaddress
 import secrets
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from logitlens.errors import MissingExtra
 from logitlens.server.desk import Desk, Loader
+from logitlens.server.guard import Guard, literal, names
 from logitlens.server.order import Limits
 
 GRACE_SECONDS = 2
@@ -21,12 +23,15 @@ def bind(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
-        sock.listen(128)
-    except OSError as error:
+        sock.listen()
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name can be like this
         sock.close()
-        raise OSError(
-            f"cannot listen on {host}:{port} ({error.strerror}): choose another --port, 0 for any free one"
-        ) from error
+        why, advice = str(error), "give an address of this machine"
+        if isinstance(error, OSError):
+            why = error.strerror or why
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                advice = "choose another --port, 0 for any free one"
+        raise OSError(f"cannot listen on {literal(host)}:{port} ({why}): {advice}") from error
     return sock
 
 
@@ -39,51 +44,40 @@ def serve(
     port: int = 8765,
     allow_hosts: Iterable[str] = (),
     limits: Limits | None = None,
-    ready: Callable[[str], None] = print,
+    ready: Callable[[str, bool], None] = lambda url, local: print(url),
     token: str | None = None,
 ) -> bool:
-    """Serve until interrupted. `load` makes a LensModel of a name; `ready` is told the address.
+    """Serve until interrupted.
+
+    load    makes a LensModel of a name
+    ready   is called once with the URL, and whether only this machine can reach it
 
     A prompt that is being read ends before the model's next block. Returns False where it has not
-    ended within GRACE_SECONDS: its thread is in the midst of native code.
+    ended within GRACE_SECONDS: its thread is in native code.
 
     Raises MissingExtra without starlette and uvicorn, OSError where the port is taken.
     """
     try:
-        import uvicorn
-
         from logitlens.server.app import create
+        from logitlens.server.connection import listener
     except ImportError as error:
         raise MissingExtra("starlette and uvicorn", "serve", "the local page") from error
-    from logitlens.server.guard import Guard, names
 
     token = token or secrets.token_urlsafe(16)
     with bind(host, port) as sock:
         port = sock.getsockname()[1]
-        known, anywhere = names(host, port, allow_hosts)
+        address = ipaddress.ip_address(sock.getsockname()[0].partition("%")[0])
+        known, anywhere = names(host, port, address, allow_hosts)
+        shown = "127.0.0.1" if anywhere else literal(host)
         desk = Desk(models, load, limits=limits)
-        app: Any = Guard(create(desk, lenses), token=token, hosts=known, any_address=anywhere)
-        config = uvicorn.Config(
-            app,
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
-        shown = "127.0.0.1" if anywhere else f"[{host}]" if ":" in host else host
-
-        class Server(uvicorn.Server):
-            async def startup(self, *args: Any, **options: Any) -> None:
-                await super().startup(*args, **options)
-                ready(f"http://{shown}:{port}/{token}/")  # from here on Ctrl-C is heard
-
-            def handle_exit(self, *args: Any) -> None:
-                desk.stop()  # those who wait hear it, so that no connection has to be cut
-                super().handle_exit(*args)
-
+        app = Guard(create(desk, lenses), token=token, hosts=known, any_address=anywhere)
         try:
-            Server(config).run(sockets=[sock])
+            listener(
+                app,
+                ready=lambda: ready(f"http://{shown}:{port}/{token}/", address.is_loopback),
+                stopping=desk.stop,  # those who wait hear it, so that no connection has to be cut
+                grace=GRACE_SECONDS,
+            ).run(sockets=[sock])
         except KeyboardInterrupt:
             pass  # uvicorn has ended in order and raises the signal again
         finally:

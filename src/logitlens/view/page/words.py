@@ -9,6 +9,7 @@ from typing import Any
 
 from logitlens.reading import Reading
 from logitlens.select import EMBED, layer_number
+from logitlens.view.words import check_text
 
 _LENSES = {
     "logit": (
@@ -65,7 +66,7 @@ def about(reading: Reading) -> dict[str, Any]:
     if stream != "resid":
         badge += f" of {stream}"
     revision = str(reading.meta.get("revision") or "")
-    ok, check = reading.check_text()
+    ok, check = check_text(reading)
     return {
         "model": model + (f" @{revision[:8]}" if revision else ""),
         "lens": badge,
