@@ -3,7 +3,7 @@
     python benchmarks/run.py                      # everything (three quarters of an hour on two cores)
     python benchmarks/run.py --threads 1          # the same on one thread
     python benchmarks/run.py --only small         # a minute: does it all run?
-    python benchmarks/run.py --report             # render docs/performance.md from the rows again
+    python benchmarks/run.py --report             # render the tables from the rows again
 
 Every contender runs in its own process and environment (benchmarks/environments, installed once
 under .bench/) on the same weights and token ids; repeats are interleaved (one round reads with each
@@ -68,14 +68,14 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="*", choices=list(CONTENDERS), metavar="NAME")
     parser.add_argument("--weights", type=Path, help="where the random models are kept")
     parser.add_argument("--rows", type=Path, default=ROWS)
-    parser.add_argument("--report", action="store_true", help="only render docs/performance.md")
+    parser.add_argument("--report", action="store_true", help="only render the tables")
     options = parser.parse_args()
     if not options.report:
         with tempfile.TemporaryDirectory() as folder:
             for row in measure(options, options.weights or Path(folder)):
                 keep(row, options.rows)
     if options.rows == ROWS:
-        report.write(ROWS, ROOT / "docs")
+        report.write(ROWS, ROOT)
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict]:

@@ -1,9 +1,9 @@
-"""Write the generated parts of README, docs and examples; with --check, fail where they are stale.
+"""Write the generated parts of CONTRIBUTING, docs and examples; with --check, fail where they are stale.
 
     python docs/generate.py            # write
     python docs/generate.py --check    # exit 1 and name each stale file
 
-Generated parts stand between `<!-- generated: NAME -->` and `<!-- /generated -->`.
+Generated parts are between `<!-- generated: NAME -->` and `<!-- /generated -->`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import ast
 import importlib
 import re
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,13 @@ def summary(path: Path) -> str:
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     first = " ".join(docstring.split("\n\n")[0].split())
     return first.rstrip(".") if len(first) <= 110 else first[:107].rsplit(" ", 1)[0] + " …"
+
+
+def contracts() -> str:
+    """The names of the import contracts."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    found = project["tool"]["importlinter"]["contracts"]
+    return "".join(f"- {contract['name']}.\n" for contract in found)
 
 
 def command_help() -> str:
@@ -106,17 +114,19 @@ def notebook(source: Path) -> str:
     return nbformat.writes(book) + "\n"
 
 
-REGIONS: dict[str, Callable[[], str]] = {"tree": tree, "help": command_help}
+REGIONS: dict[str, Callable[[], str]] = {
+    "tree": tree,
+    "contracts": contracts,
+    "help": command_help,
+}
 
 
 def generated() -> dict[Path, str]:
     """Every file with generated parts → its content as it should be."""
     out: dict[Path, str] = {}
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for path in [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = path.read_text(encoding="utf-8")
-        fresh = REGION.sub(
-            lambda m: m[1] + REGIONS[m[2]]() + m[3] if m[2] in REGIONS else m[0], text
-        )
+        fresh = REGION.sub(lambda m: m[1] + REGIONS[m[2]]() + m[3], text)
         if REGION.search(text):
             out[path] = fresh
     tutorial = ROOT / "examples" / "tutorial.py"

@@ -14,8 +14,14 @@ import yaml
 import logitlens
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "src" / "logitlens" / "demo" / "README.md",
+]
 BLOCK = re.compile(r"^```(python|bash)( no-run)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NAMED = re.compile(r"`([\w./-]+(?:\.(?:py|md|toml|lock|sh)|/))`")
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
 
 
@@ -75,6 +81,14 @@ def test_command_lines_run(page, lines, tmp_path, monkeypatch):
 def test_relative_links_lead_somewhere(page, targets):
     for target in targets:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_file_that_contributing_names_exists():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(NAMED.findall(text)) - {".bench/"}
+    assert {"statistics.py", "lenses/base.py", ".ci/"} & named
+    places = (ROOT, ROOT / "src" / "logitlens")
+    assert [n for n in sorted(named) if not any((p / n).exists() for p in places)] == []
 
 
 def test_the_version_and_its_date_are_the_same_everywhere():

@@ -1,11 +1,12 @@
-"""The plots of docs/performance.md: contenders as bars, the readout alone as it scales."""
+"""The plots of the benchmarks: contenders as bars, the readout alone as it scales."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 TITLES = {"gpt2": "GPT-2's shape, float32", "128k": "128k vocabulary, 16 blocks of 2,048, bfloat16"}
-AXES = {"T": "positions", "L": "depths", "V": "vocabulary", "k": "top k"}
+AXES = {"T": "positions", "L": "layers", "V": "vocabulary", "k": "top k"}
+READ = ("product", "torch", "numba", "naive")  # by the sweeps
 OURS, FLOOR, OTHERS = "#0f6bd7", "#8a8f98", "#e0a458"
 LEAST = 6  # contenders a case must have to be drawn
 
@@ -23,7 +24,7 @@ def longest(rows: list[dict]) -> list[list[dict]]:
     return [best[shape] for shape in TITLES if shape in best]
 
 
-def contenders(rows: list[dict], images: Path) -> None:
+def contenders(rows: list[dict], path: Path) -> None:
     """Bars, one row of panels for each shape: seconds, and peak memory."""
     cases = longest(rows)
     if not cases:
@@ -47,7 +48,7 @@ def contenders(rows: list[dict], images: Path) -> None:
         )
         left.set_xlabel("seconds, median")
         right.set_xlabel("MB at most beyond the loaded model")
-    _save(figure, images / "contenders.svg")
+    _save(figure, path)
 
 
 def _bars(panel, names: list[str], values: list[float], colours: list[str], words) -> None:
@@ -82,13 +83,13 @@ def _megabytes(value: float) -> str:
 
 
 def kernel_rows(rows: list[dict]) -> list[dict]:
-    """Rows of the sweeps, of the most threads they were measured with."""
-    found = [r for r in rows if r["kind"] == "kernel" and "p50" in r]
+    """Rows of the sweeps and of what they read today, of the most threads they were measured with."""
+    found = [r for r in rows if r["kind"] == "kernel" and "p50" in r and r["contender"] in READ]
     most = max((r["threads"] for r in found), default=0)
     return [r for r in found if r["threads"] == most]
 
 
-def scaling(rows: list[dict], images: Path) -> None:
+def scaling(rows: list[dict], path: Path) -> None:
     """Four panels: seconds over T, L, V and k."""
     found = kernel_rows(rows)
     if not found:
@@ -114,7 +115,7 @@ def scaling(rows: list[dict], images: Path) -> None:
     words = {"product": "floor: product", "naive": "naive"}
     labels = [words.get(label, f"logitlens ({label})") for label in labels]
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
-    _save(figure, images / "scaling.svg")
+    _save(figure, path)
 
 
 def _pyplot():
@@ -130,6 +131,6 @@ def _pyplot():
 def _save(figure, path: Path) -> None:
     from matplotlib import pyplot
 
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

@@ -1,8 +1,13 @@
-"""docs/performance.md from the rows alone: the newest row of each case, of one machine."""
+"""The tables of the benchmarks from the rows alone: the newest row of each case, of one machine.
+
+docs/performance.md gets the one table and the one plot that most people want, benchmarks/README.md all
+the others.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.readout import figures, machine
@@ -17,20 +22,23 @@ WAYS = {"mm": "`torch.mm`", "linear": "oneDNN's linear"}
 FLOOR = "floor: product + forward pass"
 
 
-def write(rows_path: Path, docs: Path) -> None:
-    """Replace what stands between the marks of docs/performance.md; draw the plots beside it."""
+def write(rows_path: Path, root: Path) -> None:
+    """Replace what is between the marks of both pages under `root`; draw the plots."""
     rows = newest(rows_path)
     if not rows:
         raise SystemExit(f"{rows_path.name} has no rows of today's form: make bench measures them")
-    page = docs / "performance.md"
-    text = page.read_text()
-    head, rest = text.split(BEGIN)
+    _fill(root / "docs" / "performance.md", rows, (overview, bars, origin))
+    others = (who, reading, single, start, kernels, memory, long, origin)
+    _fill(root / "benchmarks" / "README.md", rows, others)
+    figures.contenders(rows, root / "docs" / "images" / "contenders.svg")
+    figures.scaling(rows, root / "benchmarks" / "scaling.svg")
+
+
+def _fill(page: Path, rows: list[dict], makers: tuple[Callable[[list[dict]], str], ...]) -> None:
+    head, rest = page.read_text(encoding="utf-8").split(BEGIN)
     _, tail = rest.split(END)
-    makers = (overview, bars, who, reading, single, start, kernels, memory, long, origin)
-    blocks = [block for block in (make(rows) for make in makers) if block]
-    page.write_text(head + BEGIN + "\n\n" + "\n\n".join(blocks) + "\n\n" + END + tail)
-    figures.contenders(rows, docs / "images")
-    figures.scaling(rows, docs / "images")
+    blocks = "\n\n".join(block for block in (make(rows) for make in makers) if block)
+    page.write_text(f"{head}{BEGIN}\n\n{blocks}\n\n{END}{tail}", encoding="utf-8")
 
 
 def newest(path: Path) -> list[dict]:
@@ -57,7 +65,7 @@ def who(rows: list[dict]) -> str:
         return ""
     first = {r["contender"]: r for r in rows if r["kind"] == "first"}
     lines = ["**Who reads**", ""]
-    lines += ["| | gives, per depth and position | its environment | first result, s |"]
+    lines += ["| | gives, per layer and position | its environment | first result, s |"]
     lines += ["| --- | --- | --- | ---: |"]
     for name in names:
         row = [r for r in compared if r["contender"] == name][-1]
@@ -194,7 +202,7 @@ def kernels(rows: list[dict]) -> str:
     if not found:
         return ""
     names = list(dict.fromkeys(r["contender"] for r in found))
-    lines = [f"**The readout alone** (seconds, {_count(found[0]['threads'])}; 64 positions × 13 depths, "
+    lines = [f"**The readout alone** (seconds, {_count(found[0]['threads'])}; 64 positions × 13 rows, "
              "50,257 tokens, k = 10, width 768, float32, where not said otherwise)", ""]  # fmt: skip
     lines += ["| | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
     for point in dict.fromkeys((r["axis"], r[r["axis"]]) for r in found):
@@ -202,7 +210,7 @@ def kernels(rows: list[dict]) -> str:
         at = {r["contender"]: r for r in found if (r["axis"], r[r["axis"]]) == point}
         cells = [_s(at[name]["p50"]) if name in at else "" for name in names]
         lines.append(f"| {axis} = {value:,} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n\n![Seconds of a readout over T, L, V and k](images/scaling.svg)"
+    return "\n".join(lines) + "\n\n![Seconds of a readout over T, L, V and k](scaling.svg)"
 
 
 def memory(rows: list[dict]) -> str:
@@ -210,7 +218,7 @@ def memory(rows: list[dict]) -> str:
     found = _most_threads([r for r in rows if r["kind"] == "memory"])
     if not found:
         return ""
-    lines = ["**Memory over length** (13 depths, width 768, 8,192 tokens, float32, made-up "
+    lines = ["**Memory over length** (13 rows, width 768, 8,192 tokens, float32, made-up "
              "residuals; what is kept is the reading itself)", ""]  # fmt: skip
     lines += ["| tokens | peak MB | of which kept | beyond it |", "| ---: | ---: | ---: | ---: |"]
     for r in found:

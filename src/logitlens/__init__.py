@@ -13,9 +13,9 @@ Errors raised on purpose:
     LogitLensError
     ├── ModelNotAvailable (OSError)       no such model, weights or tokenizer; exit code 4
     │   └── LensNotAvailable              no such lens; exit code 4
-    ├── UnsupportedModel (ValueError)     anatomy not found, or the verification failed
+    ├── UnsupportedModel (ValueError)     no anatomy found, or its last row is not the model's
     ├── LensMismatch (ValueError)         a lens made for another model
-    ├── PromptError (ValueError)          text, ids or tracked tokens that cannot be read
+    ├── PromptError (ValueError)          text, ids, tokens, layers or positions that cannot be read
     ├── FormatError (ValueError)          truncated, foreign or newer file; unknown suffix
     ├── FitError (RuntimeError)           a fit that cannot go on; what was good is kept
     └── MissingExtra (ImportError)        an optional dependency is absent
@@ -83,4 +83,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted(__all__)

@@ -5,7 +5,7 @@ on a cluster opens on a laptop.
 
     reading = Reading.load("eiffel.parquet")
     reading.words[-1]              # what the model itself says after each token
-    reading.first(" Paris")        # per position, the first layer whose likeliest token it is
+    reading.first(" Paris")        # per position, the first layer whose top token it is
     reading.save("eiffel.html")    # by suffix: .json .parquet .html .png .svg .pdf .txt
 """
 
@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,6 +30,8 @@ if TYPE_CHECKING:  # views are found at call time, so that the border holds at i
     import pandas
     import pyarrow
     from matplotlib.figure import Figure
+
+    from logitlens.view.options import FigureOptions, FileOptions
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -142,18 +145,18 @@ class Reading:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(L, T, K): layers, positions, likeliest tokens kept."""
+        """(L, T, K): layers, positions, top tokens kept."""
         L, T, K = self.top_ids.shape
         return L, T, K
 
     @property
     def probs(self) -> Floats:
-        """(L, T, K) probabilities of the likeliest tokens."""
+        """(L, T, K) probabilities of the top tokens."""
         return np.exp(self.top_logprobs)
 
     @property
     def words(self) -> list[list[str]]:
-        """L lists of T pieces: the likeliest next token at each layer and position."""
+        """L lists of T pieces: the top token at each layer and position."""
         return [[self.piece(int(token)) for token in row] for row in self.top_ids[:, :, 0]]
 
     @property
@@ -302,25 +305,35 @@ class Reading:
 
     # -- saving and loading -------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str], **options: Any) -> Path:
-        """Write by suffix, whole or not at all: .html .png .svg .pdf .txt .json .parquet.
+    def save(self, path: str | os.PathLike[str], **options: Unpack[FileOptions]) -> Path:
+        """Write atomically, by suffix: .html .png .svg .pdf .txt .json .parquet. Returns the path.
 
-        `options` go to the view (`color="entropy"` …). Returns the path. Raises FormatError for an
-        unknown suffix, OSError where the file cannot be written, MissingExtra for .parquet without
-        pyarrow and for .png .svg .pdf without matplotlib.
+            reading.save("eiffel.html")
+            reading.save("eiffel.pdf", color="kl", layers="0:", figsize=(7, 4))
+
+        Raises FormatError for an unknown suffix, colour or option, OSError where the file cannot be
+        written, MissingExtra for .parquet without pyarrow and for .png .svg .pdf without matplotlib.
         """
         target = Path(path)
         suffix = known_suffix(target)
         if suffix in _DATA_SUFFIXES:
             from logitlens import reading_io
 
+            if options:
+                raise FormatError(f"a {suffix} file has no option {next(iter(options))!r}")
             reading_io.save(self, target)
-        elif suffix in _FIGURE_SUFFIXES:
-            _view("figure").save(self, target, **options)
-        elif suffix == ".html":
-            _view("page").save([self], target, **options)
-        else:
-            _view("terminal").save(self, target, **options)
+            return target
+        try:
+            if suffix in _FIGURE_SUFFIXES:
+                _view("figure").save(self, target, **options)
+            elif suffix == ".html":
+                _view("page").save([self], target, **options)
+            else:
+                _view("terminal").save(self, target, **options)
+        except TypeError as error:
+            if match := re.search(r"unexpected keyword argument ('\w+')", str(error)):
+                raise FormatError(f"a {suffix} file has no option {match[1]}") from error
+            raise
         return target
 
     @staticmethod
@@ -357,8 +370,11 @@ class Reading:
 
     # -- seeing -------------------------------------------------------------------------------
 
-    def figure(self, **options: Any) -> Figure:
-        """The classic heatmap as a matplotlib Figure; see `logitlens.view.figure.figure`."""
+    def figure(self, **options: Unpack[FigureOptions]) -> Figure:
+        """The classic heatmap as a matplotlib Figure; see `logitlens.view.figure.figure`.
+
+        reading.figure(color="entropy", layers="0:", positions="-8:")
+        """
         return _view("figure").figure(self, **options)
 
     def __str__(self) -> str:
@@ -367,25 +383,40 @@ class Reading:
     def __repr__(self) -> str:
         L, T, K = self.shape
         prompt = self.prompt if len(self.prompt) <= 60 else self.prompt[:57] + "…"
-        check = self.meta.get("check") or {}
-        proof = (
-            f"last row = the model's own logits within {check['max_abs_diff']:.1e} nats"
-            if check.get("ok")
-            else "last row not compared with the model"
-        )
         return (
             f"Reading({prompt!r} · {self.meta.get('model', 'model unknown')} · {self.lens_name} lens · "
-            f"{L} layers × {T} positions × top {K} · {proof})"
+            f"{L} layers × {T} positions × top {K} · {self.check_text()[1]})"
         )
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return _view("page.notebook").mimebundle(self)
+
+    def check_text(self) -> tuple[bool | None, str]:
+        """Whether the last row is the model's own (None: not checked), and a sentence that says so."""
+        return check_sentence(self.meta.get("check"))
 
     @property
     def lens_name(self) -> str:
         """`logit`, `tuned` or `jacobian`."""
         lens = self.meta.get("lens")
         return str(lens.get("name", "logit")) if isinstance(lens, Mapping) else str(lens or "logit")
+
+
+def check_sentence(check: Any) -> tuple[bool | None, str]:
+    """`meta["check"]` in words, the same in every view: (ok, sentence); None: there was no check."""
+    if not isinstance(check, Mapping) or "ok" not in check:
+        return None, "last row not checked against the model's own logits"
+    ok, diff, bound, count = (
+        check.get(k) for k in ("ok", "max_abs_diff", "tolerance", "positions")
+    )
+    where = f" at {count} positions" if isinstance(count, int) and count != 1 else ""
+    by = f"{diff:.1e} nats" if isinstance(diff, (int, float)) else "an unknown difference"
+    if ok:
+        return True, f"last row checked against the model's own logits: within {by}{where}"
+    limit = f" (bound {bound:.1e})" if isinstance(bound, (int, float)) else ""
+    return False, (
+        f"last row DIFFERS from the model's own logits by {by}{where}{limit}; do not trust this reading"
+    )
 
 
 def tied_ranks(top_logprobs: NDArray[Any]) -> Ints:

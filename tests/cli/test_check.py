@@ -73,5 +73,5 @@ def test_the_real_thing(shared_data):
     assert "✓ last row equals the model's own logits" in result.stdout
     result = CliRunner().invoke(main, ["read", "Once upon a", "-m", model, "-k", "3"])
     assert (result.exit_code, result.stderr) == (0, "")
-    assert "✓ last row compared with the model's own logits: within" in result.stdout
+    assert "✓ last row checked against the model's own logits: within" in result.stdout
     assert "\x1b" not in result.stdout

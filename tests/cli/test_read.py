@@ -90,7 +90,7 @@ def test_json_is_one_reading_a_line(cli):
 def test_several_lenses_share_one_run_of_the_model(cli):
     result = cli("read", "x", "--lens", "logit", "--lens", "jacobian:/x")
     assert [name for name, _ in cli.model.calls] == ["capture", "readout", "readout"]
-    assert "logit lens: raw, unadjusted" in result.stdout
+    assert "logit lens: no fitted map" in result.stdout
     assert "jacobian:/x lens" in result.stdout
 
 

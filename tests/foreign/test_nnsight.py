@@ -175,7 +175,7 @@ def test_the_documented_example_runs_and_stands_in_the_docs():
         [sys.executable, "-W", "ignore", str(example)], capture_output=True, text=True, cwd=root
     )
     assert "Paris" in done.stdout, done.stderr[-2000:]
-    assert "✓ last row compared" in done.stdout
+    assert "✓ last row checked" in done.stdout
     code = example.read_text(encoding="utf-8").partition("from __future__ import annotations\n\n")[
         2
     ]

@@ -38,12 +38,17 @@ def row(**over):
     return base | over
 
 
+PAGES = ("docs/performance.md", "benchmarks/README.md")
+
+
 def rendered(tmp_path, rows):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    (tmp_path / "performance.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    for page in PAGES:
+        (tmp_path / page).parent.mkdir()
+        (tmp_path / page).write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     report.write(path, tmp_path)
-    return (tmp_path / "performance.md").read_text()
+    return "".join((tmp_path / page).read_text() for page in PAGES)
 
 
 @pytest.mark.parametrize("name", [n for n in HERE if n != "floor"])
@@ -182,7 +187,7 @@ def test_the_report_takes_the_newest_row_and_divides_by_the_floor(tmp_path):
     assert "old" not in text
 
 
-def test_threads_stand_side_by_side_and_each_has_its_own_floor(tmp_path):
+def test_threads_are_side_by_side_and_each_has_its_own_floor(tmp_path):
     rows = [
         row(**TIMES), row(threads=2, **TIMES | {"p50": 0.5}),
         row(contender="naive", **TIMES | {"p50": 3.0}),
@@ -205,10 +210,10 @@ def test_rows_of_other_machines_and_older_forms_are_left_out(tmp_path):
     assert "nnsight" not in text
 
 
-def test_without_rows_the_page_stays_as_it_is(tmp_path):
+def test_without_rows_the_pages_stay_as_they_are(tmp_path):
     with pytest.raises(SystemExit, match="make bench measures them"):
         rendered(tmp_path, [row(format=1, **TIMES)])
-    assert "\nold\n" in (tmp_path / "performance.md").read_text()
+    assert all("\nold\n" in (tmp_path / page).read_text() for page in PAGES)
 
 
 def test_the_bars_are_of_the_longest_prompt_most_read():

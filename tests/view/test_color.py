@@ -1,3 +1,8 @@
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +14,11 @@ from logitlens.errors import FormatError
 from logitlens.view import color
 
 channel = st.integers(0, 255)
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "palette.py"
+_spec = importlib.util.spec_from_file_location("palette", RECIPE)
+palette = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(palette)
 
 
 @given(st.tuples(channel, channel, channel))
@@ -25,21 +35,27 @@ def test_ink_is_legible_among_256_colours(number):
     assert color.contrast(color.xterm_rgb(ink), background) >= color.LEGIBLE
 
 
+def test_the_stops_are_what_the_recipe_prints():
+    done = subprocess.run([sys.executable, RECIPE], capture_output=True, text=True, check=True)
+    printed = dict(line.split() for line in done.stdout.splitlines())
+    assert printed == {name: color._STOPS[name] for name in ("night", "day")}
+
+
 @pytest.mark.parametrize("name", ["night", "day"])
 def test_steps_among_256_colours_follow_the_map(name):
     shown = [color.step_256(t, name)[1] for t in np.linspace(0, 1, 200)]
-    lab = color.to_oklab(np.array(shown) / 255)
+    lab = palette.to_oklab(np.array(shown) / 255)
     rising = np.diff(lab[:, 0]) * (1 if name == "night" else -1)
     assert (rising >= 0).all()
     assert 8 <= (rising > 0).sum() + 1
-    wanted = color.to_oklab(color.table(name, 200) / 255)
+    wanted = palette.to_oklab(color.table(name, 200) / 255)
     assert np.abs(lab[:, 0] - wanted[:, 0]).max() < 0.15
 
 
 @pytest.mark.parametrize("name", ["night", "day"])
 def test_house_maps_are_perceptually_uniform(name):
     # 24 stops: finer ones would measure the rounding to 8 bits instead.
-    lab = color.to_oklab(color.table(name, 24) / 255)
+    lab = palette.to_oklab(color.table(name, 24) / 255)
     steps = np.linalg.norm(np.diff(lab, axis=0), axis=1)
     assert steps.std() / steps.mean() < 0.05
     lightness = np.diff(lab[:, 0]) * (1 if name == "night" else -1)

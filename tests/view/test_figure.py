@@ -72,7 +72,7 @@ def test_every_layer_and_position_by_default(eiffel):
 
 def test_the_caption_carries_the_proof(eiffel):
     fig, _, _ = draw(eiffel)
-    line = "demo · logit lens: raw, unadjusted · float32 on cpu · last row compared with the model's own logits"
+    line = "demo · logit lens: no fitted map · float32 on cpu · last row checked against the model's own logits"
     assert fig.texts[0].get_text().replace("\n", " · ").startswith(line)
     assert not draw(eiffel, caption=False)[0].texts
 

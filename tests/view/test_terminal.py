@@ -110,7 +110,7 @@ def test_few_colours_write_the_values_instead(eiffel, system):
     assert not painted(eiffel, system)
     text = SGR.sub("", ansi(eiffel, system, 140))
     assert f"{100 * eiffel.probs[-1, -1, 0]:.0f}" in text
-    assert "likeliest next token, its probability, %" in text
+    assert "top token, its probability, %" in text
 
 
 def test_no_color_is_honoured(eiffel, monkeypatch):
@@ -182,14 +182,14 @@ def test_tracked_tokens_show_probability_and_rank_at_each_layer(eiffel, reading_
     [
         (
             {"ok": True, "max_abs_diff": 1.2e-6, "tolerance": 1e-4, "positions": 1},
-            "✓ last row compared with the model's own logits: within 1.2e-06 nats",
+            "✓ last row checked against the model's own logits: within 1.2e-06 nats",
         ),
         (
             {"ok": False, "max_abs_diff": 0.5, "tolerance": 1e-4, "positions": 9},
-            "✗ last row compared with the model's own logits: it DIFFERS by 5.0e-01 nats at 9 positions, "
-            "where 1.0e-04 is allowed; do not trust this reading",
+            "✗ last row DIFFERS from the model's own logits by 5.0e-01 nats at 9 positions (bound 1.0e-04); "
+            "do not trust this reading",
         ),
-        (None, "– last row not compared with the model's own logits"),
+        (None, "– last row not checked against the model's own logits"),
     ],
 )
 def test_the_proof_is_shown(reading_of, check, line):
@@ -198,9 +198,7 @@ def test_the_proof_is_shown(reading_of, check, line):
 
 
 def test_model_and_lens_are_named(reading_of):
-    assert "demo · logit lens: raw, unadjusted · float32 on cpu" in terminal.text(
-        reading_of([" a"])
-    )
+    assert "demo · logit lens: no fitted map · float32 on cpu" in terminal.text(reading_of([" a"]))
     meta = {
         "model": "x\x1b[31m\n",
         "lens": {"name": "tuned", "source": "/lenses/gpt2", "hash": "0123456789abcdef"},

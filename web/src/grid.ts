@@ -235,7 +235,8 @@ export class Grid {
       canvas.height = pixelHeight
     }
     this.picture.style.cssText = `width:${scroller.clientWidth}px;height:${scroller.clientHeight}px`
-    canvas.style.cssText = `width:${width}px;height:${height}px;left:${ROW_HEADER}px;top:${this.headerHeight}px`
+    const place = `left:${ROW_HEADER}px;top:${this.headerHeight}px`
+    canvas.style.cssText = `width:${width}px;height:${height}px;${place}`
     return Math.round(scroller.scrollLeft * ratio) / ratio
   }
 

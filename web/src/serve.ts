@@ -61,8 +61,8 @@ export function words(e: Event): string {
 }
 
 /** How far a run is: "block 3 of 8"; nothing where that is not known. */
-export const far = (e: Event) =>
-  e.state == "running" ? `${e.phase!.replace(/s$/, "")} ${e.done} of ${e.total}` : ""
+export const progress = ({ state, phase, done, total }: Event) =>
+  state == "running" ? `${phase!.replace(/s$/, "")} ${done} of ${total}` : ""
 
 /** JSON objects, one on each line, as they arrive. */
 export async function* lines(body: ReadableStream<Uint8Array>): AsyncGenerator<Event> {
@@ -74,16 +74,18 @@ export async function* lines(body: ReadableStream<Uint8Array>): AsyncGenerator<E
     const { done, value } = await reader.read()
     const parts = (rest + (value ?? "")).split("\n")
     rest = parts.pop()!
-    for (const p of parts) if (p) yield JSON.parse(p)
+    for (const part of parts) if (part) yield JSON.parse(part)
     if (done) return
   }
 }
 
-async function get<T>(path: string): Promise<T> {
-  const r = await fetch(path)
-  if (!r.ok) throw Error((await r.text()).trim() || `${r.status} ${r.statusText}`)
-  return r.json()
+/** Ask the server; its refusals are errors whose message is for people. */
+async function ask(path: string, request?: RequestInit): Promise<Response> {
+  const response = await fetch(path, request)
+  if (response.ok) return response
+  throw Error((await response.text()).trim() || `${response.status} ${response.statusText}`)
 }
+const getJSON = async <T>(path: string): Promise<T> => (await ask(path)).json()
 
 class Desk {
   private prompt = h("textarea", {
@@ -104,9 +106,9 @@ class Desk {
   private stop = h("button", { type: "button" }, "Cancel")
   private status = h("p.status", { role: "status" })
   private bar = h("progress", { "aria-label": "Progress" })
-  private far = h("span.lab")
-  /** shown while a prompt is on its way */
-  private way = h("div.way", { hidden: true }, this.bar, this.far, this.stop)
+  private progress = h("span.lab")
+  /** shown while a prompt is being read */
+  private underway = h("div.way", { hidden: true }, this.bar, this.progress, this.stop)
   private list = h("ol.made", { "aria-label": "Readings" })
   private compare = h("button", { type: "button", disabled: true }, "Compare")
   private export = h("a.button", { hidden: true }, "Export file")
@@ -116,24 +118,45 @@ class Desk {
     "Track pins exactly",
   )
   private page = h("div")
-  private made: Entry[] = []
+  private made: Entry[]
+  /** ids of the readings ticked, and of those on the page */
   private chosen: string[] = []
   private shown: string[] = []
   private close?: () => void
   private busy = false
   private job?: string
-  private most: number
 
-  constructor(root: HTMLElement, start: Start) {
-    const label = (text: string, e: HTMLElement) => h("label", h("span.lab", text), e)
-    const options = (e: HTMLSelectElement, list: string[]) =>
-      e.append(...list.map(value => h("option", { value }, value)))
-    options(this.model, start.models)
-    options(this.lens, start.lenses)
-    if (start.loaded) this.model.value = start.loaded
-    this.top.max = String(start.limits.top)
-    this.top.value = String(Math.min(10, start.limits.top))
-    this.most = start.limits.characters
+  constructor(
+    root: HTMLElement,
+    private start: Start,
+  ) {
+    const { model, lens, top, prompt } = this
+    for (const [select, values] of [[model, start.models] as const, [lens, start.lenses] as const]) {
+      select.append(...values.map(value => h("option", { value }, value)))
+    }
+    if (start.loaded) model.value = start.loaded
+    top.max = String(start.limits.top)
+    top.value = String(Math.min(10, start.limits.top))
+    this.made = start.history
+    const box = this.layout()
+    followSystemTheme(box)
+    this.listen()
+    root.append(box, this.page)
+    this.draw()
+    // what the address names, where it is still there; a reading forgotten is not an error here
+    const named = (new URLSearchParams(location.search).get("show") ?? "").split(",")
+    const kept = named.filter(id => this.made.some(entry => entry.id == id))
+    const [latest] = this.made
+    if (latest) void this.show(kept.length ? kept : [latest.id])
+    else {
+      prompt.value = "The Eiffel Tower is in the city of"
+      this.say("Enter reads the prompt; Shift+Enter begins a new line")
+    }
+    prompt.focus()
+  }
+
+  private layout(): HTMLElement {
+    const label = (text: string, control: HTMLElement) => h("label", h("span.lab", text), control)
     const form = h(
       "form.ask",
       this.prompt,
@@ -146,50 +169,34 @@ class Desk {
         this.go,
       ),
     )
-    form.onsubmit = e => {
-      e.preventDefault()
+    form.onsubmit = event => {
+      event.preventDefault()
       void this.read()
     }
-    this.prompt.onkeydown = e => {
+    const motto = "what the model would say if it stopped after each layer"
+    return h(
+      "div.ll.desk",
+      h("div.line", h("h1", "logitlens"), h("span.lab", motto)),
+      form,
+      h("div.now", this.status, this.underway),
+      h("div.row", this.list, h("span.end", this.compare, this.exact, this.export)),
+    )
+  }
+
+  private listen() {
+    this.prompt.onkeydown = event => {
       // Enter reads; Shift+Enter is a line of the prompt
-      if (e.key == "Enter" && !e.shiftKey && !e.isComposing) (e.preventDefault(), void this.read())
+      if (event.key != "Enter" || event.shiftKey || event.isComposing) return
+      event.preventDefault()
+      void this.read()
     }
     this.stop.onclick = () => this.cancel()
     this.compare.onclick = () => this.show(this.chosen)
     this.exact.onclick = () => void this.again()
     this.export.onclick = () => {
-      this.export.href = `api/export/${this.shown}?state=${encodeURIComponent(location.hash.slice(1))}`
+      const state = encodeURIComponent(location.hash.slice(1))
+      this.export.href = `api/export/${this.shown}?state=${state}`
     }
-    const dark = matchMedia("(prefers-color-scheme: dark)"),
-      box = h(
-        "div.ll.desk",
-        h(
-          "div.line",
-          h("h1", "logitlens"),
-          h("span.lab", "what the model would say if it stopped after each layer"),
-        ),
-        form,
-        h("div.now", this.status, this.way),
-        h("div.row", this.list, h("span.end", this.compare, this.exact, this.export)),
-      )
-    const theme = () => {
-      document.documentElement.dataset.theme = box.dataset.theme = dark.matches ? "dark" : "light"
-    }
-    dark.onchange = theme
-    theme()
-    root.append(box, this.page)
-    this.made = start.history
-    this.draw()
-    // what the address names, where it is still there; a reading forgotten is not an error here
-    const named = (new URLSearchParams(location.search).get("show") ?? "")
-      .split(",")
-      .filter(id => this.made.some(m => m.id == id))
-    if (this.made[0]) void this.show(named[0] ? named : [this.made[0].id])
-    else {
-      this.prompt.value = "The Eiffel Tower is in the city of"
-      this.say("Enter reads the prompt; Shift+Enter begins a new line")
-    }
-    this.prompt.focus()
   }
 
   private say(text: string, kind: "" | "problem" = "") {
@@ -198,35 +205,36 @@ class Desk {
     this.status.className = "status " + kind
   }
 
-  private working(busy: boolean) {
+  private setBusy(busy: boolean) {
     this.busy = busy
     // a button that is disabled or hidden while it has the focus would drop it
     this.go.ariaDisabled = String(busy)
-    if (this.way.contains(document.activeElement)) this.prompt.focus()
-    this.way.hidden = !busy
+    if (this.underway.contains(document.activeElement)) this.prompt.focus()
+    this.underway.hidden = !busy
     this.stop.disabled = busy
     this.job = undefined
   }
 
-  /** Tell an event: words for the phase, and how far it is. */
-  private tell(e: Event) {
-    if (e.job && e.job != this.job) {
-      this.job = e.job
+  /** Show an event: words for the phase, and how far it is. */
+  private report(event: Event) {
+    if (event.job && event.job != this.job) {
+      this.job = event.job
       this.stop.disabled = false
     }
-    if (!this.job || !this.stop.disabled) this.say(words(e))
-    this.far.textContent = far(e)
-    if (e.state == "running") {
-      this.bar.max = e.total!
-      this.bar.value = e.done!
-      this.bar.setAttribute("aria-valuetext", far(e))
+    const cancelling = this.job && this.stop.disabled
+    if (!cancelling) this.say(words(event))
+    this.progress.textContent = progress(event)
+    if (event.state == "running") {
+      this.bar.max = event.total!
+      this.bar.value = event.done!
+      this.bar.setAttribute("aria-valuetext", progress(event))
     } else {
-      // no value: on its way, but nobody knows how far
+      // no value: something goes on, but nobody knows how far it is
       for (const name of ["value", "aria-valuetext"]) this.bar.removeAttribute(name)
     }
   }
 
-  /** Ask for an end of what waits or runs; the stream then says that it has ended. */
+  /** Ask to end what waits or runs; the stream then says that it has ended. */
   private cancel() {
     this.prompt.focus()
     this.stop.disabled = true
@@ -235,131 +243,147 @@ class Desk {
     fetch("api/read/" + this.job, { method: "DELETE" }).catch(() => {})
   }
 
-  /** Send orders, one after the other, tell what happens to them, and show the readings. */
-  private async read(orders?: object[]) {
+  /** What the form asks for. */
+  private get order(): object {
+    const track = this.track.value
+    return {
+      prompt: this.prompt.value,
+      model: this.model.value,
+      lens: this.lens.value,
+      top: Number(this.top.value),
+      track: track ? track.split(",") : [],
+    }
+  }
+
+  /** Read the prompt, and show the reading. */
+  private async read() {
     if (this.busy) return
-    const length = [...this.prompt.value].length
-    if (!orders && length > this.most)
-      return this.say(
-        `The prompt has ${length.toLocaleString("en")} characters, at most ${this.most.toLocaleString("en")} are read here`,
-        "problem",
-      )
-    this.working(true)
-    this.tell({ state: "sent" })
+    const { length } = [...this.prompt.value]
+    const { characters } = this.start.limits
+    if (length <= characters) return this.run([this.order])
+    const found = `The prompt has ${length.toLocaleString("en")} characters`
+    this.say(`${found}, at most ${characters.toLocaleString("en")} are read here`, "problem")
+  }
+
+  /** Send orders, one after the other, say what happens to them, and show the readings. */
+  private async run(orders: object[]) {
+    if (this.busy) return
+    this.setBusy(true)
+    this.report({ state: "sent" })
     try {
       const ids: string[] = []
-      let last: Event = { state: "error", message: "the server ended before the reading was done" }
-      for (const order of orders ?? [
-        {
-          prompt: this.prompt.value,
-          model: this.model.value,
-          lens: this.lens.value,
-          top: +this.top.value,
-          track: this.track.value ? this.track.value.split(",") : [],
-        },
-      ]) {
-        const r = await fetch("api/read", {
-          method: "POST",
-          headers: { "content-type": "application/json" },
-          body: JSON.stringify(order),
-        })
-        if (!r.ok) throw Error((await r.text()).trim())
-        for await (const e of lines(r.body!)) if ((last = e).state != "done") this.tell(e)
+      let last: Event | undefined
+      for (const order of orders) {
+        last = await this.follow(order)
         if (last.state == "cancelled") return this.say(words(last))
         if (last.state != "done") throw Error(words(last))
         this.made.unshift(last as Entry)
         ids.push(last.id!)
       }
       await this.show(ids)
-      this.say(words(last))
-    } catch (e) {
-      this.say(
-        e instanceof TypeError
-          ? "The server does not answer: is `logitlens serve` still running?"
-          : (e as Error).message,
-        "problem",
-      )
+      this.say(words(last!))
+    } catch (error) {
+      // fetch has no other words for a server that is gone
+      const gone = error instanceof TypeError
+      const message = "The server does not answer: is `logitlens serve` still running?"
+      this.say(gone ? message : (error as Error).message, "problem")
     } finally {
       this.draw()
-      this.working(false)
+      this.setBusy(false)
     }
+  }
+
+  /** Send an order, report its events, and return the last of them. */
+  private async follow(order: object): Promise<Event> {
+    const response = await ask("api/read", {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify(order),
+    })
+    let last: Event = { state: "error", message: "the server ended before the reading was done" }
+    for await (const event of lines(response.body!)) {
+      last = event
+      if (event.state != "done") this.report(event)
+    }
+    return last
   }
 
   /** Read what is shown again, with the pinned tokens tracked, so that no line has a gap. */
   private async again() {
-    let track: number[] = []
     // the page writes its state into the address a moment after a change
     await new Promise(done => setTimeout(done, 250))
-    try {
-      track = (
-        JSON.parse(new URLSearchParams(location.hash.slice(1)).get("pins") ?? "[]") as number[][]
-      ).flatMap(p => p.slice(1))
-    } catch {
-      /* not an address of ours */
-    }
-    if (track.length) void this.read(this.shown.map(again => ({ again, track })))
+    const track = pinnedIds(location.hash)
+    if (track.length) void this.run(this.shown.map(again => ({ again, track })))
     else this.say("Pin a token first: P, or the pin in a cell’s card")
   }
 
   /** Put readings on the page. */
   private async show(ids: string[]) {
     try {
-      const at = `api/page/${ids}`,
-        manifest = await get<Manifest>(at)
+      const at = `api/page/${ids}`
+      const manifest = await getJSON<Manifest>(at)
+      const read = async (name: string) => (await ask(`${at}/${name}`)).arrayBuffer()
       this.close?.()
-      this.close = await logitlens.mount(
-        this.page,
-        {
-          manifest,
-          async read(name) {
-            const r = await fetch(`${at}/${name}`)
-            if (!r.ok) throw Error((await r.text()).trim())
-            return r.arrayBuffer()
-          },
-        },
-        { hash: true },
-      )
+      this.close = await logitlens.mount(this.page, { manifest, read }, { hash: true })
       this.shown = ids
       history.replaceState(null, "", `?show=${ids}${location.hash}`)
       this.export.hidden = this.exact.hidden = false
       this.draw()
-    } catch (e) {
-      this.say((e as Error).message, "problem")
+    } catch (error) {
+      this.say((error as Error).message, "problem")
     }
   }
 
   private draw() {
-    this.list.replaceChildren(
-      ...this.made.map(m => {
-        const box = h("input", { type: "checkbox", "aria-label": "compare " + m.label })
-        box.checked = this.chosen.includes(m.id)
-        box.onchange = () => {
-          this.chosen = box.checked ? [...this.chosen, m.id].slice(-8) : this.chosen.filter(x => x != m.id)
-          this.draw()
-        }
-        return h(
-          "li",
-          { "aria-current": this.shown.includes(m.id) && "true" },
-          box,
-          h(
-            "button",
-            { type: "button", onclick: () => this.show([m.id]), title: m.label },
-            h("bdi", m.label.slice(0, 60)),
-            h("small", ` ${m.model} · ${m.lens}`),
-          ),
-        )
-      }),
-    )
-    this.compare.disabled = this.chosen.length < 2
-    this.compare.textContent = this.chosen.length < 2 ? "Compare" : `Compare ${this.chosen.length}`
+    const { chosen } = this
+    this.list.replaceChildren(...this.made.map(entry => this.entry(entry)))
+    this.compare.disabled = chosen.length < 2
+    this.compare.textContent = chosen.length < 2 ? "Compare" : `Compare ${chosen.length}`
+  }
+
+  private entry({ id, label, model, lens }: Entry): HTMLElement {
+    const box = h("input", { type: "checkbox", "aria-label": "compare " + label })
+    box.checked = this.chosen.includes(id)
+    box.onchange = () => {
+      const others = this.chosen.filter(other => other != id)
+      this.chosen = box.checked ? [...others, id].slice(-COMPARED) : others
+      this.draw()
+    }
+    const name = h("bdi", label.slice(0, 60))
+    const source = h("small", ` ${model} · ${lens}`)
+    const show = h("button", { type: "button", onclick: () => this.show([id]), title: label }, name, source)
+    return h("li", { "aria-current": this.shown.includes(id) && "true" }, box, show)
+  }
+}
+
+/** Readings compared at most. */
+const COMPARED = 8
+
+function followSystemTheme(box: HTMLElement) {
+  const dark = matchMedia("(prefers-color-scheme: dark)")
+  const apply = () => {
+    document.documentElement.dataset.theme = box.dataset.theme = dark.matches ? "dark" : "light"
+  }
+  dark.onchange = apply
+  apply()
+}
+
+/** Ids of all tokens that the state in an address pins. */
+function pinnedIds(hash: string): number[] {
+  try {
+    const pins = JSON.parse(new URLSearchParams(hash.slice(1)).get("pins") ?? "[]") as number[][]
+    return pins.flatMap(([, ...ids]) => ids)
+  } catch {
+    // not an address of ours
+    return []
   }
 }
 
 export async function serve(root: HTMLElement) {
   try {
-    new Desk(root, await get<Start>("api/start"))
-  } catch (e) {
-    root.append(h("p", { role: "alert" }, (e as Error).message))
+    new Desk(root, await getJSON<Start>("api/start"))
+  } catch (error) {
+    root.append(h("p", { role: "alert" }, (error as Error).message))
   }
 }
 

@@ -60,7 +60,7 @@ describe("decoding", async () => {
     expect([asked.length, reading.ready(3), reading.ready(4)]).toEqual([1, true, false])
   })
 
-  it("knows a token exactly where it is tracked, a candidate, next or among the top, else as a bound", async () => {
+  it("knows a token exactly if it is tracked, a candidate, next or in the top k, else as a bound", async () => {
     const want = fixture.expected[0] as any
     const { trackIds, nextIds, candidateIds } = first
     await first.load(0)

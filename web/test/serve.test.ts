@@ -1,5 +1,5 @@
 import { expect, test } from "vitest"
-import { far, lines, words } from "../src/serve"
+import { lines, progress, words } from "../src/serve"
 
 test("every state has words", () => {
   expect(words({ state: "sent" })).toBe("Sending …")
@@ -21,14 +21,16 @@ test("every state has words", () => {
 })
 
 test("how far a run is", () => {
-  expect(far({ state: "running", phase: "blocks", done: 3, total: 8 })).toBe("block 3 of 8")
-  expect(far({ state: "running", phase: "positions", done: 256, total: 900 })).toBe("position 256 of 900")
-  expect(far({ state: "loading", model: "gpt2" })).toBe("")
+  expect(progress({ state: "running", phase: "blocks", done: 3, total: 8 })).toBe("block 3 of 8")
+  expect(progress({ state: "running", phase: "positions", done: 256, total: 900 })).toBe(
+    "position 256 of 900",
+  )
+  expect(progress({ state: "loading", model: "gpt2" })).toBe("")
 })
 
 test("lines arrive whole, however the stream is cut", async () => {
-  const text = '{"state":"waiting","ahead":0}\n{"state":"loading","model":"模型"}\n{"state":"done"}\n',
-    bytes = new TextEncoder().encode(text)
+  const text = '{"state":"waiting","ahead":0}\n{"state":"loading","model":"模型"}\n{"state":"done"}\n'
+  const bytes = new TextEncoder().encode(text)
   for (const size of [1, 7, 1000]) {
     const body = new ReadableStream<Uint8Array>({
       start(c) {

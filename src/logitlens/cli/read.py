@@ -104,8 +104,7 @@ def command(
     """Read one prompt and show what the model would say after every layer.
 
     PROMPT is text; - reads standard input (a final newline is dropped). Rows are layers, the model's
-    own output at the bottom; columns are the prompt's tokens; each cell holds the likeliest next
-    token.
+    own output at the bottom; columns are the prompt's tokens; each cell holds the top token.
     """
     paths = check_outputs(outputs)
     text = prompt_text(prompt)
@@ -151,7 +150,9 @@ def show(
 
 def save(readings: list[Reading], names: list[str], path: Path, color: str) -> list[Path]:
     """Write one page of all readings, or one file each (`eiffel.tuned.png`); returns what was written."""
-    viewed = {"color": color} if path.suffix.lower() not in (".json", ".parquet") else {}
+    viewed: dict[str, Any] = (
+        {"color": color} if path.suffix.lower() not in (".json", ".parquet") else {}
+    )
     if len(readings) == 1:
         return [readings[0].save(path, **viewed)]
     if path.suffix.lower() == ".html":

@@ -14,7 +14,6 @@ tutorial, which is seaborn's `diverging_palette(255, 0)`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,23 +29,25 @@ RGB = tuple[int, int, int]
 
 MAPS = ("night", "day", "seed")
 
-# Control points (lightness, chroma, hue in degrees), from 0 to 1.
-_PATHS: dict[str, Sequence[tuple[float, float, float]]] = {
-    "night": ((0.24, 0.020, 270), (0.38, 0.090, 272), (0.53, 0.115, 248), (0.70, 0.120, 200),
-              (0.84, 0.150, 155), (0.945, 0.160, 108)),
-    "day": ((0.985, 0.006, 110), (0.90, 0.060, 150), (0.75, 0.095, 195), (0.58, 0.115, 235),
-            (0.43, 0.120, 265), (0.29, 0.110, 285)),
-}  # fmt: skip
+# sRGB stops at even steps, made by recipes/palette.py; between them colours are linear.
+_STOPS = {
+    "night": (
+        "1b1f291f2435232941272e4e2b335b2f3867323f7435467f364e8a365694345f9d3068a52a72ac227bb2"
+        "1785b6078eb90098bb00a1bc00aabc00b3bc02bcbb13c4b924cdb735d5b248dcad5de3a673e89d8aec94"
+        "a1f08ab8f280cef376e3f46ef7f569"
+    ),
+    "day": (
+        "fafaf6f2f6e7e6f2dbd8efd1c8ebcbb9e7c7a9e2c499dcc38ad6c27bd0c16dcac15fc3c151bcc045b5c0"
+        "39adbf2fa5be269dbc1f95ba1c8db71b85b51d7cb12174ad246ca82863a32b5b9d2d52972f4a902f4289"
+        "2f3b812e33782d2c702b2567291e5e"
+    ),
+    # seaborn.diverging_palette(255, 0): its two ends and its middle.
+    "seed": "4676caf2f1f1d53d69",
+}
 _STEPS_256 = {
     "night": (234, 237, 24, 25, 31, 37, 43, 114, 156, 227),
     "day": (255, 152, 80, 38, 31, 25, 19, 17),
 }
-# seaborn.diverging_palette(255, 0): its two ends and its middle, in sRGB 0 … 1; linear between.
-_SEED = (
-    (0.274701, 0.460843, 0.792831),
-    (0.950026, 0.945779, 0.946386),
-    (0.834025, 0.237593, 0.413389),
-)
 
 _BLACK: RGB = (0, 0, 0)
 _WHITE: RGB = (255, 255, 255)
@@ -176,65 +177,14 @@ def rgb(t: float, name: str = "night") -> RGB:
 @lru_cache(maxsize=16)
 def table(name: str = "night", n: int = 256) -> NDArray[np.uint8]:
     """A map as (n, 3) sRGB 0 … 255, read-only. Raises FormatError for a name not in MAPS."""
-    if name == "seed":
-        ends = np.array(_SEED)
-        t = np.linspace(0, 1, n)
-        stops = np.stack([np.interp(t, (0, 0.5, 1), ends[:, c]) for c in range(3)], axis=1)
-    elif name in _PATHS:
-        stops = _even_path(np.array(_PATHS[name], dtype=np.float64), n)
-    else:
+    if name not in _STOPS:
         raise FormatError(f"no colour map {name!r}: expected one of {', '.join(MAPS)}")
-    out = np.rint(np.clip(stops, 0, 1) * 255).astype(np.uint8)
+    stops = np.frombuffer(bytes.fromhex(_STOPS[name]), np.uint8).reshape(-1, 3)
+    t, places = np.linspace(0, 1, n), np.linspace(0, 1, len(stops))
+    even = np.stack([np.interp(t, places, channel) for channel in stops.T], axis=1)
+    out = np.rint(even).astype(np.uint8)
     out.flags.writeable = False
     return out
-
-
-def _even_path(points: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    """A smooth path through OKLCH points, n stops at equal distance in OKLab, as sRGB 0 … 1."""
-    lightness, chroma, hue = points.T
-    knots = np.linspace(0, 1, len(points))
-    fine = np.linspace(0, 1, 4096)
-    angle = np.deg2rad(_smooth(fine, knots, hue))
-    c = _smooth(fine, knots, chroma)
-    lab = np.stack([_smooth(fine, knots, lightness), c * np.cos(angle), c * np.sin(angle)], axis=1)
-    # Out-of-gamut chroma is given up before the distance is measured, or steps would be uneven.
-    lab = to_oklab(np.clip(_oklab_to_srgb(lab), 0, 1))
-    length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(lab, axis=0), axis=1))])
-    even = np.linspace(0, length[-1], n)
-    return _oklab_to_srgb(np.stack([np.interp(even, length, lab[:, i]) for i in range(3)], axis=1))
-
-
-def _smooth(x: NDArray, knots: NDArray, values: NDArray) -> NDArray:
-    """Cubic Hermite interpolation with Catmull-Rom slopes on even knots."""
-    step = knots[1] - knots[0]
-    slopes = np.gradient(values, step)
-    i = np.clip(((x - knots[0]) / step).astype(int), 0, len(knots) - 2)
-    u = (x - knots[i]) / step
-    return (
-        (1 + 2 * u) * (1 - u) ** 2 * values[i] + u * (1 - u) ** 2 * step * slopes[i]
-        + u**2 * (3 - 2 * u) * values[i + 1] + u**2 * (u - 1) * step * slopes[i + 1]
-    )  # fmt: skip
-
-
-def _oklab_to_srgb(lab: NDArray) -> NDArray:
-    m = lab @ np.array(
-        [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728],
-         [1, -0.0894841775, -1.2914855480]]).T  # fmt: skip
-    linear = m**3 @ np.array(
-        [[4.0767416621, -3.3077115913, 0.2309699292], [-1.2684380046, 2.6097574011, -0.3413193965],
-         [-0.0041960863, -0.7034186147, 1.7076147010]]).T  # fmt: skip
-    linear = np.clip(linear, 0, None)
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-
-
-def to_oklab(srgb: NDArray) -> NDArray:
-    """sRGB 0 … 1, (…, 3) → OKLab (…, 3): distances there are near to distances seen."""
-    m = _linear(np.asarray(srgb, np.float64)) @ np.array(
-        [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
-         [0.0883024619, 0.2817188376, 0.6299787005]]).T  # fmt: skip
-    return np.cbrt(m) @ np.array(
-        [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
-         [0.0259040371, 0.7827717662, -0.8086757660]]).T  # fmt: skip
 
 
 def _linear(srgb: NDArray) -> NDArray:

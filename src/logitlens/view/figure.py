@@ -1,4 +1,4 @@
-"""The classic heatmap as a matplotlib Figure: layers down, tokens across, the likeliest word inside.
+"""The classic heatmap as a matplotlib Figure: layers down, positions across, the top token in each cell.
 
     reading.figure()                                   every layer and position, by probability
     reading.figure(color="kl", layers="0:", cmap="seed") no embedding row, the tutorial's colours
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -27,7 +27,8 @@ from logitlens.select import Selection, renamed
 from logitlens.view import color as paint
 from logitlens.view import text as safe
 from logitlens.view.fonts import Fonts
-from logitlens.view.words import check_text, source_text, word
+from logitlens.view.options import FigureOptions
+from logitlens.view.words import source_text, word
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,7 +122,13 @@ def figure(
     return fig
 
 
-def save(reading: Reading, path: str | os.PathLike[str], *, dpi: int = 200, **options: Any) -> None:
+def save(
+    reading: Reading,
+    path: str | os.PathLike[str],
+    *,
+    dpi: int = 200,
+    **options: Unpack[FigureOptions],
+) -> None:
     """Write .png, .svg or .pdf, whole or not at all; the same bytes for the same reading.
 
     `options` are those of `figure`. Raises FormatError, MissingExtra, OSError.
@@ -317,7 +324,7 @@ def _bar(fig: Figure, place: _Layout, mesh: Any, scale: paint.Scale, size: float
 
 def _caption(fig: Figure, reading: Reading, fonts: Fonts, size: float, place: _Layout) -> None:
     """Model, lens and proof, below the grid, in as many lines as its width needs."""
-    parts = [*source_text(reading).split(" · "), check_text(reading)[1]]
+    parts = [*source_text(reading).split(" · "), reading.check_text()[1]]
     small, lines = max(6.0, size - 2), [""]
     room = place.left + place.columns * place.cell
     for part in parts:

@@ -1,4 +1,4 @@
-"""The grid in a terminal: layers down, tokens across, the likeliest next token in every cell.
+"""The grid in a terminal: layers down, positions across, the top token in each cell.
 
     print(terminal.text(reading))                      plain, no escapes
     rich.print(terminal.render(reading, color="kl"))   colours as far as the terminal has them
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Unpack
 
 import numpy as np
 from rich.color import Color
@@ -30,9 +30,8 @@ from logitlens.select import Selection, renamed
 from logitlens.view import color as paint
 from logitlens.view import text as safe
 from logitlens.view.columns import fit_columns, stride_rows
+from logitlens.view.options import GridOptions, Theme
 from logitlens.view.words import check_line, cut_line, source_line, word
-
-Theme = Literal["auto", "dark", "light"]
 
 _DIM = Style(dim=True)
 _LEGEND = 31
@@ -60,7 +59,7 @@ def render(
     height      lines to fit in (default: the terminal's; no limit elsewhere); where not all layers
                 fit, every second, third … counted from the last is shown and a line says so
     layers, positions   what to show, by number, slice or label (`logitlens.select`)
-    top         how many of the final layer's likeliest tokens to list below (default 5, 0: none)
+    top         how many of the final layer's top tokens to list below (default 5, 0: none)
     values      write the values into the cells (default: only where colours cannot show them)
     theme       the ground: `dark`, `light`, or `auto`, from COLORFGBG where set, else dark
 
@@ -81,10 +80,10 @@ def render(
     )
 
 
-def text(reading: Reading, **options: Any) -> str:
+def text(reading: Reading, **options: Unpack[GridOptions]) -> str:
     """The grid as plain text; the options of `render`. Width: COLUMNS or the terminal's, else 120."""
-    width = options.pop("width", None) or shutil.get_terminal_size((120, 50)).columns
-    grid = render(reading, width=width, **options)
+    width = options.get("width") or shutil.get_terminal_size((120, 50)).columns
+    grid = render(reading, **{**options, "width": width})
     console = Console(
         file=StringIO(), width=width, color_system=None, no_color=True, force_terminal=False,
         force_jupyter=False, legacy_windows=False, _environ={},
@@ -94,7 +93,7 @@ def text(reading: Reading, **options: Any) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def save(reading: Reading, path: str | os.PathLike[str], **options: Any) -> None:
+def save(reading: Reading, path: str | os.PathLike[str], **options: Unpack[GridOptions]) -> None:
     """Write the plain text to `path`, whole or not at all, as wide as the reading needs."""
     options.setdefault("width", 10_000)
     write_text(Path(path), text(reading, **options) + "\n")
@@ -201,7 +200,7 @@ class Grid:
         if not brush.paints:
             unit = ", %" if self.scale.statistic.scale == "probability" else ""
             what = "its probability" if self.scale.statistic.color == "prob" else self.scale.label
-            return Text(f"{lead}cells: likeliest next token, {what}{unit}", style=_DIM)
+            return Text(f"{lead}cells: top token, {what}{unit}", style=_DIM)
         bar = [" "] * _LEGEND
         for name, place in self.scale.ticks:
             start = round(place * (_LEGEND - len(name)))

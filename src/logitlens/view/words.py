@@ -1,4 +1,4 @@
-"""The sentences under a picture, the same in every view: source, proof, and what was left out."""
+"""The sentences under a picture, the same in every view: source, check, and what was left out."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _NO_TOKEN = "∅"
 
 
 def word(reading: Reading, row: int, column: int) -> str:
-    """The likeliest next token of a cell, visible; `∅` where the logits were not numbers."""
+    """The top token of a cell, visible; `∅` where the logits were not numbers."""
     token = int(reading.top_ids[row, column, 0])
     return _NO_TOKEN if token < 0 else safe.visible(reading.piece(token))
 
 
 def lens_text(reading: Reading) -> str:
-    """`logit lens: raw, unadjusted`, of which stream, or which fitted lens was used."""
+    """`logit lens: no fitted map`, of which stream; or which fitted lens was used."""
     name = reading.lens_name
     if name == "logit":
         stream = str(reading.meta.get("stream") or "resid")
         of = "" if stream == "resid" else f" of {safe.visible(stream)}"
-        return f"logit lens{of}: raw, unadjusted"
+        return f"logit lens{of}: no fitted map"
     lens = reading.meta.get("lens")
     if not isinstance(lens, Mapping):
         return f"{name} lens: fitted"
@@ -52,36 +52,13 @@ def source_text(reading: Reading) -> str:
     return " · ".join(parts)
 
 
-def check_text(reading: Reading) -> tuple[bool | None, str]:
-    """Whether the last row is the model's own (None: nobody looked), and a sentence that says so."""
-    check = reading.meta.get("check")
-    if not isinstance(check, Mapping) or "ok" not in check:
-        return None, "last row not compared with the model's own logits"
-    diff, tolerance, count = (
-        check.get("max_abs_diff"),
-        check.get("tolerance"),
-        check.get("positions"),
-    )
-    where = f" at {count} positions" if isinstance(count, int) and count != 1 else ""
-    compared = "last row compared with the model's own logits"
-    if not isinstance(diff, (int, float)):
-        return bool(check["ok"]), compared + where
-    if check["ok"]:
-        return True, f"{compared}: within {diff:.1e} nats{where}"
-    bound = f", where {tolerance:.1e} is allowed" if isinstance(tolerance, (int, float)) else ""
-    return (
-        False,
-        f"{compared}: it DIFFERS by {diff:.1e} nats{where}{bound}; do not trust this reading",
-    )
-
-
 def source_line(reading: Reading) -> Text:
     model, _, rest = source_text(reading).partition(" · ")
     return Text.assemble((model, Style(bold=True)), (" · " + rest, _DIM))
 
 
 def check_line(reading: Reading) -> Text:
-    ok, sentence = check_text(reading)
+    ok, sentence = reading.check_text()
     mark, style = {True: ("✓", "green"), False: ("✗", "bold red"), None: ("–", "yellow")}[ok]
     return Text.assemble((f"{mark} ", style), sentence)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from logitlens.reading import Reading
 from logitlens.select import EMBED, layer_number
-from logitlens.view.words import check_text
 
 _LENSES = {
     "logit": (
@@ -66,7 +65,7 @@ def about(reading: Reading) -> dict[str, Any]:
     if stream != "resid":
         badge += f" of {stream}"
     revision = str(reading.meta.get("revision") or "")
-    ok, check = check_text(reading)
+    ok, check = reading.check_text()
     return {
         "model": model + (f" @{revision[:8]}" if revision else ""),
         "lens": badge,
