@@ -16,6 +16,7 @@ import torch
 import logitlens
 from tests.models import tiny_llama
 from tests.placement.tp_worker import FIELDS, IDS
+from tests.readout.heads import eighths
 
 pytest.importorskip("torch.distributed")
 VOCAB = 321  # odd: the last process holds a column less
@@ -29,7 +30,7 @@ def folder(tmp_path_factory):
     with torch.no_grad():
         weight = hf.lm_head.weight
         weight.normal_(std=0.6, generator=torch.Generator().manual_seed(3))
-        weight[200] = weight[10]  # ties: one in each shard
+        weight[210] = weight[10]  # ties: one in each shard
         weight[161] = weight[160]
     path = tmp_path_factory.mktemp("tp")
     hf.save_pretrained(path)
@@ -141,8 +142,8 @@ def test_merging_any_split_equals_the_whole(V, cuts, k):
     from logitlens.readout.head import Head
 
     generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(V, 8, generator=generator) * 3
-    x = torch.randn(3, 4, 8, generator=generator)
+    weight = eighths(torch.randn(V, 8, generator=generator) * 3)
+    x = eighths(torch.randn(3, 4, 8, generator=generator))
     targets = torch.tensor([[4, -1], [49, 20], [21, 0]])
     if V == 300:  # equal rows in several shards: the lower id comes first, and ranks are equal
         weight[4] *= 3

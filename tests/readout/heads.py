@@ -39,6 +39,11 @@ def make_rows(positions: int = 7, depths: int = 5, width: int = 24, seed: int = 
     return final + noise * torch.linspace(2, 0, depths)[None, :, None]
 
 
+def eighths(numbers: torch.Tensor) -> torch.Tensor:
+    """Rounded so that products sum up without rounding, in any order: equal stays equal everywhere."""
+    return (numbers * 8).round() / 8
+
+
 def make_targets(positions: int, vocab: int, count: int = 3, seed: int = 2) -> torch.Tensor:
     """(T, M) ids; the last position's first target is absent, as a next token is."""
     g = torch.Generator().manual_seed(seed)

@@ -11,18 +11,23 @@ from logitlens.errors import MissingExtra, PromptError
 from logitlens.readout import chunked, reference
 from logitlens.readout.chunked import Chunked
 from logitlens.readout.head import Head
-from tests.readout.heads import called, make_head, make_rows, make_targets
+from tests.readout.heads import called, eighths, make_head, make_rows, make_targets
 from tests.readout.truth import judge
 
 KERNELS = ["torch", "numba"] if find_spec("numba") else ["torch"]
 
 
 @pytest.fixture(params=KERNELS)
-def read(request):
+def kernel(request):
+    return request.param
+
+
+@pytest.fixture
+def read(kernel):
     """`Chunked.stats` with each kernel that is installed, and a size of tiles."""
 
     def stats(*given, rows=None, columns=None, **options):
-        return Chunked(request.param, rows, columns).stats(*given, **options)
+        return Chunked(kernel, rows, columns).stats(*given, **options)
 
     return stats
 
@@ -97,8 +102,8 @@ def test_large_vocabulary(read):
 
 
 def test_equal_logits_keep_the_lower_ids_and_rank_one(read):
-    head = Head(5000, torch.ones(5000, 24) * 0.1)
-    x = make_rows(2, 3)
+    head = Head(5000, torch.full((5000, 24), 0.125))
+    x = eighths(make_rows(2, 3))
     ours = read(x, head, 70, torch.tensor([[4999], [0]]), columns=512)
     assert torch.equal(ours.top_ids, torch.arange(70).expand(2, 3, 70))
     assert bool((ours.target_ranks == 1).all())
@@ -106,26 +111,62 @@ def test_equal_logits_keep_the_lower_ids_and_rank_one(read):
 
 
 def test_ties_within_the_top_k(read):
-    weight = make_head(300).weight_VE
-    assert weight is not None
+    weight = eighths(make_head(300).weight_VE)
     head = Head(600, torch.cat([weight, weight]))  # every token twice
-    x, targets = make_rows(3, 4), make_targets(3, 600)
+    x, targets = eighths(make_rows(3, 4)), make_targets(3, 600)
     ours = read(x, head, 9, targets, columns=128)
-    pairs = ours.top_ids[..., :8].unflatten(-1, (4, 2))
-    assert torch.equal(pairs[..., 0] + 300, pairs[..., 1])
-    judge(ours, x, head, 9, targets)
+    truth = reference.stats(x, head, 9, targets)  # no sum was rounded, here or there
+    assert torch.equal(ours.top_ids, truth.top_ids)
+    assert torch.equal(ours.target_ranks, truth.target_ranks)
+
+
+LAID_OUT = {
+    "in order": lambda w: w,
+    "transposed": lambda w: w.T.contiguous().T,
+    "every other row": lambda w: w.repeat_interleave(2, 0)[::2],
+    "every other number": lambda w: w.repeat_interleave(2, 1)[:, ::2],
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("depths", [1, 13, 300])
-def test_a_token_never_ranks_below_its_twin(read, dtype, depths):
+@pytest.mark.parametrize("layers", [1, 13, 300])
+@pytest.mark.parametrize("lay", LAID_OUT.values(), ids=LAID_OUT.keys())
+def test_a_rank_is_one_more_than_the_greater_logits_among_those_that_were_read(
+    kernel, dtype, layers, lay
+):
+    """Sums of the same numbers may differ in the last bit from kernel to kernel of a library. A rank
+    is the count among the logits of the tiles, so that a token never ranks below its twin there."""
     weight = make_head(3000, 48, dtype=dtype).weight_VE
     assert weight is not None
-    head, x = Head(6000, torch.cat([weight, weight])), make_rows(1, depths, 48)
-    first = torch.randint(0, 3000, (1, 30))
-    ours = read(x, head, 5, torch.cat([first, first + 3000], 1), columns=512)
-    assert torch.equal(ours.target_ranks[..., :30], ours.target_ranks[..., 30:])
-    assert bool((ours.target_ranks % 2 == 1).all())  # twins above come in pairs
+    head, x = Head(6000, lay(torch.cat([weight, weight]))), make_rows(1, layers, 48)
+    first = torch.randint(0, 3000, (1, 30), generator=torch.Generator().manual_seed(3))
+    targets = torch.cat([first, first + 3000], 1)
+    ours = Chunked(kernel, columns=512).stats(x, head, 5, targets)
+    tile = chunked.tiles(x, head, compiled=kernel == "numba")
+    z_LV = torch.cat([tile(slice(v, min(6000, v + 512))).clone() for v in range(0, 6000, 512)], 1)
+    for m, target in enumerate(targets[0].tolist()):
+        greater_L = (z_LV > z_LV[:, target, None]).sum(-1)
+        assert torch.equal(ours.target_ranks[0, :, m], 1 + greater_L)
+    same_L30 = z_LV[:, first[0]] == z_LV[:, first[0] + 3000]
+    assert bool(same_L30.any())
+    twins_L230 = ours.target_ranks[0].unflatten(-1, (2, 30))
+    assert torch.equal(twins_L230[:, 0][same_L30], twins_L230[:, 1][same_L30])
+
+
+def test_targets_that_another_kernel_multiplied_are_counted_again(kernel, monkeypatch):
+    head, x, targets = make_head(3000, 48), make_rows(3, 4, 48), make_targets(3, 3000)
+    expected = Chunked(kernel).stats(x, head, 5, targets)
+    exact = chunked.target_logits
+
+    def otherwise(*given):
+        z_PLM = exact(*given)
+        return z_PLM + torch.linspace(-0.1, 0.1, z_PLM.shape[1])[:, None]
+
+    monkeypatch.setattr(chunked, "target_logits", otherwise)
+    ours = Chunked(kernel).stats(x, head, 5, targets)
+    assert torch.equal(ours.target_ranks, expected.target_ranks)
+    assert torch.equal(ours.top_ids, expected.top_ids)
+    judge(ours, x, head, 5, targets)
 
 
 def test_one_huge_logit(read):

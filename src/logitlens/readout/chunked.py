@@ -86,9 +86,14 @@ class Chunked:
         """A block of positions, by the head's weights."""
         L = x_PLE.shape[1]
         tile = tiles(x_PLE, head, compiled=self.kernel == "numba")
-        online = self._online(k, targets_PM, target_logits(tile, x_PLE, targets_PM))
         columns = self.columns or tile_columns(x_PLE.shape[0] * L, head.vocab)
+        online = self._online(k, targets_PM, target_logits(tile, x_PLE, targets_PM))
         stream(tile, head.vocab, columns, online, final)
+        if online.own_PLM.is_cpu and online.differs():
+            # Another kernel multiplied the targets, gathered, than the tiles: count against the tiles'
+            # own numbers. (Seen on no processor yet; on a GPU it would be all too common.)
+            online = self._online(k, targets_PM, online.own_PLM)
+            stream(tile, head.vocab, columns, online)
         return online.result()
 
     def _called(

@@ -30,6 +30,8 @@ from numba.core import config
 from numba.extending import intrinsic
 from torch import Tensor
 
+from logitlens.readout.threads import pool
+
 ROWS, WIDTH = 6, 64  # of 32 registers 24 hold sums: 6 rows × 64 tokens side by side
 FEW = 64  # rows up to which they, not tokens, lie side by side
 GROUP = 8  # tokens multiplied by few rows at once
@@ -111,15 +113,15 @@ class Rows:
         if len(weight_CE) < GROUP:
             none = weight_CE.new_zeros(GROUP - len(weight_CE), weight_CE.shape[1])
             weight_CE = torch.cat([weight_CE, none])
-        numba.set_num_threads(min(self.threads, config.NUMBA_NUM_THREADS))  # pyright: ignore[reportAttributeAccessIssue]
         groups, words, side = self.x_GWR.shape
         multiply, rows = (_few, self.N) if self.few else (_many, groups)
-        multiply(
-            self.kind, self.x_GWR.data_ptr(), rows, side, words,
-            weight_CE.data_ptr(), weight_CE.itemsize * weight_CE.stride(0), len(weight_CE),
-            out_NC.data_ptr(), 4 * out_NC.stride(0),
-            self.work.data_ptr(), 4 * self.work.stride(0), self.threads,
-        )  # fmt: skip
+        with pool(self.threads):
+            multiply(
+                self.kind, self.x_GWR.data_ptr(), rows, side, words,
+                weight_CE.data_ptr(), weight_CE.itemsize * weight_CE.stride(0), len(weight_CE),
+                out_NC.data_ptr(), 4 * out_NC.stride(0),
+                self.work.data_ptr(), 4 * self.work.stride(0), self.threads,
+            )  # fmt: skip
 
 
 class _BFloat(ir.Type):

@@ -15,11 +15,11 @@ import numba
 import numpy as np
 import torch
 from numba import types
-from numba.core import config
 from numba.extending import intrinsic
 from torch import Tensor
 
 from logitlens.readout.online import LOG2E, Online
+from logitlens.readout.threads import pool
 
 LANES = 64  # columns looked at side by side
 LENGTH = 16  # columns a lane covers
@@ -56,8 +56,8 @@ class Fused(Online):
         ]  # fmt: skip
         threads = min(torch.get_num_threads(), self.P)
         if threads > 1:
-            numba.set_num_threads(min(threads, config.NUMBA_NUM_THREADS))  # pyright: ignore[reportAttributeAccessIssue]
-            _tiles(*place, threads, *state)
+            with pool(threads):
+                _tiles(*place, threads, *state)
         else:
             _tile(*place, 0, self.P, *state)
         self.seen += z_NC.shape[1]

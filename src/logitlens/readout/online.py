@@ -34,8 +34,9 @@ LN2 = math.log(2)
 class Online:
     """P positions × L rows; feed every column of the vocabulary once, in order, then `result`.
 
-    targets_PM (int64, −1 = none) and the logits of those targets in every row, target_PLM, which
-    must come from the same product as the tiles, bit by bit if possible: ranks count against them.
+    targets_PM (int64, −1 = none) and the logits of those targets in every row, target_PLM: ranks
+    count what is greater. Where `differs` says afterwards that the tiles held other numbers for them,
+    a token may have been counted above its twin, and the tiles must pass again.
     """
 
     def __init__(self, k: int, targets_PM: Tensor, target_PLM: Tensor):
@@ -136,6 +137,10 @@ class Online:
         own_nL = z_PLC[p, :, self.targets_PM[p, m] - self.seen]
         self.own_PLM[p, :, m] = own_nL
         self.above_PLM[p, :, m] -= (own_nL > self.target_PLM[p, :, m]).double()
+
+    def differs(self) -> bool:
+        """Whether the tiles held other logits of the targets, `own_PLM`, than those counted against."""
+        return bool(((self.own_PLM != self.target_PLM) & ~self.own_PLM.isnan()).any())
 
     def logsumexp(self) -> Tensor:
         """(P, L) float64, nats, of all columns fed so far."""
