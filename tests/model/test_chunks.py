@@ -43,6 +43,8 @@ FAMILIES = {
     "JambaForCausalLM": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "BambaForCausalLM": {"attn_layer_indices": [1, 3], "mamba_chunk_size": 8},
     "Lfm2ForCausalLM": {"layer_types": ["conv", "full_attention"] * 2},
+    "MiniMaxForCausalLM": {},  # a cache of its own kind
+    "WhisperForCausalLM": {"sliding_window": 8},  # an encoder–decoder's
     "MambaForCausalLM": {},
     "RecurrentGemmaForCausalLM": {"attention_window_size": 8},
 }
@@ -128,18 +130,18 @@ def test_no_more_than_a_chunk_of_residuals_is_held(monkeypatch):
     model.read(IDS, chunk=8)  # probed before, so that only the next reading is watched
     held.clear()
     model.read(IDS, chunk=8)
-    assert held == [8, 8, 8, 8, 8, 1]
+    assert held == [1, 8, 8, 8, 8, 8]
 
 
 def test_chunks_shrink_where_the_mask_would_grow(monkeypatch):
-    assert chunks.ends(10, 4) == [4, 8, 10]
+    assert chunks.ends(10, 4) == [1, 5, 9, 10]
     assert chunks.ends(3, 100) == [3]
     stops = chunks.ends(200_000, 1024)
     starts = [0, *stops[:-1]]
     assert stops[-1] == 200_000
-    assert all((b - a) * b <= chunks.MASK or b - a == 16 for a, b in zip(starts, stops))
-    assert stops[0] == 1024
-    sizes = {b - a for a, b in zip(starts[:-1], stops[:-1])}
+    assert all((b - a) * b <= chunks.MASK or b - a <= 16 for a, b in zip(starts, stops))
+    assert stops[:2] == [1, 1025]
+    sizes = {b - a for a, b in zip(starts[1:-1], stops[1:-1])}
     assert sizes == {1024, 512, 256, 128, 64, 32, 16}, "a compiled product is kept for each size"
     monkeypatch.setattr(chunks, "MASK", 20 * 16)
     model = logitlens.load(tiny_gpt2())
@@ -165,15 +167,15 @@ def test_the_cache_goes_with_the_reading(ends_early, monkeypatch):
     rooms = []
 
     class Watched(chunks.Room):
-        def __init__(self, T):
-            super().__init__(T)
+        def __init__(self, layer, T):
+            super().__init__(layer, T)
             rooms.append(weakref.ref(self))
 
     monkeypatch.setattr(chunks, "Room", Watched)
     gc.collect()
     gc.disable()
     try:
-        captured = chunks.capture_chunks(model, IDS, [10, 20, len(IDS)])
+        captured = chunks.capture_chunks(model, IDS, [1, 20, len(IDS)])
         for _ in captured:
             if ends_early:
                 break

@@ -7,7 +7,7 @@ again. Long prompts may run in chunks, see `chunks`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +56,14 @@ class Residuals:
     position_offset: int = 0
 
 
+@dataclass(eq=False)
+class Cache:
+    """What a model keeps of the positions read so far, and the argument by which it takes that."""
+
+    argument: str
+    kept: Any = None
+
+
 def capture(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -64,7 +72,7 @@ def capture(
     stream: str = "resid",
     check_positions: str = "last",
     progress: Progress | None = None,
-    cache: Mapping[str, Any] | None = None,
+    cache: Cache | None = None,
 ) -> list[Residuals]:
     """Token ids of several prompts → their residuals, from one forward pass.
 
@@ -73,8 +81,7 @@ def capture(
     stream    "resid", "mid", "attn" or "mlp"; of a sublayer, depth d is what belongs to block d−1
     check_positions   "last" or "all": where the model's own logits are kept for the proof
     progress  called with ("blocks", done, N) as the blocks return; what it raises ends the pass
-    cache     of one prompt read in chunks: the arguments by which the forward takes the cache of
-              what came before these ids; they are added to it
+    cache     what the model keeps of one prompt's positions before these ids, which are added
 
     Raises PromptError for an empty prompt, UnsupportedModel where the model's forward fails, its
     blocks do not run once each, or its stream has another shape than when it was loaded.
@@ -88,12 +95,16 @@ def capture(
         raise PromptError("a prompt has no tokens: give at least one token id")
     batch = padded(ids, input_device(hf))
     last = sorted({len(i) - 1 for i in ids})
-    extra = dict(batch.extra) | dict(cache or {})
+    extra = dict(batch.extra)
+    if cache is not None:
+        extra |= {"use_cache": True, cache.argument: cache.kept}
     keep_last = check_positions == "last" and "logits_to_keep" in accepts(hf)
     if keep_last:
         extra["logits_to_keep"] = torch.tensor(last, device=batch.ids_BT.device, dtype=torch.long)
     parts, wanted, labels = _parts(model, found, stream, wanted, len(ids))
     output, h_LBTD = _run(hf, found, batch.ids_BT, parts, extra, progress)
+    if cache is not None:
+        cache.kept = getattr(output, cache.argument, None)
     logits = logits_of(hf, output).detach()
     kept = last if keep_last and logits.shape[1] == len(last) else range(logits.shape[1])
     out = []

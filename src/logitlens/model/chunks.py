@@ -1,8 +1,9 @@
 """Read a long prompt in chunks: each runs through the model after the cache of those before it.
 
-Held are that cache, which the model needs in any case, and the residuals of one chunk. The cache is
-made here and forgets nothing: transformers would drop keys wherever a configuration names a window,
-also for models that attend to everything. A model that does have windows masks what is outside them.
+Held are that cache, which the model needs in any case, and the residuals of one chunk. The model makes
+the cache in a first pass of one token; whatever in it would forget is then replaced. transformers drops
+keys wherever a configuration names a window, also for models that attend to everything; a model that
+does have windows masks what is outside them.
 
 Whether a model computes the same in chunks as in one pass is measured before it is relied on, see
 `why_not`.
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers.cache_utils import (
-    DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
@@ -25,11 +25,11 @@ from transformers.cache_utils import (
 )
 
 from logitlens.anatomy.check import compare
-from logitlens.anatomy.forward import accepts, refusing
+from logitlens.anatomy.forward import accepts
 from logitlens.anatomy.probe import probe_ids
 from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.model.batches import rescales_beyond
-from logitlens.model.capture import Progress, Residuals, capture
+from logitlens.model.capture import Cache, Progress, Residuals, capture
 from logitlens.model.tokens import whole
 
 if TYPE_CHECKING:
@@ -46,12 +46,15 @@ COUNTS_POSITIONS = ("window", "chunk", "block", "local", "conv", "kernel")
 
 
 def ends(T: int, size: int) -> list[int]:
-    """Where the chunks of T positions end: `size` each, halved when the mask would grow too large.
+    """Where the chunks of T positions end: after the first position, in which the model makes its
+    cache, then after `size` each, halved when the mask would grow too large.
 
     Few different sizes: libraries keep a compiled product for each they have seen.
     """
-    out = []
-    start = 0
+    if size >= T:
+        return [T]
+    out = [1]
+    start = 1
     while start < T:
         while size > LEAST and size * (start + size) > MASK:
             size = -(-size // 2)
@@ -88,14 +91,21 @@ def capture_chunks(
 ) -> Iterator[tuple[int, Residuals]]:
     """Token ids → (first position, residuals) of the chunks that end at `stops`, as they are run.
 
-    Raises what `capture` raises.
+    Raises UnsupportedModel where the model keeps no cache, and what `capture` raises.
     """
-    cache, start = _cache(model.hf, len(ids)) if len(stops) > 1 else None, 0
+    argument = _cache_argument(model.hf) if len(stops) > 1 else None
+    cache, start = Cache(argument) if argument else None, 0
     for number, stop in enumerate(stops):
         (residuals,) = capture(
             model, [ids[start:stop]], depths=depths, stream=stream, cache=cache,
             progress=_of_all(progress, number, len(stops)),
         )  # fmt: skip
+        if cache is not None and start == 0:
+            if cache.kept is None:
+                raise UnsupportedModel(
+                    f"{type(model.hf).__name__} keeps no cache of keys and values"
+                )
+            _forget_nothing(cache.kept, len(ids))
         yield start, residuals
         del residuals
         if stop < stops[-1]:
@@ -154,7 +164,8 @@ def _difference(model: LensModel, length: int, chunk: int) -> str | None:
     last = [len(model.anatomy.blocks)]
     (whole,) = capture(model, [ids], depths=last)
     stops = [*ends(length - 1, chunk), length]
-    next(capture_chunks(model, ids[::-1], stops))  # what a model keeps elsewhere will show
+    for _ in zip(range(2), capture_chunks(model, ids[::-1], stops)):
+        pass  # what a model keeps elsewhere than in the cache will show
     chunks = [residuals for _, residuals in capture_chunks(model, ids, stops, depths=last)]
     whole_TD = whole.h[-1].float()
     chunks_TD = torch.cat([residuals.h[-1] for residuals in chunks]).float()
@@ -182,34 +193,31 @@ def _cache_argument(hf: Any) -> str | None:
     return next((name for name in ("past_key_values", "cache_params") if name in known), None)
 
 
-def _cache(hf: Any, T: int) -> dict[str, Any]:
-    """What `forward` is given to keep T positions: an empty cache that forgets none of them."""
-    argument = _cache_argument(hf)
-    assert argument is not None, "asked before, by `why_not`"
-    with refusing(hf, "when a cache is made for it"):
-        cache = DynamicCache(config=hf.config)
-    cache.layers = [_forgetting_nothing(layer, T) for layer in cache.layers]
-    return {"use_cache": True, argument: cache}
+def _forget_nothing(cache: Any, T: int) -> None:
+    """Replace the layers of a transformers cache that have a window; give the others room for T.
 
-
-def _forgetting_nothing(layer: Any, T: int) -> Any:
-    """The same kind of cache layer without a window; states of other kinds stay as they are."""
-    if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
-        return Room(T)
-    if type(layer) is LinearAttentionAndSlidingWindowAttentionLayer:
-        return LinearAttentionAndFullAttentionLayer(number_of_states=layer.number_of_states)
-    return layer
+    States of other kinds stay as they are.
+    """
+    cache = getattr(cache, "self_attention_cache", cache)
+    for i, layer in enumerate(getattr(cache, "layers", ())):
+        if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
+            cache.layers[i] = Room(layer, T)
+        elif type(layer) is LinearAttentionAndSlidingWindowAttentionLayer:
+            cache.layers[i] = LinearAttentionAndFullAttentionLayer()
+            vars(cache.layers[i]).update(vars(layer))
 
 
 class Room(DynamicLayer):
-    """A cache layer with memory for T positions from its first keys on.
+    """A cache layer that forgets nothing, with memory for T positions from its first keys on.
 
     `DynamicLayer` joins old and new keys with every chunk: copies that grow, in ever new memory.
     """
 
-    def __init__(self, T: int):
+    def __init__(self, layer: DynamicLayer, T: int):
         super().__init__()
         self.T = T
+        if layer.keys is not None and layer.values is not None:
+            self.update(layer.keys, layer.values)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take the memory; nothing is in it yet."""
