@@ -4,7 +4,7 @@ Without OpenMP and TBB numba has a pool of its own ("workqueue"), which ends the
 thread enters it.
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportPrivateImportUsage=false
 from __future__ import annotations
 
 import threading
