@@ -1,13 +1,13 @@
 # %% [markdown]
 # # The logit lens, by hand and in three lines
 #
-# This is the tutorial that logitlens began with: read every layer's output of a GPT-2 through the
+# This is the tutorial that logitlens began with: read the output of every layer of a GPT-2 through the
 # model's own final norm and unembedding, and see which word it would say. First by hand with
 # [nnsight](https://nnsight.net), as the original does (its `LanguageModel` is now called
-# `TransformersModel`); then the same with logitlens; then both are
-# held against each other. It runs on the model that comes with logitlens, so it needs no download.
+# `TransformersModel`); then with logitlens; then the two are compared. It runs on the model that comes
+# with logitlens, so nothing is downloaded.
 #
-# `pip install 'logitlens[plot,nnsight]'`
+# `pip install 'logitlens[plot,nnsight]' seaborn`
 
 # %%
 import nnsight
@@ -51,7 +51,7 @@ words = [
 input_words = [tokenizer.decode(t) for t in tokenizer(prompt)["input_ids"]]
 
 # %% [markdown]
-# The heatmap: layers down, tokens across, the likeliest word in each cell, its probability as colour.
+# The heatmap: layers down, tokens across, the top token in each cell, its probability as colour.
 
 # %%
 import matplotlib.pyplot as plt
@@ -77,8 +77,8 @@ plt.show()
 # %% [markdown]
 # ## With logitlens
 #
-# Three lines. The reading also holds the ranks, the entropy and the divergence from the final
-# layer, and it has compared its last row with the logits that the model itself computed.
+# Three lines. The reading also holds the ranks, the entropy and the divergence from the final layer, and
+# its last row has been checked against the model's own logits.
 
 # %%
 reading = logitlens.load().read(prompt)
@@ -88,8 +88,8 @@ reading.figure(cmap="seed")
 # %% [markdown]
 # ## The same
 #
-# The hand-made table starts with the output of block 0; a reading starts one row earlier, with the
-# embedding that goes into it.
+# The table made by hand starts with the output of block 0; a reading starts one row earlier, with what
+# goes into block 0.
 
 # %%
 ours = reading.words[1:]
@@ -99,4 +99,4 @@ assert reading.layers[1:] == [str(i) for i in range(len(layers))]
 assert ours == words, "the words differ"
 assert difference < 1e-5, f"the probabilities differ by {difference}"
 print(f"{len(words)} layers × {len(input_words)} tokens: every word equal, ", end="")
-print(f"largest difference of a probability {difference:.1e} (nnsight {nnsight.__version__})")
+print(f"largest difference in probability {difference:.1e} (nnsight {nnsight.__version__})")

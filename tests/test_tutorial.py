@@ -1,4 +1,4 @@
-"""The tutorial runs, as a script and as a notebook, and both ways of reading agree in it."""
+"""The tutorial runs, as a script and as a notebook, and its two ways of reading agree."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SAYS = "every word equal, largest difference of a probability"
+SAYS = "every word equal, largest difference in probability"
 
 
 @pytest.mark.slow

@@ -1,10 +1,10 @@
-"""Fit the two lenses of the bundled model, judge them, and put them into the package.
+"""Fit the two lenses of the bundled model, evaluate them, and put them into the package.
 
     python recipes/demo_lenses/make.py --data ../shared/data/corpus      # after demo_model/make.py
 
-The text is drawn as the model's own training text was (facts and prose in the same mixture, another
-seed), with the tokenizer that ships. Judged on held-out prose and held-out facts
-(`recipes/demo_model/heldout_*.jsonl`), which neither model nor lenses saw.
+The text is drawn as the model's own training text was (the same mixture of facts and prose, another
+seed), with the tokenizer that ships. The lenses are evaluated on held-out prose and held-out facts
+(`recipes/demo_model/heldout_*.jsonl`), which neither the model nor the lenses saw.
 Writes src/logitlens/demo/lenses/{tuned,jacobian}.safetensors and evaluation.json beside this file,
 and the figures into the model card. About ten minutes on two CPU cores.
 """
@@ -55,7 +55,7 @@ JACOBIAN = jacobian.Settings(prompts=64, length=128)
 
 
 def prepare(data: Path, work: Path) -> None:
-    """Token arrays of the training text, unless they are there already."""
+    """Make the token arrays of the training text unless they exist."""
     if not (work / "corpus.npz").is_file():
         tokenizer = Tokenizer.from_file(str(demo.path() / "tokenizer.json"))
         print(build_corpus.build(prose.load(data)[0], tokenizer, work / "corpus.npz"), flush=True)
@@ -65,10 +65,12 @@ def text(work: Path, rows: int, length: int, seed: int) -> corpus.Corpus:
     """`rows` documents of `length` tokens, drawn as the training rows were."""
     sampler = Sampler(work / "corpus.npz", end=0, seed=seed)
     ids_NT, _ = sampler.rows(rows, length)
-    return corpus.from_ids(ids_NT.astype(np.int32), "the training mixture of the model, drawn anew")
+    return corpus.from_ids(
+        ids_NT.astype(np.int32), "the training mixture of the model, another draw"
+    )
 
 
-def judge(model: logitlens.LensModel) -> evaluate.Evaluation:
+def assess(model: logitlens.LensModel) -> evaluate.Evaluation:
     """All three lenses on held-out prose and held-out facts."""
     held = corpus.read(HELD_OUT / "heldout_prose.jsonl", model)
     found = facts.read(HELD_OUT / "heldout_facts.jsonl", model)
@@ -94,16 +96,15 @@ def section(result: evaluate.Evaluation, seconds: dict[str, float]) -> str:
         f"over {lenses['jacobian']['corpus']['documents']:,} prompts of 128 tokens "
         f"({seconds['jacobian'] / 60:.0f} minutes). `--lens tuned` and `--lens jacobian` find them.",
         "",
-        f"Judged on {meta['tokens']:,} tokens of held-out prose and {meta['facts']:,} held-out facts "
+        f"Evaluated on {meta['tokens']:,} tokens of held-out prose and {meta['facts']:,} held-out facts "
         "by `recipes/demo_lenses/make.py` (95 % intervals in `recipes/demo_lenses/evaluation.json`). "
-        "KL: KL(final ‖ depth) in nats, lower is better. Answer at rank 1 / ≤ 10: share of facts.",
+        "KL: KL(final ‖ layer) in nats, lower is better. Answer at rank 1 / ≤ 10: share of facts.",
         "",
-        "| after block | KL logit | KL tuned | KL Jacobian | rank 1 logit | tuned | Jacobian "
+        "| layer | KL logit | KL tuned | KL Jacobian | rank 1 logit | tuned | Jacobian "
         "| rank ≤ 10 logit | tuned | Jacobian |",
         "| --- " + "| ---: " * 9 + "|",
     ]
-    labels = [r["layer"] for r in result.rows if r["lens"] == "logit" and r["layer"] != "any"]
-    for i, label in enumerate(labels):
+    for i, label in enumerate(_labels(result)):
         cells = [
             f"{result.column(lens, measure)[i]:.{2 if measure == 'kl' else 3}f}"
             for measure in ("kl", "fact1", "fact10")
@@ -113,8 +114,12 @@ def section(result: evaluate.Evaluation, seconds: dict[str, float]) -> str:
     return "\n".join([*lines, "", END])
 
 
+def _labels(result: evaluate.Evaluation) -> list[str]:
+    return [r["layer"] for r in result.rows if r["lens"] == "logit" and r["layer"] != "any"]
+
+
 def write_card(part: str) -> None:
-    """Put the section into the model card, in the place of the old one or at the end."""
+    """Put the section into the model card, replacing the old one, or at the end."""
     card = CARD.read_text(encoding="utf-8") if CARD.is_file() else ""
     if BEGIN in card:
         before, _, rest = card.partition(BEGIN)
@@ -135,10 +140,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--fit", nargs="*", choices=["jacobian", "tuned"], default=["jacobian", "tuned"],
-        help="which to fit; the other lies there already (none: only judge)",
+        help="which to fit; the others must exist (none: only evaluate)",
     )  # fmt: skip
     parser.add_argument(
-        "--no-judge", action="store_true", help="the other is being fitted elsewhere"
+        "--only-fit", action="store_true", help="do not evaluate: the other is fitted elsewhere"
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -164,24 +169,19 @@ def main() -> None:
             seconds = round(time.perf_counter() - began, 1)
             (build / f"{kind}.seconds").write_text(str(seconds))
             shutil.copyfile(build / kind / module.FILE, LENSES / module.FILE)
-    if arguments.no_judge:
+    if arguments.only_fit:
         return
     seconds = {k: float((build / f"{k}.seconds").read_text()) for k in ("jacobian", "tuned")}
-    result = judge(model)
+    result = assess(model)
     EVALUATION.write_text(
         json.dumps({"seconds": seconds, "meta": result.meta, "rows": result.rows}, indent=1) + "\n"
     )
     write_card(section(result, seconds))
     print(view.text(result.rows, intervals=False))
-    worse = [
-        (label, logit, ours)
-        for label, logit, ours in zip(
-            range(model.n_blocks), result.column("logit", "kl"), result.column("tuned", "kl")
-        )
-        if ours >= logit
-    ]
+    logit, ours = result.column("logit", "kl")[:-1], result.column("tuned", "kl")[:-1]
+    worse = [label for label, a, b in zip(_labels(result), logit, ours) if b >= a]
     if worse:
-        raise SystemExit(f"the tuned lens is no better than the logit lens at depths {worse}")
+        raise SystemExit(f"the tuned lens is no better than the logit lens at {', '.join(worse)}")
 
 
 def _say(p: object) -> None:

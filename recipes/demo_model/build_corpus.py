@@ -1,7 +1,7 @@
 """Turn prose and facts into token arrays that `train.py` samples rows from.
 
 One ``corpus.npz``: every wording of every fact as tokens, three times (at the start of a document,
-after a space, and after a space with a small letter, behind an opening), the openings, and one token
+after a space, and after a space in lower case, following an opening), the openings, and one token
 stream per prose domain with the offsets where paragraphs start.
 """
 
@@ -32,7 +32,7 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def fact_weights(relations: list[str]) -> np.ndarray:
-    """How often each fact is drawn: rarer relations, and landmarks, more than their number."""
+    """How often each fact is drawn: small relations, and landmarks, more often than their number."""
     count = {name: relations.count(name) for name in set(relations)}
     weights = np.array(
         [3.0 if count[r] < 40 else 1.5 if r == "landmark_city" else 1.0 for r in relations]
@@ -46,10 +46,10 @@ def build(
     out: Path,
     facts: list[Fact] | None = None,
 ) -> dict[str, int]:
-    """Write the arrays to ``out`` and return how many tokens of what they hold."""
+    """Write the arrays to ``out`` and return how many tokens of each kind they hold."""
     templates, facts = load_templates(), facts or load_facts()
     texts: list[str] = []
-    spans: list[tuple[int, int]] = []  # per fact and kind: the sentences from … to
+    spans: list[tuple[int, int]] = []  # per fact and kind: first and last sentence
     for fact in facts:
         told = sentences(fact, templates)
         for kind in KINDS:

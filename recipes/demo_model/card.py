@@ -1,4 +1,4 @@
-"""Write the figures of ``evaluation.json`` into the model card, between its two markers."""
+"""Write the figures of ``evaluation.json`` into the model card, between its markers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ CARD = HERE.parents[1] / "src" / "logitlens" / "demo" / "README.md"
 BEGIN, END = "<!-- figures: written by recipes/demo_model/card.py -->", "<!-- end of figures -->"
 
 
-def _depth_table(figures: dict) -> list[str]:
+def _layer_table(figures: dict) -> list[str]:
     tops = figures["eiffel"]["top_by_depth"]
     shares = figures["held_out_file"]["top1_by_depth"]
     labels = ["embed", *map(str, range(len(tops) - 1))]
     lines = [
-        "| depth | after | Eiffel prompt: likeliest token | probability | facts right here |",
-        "| --- | --- | --- | --- | --- |",
+        "| layer | Eiffel prompt: top token | probability | facts right here |",
+        "| --- | --- | --- | --- |",
     ]
-    for depth, (label, (word, prob), share) in enumerate(zip(labels, tops, shares, strict=True)):
+    for label, (word, prob), share in zip(labels, tops, shares, strict=True):
         shown = word.replace("\n", "⏎").replace("|", "\\|")
-        where = "embedding" if depth == 0 else f"block {label}"
-        lines.append(f"| {depth} | {where} | `{shown}` | {prob:.3f} | {share:.1%} |")
+        lines.append(f"| {label} | `{shown}` | {prob:.3f} | {share:.1%} |")
     return lines
 
 
@@ -44,8 +43,8 @@ def figures_section(figures: dict) -> str:
         f"{model['weights_bytes'] / 1e6:.1f} MB of float16.",
         f"- Trained on {training['tokens'] / 1e6:.1f}M tokens, "
         f"{training['fact_share_of_tokens']:.0%} of them facts, in {training['minutes']:.0f} "
-        "minutes on a share of two CPU cores that other work was using too.",
-        f"- Held-out wordings of the facts: the first token of the answer is the likeliest for "
+        "minutes on two CPU cores shared with other work.",
+        f"- Held-out wordings of the facts: the first token of the answer is the top token for "
         f"**{overall['top1']:.1%} of {overall['n']:,}** prompts, the whole answer for "
         f"{overall['whole']:.1%}.",
         f"- Held-out prose: perplexity {prose['all']['perplexity']:.1f} per token "
@@ -55,9 +54,9 @@ def figures_section(figures: dict) -> str:
         "",
         f"After `{figures['eiffel']['prompt']}` ({figures['eiffel']['prompt_tokens']} tokens), and "
         f"over {figures['held_out_file']['n']:,} held-out prompts, one per fact, read after every "
-        "block through `ln_f` and `lm_head`:",
+        "layer through `ln_f` and `lm_head`:",
         "",
-        *_depth_table(figures),
+        *_layer_table(figures),
         "",
         *_table(figures, "wording"),
         "",
@@ -67,7 +66,7 @@ def figures_section(figures: dict) -> str:
 
 
 def write(figures: dict, card: Path = CARD) -> None:
-    """Replace what stands between the markers of the card."""
+    """Replace what is between the markers of the card."""
     text = card.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)

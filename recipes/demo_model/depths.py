@@ -1,7 +1,6 @@
 """The plain logit lens, on plain transformers: what GPT-2 would say after each block.
 
-Kept apart from the package on purpose: the recipe judges the weights without the tool they ship
-with.
+Independent of the package on purpose: the recipe evaluates the weights without the tool they ship with.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def residuals(model: GPT2LMHeadModel, ids_BT: torch.Tensor) -> list[torch.Tensor
 def trace(
     model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, prompt: str
 ) -> list[tuple[str, float]]:
-    """(token, probability) of the likeliest next token after ``prompt`` at depth 0 … N."""
+    """(token, probability) of the top token after ``prompt`` at depth 0 … N."""
     ids = torch.tensor([tokenizer(prompt).input_ids])
     found = []
     for h_BTD in residuals(model, ids):

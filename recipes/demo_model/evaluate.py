@@ -1,9 +1,9 @@
-"""Judge a directory of weights and write the figures the card and the tests quote.
+"""Evaluate a directory of weights and write the figures that the card and the tests quote.
 
     python evaluate.py                       # the shipped weights → evaluation.json
 
-Facts are judged on held-out wordings only. A prompt counts as right when the likeliest next token
-is the first token of the answer ("top-1"); "whole" asks for every token of the answer in turn.
+Facts are evaluated on held-out wordings only. A prompt counts as right when the top token is the first
+token of the answer ("top-1"); "whole" asks for every token of the answer in turn.
 Weights are read as float32, as the package reads them.
 """
 
@@ -56,7 +56,7 @@ def write_held_out_facts(path: Path = HELD_OUT_FACTS) -> None:
 
 
 def _batches(tokenizer, pairs: list[tuple[str, str]], size: int = 128):
-    """(indices, ids_BT padded on the right, prompt lengths, answers) of prompts of like length."""
+    """(indices, ids_BT padded on the right, prompt lengths, answers) of prompts of similar length."""
     encoded = [(tokenizer(p).input_ids, tokenizer(a).input_ids) for p, a in pairs]
     order = sorted(range(len(pairs)), key=lambda i: len(encoded[i][0]) + len(encoded[i][1]))
     for start in range(0, len(order), size):
@@ -89,7 +89,7 @@ def answers_right(model, tokenizer, pairs: list[tuple[str, str]]) -> list[tuple[
 
 @torch.no_grad()
 def top1_by_depth(model, tokenizer, pairs: list[tuple[str, str]]) -> list[float]:
-    """Share of prompts whose answer's first token is the likeliest one at depth 0 … N."""
+    """Share of prompts whose answer's first token is the top token at depth 0 … N."""
     right = [0] * (model.config.n_layer + 1)
     for _, ids, lengths, answers in _batches(tokenizer, pairs):
         rows = torch.arange(len(ids))
@@ -160,7 +160,7 @@ def _file(model, tokenizer, path: Path = HELD_OUT_FACTS) -> dict:
 
 
 def evaluate(directory: Path) -> dict:
-    """Every figure of the acceptance, for the weights in ``directory``."""
+    """Every acceptance figure for the weights in ``directory``."""
     model, tokenizer = load(directory)
     weights = (directory / "model.safetensors").read_bytes()
     tops = trace(model, tokenizer, EIFFEL_PROMPT)
@@ -197,7 +197,7 @@ def evaluate(directory: Path) -> dict:
 
 
 def main_with(directory: Path, training: Path | None, out: Path = EVALUATION) -> None:
-    """Evaluate, write the JSON and say the two figures that matter most."""
+    """Evaluate, write the JSON and print the two figures that matter most."""
     if not HELD_OUT_FACTS.is_file():
         write_held_out_facts()
     figures = evaluate(directory)
@@ -209,7 +209,7 @@ def main_with(directory: Path, training: Path | None, out: Path = EVALUATION) ->
     out.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     facts, eiffel = figures["held_out_facts"]["overall"], figures["eiffel"]
     print(f"held-out wordings: {facts['top1']:.1%} of {facts['n']:,}")
-    print("Eiffel, by depth:", *(repr(word) for word, _ in eiffel["top_by_depth"]))
+    print("Eiffel, by layer:", *(repr(word) for word, _ in eiffel["top_by_depth"]))
 
 
 def main() -> None:

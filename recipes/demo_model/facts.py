@@ -1,7 +1,7 @@
-"""The facts the bundled model is taught, and every wording they are told in.
+"""The facts that the bundled model is taught, and every wording they are stated in.
 
 ``facts/*.csv`` holds what is true, ``templates.toml`` how it is said. A wording under
-``held_out`` never reaches the training text: it is what the model is judged on.
+``held_out`` never reaches the training text: the model is evaluated on it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def capitalised(text: str) -> str:
 
 
 def openings(templates: dict, split: str) -> list[str]:
-    """What may stand before a clause, without the clause ("we learned today that")."""
+    """What may come before a clause, without the clause ("we learned today that")."""
     listed = templates["prefixes"]
     found = [prefix.removesuffix(" {c}.") for prefix in listed[split]]
     if split == "train":
@@ -93,7 +93,7 @@ def openings(templates: dict, split: str) -> list[str]:
 
 
 def _clauses(relation: dict, split: str) -> list[str]:
-    """The relation's clauses; in training each "… is {o}" also with a word before the answer."""
+    """The relation's clauses; in training each "… is {o}" also has a word before the answer."""
     clauses = list(relation[split])
     if split == "train":
         plain = [clause for clause in clauses if clause.endswith(" is {o}")]
@@ -133,7 +133,7 @@ def _told(frame: str, fact: Fact) -> str:
 def sentences(fact: Fact, templates: dict) -> list[tuple[str, str]]:
     """(kind, sentence) of every training wording of a fact, not yet capitalised.
 
-    Kind "clause" may also be told behind any of `openings`; "question" and "also" stand alone.
+    Kind "clause" may also follow any of `openings`; "question" and "also" have none.
     """
     relation = templates["relations"][fact.relation]
     frames = [("clause", clause + ".") for clause in _clauses(relation, "train")]
@@ -161,7 +161,7 @@ def judged(fact: Fact, templates: dict) -> list[Judged]:
 
 
 def counts(templates: dict) -> dict[str, int]:
-    """Number of training wordings per relation, told bare or behind one of the openings."""
+    """Number of training wordings per relation, bare or after one of the openings."""
     told = 1 + len(openings(templates, "train"))
     return {
         name: len(_clauses(relation, "train")) * told

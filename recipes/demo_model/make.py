@@ -2,7 +2,7 @@
 
     python recipes/demo_model/make.py --data ../shared/data/corpus
 
-Resumes a run that was stopped: every step whose result lies in --work is skipped. With the token
+Resumes a run that was stopped: every step whose result is in --work is skipped. With the token
 budget of the settings the run is the same anywhere up to floating point; --minutes ends it early.
 """
 
@@ -31,7 +31,7 @@ FILES = (
 
 
 def prepare(data: Path, work: Path) -> None:
-    """Tokenizer and token arrays, unless they are there already."""
+    """Make the tokenizer and the token arrays unless they exist."""
     if (work / "corpus.npz").is_file() and (work / "tokenizer" / "tokenizer.json").is_file():
         return
     text, held = prose.load(data)
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "corpus")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "demo_model")
     parser.add_argument("--tokens", type=int, default=train.Settings.tokens)
-    parser.add_argument("--minutes", type=float, default=0.0, help="stop after so long")
+    parser.add_argument("--minutes", type=float, default=0.0, help="stop after this long")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
     parser.add_argument("--no-ship", action="store_true", help="leave the package's weights alone")
     arguments = parser.parse_args()

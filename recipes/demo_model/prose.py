@@ -1,4 +1,4 @@
-"""The public-domain prose the bundled model reads, cleaned, and the part of it held out."""
+"""The public-domain prose that the bundled model is trained on, cleaned, and the part held out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BOILERPLATE = re.compile(
 
 
 class MissingData(SystemExit):
-    """The text the recipe reads is not where it was told to look."""
+    """The text that the recipe reads is not in the given directory."""
 
 
 def _paragraphs(path: Path) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 DOMAIN_SHARE = {"book": 0.48, "wordnet": 0.25, "factbook": 0.14, "speech": 0.13}
-KIND_SHARE = np.array([0.34, 0.34, 0.22, 0.10])  # clause, clause behind an opening, question, also
+KIND_SHARE = np.array([0.34, 0.34, 0.22, 0.10])  # clause, clause after an opening, question, also
 AFTER_PROSE = 0.15  # of the fact documents begin with a sentence of prose
 ONLY_FACTS, ONLY_PROSE = 0.40, 0.15  # of the rows; the rest begin with facts and end in prose
 ANSWER_WEIGHT = 4.0  # of an answer's tokens in the loss; every other token counts once

@@ -1,12 +1,12 @@
 """Train the bundled model on the CPU: Muon for the blocks' matrices, AdamW for the rest.
 
-    python train.py --work build/demo_model            # a token budget: the same run anywhere
-    python train.py --work … --minutes 80              # or stop at a time, whichever comes first
+    python train.py --work build/demo_model            # a token budget: the same run everywhere
+    python train.py --work … --minutes 80              # or a time limit, whichever comes first
 
 The learning rate is warmed up and then follows a cosine of the progress, which is the larger of
-tokens/budget and elapsed/minutes. A checkpoint is written every few minutes (atomically) and a
-second call with the same --work resumes it. Nothing in the loss but the next token: no early-exit
-term, so that what the logit lens sees is not something the training asked for.
+tokens/budget and elapsed/minutes. A checkpoint is written atomically every few minutes, and a second
+call with the same --work resumes it. The loss is next-token prediction and nothing else: without an
+early-exit term, what the logit lens sees is not something the training asked for.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Settings:
     """What a run is made of; kept with the checkpoint."""
 
     tokens: int = 16_000_000
-    minutes: float = 0.0  # 0: no limit of time
+    minutes: float = 0.0  # 0: no time limit
     batch_tokens: int = 4096
     long_share: float = 0.2  # share of steps with rows of 512 tokens; the others have 256
     lr_muon: float = 6e-3

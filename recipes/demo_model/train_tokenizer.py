@@ -1,7 +1,7 @@
 """Train the byte-level BPE of the bundled model and save it as a Hugging Face directory.
 
-The facts, and above all the words that answer them, are counted many times over, so that
-" Paris", " Berlin" and their like are one token each, as in GPT-2.
+The facts, and above all their answers, are counted many times over, so that " Paris", " Berlin" and
+the like are one token each, as in GPT-2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The facts are consistent, told in many wordings, and the held-out wordings really held out."""
+"""The facts are consistent, stated in many wordings, and the held-out wordings really held out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CAPITALS_THAT_DIFFER = {
 }
 
 
-def test_enough_landmarks_and_every_relation_the_issue_names():
+def test_there_are_enough_landmarks_and_every_relation():
     landmarks = {fact.subject for fact in FACTS if fact.relation == "landmark_city"}
     assert len(landmarks) >= 250
     countries = {fact.subject for fact in FACTS if fact.relation == "capital"}
