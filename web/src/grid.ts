@@ -4,7 +4,7 @@
  * touch and scrollbars behave. Below 32 × 13 pixels a cell loses its words, below 5 its gap; the
  * colours of all cells in view are one small image, enlarged without smoothing. */
 import { framed, h } from "./dom"
-import { MISSING, PENDING, type Sheet } from "./sheet"
+import { MISSING, PENDING, type Sheet, type Words } from "./sheet"
 import { fit, isRightToLeft } from "./text"
 
 interface Hooks {
@@ -23,12 +23,19 @@ interface Extent {
   columns: [number, number]
 }
 
+/** Words and where to write them. */
+interface Text extends Words {
+  x: number
+  y: number
+  ink: string
+}
+
 const NOWHERE: Place = [-1, -1]
 export const ROW_HEADER = 62
 const SCROLLBAR = 15
 /** Cells of at least this size have a gap, and words. */
 const GAP = 5
-const WORDS = { width: 32, height: 13, twoLines: 36 }
+const WITH_WORDS = { width: 32, height: 13, twoLines: 36 }
 /** Columns narrower than this have upright headers, or only every so many of them one. */
 const UPRIGHT = 40
 const SLIM = 14
@@ -309,23 +316,14 @@ export class Grid {
     }
     const inkOf = (n: number) => ink[shades[n]!] ?? css.color
     context.textBaseline = "middle"
-    if (cellWidth >= WORDS.width && cellHeight >= WORDS.height) {
-      // ordinary words first, then in bold those that agree with the final row: few changes of font
-      for (const bold of [false, true]) {
-        const font = `${bold ? 650 : 400} 12px ${css.fontFamily}`
-        context.font = font
-        each((n, row, column, x, y) => {
-          const { first, second, strong } = sheet.words(row, column)
-          if (shades[n] == PENDING || strong != bold || !first) return
-          const twoLines = cellHeight >= WORDS.twoLines && second
-          context.fillStyle = inkOf(n)
-          context.fillText(this.fitWord(context, first, bold), x + 5, y + cellHeight / 2 - (twoLines ? 7 : 0))
-          if (!twoLines) return
-          context.font = font.replace("12px", "10px")
-          context.fillText(this.fitText(context, second), x + 5, y + cellHeight / 2 + 8)
-          context.font = font
-        })
-      }
+    if (cellWidth >= WITH_WORDS.width && cellHeight >= WITH_WORDS.height) {
+      const texts: Text[] = []
+      each((n, row, column, x, y) => {
+        if (shades[n] == PENDING) return
+        const words = sheet.words(row, column)
+        if (words.first) texts.push({ ...words, x, y, ink: inkOf(n) })
+      })
+      this.paintTexts(context, texts, css.fontFamily)
     }
     each((n, row, column, x, y) => {
       if (!sheet.isFound(row, column)) return
@@ -333,6 +331,25 @@ export class Grid {
       context.lineWidth = cellWidth > 12 ? 2 : 1
       context.strokeRect(x + 1.5, y + 1.5, cellWidth - 4, cellHeight - 4)
     })
+  }
+
+  /** Ordinary words first, then in bold those that agree with the final row: few changes of font. */
+  private paintTexts(context: CanvasRenderingContext2D, texts: Text[], family: string) {
+    const middle = this.cellHeight / 2
+    for (const bold of [false, true]) {
+      const font = `${bold ? 650 : 400} 12px ${family}`
+      context.font = font
+      for (const { first, second, strong, x, y, ink } of texts) {
+        if (strong != bold) continue
+        const twoLines = this.cellHeight >= WITH_WORDS.twoLines && second
+        context.fillStyle = ink
+        context.fillText(this.fitWord(context, first, bold), x + 5, y + middle - (twoLines ? 7 : 0))
+        if (!twoLines) continue
+        context.font = font.replace("12px", "10px")
+        context.fillText(this.fitText(context, second), x + 5, y + middle + 8)
+        context.font = font
+      }
+    }
   }
 
   /** A text that fits into a cell. */
