@@ -53,7 +53,7 @@ def open_page(chromium, tmp_path):
 
     def show(readings, fragment="", *, width=1280, height=900, options=None, **context_options):
         path = tmp_path / f"page{len(contexts)}.html"
-        path.write_text(page.html(readings, options=options), encoding="utf-8")
+        path.write_text(page.html(readings, **(options or {})), encoding="utf-8")
         context = chromium.new_context(
             viewport={"width": width, "height": height},
             offline=True,

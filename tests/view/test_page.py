@@ -270,8 +270,8 @@ def test_several_readings_are_named_by_what_differs():
 def test_wrong_use_is_told_in_words(tmp_path):
     with pytest.raises(FormatError, match="at least one reading"):
         page.html([])
-    with pytest.raises(FormatError, match="no option colour: expected theme"):
-        page.html([synthetic.random(2, 2, 2, 0)], options={"colour": "red"})
+    with pytest.raises(FormatError, match=r"a .html file has no option 'colour'"):
+        synthetic.random(2, 2, 2, 0).save(tmp_path / "x.html", colour="red")
     (tmp_path / "other.html").write_text("<html></html>")
     with pytest.raises(FormatError, match="not a page of logitlens"):
         page.load(tmp_path / "other.html")
@@ -283,7 +283,7 @@ def test_a_colour_is_one_of_the_statistics_or_refused_before_anything_is_written
     reading = synthetic.random(2, 3, 2, 0)
     for name in statistics.colors():
         path = reading.save(tmp_path / f"{name}.html", color=name)
-        assert f'"options":{{"state":"color={name}"}}' in path.read_text("utf-8")
+        assert f'"state":"color={name}"}}' in path.read_text("utf-8")
     with pytest.raises(
         FormatError, match=f"'nonsense': expected one of {', '.join(statistics.colors())}"
     ):

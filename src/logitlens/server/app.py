@@ -170,8 +170,8 @@ class Routes:
     async def export(self, request: Request) -> Response:
         """The readings as the offline file, in the state that the query names."""
         readings = self._readings(request.path_params["ids"])
-        options = {"state": request.query_params.get("state", "")[:5000]}
-        text = await asyncio.to_thread(page.html, readings, options=options)
+        state = request.query_params.get("state", "")[:5000]
+        text = await asyncio.to_thread(page.html, readings, state=state)
         return HTMLResponse(
             text,
             headers={

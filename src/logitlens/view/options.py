@@ -39,8 +39,18 @@ class FigureOptions(TypedDict, total=False):
     figsize: tuple[float, float] | None
 
 
-class FileOptions(FigureOptions, total=False):
-    """Of a file: those of the view that its suffix names. `color` and `title` also of a page."""
+class PageOptions(TypedDict, total=False):
+    """Of the page; see `logitlens.view.page.html`."""
+
+    color: str
+    title: str | None
+    theme: Theme
+    height: int | None
+    state: str
+
+
+class FileOptions(FigureOptions, PageOptions, total=False):
+    """Of a file: those of the view that its suffix names."""
 
     dpi: int
     width: int | None

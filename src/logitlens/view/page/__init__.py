@@ -16,11 +16,11 @@ import html as html_escape
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -28,12 +28,11 @@ from logitlens import statistics
 from logitlens.errors import FormatError
 from logitlens.files import write_text
 from logitlens.reading import Reading
+from logitlens.view.options import PageOptions, Theme
 from logitlens.view.page import align, data, words
 from logitlens.view.page.data import FORMAT, VERSION, decode, encode
 
 __all__ = ["decode", "encode", "html", "load", "manifest", "readings", "save", "script", "style"]
-
-OPTIONS = ("theme", "height", "state", "color")
 
 _GROUND = (
     "html{background:#fff}body{margin:0 auto;max-width:1800px}"
@@ -42,20 +41,18 @@ _GROUND = (
 _START = 'logitlens.file(document.getElementById("page"))'
 
 
-def html(
-    readings: Sequence[Reading],
-    *,
-    title: str | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> str:
+def html(readings: Sequence[Reading], **options: Unpack[PageOptions]) -> str:
     """One HTML document that shows `readings` without a network.
 
-    `options`: theme ("auto", "light", "dark"), color (prob, entropy, kl, rank, next …: what the cells
-    are coloured by), height (pixels of the grid), state (what follows `#` in the address of a page,
-    such as "cell=[3,7]&view=diff"). Raises FormatError for no readings, for an unknown option, and for
-    a colour that is none.
+    color    what the cells are coloured by: prob, entropy, kl, rank, next, final, agree
+    title    default: the prompts
+    theme    "light", "dark", or "auto", which follows the system
+    height   pixels of the grid; default: what the window has
+    state    what follows `#` in the address of a page, such as "cell=[3,7]&view=diff"
+
+    Raises FormatError for no readings and for a colour that is none.
     """
-    head, blocks = manifest(readings, title=title, options=options)
+    head, blocks = manifest(readings, **options)
     code = f"{script()}\n{_START}"
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     data = "\n".join(
@@ -87,45 +84,34 @@ def html(
 def manifest(
     readings: Sequence[Reading],
     *,
+    color: str | None = None,
     title: str | None = None,
-    options: Mapping[str, Any] | None = None,
+    theme: Theme = "auto",
+    height: int | None = None,
+    state: str = "",
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The page's data: (manifest of the whole page, {name: gzip'd block}); see `data`."""
+    """The page's data: (manifest of the whole page, {name: gzip'd block}); see `html` and `data`."""
     readings = list(readings)
     if not readings:
         raise FormatError("a page needs at least one reading, got none")
-    chosen = _options(options or {})
+    if color is not None:
+        state = f"color={statistics.by_color(color).color}" + (f"&{state}" if state else "")
     parts = [encode(reading, f"{i}.") for i, reading in enumerate(readings)]
     groups = align.vocabularies(readings)
     for (part, _), name, group in zip(parts, labels(readings), groups):
         part["label"], part["vocabulary"] = name, group
+    if title is None:
+        title = " · ".join(dict.fromkeys(words.label(r) for r in readings))
     head = {
         "format": FORMAT,
         "version": VERSION,
-        "title": title
-        if title is not None
-        else " · ".join(dict.fromkeys(words.label(r) for r in readings)),
-        "options": chosen,
+        "title": title,
+        "options": {"theme": theme, "height": height, "state": state},
         "statistics": data.records(),
         "frame": align.frame(readings),
         "readings": [part for part, _ in parts],
     }
     return head, {name: block for _, blocks in parts for name, block in blocks.items()}
-
-
-def _options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as the script knows them. Raises FormatError."""
-    unknown = sorted(set(options) - set(OPTIONS))
-    if unknown:
-        raise FormatError(
-            f"the page has no option {', '.join(unknown)}: expected {', '.join(OPTIONS)}"
-        )
-    chosen = {name: value for name, value in options.items() if value is not None}
-    color = chosen.pop("color", None)
-    if color is not None:
-        statistics.by_color(color)
-        chosen["state"] = "&".join(filter(None, (f"color={color}", str(chosen.get("state", "")))))
-    return chosen
 
 
 def labels(readings: Sequence[Reading]) -> list[str]:
@@ -144,11 +130,12 @@ def labels(readings: Sequence[Reading]) -> list[str]:
     return names
 
 
-def save(readings: Sequence[Reading], path: str | os.PathLike[str], **options: Any) -> Path:
-    """Write the page, whole or not at all. `options` as in `html`, and `title`."""
-    title = options.pop("title", None)
+def save(
+    readings: Sequence[Reading], path: str | os.PathLike[str], **options: Unpack[PageOptions]
+) -> Path:
+    """Write the page, whole or not at all; `options` as in `html`."""
     target = Path(path)
-    write_text(target, html(readings, title=title, options=options))
+    write_text(target, html(readings, **options))
     return target
 
 

@@ -164,7 +164,7 @@ def _decode(manifest: Mapping[str, Any], blocks: Mapping[str, bytes]) -> Reading
     for key in ("positions", "special_ids"):
         _integers(meta.get(key) or [])
     for key, text in (meta.get("vocab_bytes") or {}).items():
-        int(key), bytes.fromhex(text)
+        _integers([int(key), *bytes.fromhex(text)])
     return Reading(pieces=pieces, layers=layers, **arrays, vocab=vocab, meta=meta)
 
 

@@ -1,9 +1,9 @@
 """A reading in a notebook: text, a static table, and the page in an isolated frame.
 
-`text/html` holds a small table, which is all that GitHub, nbviewer and untrusted notebooks show, and
-a script that puts the page in its place: a sandboxed frame that can reach neither the notebook nor
-the network. Every cell carries the page's script compressed (see `SCRIPT_LIMIT`), so that a cell
-works alone, after a restart, and whichever cells were cleared.
+`text/html` is a small table, which is all that GitHub, nbviewer and untrusted notebooks show, and a
+script that replaces it with the page, in a sandboxed frame that can reach neither the notebook nor
+the network. Every cell carries the compressed script (see `SCRIPT_LIMIT`), so that a cell works
+alone, after a restart, and whichever cells were cleared.
 """
 
 from __future__ import annotations
@@ -14,43 +14,44 @@ import html
 import secrets
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
 from logitlens.reading import Reading
 from logitlens.view import page
+from logitlens.view.options import PageOptions
 from logitlens.view.page import words
 from logitlens.view.text import clip, isolate, visible
 
 SCRIPT_LIMIT = 40 * 1024  # bytes of script that one cell may carry
+HEIGHT = 430  # pixels of a notebook's grid
 TABLE_ROWS, TABLE_COLUMNS = 14, 12
 
 _CELL = "border:1px solid #8886;padding:1px 6px;text-align:left;white-space:nowrap"
 
 
-def mimebundle(reading: Reading, **options: Any) -> dict[str, str]:
+def mimebundle(reading: Reading, **options: Unpack[PageOptions]) -> dict[str, str]:
     """`text/plain` and `text/html` of a reading, for `_repr_mimebundle_`; options as in page.html."""
     return {"text/plain": str(reading), "text/html": cell([reading], **options)}
 
 
-def cell(
-    readings: Sequence[Reading], *, title: str | None = None, height: int = 430, **options: Any
-) -> str:
+def cell(readings: Sequence[Reading], **options: Unpack[PageOptions]) -> str:
     """HTML for a notebook cell: the static table, replaced by the page where scripts may run.
 
-    `height`: pixels of the grid; the frame is 470 pixels higher, for controls and charts.
+    `options` as in page.html; the frame is 470 pixels higher than the grid, for controls and charts.
     """
     place = "logitlens-" + secrets.token_hex(6)  # one name for each execution
-    frame = _frame(readings, title, {"height": height, **options})
+    height = options.get("height") or HEIGHT
+    frame = _frame(readings, {**options, "height": height})
     return (
         f'<div id="{place}">{static_table(readings[0])}</div>\n<script>'
         f"{_HOST % {'place': place, 'height': height + 470, 'frame': page.script_json(frame)}}</script>"
     )
 
 
-# The host's part: learn whether the notebook is dark, tell the frame by its name and, when that changes,
-# by a message; let it do the rest.
+# The host's part: find whether the notebook is dark, pass that to the frame as its name and, when it
+# changes, as a message.
 _HOST = (
     "{const e=document.getElementById('%(place)s'),b=document.body,"
     "t=(d=b.dataset,j=d.jpThemeLight)=>j?j=='true'?'light':'dark':"
@@ -72,8 +73,8 @@ _UNPACK = (
 )
 
 
-def _frame(readings: Sequence[Reading], title: str | None, options: dict[str, Any]) -> str:
-    head, blocks = page.manifest(readings, title=title, options=options)
+def _frame(readings: Sequence[Reading], options: PageOptions) -> str:
+    head, blocks = page.manifest(readings, **options)
     data = "".join(
         f'<script type="text/plain" data-ll="{name}">{base64.b64encode(block).decode()}</script>'
         for name, block in {**blocks, "js": packed_script()}.items()

@@ -3,19 +3,20 @@
     from logitlens.view.page.widget import PageWidget
     PageWidget([before, after], color="kl")
 
-`_repr_mimebundle_` of a Reading needs no widget; this one spares the text and lives in the
+A Reading at the end of a cell needs no widget. The widget needs no base64, and is a part of the
 notebook's own document, as high as its content.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from logitlens.errors import MissingExtra
 from logitlens.reading import Reading
 from logitlens.view import page
-from logitlens.view.page.notebook import static_table
+from logitlens.view.options import PageOptions
+from logitlens.view.page.notebook import HEIGHT, static_table
 
 try:
     import anywidget
@@ -23,7 +24,7 @@ try:
 except ImportError as error:  # the module is imported on purpose, so it says what it needs
     raise MissingExtra("anywidget", "notebook", "the widget") from error
 
-# The widget's own part: the host's theme, and buffers as the page's source.
+# The widget's own part: the host's theme, and the data from Jupyter's buffers.
 _RENDER = """
 const theme = ({ dataset, className } = document.body, jp = dataset.jpThemeLight) =>
   jp ? (jp == "true" ? "light" : "dark") : /vscode-(dark|light)/.exec(className)?.[1] ?? dataset.theme ?? "auto"
@@ -47,9 +48,9 @@ class PageWidget(anywidget.AnyWidget):
     manifest = traitlets.Dict().tag(sync=True)
     blocks = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, readings: Sequence[Reading], *, title: str | None = None, **options: Any):
-        options.setdefault("height", 430)
-        head, blocks = page.manifest(readings, title=title, options=options)
+    def __init__(self, readings: Sequence[Reading], **options: Unpack[PageOptions]):
+        options.setdefault("height", HEIGHT)
+        head, blocks = page.manifest(readings, **options)
         super().__init__(manifest=head, blocks=blocks)
         self._tables = "".join(map(static_table, readings))
 
