@@ -76,30 +76,19 @@ def test_options_of_the_jacobian(place, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("arguments", "message"),
     [
-        (["tuned", "none.txt"], 4, "no corpus at none.txt"),
-        (["tuned", "SHORT"], 1, "too short"),
-        (["tuned", "TEXT", "--optimizer", "adam"], 2, "sgd"),
-        (["jacobian", "TEXT", "--shard", "3"], 2, "expected I/N"),
-        (["jacobian", "TEXT", "--shard", "4/4"], 1, "shard 4/4"),
-        (["jacobian", "TEXT", "--length", "5"], 1, "at least 18 tokens"),
-        (["jacobian", "TEXT", "--layers", "9"], 1, "no layer 9"),
+        (["tuned", "SHORT"], "too short"),
+        (["jacobian", "TEXT", "--length", "5"], "at least 18 tokens"),
     ],
 )
-def test_mistakes_are_one_line_and_write_nothing(place, tmp_path, arguments, code, message):
+def test_what_is_too_short_is_one_line_and_writes_nothing(place, tmp_path, arguments, message):
     words.text(place / "short.txt", paragraphs=1)
-    known = {"TEXT": str(place / "text.txt"), "SHORT": str(place / "short.txt")}
-    filled = [known.get(a, a) for a in arguments]
+    known = {"TEXT": place / "text.txt", "SHORT": place / "short.txt"}
     result = run(
-        "fit",
-        *filled,
-        "-m",
-        place / "model",
-        "-o",
-        tmp_path / "lens",
+        "fit", *(known.get(a, a) for a in arguments), "-m", place / "model", "-o", tmp_path / "lens"
     )
-    assert result.exit_code == code
+    assert result.exit_code == 1
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "lens").exists()

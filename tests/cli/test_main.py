@@ -118,46 +118,6 @@ def test_debug_shows_the_traceback(cli, monkeypatch):
     assert cli("read", "x").exit_code == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["raed"], "logitlens: no command 'raed'; did you mean: logitlens read (see"),
-        (
-            ["The Eiffel Tower"],
-            "logitlens: no command 'The Eiffel Tower'; did you mean: logitlens read "
-            '"The Eiffel Tower" (see logitlens --help)',
-        ),
-        (
-            ["The", "Eiffel", "Tower", "-k", "3"],
-            "logitlens: no command 'The'; did you mean: logitlens read \"The Eiffel Tower\"",
-        ),
-        (
-            ["read", "The", "Eiffel", "-k", "3", "Tower"],
-            'logitlens read: put the prompt in quotes: logitlens read "The Eiffel Tower"',
-        ),
-        (
-            ["read", "it", "costs", "$5"],
-            "logitlens read: put the prompt in quotes: logitlens read 'it costs $5'",
-        ),
-        (["read"], "logitlens read: Missing argument 'PROMPT|-' (see logitlens read --help)"),
-        (
-            ["read", "x", "-k", "0"],
-            "logitlens read: Invalid value for '-k' / '--top': 0 is not in",
-        ),
-        (
-            ["read", "x", "--color", "loss"],
-            "logitlens read: Invalid value for '--color': 'loss' is not one of",
-        ),
-        (["read", "x", "--nonsense"], "logitlens read: No such option '--nonsense'"),
-    ],
-)
-def test_usage_errors_are_one_line_and_code_2(cli, arguments, line):
-    result = cli(*arguments)
-    assert result.exit_code == 2
-    assert result.stderr.replace(": --nonsense", " '--nonsense'").startswith(line)
-    assert result.stderr.count("\n") == 1
-
-
 def test_what_is_passed_to_load_is_what_the_loading_options_are_called():
     @options.loading_options
     def verb():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +17,26 @@ if TYPE_CHECKING:
     from logitlens import LensModel
 
 
+class Number(click.FloatRange):
+    """A finite number in a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+COUNT = click.IntRange(min=1)
+ABOVE_0 = Number(min=0, min_open=True)
+
+
 @click.group("fit", no_args_is_help=True)
 def command() -> None:
     """Fit a tuned or a Jacobian lens to a model.
 
-    Interrupted fits go on where they stopped when the same command is given again. Several processes:
-    torchrun --nproc-per-node N -m logitlens fit ….
+    An interrupted fit resumes when the same command is given again. Several processes: torchrun
+    --nproc-per-node N -m logitlens fit ….
     """
 
 
@@ -29,16 +44,18 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.argument("corpus", metavar="CORPUS"),
         click.option(
-            "-o", "--out", required=True, metavar="DIR", type=click.Path(path_type=Path),
+            "-o", "--out", required=True, metavar="DIR",
+            type=click.Path(path_type=Path, file_okay=False),
             help="Folder for the lens and, until it is done, the checkpoint.",
         ),
         click.option("--field", default="text", show_default=True, metavar="NAME",
                      help="JSONL field or Parquet column with the text."),
-        click.option("--length", type=int, metavar="N", help="Tokens of one sequence."),
+        click.option("--length", type=COUNT, metavar="N", help="Tokens of one sequence."),
         click.option("--store", "store", type=click.Choice(STORED),
                      default="float16", show_default=True, help="Number type of the lens file."),
-        click.option("--seed", type=int, default=0, show_default=True, metavar="N"),
-        click.option("--fresh", is_flag=True, help="Begin anew, whatever checkpoint lies in DIR."),
+        click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True,
+                     metavar="N"),
+        click.option("--fresh", is_flag=True, help="Start over, ignoring any checkpoint in DIR."),
         click.option("--evaluate", is_flag=True,
                      help="Judge the lens beside the logit lens when it is done."),
         click.option("--facts", metavar="FILE", help="With --evaluate: prompts with answers, too."),
@@ -51,22 +68,29 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
 @command.command("tuned")
 @_common
 @model_options
-@click.option("--steps", type=int, metavar="N", help="Optimizer steps (250).")
-@click.option("--tokens-per-step", type=int, metavar="N", help="Tokens of one step (16384).")
-@click.option("--max-tokens", type=int, metavar="N", help="Read at most so many tokens of CORPUS.")
+@click.option("--steps", type=COUNT, metavar="N", help="Optimizer steps (250).")
+@click.option("--tokens-per-step", type=COUNT, metavar="N", help="Tokens of one step (16384).")
+@click.option("--max-tokens", type=COUNT, metavar="N", help="Read at most N tokens of CORPUS.")
 @click.option("--optimizer", type=click.Choice(["sgd", "adamw", "muon"]), default="sgd",
               show_default=True)  # fmt: skip
-@click.option("--lr", type=float, metavar="X", help="Default: 1 (sgd), 0.001 (adamw), 0.02 (muon).")
-@click.option("--warmup", type=int, metavar="N", help="Steps of warm-up (sgd 0, others steps / 5).")
-@click.option("--weight-decay", type=float, metavar="X", help="Towards the logit lens (0.001).")
-@click.option("--clip", type=float, metavar="X", help="Largest norm of the gradient (1).")
-@click.option("--rank", type=int, metavar="R", help="Low-rank maps. Default: whole ones.")
+@click.option(
+    "--lr", type=ABOVE_0, metavar="X", help="Default: 1 (sgd), 0.001 (adamw), 0.02 (muon)."
+)
+@click.option("--warmup", type=click.IntRange(min=0), metavar="N",
+              help="Steps of warm-up (sgd 0, others steps / 5).")  # fmt: skip
+@click.option("--weight-decay", type=Number(min=0), metavar="X",
+              help="Towards the logit lens (0.001).")  # fmt: skip
+@click.option("--clip", type=ABOVE_0, metavar="X", help="Largest norm of the gradient (1).")
+@click.option("--rank", type=COUNT, metavar="R", help="Low-rank maps. Default: full rank.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]),
               help="Of products with the unembedding while training (float32).")  # fmt: skip
-@click.option("--holdout", type=float, metavar="X", help="Share of CORPUS kept apart (0.05).")
-@click.option("--evaluate-every", type=int, metavar="N", help="Steps between judgements.")
-@click.option("--patience", type=int, metavar="N", help="Stop after N judgements without a gain.")
-@click.option("--checkpoint-every", type=int, metavar="N", help="Steps between checkpoints.")
+@click.option("--holdout", type=Number(0, 1, min_open=True, max_open=True), metavar="X",
+              help="Share of CORPUS held out (0.05).")  # fmt: skip
+@click.option("--evaluate-every", type=COUNT, metavar="N", help="Steps between evaluations.")
+@click.option(
+    "--patience", type=COUNT, metavar="N", help="Stop after N evaluations without a gain."
+)
+@click.option("--checkpoint-every", type=COUNT, metavar="N", help="Steps between checkpoints.")
 def tuned_command(
     corpus: str,
     out: Path,
@@ -103,19 +127,16 @@ def tuned_command(
 @command.command("jacobian")
 @_common
 @model_options
-@click.option("--prompts", type=int, metavar="N", help="Documents used at most (1000).")
-@click.option("--cotangents", type=int, metavar="R",
+@click.option("--prompts", type=COUNT, metavar="N", help="Documents to use, at most (1000).")
+@click.option("--cotangents", type=COUNT, metavar="R",
               help="R random directions instead of every dimension: cheaper, noisier.")  # fmt: skip
 @click.option(
     "--layers", metavar="A:B", help="Layers to fit, as for read. Default: all but the last."
 )
-@click.option("--skip-first", type=int, metavar="N", help="Leading positions left out (16).")
-@click.option(
-    "--tokens-per-pass",
-    type=int,
-    metavar="N",
-    help="Positions of one backward pass (CPU 1024, GPU 16384).",
-)
+@click.option("--skip-first", type=click.IntRange(min=0), metavar="N",
+              help="Leading positions to skip (16).")  # fmt: skip
+@click.option("--tokens-per-pass", type=COUNT, metavar="N",
+              help="Positions of one backward pass (CPU 1024, GPU 16384).")  # fmt: skip
 @click.option("--shard", metavar="I/N", help="Every N-th document from the I-th on (from 0).")
 def jacobian_command(
     corpus: str,
@@ -131,8 +152,8 @@ def jacobian_command(
 ) -> None:
     """Average a Jacobian lens over the documents of CORPUS: J = E[∂h_final / ∂h].
 
-    CORPUS as for `fit tuned`; each paragraph, line or row is one prompt, those of fewer than 18 tokens
-    are passed over. Shards fitted apart are put together by `logitlens lens merge`. Writes
+    CORPUS as for `fit tuned`; each paragraph, line or row is one prompt, and those of fewer than 18
+    tokens are skipped. `logitlens lens merge` combines shards that were fitted apart. Writes
     DIR/jacobian.safetensors.
     """
     from logitlens.fit import jacobian

@@ -136,7 +136,7 @@ def records(source: str | os.PathLike[str], field: str = "text") -> Iterator[str
         for file in _hub_files(str(source)):
             yield from _parquet(file, field)
         return
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         files = sorted(
             f for f in path.iterdir() if _suffix(f) in SUFFIXES and not f.name.startswith(".")

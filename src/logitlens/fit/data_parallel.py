@@ -9,13 +9,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from logitlens.errors import FitError
+
 
 def begin() -> None:
-    """Join the group `torchrun` made (gloo on CPUs, nccl on GPUs); nothing without one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not active():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    """Join the group `torchrun` made (gloo on CPUs, nccl on GPUs); nothing without one.
+
+    Raises FitError where the environment names a group that cannot be joined.
+    """
+    try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not active():
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise FitError(
+            f"cannot join the processes that WORLD_SIZE, RANK and MASTER_ADDR name ({reason}): start "
+            "them with torchrun, or unset WORLD_SIZE"
+        ) from error
 
 
 def end() -> None:

@@ -40,7 +40,7 @@ class Facts:
 
 def read(path: str | os.PathLike[str], model: Any) -> Facts:
     """A file of facts, by its content. Raises ModelNotAvailable, FormatError, PromptError."""
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if not file.is_file():
         raise ModelNotAvailable(f"no facts at {path}: expected a .jsonl or .json file")
     try:

@@ -57,7 +57,7 @@ def _by_name(spec: str, model: Any) -> Lens:
 
 def open_lens(path: str | os.PathLike[str], kind: str | None = None) -> FittedLens:
     """A lens from a path or a hub repository; `kind` is "tuned", "jacobian" or None for either."""
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))
     if place.is_file():
         lens = published.load_jacobian_pt(place) if place.suffix == ".pt" else store.load(place)
     elif place.is_dir():
@@ -140,7 +140,7 @@ def find(kind: str, model: Any) -> FittedLens:
 
 def candidates(kind: str, model: Any) -> Iterator[Path]:
     """Local places where a lens of `kind` for `model` may lie, likeliest first."""
-    beside = Path(model.name).expanduser()
+    beside = Path(os.path.expanduser(model.name))
     if beside.is_dir():
         yield from (f for d in (beside, beside / "lenses") for f in _files_of_kind(d, kind))
         yield from (d for d in (beside / "lenses" / kind,) if d.is_dir())
@@ -170,7 +170,7 @@ def lens_folder() -> Path:
     """`$LOGITLENS_HOME/lenses`, or `logitlens/lenses` in the platform's cache folder."""
     home = os.environ.get("LOGITLENS_HOME")
     if home:
-        return Path(home).expanduser() / "lenses"
+        return Path(os.path.expanduser(home)) / "lenses"
     if sys.platform == "win32":
         cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     else:
@@ -180,6 +180,6 @@ def lens_folder() -> Path:
 
 def slug(model_name: str) -> str:
     """A folder name for a model: `openai-community/gpt2` → `openai-community--gpt2`."""
-    path = Path(model_name).expanduser()
+    path = Path(os.path.expanduser(model_name))
     name = path.resolve().name if path.is_dir() else model_name
     return name.strip("/").replace("/", "--").replace("\\", "--") or "model"

@@ -150,8 +150,8 @@ class Vocabulary:
     def _exact(self, text: str) -> int | None:
         """The token whose own text this is, or None."""
         assert self.tokenizer is not None
-        spellings = [text, text.replace(" ", "▁"), _byte_level(text)]
         ids = self._ids_of(text, add_special_tokens=False)
+        spellings = [text, text.replace(" ", "▁"), _byte_level(text)]
         ids += [i for i in self.tokenizer.convert_tokens_to_ids(spellings) if i is not None]
         return next((i for i in ids if self.piece(i) == text), None)
 
