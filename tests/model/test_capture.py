@@ -8,7 +8,8 @@ from torch import nn
 
 import logitlens
 from logitlens.errors import PromptError, UnsupportedModel
-from logitlens.model.capture import batches, capture
+from logitlens.model.batches import batches
+from logitlens.model.capture import capture
 from tests.architectures.build import build
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [40, 41, 42], [90, 3, 44, 20, 21]]

@@ -28,6 +28,7 @@ from logitlens.files import replacing
 from logitlens.fit.facts import Facts
 from logitlens.lenses import Lens, resolve
 from logitlens.model import capture
+from logitlens.model.batches import batches
 from logitlens.readout.read import statistics
 from logitlens.select import layer_label
 
@@ -236,7 +237,7 @@ def _on_facts(
     """Lens → (facts, depths, K): share of a fact's targets with rank ≤ 1, 5, 10."""
     order: list[int] = []
     found: dict[str, list[np.ndarray]] = {name: [] for name in named}
-    for group in capture.batches([len(f.ids) for f in facts.facts], token_budget):
+    for group in batches([len(f.ids) for f in facts.facts], token_budget):
         chosen = [facts.facts[i] for i in group]
         residuals = capture.capture(model, [f.ids for f in chosen])
         M = max(sum(len(t) for t in f.targets) for f in chosen)

@@ -1,9 +1,8 @@
-"""Prompts of different lengths as batches, and padded batches of other tools as prompts.
+"""Group prompts of different lengths into batches, and take the padding off other tools' batches.
 
-Pads stand on the right: in a causal model (which loading has proven it to be) nothing to the right
-of a token reaches it, so that every family is safe without position ids of its own. Left padding
-needs them: GPT-2 padded on the left without is off by 5.7 logits. What comes in padded, on either
-side, is freed of its pads first.
+Padding is on the right: in a causal model, which loading has checked it to be, nothing to the right
+of a token reaches it, so no family needs position ids. Left padding does need them: GPT-2 padded on
+the left without position ids is off by 5.7 logits.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from logitlens.model.tokens import whole
 
 @dataclass(frozen=True, eq=False)
 class Padded:
-    """Several prompts as one tensor (B, T), and what the forward needs to know about it."""
+    """Several prompts as one tensor (B, T), and the further arguments of the forward."""
 
     ids_BT: Tensor
     extra: dict[str, Any]
 
 
 def padded(ids: Sequence[Tensor], device: torch.device) -> Padded:
-    """Right-padded ids. The pad is the prompt's own last token: always a token the model knows.
+    """Right-padded ids. The pad is the prompt's own last token, which the model certainly knows.
 
-    A mask is given only where there is something to mask, so that one prompt alone runs exactly as
-    it does without us.
+    A mask is given only where there is something to mask, so that a prompt by itself runs exactly
+    as it does outside logitlens.
     """
     longest = max(len(i) for i in ids)
     rows = [torch.cat([i, i[-1:].expand(longest - len(i))]) for i in ids]

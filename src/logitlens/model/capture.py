@@ -1,8 +1,8 @@
 """Run a model and keep its residual stream; nothing stays on the model.
 
-Depth 0 is what the first block receives, depth d what block d−1 returned: the raw stream, before
-any final norm. Prompts run as one right-padded batch (see `padding`), whose pad columns are cut off
-again. Long prompts may run in chunks, see `chunks`.
+Depth 0 is what the first block receives, depth d what block d − 1 returned: the raw stream, before
+any final norm. Prompts run as one right-padded batch (see `batches`), whose padding is cut off again.
+Long prompts may run in chunks, see `chunks`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from logitlens.anatomy.blocks import Anatomy
 from logitlens.anatomy.check import compare
 from logitlens.anatomy.forward import accepts, as_found, forward, input_device, logits_of, refusing
 from logitlens.anatomy.probe import probe_ids
+from logitlens.anatomy.readable import Readable
 from logitlens.anatomy.sublayers import STREAMS, hooks
 from logitlens.anatomy.watch import Hook, hooked
 from logitlens.errors import LogitLensError, PromptError, UnsupportedModel
-from logitlens.model.batches import batches as batches
 from logitlens.model.batches import padded
 from logitlens.select import layer_label
 
-Progress = Callable[[str, int, int], None]  # what is counted, how many are done, of how many
+Progress = Callable[[str, int, int], None]  # what is counted, how many are done, of how many in all
 
 # Hooks that gather (B, T, D) tensors by depth, and the depths each must gather once.
 Part = tuple[AbstractContextManager[dict[int, list[Tensor]]], Sequence[int]]
@@ -38,11 +38,11 @@ class Residuals:
 
     ids              (T,) int64, on the CPU
     h                one (T, D) tensor for each entry of `depth_indices`, in the stream's own dtype
-    depth_indices    numbers in 0 … N; labels: their names ("embed", "0", …, "N-1")
+    depth_indices    numbers in 0 … N       labels   the layers' names ("embed", "0", …, "N-1")
     final_logits     (P, V) float32: the model's own logits at `final_positions`
-    stream           "resid"; or "mid", "attn", "mlp" (see `sublayers`), where the rows are those of
-                     block d−1 for depth d, labelled "0.attn", …, and the last row is still the
-                     final residual, which is the base of every comparison
+    stream           "resid"; or "mid", "attn", "mlp" (see `sublayers`): rows of block d − 1 for depth d,
+                     labelled "0.attn", …; the last row is still the final residual, the base of
+                     every comparison
     """
 
     ids: Tensor
@@ -58,14 +58,14 @@ class Residuals:
 
 @dataclass(eq=False)
 class Cache:
-    """What a model keeps of the positions read so far, and the argument by which it takes that."""
+    """What the model keeps of the positions read so far, and the argument that passes it back."""
 
     argument: str
     kept: Any = None
 
 
 def capture(
-    model: Any,
+    model: Readable,
     prompts: Sequence[Sequence[int]],
     *,
     depths: Sequence[int] | None = None,
@@ -76,12 +76,11 @@ def capture(
 ) -> list[Residuals]:
     """Token ids of several prompts → their residuals, from one forward pass.
 
-    model     a LensModel
-    depths    which of 0 … N to keep; None: all
-    stream    "resid", "mid", "attn" or "mlp"; of a sublayer, depth d is what belongs to block d−1
-    check_positions   "last" or "all": where the model's own logits are kept for the proof
-    progress  called with ("blocks", done, N) as the blocks return; what it raises ends the pass
-    cache     what the model keeps of one prompt's positions before these ids, which are added
+    depths            which of 0 … N to keep; None: all
+    stream            "resid", "mid", "attn" or "mlp"; of a sublayer, depth d belongs to block d − 1
+    check_positions   "last" or "all": where the model's own logits are kept for the check
+    progress          called with ("blocks", done, N) as blocks return; what it raises ends the pass
+    cache             of one prompt: the positions before these ids; these are added to it
 
     Raises PromptError for an empty prompt, UnsupportedModel where the model's forward fails, its
     blocks do not run once each, or its stream has another shape than when it was loaded.
@@ -131,11 +130,11 @@ def capture(
     return out
 
 
-def pads_change_nothing(model: Any) -> bool:
+def pads_change_nothing(model: Readable) -> bool:
     """Whether the end of a short prompt is the same beside a longer prompt as alone.
 
-    Causal attention makes it so; a model that looks at the width of the batch, or at the mask in a
-    way of its own, is found out by asking it.
+    Causal attention makes it so; a model that looks at the width of the batch, or treats the mask in
+    a way of its own, is found out by trying.
     """
     ids = probe_ids(model.hf).tolist()[0]
     short, last = ids[: len(ids) // 2], [len(model.anatomy.blocks)]
@@ -149,9 +148,9 @@ def pads_change_nothing(model: Any) -> bool:
 
 
 def _parts(
-    model: Any, anatomy: Anatomy, stream: str, depths: list[int], batch: int
+    model: Readable, anatomy: Anatomy, stream: str, depths: list[int], batch: int
 ) -> tuple[list[Part], list[int], list[str]]:
-    """What to hook; the depth and the label of every row that comes of it, in order."""
+    """What to hook, and the depth and the label of every row captured, in order."""
     if stream == "resid":
         part = residual_hooks(anatomy, depths, batch), depths
         return [part], depths, [layer_label(d) for d in depths]
@@ -160,7 +159,7 @@ def _parts(
     if not blocks:
         raise PromptError(
             f"none of the layers chosen has the stream {stream!r}: expected some of "
-            f"{', '.join(str(i + 1) for i in has)}"
+            f"{', '.join(map(str, has))}"
         )
     inner = [i + 1 for i in blocks]
     last = len(anatomy.blocks)
@@ -178,7 +177,7 @@ def _run(
     extra: dict[str, Any],
     progress: Progress | None = None,
 ) -> tuple[Any, list[Tensor]]:
-    """The model's output and, for every part, a (B, T, D) stream a depth."""
+    """The model's output and, part after part, its stream (B, T, D) at each depth."""
     B, T = ids_BT.shape
     try:
         with refusing(hf, f"on {B} × {T} tokens"), as_found(hf), ExitStack() as stack:
@@ -200,7 +199,7 @@ def _run(
                 )
             if found[0].shape != (B, T, anatomy.width):
                 raise UnsupportedModel(
-                    f"{type(hf).__name__}: the stream at depth {depth} has shape "
+                    f"{type(hf).__name__}: the stream of layer {layer_label(depth)} has shape "
                     f"{tuple(found[0].shape)}; expected {(B, T, anatomy.width)}"
                 )
             out.append(found[0])
@@ -208,7 +207,7 @@ def _run(
 
 
 class _Ended(BaseException):
-    """What the progress callback raised: no failure of the model, so it is re-raised unchanged."""
+    """Raised by the progress callback; re-raised unchanged."""
 
     def __init__(self, reason: BaseException):
         self.reason = reason
@@ -233,7 +232,7 @@ def _reporting(anatomy: Anatomy, progress: Progress) -> AbstractContextManager[N
 def residual_hooks(
     anatomy: Anatomy, depths: Sequence[int], batch: int
 ) -> Iterator[dict[int, list[Tensor]]]:
-    """Inside, every pass of the model adds (B, T, D) copies of the stream at each depth wanted.
+    """Inside, every pass of the model adds copies (B, T, D) of the stream at each of the depths.
 
     Copies, because models add into the stream in place.
     """

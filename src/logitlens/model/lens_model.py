@@ -58,6 +58,7 @@ class LensModel:
         self.name = name
         self.revision = revision
         self.tokens = Vocabulary(tokenizer)
+        self._sublayers: Sublayers | None = None
         self._chunk_verdicts: dict[tuple[int, int], str | None] = {}  # see `chunks.why_not`
 
     # -- facts --------------------------------------------------------------------------------
@@ -81,7 +82,7 @@ class LensModel:
     def dtype(self) -> torch.dtype:
         return next(p.dtype for p in self.hf.parameters() if p.is_floating_point())
 
-    @cached_property
+    @property
     def context(self) -> int | None:
         """The longest prompt that the configuration allows, in tokens; None: it names no limit."""
         config = self.hf.config.get_text_config(decoder=True)
@@ -91,10 +92,13 @@ class LensModel:
                 return limit
         return None
 
-    @cached_property
+    @property
     def sublayers(self) -> Sublayers:
         """What attention and MLP add to the stream, found on first use. Raises UnsupportedModel."""
-        return sublayers.find(self.hf, self.anatomy, probe_ids(self.hf, self.tokenizer)[0])
+        if self._sublayers is None:
+            ids_T = probe_ids(self.hf, self.tokenizer)[0]
+            self._sublayers = sublayers.find(self.hf, self.anatomy, ids_T)
+        return self._sublayers
 
     def __repr__(self) -> str:
         return (

@@ -1,4 +1,4 @@
-"""A prompt as people and programs give it → token ids that the model knows and has room for."""
+"""Turn a prompt, in any form, into token ids that the model knows and has room for."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def ids_of(
     context: int | None = None,
     truncate: bool = False,
 ) -> tuple[list[int], int]:
-    """Ids of a prompt, and how many were dropped in front of them to fit the context.
+    """Ids of a prompt, and how many were dropped from its front to fit the context.
 
-    Raises PromptError for an empty prompt, what is not one prompt, an id outside the vocabulary, and
-    a prompt longer than the context unless `truncate`.
+    Raises PromptError for an empty prompt, anything that is not one prompt, an id outside the
+    vocabulary, and a prompt longer than the context unless `truncate`.
     """
     if not isinstance(truncate, (bool, np.bool_)):
         raise PromptError(f"truncate={truncate!r}: expected True or False")

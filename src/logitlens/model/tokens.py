@@ -1,9 +1,8 @@
-"""Token ids → pieces a person can read, and text → ids.
+"""Text → token ids, and ids → pieces that a person can read.
 
-Ids are the keys everywhere. A token that is only part of a character decodes to U+FFFD, and many
-ids would share that one string; such a token is shown by its bytes (`⟨E2 82⟩`), and inside a prompt,
-where its neighbours complete the character, by the whole glyph at each of its positions with a mark
-(`€⟨1/3⟩`).
+Ids are the keys everywhere. A token that is only part of a character decodes to U+FFFD, a string
+that many ids would share; it is shown by its bytes (`⟨E2 82⟩`), or, where its neighbours in a prompt
+complete the character, by the whole character with a mark at each of its positions (`€⟨1/3⟩`).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Vocabulary:
-    """What a tokenizer's ids stand for; `tokenizer=None` knows numbers only."""
+    """What a tokenizer's ids stand for; without a tokenizer, pieces are numbers (`⟨5⟩`)."""
 
     def __init__(self, tokenizer: Any | None):
         self.tokenizer = tokenizer
@@ -49,7 +48,7 @@ class Vocabulary:
             return f"⟨{raw.hex(' ').upper()}⟩"
 
     def fragments(self, tokens: Iterable[int]) -> dict[int, str]:
-        """id → hex of those tokens whose bytes are not text by themselves."""
+        """id → bytes in hex, of those tokens that are not text by themselves."""
         out = {}
         for token in tokens:
             raw = self.raw(token)
@@ -93,8 +92,9 @@ class Vocabulary:
         if not ids:
             raise PromptError(f"the prompt {text!r} has no tokens: give some text")
         if all(self.is_special(i) for i in ids):
+            names = ", ".join(self.piece(i) for i in ids)
             raise PromptError(
-                f"the prompt {text!r} holds special tokens only ({', '.join(self.piece(i) for i in ids)}): "
+                f"the prompt {text!r} consists of special tokens only ({names}): "
                 "add some text, or pass token ids to read them as they are"
             )
         return ids
@@ -108,7 +108,7 @@ class Vocabulary:
                 "give text that can be written as UTF-8"
             ) from error
         assert self.tokenizer is not None
-        # The tokenizer's own warning about long prompts would stand beside our refusal, or our cut.
+        # We refuse or cut long prompts ourselves: no warning of the tokenizer's beside that.
         options.setdefault("verbose", False)
         return [int(i) for i in self.tokenizer(text, **options)["input_ids"]]
 
@@ -167,7 +167,7 @@ def whole(value: Any) -> int | None:
 
 
 def _glyph_stop(raws: Sequence[bytes | None], start: int) -> int | None:
-    """Where the run of fragments that begins at `start` completes whole characters, if it does."""
+    """The end of the run of fragments from `start` on that makes up whole characters, or None."""
     if _complete(raws[start]):
         return None
     joined = b""
