@@ -235,6 +235,8 @@ def test_a_probe_crosses_every_window_that_the_configuration_names():
     assert chunks.probe_length(config, 41, 64) == 41, "no longer than a context that it fills"
     assert chunks.probe_length(config, 32_000, None) == 6000
     assert chunks.probe_length(LlamaConfig(), 32_000, None) == chunks.PROBE
+    config._attn_implementation = "eager"  # keeps scores of length × length for every head
+    assert chunks.probe_length(config, 32_000, None) == chunks.PROBE
     assert chunks.probe_length(LlamaConfig(attn={"window": 10**6}), 32_000, None) == 8192
 
 

@@ -120,8 +120,9 @@ def why_not(model: LensModel, T: int, chunk: int) -> str | None:
     and the logits are compared at the positions whose final residuals differ most, the last among
     them. The probe is as long as the prompt, rounded up to a power of two below the context, so that
     prompts of one length class share a probe; but no longer than 2048 tokens, or twice the longest
-    window, state or block that the configuration names (at most 8192). A verdict is kept for each
-    probe length and chunk; a probe that failed to run is tried again the next time.
+    window, state or block that the configuration names (at most 8192; 2048 with eager attention,
+    whose memory grows with the square). A verdict is kept for each probe length and chunk; a probe
+    that failed to run is tried again the next time.
     """
     config = model.hf.config
     limit = rescales_beyond(config)
@@ -143,7 +144,8 @@ def probe_length(config: Any, T: int, context: int | None) -> int:
     """How many tokens of a probe stand for a prompt of T tokens; the rule is in `why_not`."""
     text = config.get_text_config(decoder=True)
     named = max(_position_counts(vars(text)), default=0)
-    longest = min(max(PROBE, 2 * named), LONGEST_PROBE)
+    eager = getattr(text, "_attn_implementation", None) == "eager"
+    longest = PROBE if eager else min(max(PROBE, 2 * named), LONGEST_PROBE)
     rounded = 1 << (T - 1).bit_length()
     # Some models hold a little less than the context they name.
     return min(rounded if context is None or rounded < context else T, longest)
