@@ -1,6 +1,6 @@
 """Sizes and frame times of the page: one row for each shape, printed and written to page.jsonl.
 
-    python benchmarks/page.py            # 13×10, 48×2,000 and 126×8,000 depths × positions, top 5
+    python benchmarks/page.py            # 13×10, 48×2,000 and 126×8,000 layers × positions, top 5
 
 The readings are synthetic (tests/view/page_synthetic.py): noisier than a model's, so the sizes are on
 the high side. Frames are measured in a real Chromium with software rendering, without a limit to the

@@ -31,7 +31,7 @@ def settle(tab):
 
 
 def copied(tab, words):
-    """What lies in the clipboard once it holds `words`."""
+    """What is on the clipboard once it holds `words`."""
     for _ in range(100):
         text = tab.evaluate("navigator.clipboard.readText()")
         if words in text:
@@ -42,7 +42,7 @@ def copied(tab, words):
 
 
 def violations(tab):
-    """What axe-core finds wrong with the page as it stands."""
+    """What axe-core finds wrong with the page as it is now."""
     tab.evaluate(AXE.read_text("utf-8"))
     found = tab.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
     return [(v["id"], v["help"], [n["html"][:160] for n in v["nodes"][:3]]) for v in found]

@@ -564,7 +564,7 @@ def test_axe_finds_no_violation(open_page, theme):
     assert violations(tab) == []
 
 
-def test_damaged_data_are_told_in_words(chromium, tmp_path):
+def test_damaged_data_are_reported_in_words(chromium, tmp_path):
     from logitlens.view import page
 
     text = page.html([eiffel()])

@@ -54,7 +54,7 @@ def plausible(
     model: str = "openai-community/gpt2",
     lens: str = "logit",
 ) -> Reading:
-    """A reading that looks like a model's: candidates come and go, and settle with depth."""
+    """A reading that looks like a model's: candidates come and go, and settle in the later layers."""
     rng = np.random.default_rng(seed)
     weight = 1 / np.arange(1, V + 1) ** 0.9
     weight /= weight.sum()
@@ -74,8 +74,8 @@ def plausible(
     pool, score = draw(T, 3 * K), rng.normal(size=(T, 3 * K))
     top_ids = np.zeros((L, T, K), np.int32)
     top_lp = np.zeros((L, T, K), np.float32)
-    for depth in range(L):
-        done = depth / max(1, L - 1)
+    for layer in range(L):
+        done = layer / max(1, L - 1)
         fresh = rng.random(pool.shape) > 0.5 + 0.48 * done
         pool[fresh] = draw(int(fresh.sum()))
         score = 0.8 * score + 0.6 * rng.normal(size=score.shape)
@@ -86,10 +86,10 @@ def plausible(
         np.put_along_axis(twice, by_id[:, 1:], ranked[:, 1:] == ranked[:, :-1], 1)
         score[twice] = -9
         order = np.argsort(-score, axis=1)[:, :K]
-        top_ids[depth] = np.take_along_axis(pool, order, 1)
+        top_ids[layer] = np.take_along_axis(pool, order, 1)
         s = np.take_along_axis(score, order, 1) * (0.8 + 2.6 * done)
         rest = np.exp(3.5 * (1 - done) + rng.normal(size=(T, 1)))
-        top_lp[depth] = s - np.log(np.exp(s).sum(1, keepdims=True) + rest)
+        top_lp[layer] = s - np.log(np.exp(s).sum(1, keepdims=True) + rest)
     fall = 1 - np.arange(L)[:, None] / max(1, L - 1)
     entropy = np.maximum(0.05, 8 * fall**1.5 + rng.gamma(2, 0.6, size=(L, T)))
     kl = 9 * fall * np.exp(0.3 * rng.normal(size=(L, T)))

@@ -267,7 +267,7 @@ def test_several_readings_are_named_by_what_differs():
     assert page.labels([one, one]) == ["The capital of France (1)", "The capital of France (2)"]
 
 
-def test_wrong_use_is_told_in_words(tmp_path):
+def test_wrong_use_is_one_line_that_says_what_was_expected(tmp_path):
     with pytest.raises(FormatError, match="at least one reading"):
         page.html([])
     with pytest.raises(FormatError, match=r"a .html file has no option 'colour'"):
@@ -320,7 +320,7 @@ def test_what_sublayers_add_is_between_the_layers_it_leads_to():
     assert rows == [[0, -1, 1, -1, -1, 2], [-1, 0, -1, -1, 1, 2], [-1, -1, -1, 0, -1, 1]]
 
 
-def test_readings_of_other_tokenizers_are_told_apart():
+def test_readings_of_different_tokenizers_are_kept_apart():
     one, same = synthetic.plausible(seed=1), synthetic.plausible(seed=2)
     other = synthetic.random(3, 4, 3, 1)
     assert align.vocabularies([one, other, same]) == [0, 1, 0]
