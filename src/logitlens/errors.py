@@ -1,4 +1,4 @@
-"""Every error logitlens raises on purpose; the tree stands in the package docstring."""
+"""Every error that logitlens raises on purpose; the package docstring shows the tree."""
 
 
 class LogitLensError(Exception):
@@ -14,15 +14,15 @@ class LensNotAvailable(ModelNotAvailable):
 
 
 class UnsupportedModel(LogitLensError, ValueError):
-    """The anatomy was not found, or the verification failed: the model is refused, not guessed at."""
+    """The anatomy was not found, or the model's own logits were not reproduced: refused, not guessed."""
 
 
 class LensMismatch(LogitLensError, ValueError):
-    """A lens does not belong to this model: another width, unembedding, or depth."""
+    """A lens does not belong to this model: another width, unembedding or number of layers."""
 
 
 class PromptError(LogitLensError, ValueError):
-    """Text, token ids, or tracked tokens that cannot be read."""
+    """Text, token ids or tracked tokens that cannot be read."""
 
 
 class FormatError(LogitLensError, ValueError):
@@ -30,20 +30,20 @@ class FormatError(LogitLensError, ValueError):
 
 
 class FitError(LogitLensError, RuntimeError):
-    """A fit that cannot go on: a loss that is not a number, a checkpoint of another fit."""
+    """A fit that cannot continue: a loss that is not a number, a checkpoint of another fit."""
 
 
 class MissingExtra(LogitLensError, ImportError):
-    """An optional dependency is absent; the message names the extra that brings it."""
+    """An optional dependency is missing; the message names the extra that installs it."""
 
     def __init__(self, package: str, extra: str, purpose: str):
         super().__init__(f"{purpose} needs {package}: pip install 'logitlens[{extra}]'")
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from, says that memory ran out.
+    """Whether an error, or one that it was raised from, means that memory ran out.
 
-    torch says it as OutOfMemoryError on a GPU, and as a RuntimeError elsewhere.
+    torch raises OutOfMemoryError on a GPU, and RuntimeError elsewhere.
     """
     while error is not None:
         text = str(error).lower() if isinstance(error, RuntimeError) else ""

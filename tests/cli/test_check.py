@@ -36,7 +36,7 @@ def test_anatomy_and_figures_are_printed(checked):
         "layers      embed, 0 … 4",
         "width       64",
         "vocabulary  512",
-        "context     no limit named",
+        "context     not stated",
         "final norm  model.norm (LlamaRMSNorm)",
         "tail        read from its weights",
         "dtype       bfloat16 on cpu",

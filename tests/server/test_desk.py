@@ -143,7 +143,7 @@ def test_progress_is_told_by_block_and_by_position_and_not_too_often(desk, monke
 
     monkeypatch.setattr(desk_module, "time", SimpleNamespace(monotonic=monotonic))
     for per, blocks in ((1.1, [1, 2, 3, 4]), (0.6, [1, 3]), (0.0, [1])):
-        tick = per * desk_module._TOLD_EVERY
+        tick = per * desk_module._EVENT_SECONDS
         events, _ = ask(desk, "a b c")
         seen = []
         while (event := events.get(timeout=20))["state"] not in ENDINGS:

@@ -29,7 +29,7 @@ VERBS = {  # in the order of --help; the line is the first of the command's own 
     "serve": "Explore prompts in the browser, on this machine only.",
     "fit": "Fit a tuned or a Jacobian lens to a model.",
     "lens": "List, show, fetch, publish and judge lenses.",
-    "check": "Show the anatomy found in a model and the figures of its verification.",
+    "check": "Show how a model was parsed and how exactly it is reproduced.",
 }
 _LONGEST = 1000  # characters of a line: it may quote what was given
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

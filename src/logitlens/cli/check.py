@@ -1,4 +1,4 @@
-"""`logitlens check`: what was found inside a model, and how well it was proven."""
+"""`logitlens check`: what was found inside a model, and how exactly it reproduces the model's logits."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 @loading_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
 def command(source: str, as_json: bool, **loading: Any) -> None:
-    """Show the anatomy found in a model and the figures of its verification.
+    """Show how a model was parsed and how exactly it is reproduced.
 
     MODEL is a hub name, a directory, or demo, the bundled model. A model whose own logits cannot be
-    reproduced is refused with the reason, and the exit code is 1.
+    reproduced is refused with the reason; the exit code is then 1.
     """
     model = load_model(source, **loading)
     if as_json:
-        click.echo(json.dumps(facts(model), ensure_ascii=False))
+        click.echo(json.dumps(facts(model)))
         return
     from rich.table import Table
     from rich.text import Text
@@ -43,14 +43,14 @@ def command(source: str, as_json: bool, **loading: Any) -> None:
 
 
 def lines(model: LensModel) -> list[tuple[str, str]]:
-    """What was found, for people: (name, value)."""
+    """What was found, for people: names and values."""
     blocks, context = model.n_blocks, model.context
     return [
         ("blocks", f"{blocks} at {model.anatomy.blocks_path}"),
         ("layers", f"embed, 0 … {blocks - 1}"),
         ("width", str(model.width)),
         ("vocabulary", str(model.vocab_size)),
-        ("context", str(context) if context else "no limit named"),
+        ("context", str(context) if context else "not stated"),
         *model.tail.description,
         ("tail", _KINDS.get(model.tail.kind, model.tail.kind)),
         (

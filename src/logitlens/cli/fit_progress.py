@@ -1,4 +1,4 @@
-"""What `logitlens fit` shows while it runs, on stderr, and what it says of the lens at the end."""
+"""What `logitlens fit` shows on stderr while it runs, and prints about the lens at the end."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def watched_jacobian(speak: bool) -> Iterator[Report | None]:
 
 
 def _bar(console: Console, what: str) -> tuple[Progress, TaskID]:
-    """How far a fit has come, and a note behind it."""
+    """A progress bar with a note behind it."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -99,7 +99,7 @@ def tell_tuned(lens: Any, path: Path) -> None:
 
 
 def tell_jacobian(lens: Any, path: Path) -> None:
-    """Over how much text the mean was taken, and how sure it is."""
+    """How much text the mean was taken over, and its standard errors."""
     from logitlens.select import layer_label
 
     corpus, error = lens.header.corpus, lens.header.extra.get("relative_error") or {}

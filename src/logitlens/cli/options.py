@@ -1,4 +1,4 @@
-"""What several verbs share: options that name a model, loading it, and checking outputs beforehand."""
+"""What verbs share: options that name a model, loading it, and checking outputs beforehand."""
 
 from __future__ import annotations
 
@@ -125,14 +125,14 @@ def quoted(words: Sequence[str]) -> str:
 
 
 def load_model(source: str, **options: Any) -> LensModel:
-    """`logitlens.load` with a sign of life on stderr, if that is a terminal."""
+    """`logitlens.load` with a spinner on stderr, if that is a terminal."""
     known = {name: value for name, value in options.items() if value not in (None, False)}
     with busy(f"loading {source}"):
         import transformers
 
         import logitlens
 
-        # The bar over weights read from the disk comes and goes in a blink; downloads keep theirs.
+        # The bar for weights read from the disk only flickers; downloads keep theirs.
         transformers.utils.logging.disable_progress_bar()
         return logitlens.load(None if source == "demo" else source, **known)
 
@@ -146,9 +146,9 @@ def errors() -> Console:
 
 @contextmanager
 def busy(what: str) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A spinner on stderr while something takes long; nothing where stderr is not a terminal.
+    """A spinner on stderr while something takes long; nothing if stderr is not a terminal.
 
-    Yields a function that takes progress (see `LensModel.read`) and shows it, or None.
+    Yields a callback that shows progress (see `LensModel.read`), or None.
     """
     if not sys.stderr.isatty():
         yield None
@@ -186,7 +186,7 @@ _NEEDS = {
 
 
 def check_outputs(paths: Sequence[str], suffixes: Sequence[str] | None = None) -> list[Path]:
-    """The outputs, tried before a model runs for minutes.
+    """Check outputs before a model runs for minutes.
 
     suffixes   what may be written; None: whatever a Reading can be saved as
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("files", nargs=-1, required=True, metavar="FILE…")
 @click.option(
     "-o", "--output", metavar="FILE",
-    help="Write .html (all readings on one page), or convert one reading to .png .svg .pdf .txt "
+    help="Write .html (all readings on one page), or convert one reading to .png, .svg, .pdf, .txt, "
     ".json or .parquet. Default: a page in the temporary folder.",
 )  # fmt: skip
 @click.option("--title", metavar="TEXT", help="Title of the page. Default: the prompts.")
@@ -33,8 +33,8 @@ def command(
 ) -> None:
     """Open stored readings as a page, or convert them.
 
-    FILE is a .json, .parquet or .html file that logitlens wrote. Several are put side by side, with
-    aligned tokens. Needs neither the model nor torch.
+    FILE is a .json, .parquet or .html file that logitlens wrote. Several are shown side by side, with
+    their tokens aligned. Neither the model nor torch is needed.
     """
     targets = check_outputs([output]) if output else []
     readings = [reading for file in files for reading in load(Path(file))]
@@ -69,7 +69,7 @@ def load(path: Path) -> list[Reading]:
 def open_page(
     readings: list[Reading], target: Path | None, title: str | None, open_browser: bool | None
 ) -> None:
-    """Write the page (to a temporary file without `target`), print its path, open it if wanted."""
+    """Write the page (without `target`, to a temporary file), print its path, and open it if asked."""
     from logitlens.view import page
 
     if open_browser is None:

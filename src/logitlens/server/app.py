@@ -3,7 +3,7 @@
 GET  /                         the page
 GET  /assets/NAME              its scripts and style sheets
 GET  /api/start                models, lenses, limits, history
-POST /api/read                 an order → progress, one JSON object on each line
+POST /api/read                 an order → progress, one JSON object per line
 DELETE /api/read/JOB           cancel it; JOB is in the first of those lines
 GET  /api/page/IDS             manifest of one or several readings (r1,r2)
 GET  /api/page/IDS/BLOCK       one of its blocks
@@ -63,7 +63,7 @@ _SHELL = """<!doctype html>
 
 
 def create(desk: Desk, lenses: Sequence[str]) -> Starlette:
-    """The application over a desk; put a Guard around it before it listens anywhere."""
+    """The application for a desk; wrap it in a Guard before it listens anywhere."""
     routes = Routes(desk, lenses)
     return Starlette(
         routes=[
@@ -86,7 +86,7 @@ def create(desk: Desk, lenses: Sequence[str]) -> Starlette:
 
 
 class Routes:
-    """The handlers; pages made lately are kept so that blocks follow their manifest."""
+    """The handlers. The latest pages are kept, so that blocks match their manifest."""
 
     def __init__(self, desk: Desk, lenses: Sequence[str]):
         self.desk = desk
@@ -117,9 +117,9 @@ class Routes:
         )
 
     async def read(self, request: Request) -> Response:
-        """Read a prompt; the answer is a stream of progress, whose last line is an ending.
+        """Read a prompt; the answer is a stream of progress that ends in an ending.
 
-        Whoever closes it before that has cancelled the prompt.
+        Closing it earlier cancels the prompt.
         """
         if request.headers.get("content-type", "").partition(";")[0] != "application/json":
             return _plain("expected JSON", 415)
@@ -168,7 +168,7 @@ class Routes:
         return _plain("no such block", 404) if data is None else Response(data)
 
     async def export(self, request: Request) -> Response:
-        """The readings as the offline file, in the state that the query names."""
+        """The readings as an offline file, in the state that the query names."""
         readings = self._readings(request.path_params["ids"])
         state = request.query_params.get("state", "")[:5000]
         text = await asyncio.to_thread(page.html, readings, state=state)
@@ -208,7 +208,7 @@ class Routes:
 
 
 class Progress(StreamingResponse):
-    """JSON lines; `closed` is called when they end, also because the asker has gone."""
+    """JSON lines; `closed` is called when they end, even if the client has left."""
 
     def __init__(self, lines: AsyncIterator[bytes], closed: Callable[[], object]):
         super().__init__(lines, media_type="application/x-ndjson")

@@ -1,8 +1,8 @@
 """uvicorn, where a request arrives whole within seconds or its connection is closed.
 
-uvicorn waits for ever for the rest of a request, and accepts connections until the process has no
-file left to open. Anybody who reaches the port, with the secret word or without it, could keep
-everybody else out in that way.
+uvicorn waits forever for the rest of a request, and accepts connections until the process has no
+file descriptors left. Anyone who reaches the port could shut everybody out that way, without the
+secret word.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from logitlens.server.guard import HEADERS, App, complain
 
 REQUEST_SECONDS = 10  # from its first byte, or from the connection, to the end of its body
-CONNECTIONS = 64  # open at a time; the oldest that has not sent a whole request makes way
-ACCEPTED = 16  # taken in one go, before the first of them is looked at
+CONNECTIONS = 64  # open at a time; beyond that the oldest without a whole request is closed
+ACCEPTED = 16  # in one go, before the first of them is handled
 
 _INVALID = b"".join(
     b"%s: %s\r\n" % (name.encode(), value.encode())
@@ -29,7 +29,7 @@ _INVALID = b"".join(
 
 
 class Connection(H11Protocol):
-    """uvicorn's connection with limits of time and number."""
+    """uvicorn's connection, limited in time and number."""
 
     _late: asyncio.TimerHandle | None = None
 
@@ -49,12 +49,12 @@ class Connection(H11Protocol):
 
     def shutdown(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete and not self.whole:
-            self.transport.abort()  # the server ends, and the rest of the body may never come
+            self.transport.abort()  # the rest of the body may never come
         else:
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP with the headers of every other answer."""
+        """Answer a request that is not HTTP with the headers of every other answer."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             head = b"HTTP/1.1 400 Bad Request\r\n" + _INVALID + b"\r\n"
             self.transport.write(head + msg.encode() + b"\n")
@@ -78,7 +78,7 @@ class Connection(H11Protocol):
 
 
 def _make_room(connections: set[Connection]) -> None:
-    """Close the oldest connection that has not sent a whole request, where there are too many."""
+    """If there are too many, close the oldest connection that has not sent a whole request."""
     there = [c for c in connections if not c.transport.is_closing()]
     if len(there) > CONNECTIONS:
         min((c for c in there if not c.whole), key=lambda c: c._since).transport.abort()
@@ -87,16 +87,16 @@ def _make_room(connections: set[Connection]) -> None:
 def listener(
     app: App, *, ready: Callable[[], object], stopping: Callable[[], object], grace: int
 ) -> uvicorn.Server:
-    """A server that says whatever goes wrong in one line.
+    """A server that reports whatever goes wrong in one line.
 
-    ready      is called once it listens
-    stopping   is called at the signal that ends it
-    grace      seconds that requests then have to end
+    ready      called once it listens
+    stopping   called at the signal that ends it
+    grace      seconds that requests then have to finish
     """
     said: set[str] = set()
 
     def trouble(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """What happens outside every request, like too many open files: each kind once."""
+        """Report what happens outside any request, like too many open files: each kind once."""
         line = f"{context['message']} ({context.get('exception')})"
         if line not in said and len(said) < 100:
             said.add(line)
@@ -107,7 +107,7 @@ def listener(
             asyncio.get_running_loop().set_exception_handler(trouble)
             await super().startup(sockets)
             for sock in sockets or []:
-                sock.listen()  # those who wait to be accepted may be more
+                sock.listen()  # more than ACCEPTED may wait in the kernel
             ready()  # from here on Ctrl-C is heard
 
         def handle_exit(self, *args: Any) -> None:
@@ -120,7 +120,7 @@ def listener(
             http=Connection,
             ws="none",
             backlog=ACCEPTED,
-            log_level="critical",  # `complain` says what goes wrong
+            log_level="critical",  # `complain` reports what goes wrong
             access_log=False,
             server_header=False,
             lifespan="off",

@@ -1,9 +1,9 @@
 """One model at a time: a queue of prompts, a worker thread, and words for what went wrong.
 
 Models and residuals are large, so a single thread loads, reads and answers; everybody else waits in
-line and is told how many are ahead. A job ends as done, error or cancelled, and the next one runs.
-Whoever holds a job's id may cancel it: in line at once, and while the model runs before its next
-block, which leaves the model as it was.
+line and hears how many are ahead. A job ends as done, error or cancelled, and the next one runs.
+Whoever holds a job's id may cancel it: a waiting job ends immediately, a running one before the
+model's next block, which leaves the model as it was.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Loader = Callable[[str], Any]
 Event = dict[str, Any]
 
 ENDINGS = ("done", "error", "cancelled")  # states that no other state follows
-_TOLD_EVERY = 0.1  # seconds between two events of one phase
+_EVENT_SECONDS = 0.1  # between two events of one phase
 _PHASES = {"blocks": "block", "positions": "position"}
 
 
 class Cancelled(Exception):
-    """Raised in the worker's thread where a job ends because it was cancelled; the message says where."""
+    """Raised in the worker's thread to end a cancelled job; the message says where."""
 
 
 @dataclass(eq=False)
@@ -47,7 +47,7 @@ class Job:
     tell: Callable[[Event], object]
     id: str = field(default_factory=lambda: secrets.token_urlsafe(12))
     cancelled: bool = False
-    over: bool = False  # an ending was told
+    over: bool = False  # its ending was sent
     began: float = field(default_factory=time.monotonic)
 
 
@@ -64,7 +64,7 @@ class Desk:
         self._line: deque[Job] = deque()
         self._running: Job | None = None
         self._loading: str | None = None
-        self._sign = 0.0  # when the model in hand last gave a sign, and where that was
+        self._sign = 0.0  # when the running model last gave a sign of life, and where that was
         self._where = ""
         self._changed = threading.Condition()  # guards everything above
         self._numbers = itertools.count(1)
@@ -78,7 +78,7 @@ class Desk:
         return self._model[0] if self._model else None
 
     def put(self, job: Job) -> None:
-        """Stand in line. Raises PromptError when the line is full."""
+        """Join the line. Raises PromptError when it is full."""
         with self._changed:
             if len(self._line) >= self.limits.waiting:
                 raise PromptError(
@@ -92,10 +92,10 @@ class Desk:
             self._changed.notify()
 
     def cancel(self, name: str) -> Literal["ended", "ending"] | None:
-        """Cancel a job that waits or runs; None where there is none of this id (any more).
+        """Cancel a job that waits or runs; None if there is no such job (any more).
 
-        A job that waits has ended on return, as has one whose model is being loaded (the model goes
-        on loading, for whoever comes next); one that runs is "ending", before the model's next block.
+        A waiting job has ended on return, and so has one whose model is being loaded (the loading goes
+        on, for whoever comes next). A running one is "ending": it ends before the model's next block.
         """
         with self._changed:
             if self._running and self._running.id == name and not self._running.over:
@@ -113,7 +113,7 @@ class Desk:
             return None
 
     def stalled(self) -> str:
-        """What to say where the model in hand has given no sign for long; empty where it has."""
+        """A sentence if the running model has given no sign of life for long; else empty."""
         with self._changed:
             seconds = time.monotonic() - self._sign
             if self._running is None or self._loading or seconds < self.limits.patience:
@@ -126,7 +126,7 @@ class Desk:
     def stop(self, wait: float = 0) -> bool:
         """Tell everybody that the server has ended, and end the worker's thread.
 
-        Waits so many seconds for the job in hand to let go of the model; False where it has not.
+        Waits up to `wait` seconds for the running job to let go of the model; False if it has not.
         """
         with self._changed:
             self._stopped = True
@@ -139,14 +139,14 @@ class Desk:
         return not self._worker.is_alive()
 
     def find(self, name: str) -> Reading | None:
-        """A reading made before, if it is still kept."""
+        """An earlier reading, if it is still kept."""
         with self._changed:
             return self.readings.get(name)
 
     def again(self, data: Event) -> Event:
-        """The order of a reading made before, `data["again"]`, with more tokens to track, as JSON.
+        """The order of an earlier reading, `data["again"]`, with more tokens to track, as JSON.
 
-        Raises PromptError where the reading is no longer kept.
+        Raises PromptError if the reading is no longer kept.
         """
         name = str(data["again"])
         with self._changed:
@@ -172,7 +172,7 @@ class Desk:
                 job.tell(event)
 
     def _end(self, job: Job, event: Event) -> None:
-        """Tell the ending; a job has one, whichever thread comes first."""
+        """Send the ending; a job has one, whichever thread comes first."""
         with self._changed:
             self._tell(job, event)
             job.over = True
@@ -211,7 +211,7 @@ class Desk:
             return {"state": "error", "message": self._failure(error)}
 
     def _failure(self, error: BaseException) -> str:
-        """Words for an error. A model that failed is let go: its state is not to be trusted."""
+        """Words for an error. A model that failed is dropped: its state cannot be trusted."""
         if out_of_memory(error):
             self._drop()
             return "out of memory: shorten the prompt or choose a smaller model"
@@ -220,7 +220,7 @@ class Desk:
                 self._drop()  # its forward raised
             return _line(error)
         self._drop()
-        return f"the model failed ({type(error).__name__}: {_line(error)}); it will be loaded anew"
+        return f"the model failed ({type(error).__name__}: {_line(error)}); it will be loaded again"
 
     def _read(self, job: Job) -> Event:
         order = job.order
@@ -239,30 +239,30 @@ class Desk:
         return self._keep(job, reading)
 
     def _progress(self, job: Job, facts: Event) -> Callable[[str, int, int], None]:
-        """What a model calls as it goes on: tells the asker now and then, and ends a cancelled job."""
-        told: tuple[str, float] = ("", 0)
+        """A callback for the model: reports to the asker now and then, and ends a cancelled job."""
+        reported: tuple[str, float] = ("", 0)
 
         def progress(phase: str, done: int, total: int) -> None:
-            nonlocal told
+            nonlocal reported
             where = f"{_PHASES.get(phase, phase)} {done:,} of {total:,}"
             if job.cancelled:
                 raise Cancelled(f"at {where}")
             now = self._seen(f"after {where}")
-            if phase != told[0] or now - told[1] >= _TOLD_EVERY:
-                told = phase, now
+            if phase != reported[0] or now - reported[1] >= _EVENT_SECONDS:
+                reported = phase, now
                 event = {"state": "running", "phase": phase, "done": done, "total": total}
                 self._tell(job, event | facts)
 
         return progress
 
     def _seen(self, where: str) -> float:
-        """Note that the model has given a sign just now."""
+        """Note a sign of life of the model."""
         with self._changed:
             self._sign, self._where = time.monotonic(), where
             return self._sign
 
     def _keep(self, job: Job, reading: Reading) -> Event:
-        """Add to the history, which is what makes a job done. Raises Cancelled."""
+        """Add a reading to the history, which makes its job done. Raises Cancelled."""
         with self._changed:
             if job.cancelled:
                 raise Cancelled("at the last moment")
@@ -283,7 +283,7 @@ class Desk:
         return sum(getattr(value, "nbytes", 0) for values in arrays for value in values)
 
     def _get(self, name: str, job: Job) -> Any:
-        """The model, loaded in place of another if need be. Raises Cancelled."""
+        """The model, loaded in place of another if necessary. Raises Cancelled."""
         if not self._model or self._model[0] != name:
             with self._changed:
                 if job.cancelled:
@@ -301,7 +301,7 @@ class Desk:
         return self._model[1]
 
     def _drop(self) -> None:
-        """Let the model go, and its memory on the device."""
+        """Free the model, and its memory on the device."""
         self._model = None
         gc.collect()
         import torch

@@ -1,9 +1,9 @@
 """Who may ask: a random token in the path, the right Host and Origin, requests of a sane size.
 
-A page on the internet can make a browser send requests to 127.0.0.1, and a name that resolves there
-(DNS rebinding) can even read the answers. So every path begins with a token that only the printed
-address holds, the Host must be one that was bound, and an Origin, where a browser sends one, must be
-this server's own.
+A page on the internet can make a browser send requests to 127.0.0.1, and with a name that resolves
+there (DNS rebinding) it can even read the answers. So every path begins with a token that is only in
+the printed address, the Host must be one the server is bound to, and an Origin, where a browser sends
+one, must be the server's own.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def complain(line: str, error: BaseException | None = None) -> None:
 
 
 class Guard:
-    """ASGI middleware: refuses in words, adds the security headers to every answer, and lets no error out."""
+    """ASGI middleware: refuses in words, adds the security headers to every answer, contains errors."""
 
     def __init__(self, app: App, *, token: str, hosts: Iterable[str], any_address: bool = False):
         self.app = app
@@ -85,7 +85,7 @@ class Guard:
         except asyncio.CancelledError:
             pass  # the server ends, and had its time to answer
         except Exception as error:
-            if not body.gone:  # else nobody waits for the answer
+            if not body.gone:  # else nobody is waiting for the answer
                 what = f"{type(error).__name__}: {error}"
                 complain(f"unexpected, at {scope['method']} {inner['path']}: {what}", error)
 
@@ -132,7 +132,7 @@ class TooLarge(Exception):
 
 
 class _Body:
-    """What the asker sends: counted, since a body sent in pieces has the same limit."""
+    """The request's body, counted: one that is sent in pieces has the same limit."""
 
     def __init__(self, receive: Receive):
         self._receive = receive

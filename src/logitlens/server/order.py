@@ -1,4 +1,4 @@
-"""What may be asked of the server: an order out of JSON, and the limits it has to fit."""
+"""What may be asked of the server: an order made from JSON, and its limits."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from logitlens.errors import PromptError
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for; each refusal names the number."""
+    """What one request may ask for, and what the server keeps; each refusal names the number."""
 
     characters: int = 20_000  # of a prompt
-    tokens: int = 4096  # of a prompt, the model's own context permitting
+    tokens: int = 4096  # of a prompt, if the model's own context allows
     top: int = 50
     track: int = 32
     waiting: int = 16  # jobs in line
     history: int = 200  # readings kept; the oldest go first
     history_bytes: int = 1 << 30  # of their arrays; the latest is kept in any case
-    patience: float = 10  # seconds without a sign of the model before those who wait hear of it
+    patience: float = (
+        10  # seconds without a sign of life of the model before those who wait hear of it
+    )
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Order:
 
     @staticmethod
     def of(data: Any, models: Sequence[str], lenses: Sequence[str], limits: Limits) -> Order:
-        """An order from JSON. Raises PromptError in one line for whatever does not fit."""
+        """An order from JSON. Raises PromptError, in one line, for anything that does not fit."""
         if not isinstance(data, dict):
             raise PromptError("expected a JSON object with the prompt")
         prompt, model = data.get("prompt"), data.get("model", models[0])

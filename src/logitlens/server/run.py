@@ -52,10 +52,10 @@ def serve(
     load    makes a LensModel of a name
     ready   is called once with the URL, and whether only this machine can reach it
 
-    A prompt that is being read ends before the model's next block. Returns False where it has not
-    ended within GRACE_SECONDS: its thread is in native code.
+    At the end, a prompt that is being read ends before the model's next block. Returns False if it
+    has not ended within GRACE_SECONDS: its thread is in native code.
 
-    Raises MissingExtra without starlette and uvicorn, OSError where the port is taken.
+    Raises MissingExtra without starlette and uvicorn, OSError if the address cannot be bound.
     """
     try:
         from logitlens.server.app import create
@@ -75,7 +75,7 @@ def serve(
             listener(
                 app,
                 ready=lambda: ready(f"http://{shown}:{port}/{token}/", address.is_loopback),
-                stopping=desk.stop,  # those who wait hear it, so that no connection has to be cut
+                stopping=desk.stop,  # ends the streams of those who wait, so that none is cut off
                 grace=GRACE_SECONDS,
             ).run(sockets=[sock])
         except KeyboardInterrupt:
