@@ -85,7 +85,7 @@ def test_arrays_are_read_only_and_not_shared(reading):
         (lambda good: good[: len(good) // 2], "cut short"),
         (lambda good: b"hello", "cut short"),
         (lambda good: b"[]", "expected a reading"),
-        (lambda good: b'{"a": 1}', "expected a file of format"),
+        (lambda good: b'{"a": 1}', "lacks 'format'"),
         (lambda good: good.replace(b'"version": 2', b'"version": 99'), "pip install --upgrade"),
         (lambda good: good.replace(b'"entropy"', b'"entropia"'), "lacks entropy"),
         (lambda good: good.replace(b'"layers": [', b'"layers": ["extra", '), "shape"),
@@ -257,5 +257,5 @@ def test_a_damaged_parquet_header_is_one_line(tmp_path, reading, header):
 def test_json_nested_beyond_reason_is_one_line(tmp_path):
     path = tmp_path / "r.json"
     path.write_text("[" * 100_000)
-    with pytest.raises(FormatError, match="not JSON"):
+    with pytest.raises(FormatError, match="nested deeper|not JSON"):
         Reading.load(path)

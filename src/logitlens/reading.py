@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from logitlens import statistics
 from logitlens.errors import FormatError, PromptError
+from logitlens.schema import matches
 from logitlens.select import Selection, layer_number, select_layers, select_positions
 from logitlens.statistics import Statistic
 
@@ -100,13 +101,23 @@ class Reading:
             raise FormatError(f"a Reading has no array called {sorted(unknown)[0]}")
         if missing := [n for n, s in known.items() if not s.optional and n not in arrays]:
             raise FormatError(f"a Reading needs {', '.join(missing)}")
+        meta = dict(meta or {})
+        matches(pieces, [str], "pieces")
+        matches(layers, [str], "layers")
+        matches(meta, META, "meta")
+        if any(not 0 <= p < 1 << 31 for p in meta.get("positions") or ()):
+            raise FormatError("meta['positions'] are not places in a prompt")
+        if not isinstance(vocab, Mapping) or not all(
+            isinstance(i, int) and isinstance(piece, str) for i, piece in vocab.items()
+        ):
+            raise FormatError("vocab is not a mapping of ids to text")
         if not pieces or not layers:
             raise FormatError("a Reading needs at least one layer and one position")
         fields: dict[str, Any] = {
             "pieces": pieces,
             "layers": layers,
             "vocab": vocab,
-            "meta": meta or {},
+            "meta": meta,
         }
         sizes = {"T": len(pieces), "L": len(layers)}
         for name, statistic in known.items():
@@ -400,6 +411,17 @@ class Reading:
         """`logit`, `tuned` or `jacobian`."""
         lens = self.meta.get("lens")
         return str(lens.get("name", "logit")) if isinstance(lens, Mapping) else str(lens or "logit")
+
+
+META = {
+    "check?": ({"ok": bool, "max_abs_diff?": (float, str), "tolerance?": (float, str),
+                "positions?": int, "line?": str}, None),
+    "lens?": ({"name?": str, "source?": (str, None), "file?": (str, None), "hash?": (str, None)}, str, None),
+    "positions?": ([int], None), "prompt?": (str, None), "prompt_tokens?": int, "truncated?": int,
+    "model?": (str, None), "revision?": (str, None), "n_blocks?": int, "stream?": (str, None),
+    "dtype?": (str, None), "device?": (str, None), "special_ids?": [int], "vocab_bytes?": {str: str},
+}  # fmt: skip
+"""What views rely on in `Reading.meta`; other entries may be anything."""
 
 
 def check_sentence(check: Any) -> tuple[bool | None, str]:

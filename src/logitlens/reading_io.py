@@ -19,6 +19,7 @@ from logitlens import statistics
 from logitlens.errors import FormatError, MissingExtra
 from logitlens.files import replacing, write_text
 from logitlens.reading import Reading
+from logitlens.schema import INFLATION, matches, parse_json
 from logitlens.statistics import Statistic
 
 if TYPE_CHECKING:
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     import pyarrow
 
 FORMAT = "logitlens.reading"
+_FOREIGN = "this Parquet file was not written by logitlens (no reading in its header)"
 VERSION = 2  # 1 called the layers depths
 
 _LABELS = ("pieces", "layers", "vocab", "meta")
+_HEADER = {"layers": [str], "pieces": [str], "vocab": {str: str}, "meta": {str: object}}
 
 
 def save(reading: Reading, path: Path) -> None:
@@ -73,12 +76,14 @@ def to_dict(reading: Reading) -> dict[str, Any]:
 
 def from_dict(data: Mapping[str, Any]) -> Reading:
     """The inverse of `to_dict`. Raises FormatError."""
-    _require_ours(data.get("format"), data.get("version"))
+    matches(data, {"format": object, "version": object}, "the reading")
+    _require_ours(data["format"], data["version"])
     data = _renamed(data)
     required = [s.name for s in statistics.stored() if not s.optional]
     missing = [name for name in (*required, *_LABELS) if name not in data]
     if missing:
         raise FormatError(f"the reading lacks {', '.join(missing)}: the file is damaged")
+    matches(data, _HEADER, "the reading")
     try:
         sizes = {"L": len(data["layers"]), "T": len(data["pieces"])}
         arrays = {
@@ -88,12 +93,14 @@ def from_dict(data: Mapping[str, Any]) -> Reading:
         }
         return Reading(
             **arrays,
-            pieces=[str(piece) for piece in data["pieces"]],
-            layers=[str(label) for label in data["layers"]],
-            vocab={int(i): str(piece) for i, piece in data["vocab"].items()},
-            meta=dict(data["meta"]),
+            pieces=data["pieces"],
+            layers=data["layers"],
+            vocab=_vocab(data["vocab"]),
+            meta=data["meta"],
         )
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        if isinstance(error, FormatError):
+            raise
         raise FormatError(f"the reading's fields do not fit together ({error})") from error
 
 
@@ -140,18 +147,9 @@ def from_arrow(table: pyarrow.Table) -> Reading:
     """The inverse of `to_arrow`. Raises FormatError."""
     raw = (table.schema.metadata or {}).get(FORMAT.encode())
     if raw is None:
-        raise FormatError(
-            "this Parquet file was not written by logitlens (no reading in its header)"
-        )
-    try:
-        header = json.loads(raw)
-        _require_ours(header.get("format"), header.get("version"))
-        header = _renamed(header)
-        L, T = len(header["layers"]), len(header["pieces"])
-    except FormatError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise FormatError(f"the reading's header is damaged ({error})") from error
+        raise FormatError(_FOREIGN)
+    header = _header(raw)
+    L, T = len(header["layers"]), len(header["pieces"])
     if table.num_rows != L * T:
         raise FormatError(
             f"expected {L} layers × {T} positions = {L * T} rows, found {table.num_rows}"
@@ -181,16 +179,35 @@ def from_arrow(table: pyarrow.Table) -> Reading:
             elif statistic.axes[-1] in "CM":  # of no tokens, which Parquet has no column for
                 shape = [{"L": L, "T": T}.get(axis, 0) for axis in statistic.axes]
                 arrays[statistic.name] = np.zeros(shape, statistic.dtype)
-        vocab = {int(i): piece for i, piece in header["vocab"].items()}
         return Reading(
             **arrays,
             pieces=header["pieces"],
             layers=header["layers"],
-            vocab=vocab,
+            vocab=_vocab(header["vocab"]),
             meta=header["meta"],
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        if isinstance(error, FormatError):
+            raise
         raise FormatError(f"the reading's columns do not fit together ({error})") from error
+
+
+def _header(raw: bytes) -> Mapping[str, Any]:
+    """A Parquet file's own part: everything but the cells. Raises FormatError."""
+    header = parse_json(raw, "the reading's header")
+    matches(header, {"format": object, "version": object}, "the header")
+    _require_ours(header["format"], header["version"])
+    header = _renamed(header)
+    lists = {s.name: [int] for s in statistics.stored() if s.axes[0] not in "LT"}
+    matches(header, {**_HEADER, **lists}, "the header")
+    return header
+
+
+def _vocab(pieces: Mapping[str, str]) -> dict[int, str]:
+    strange = next((i for i in pieces if not (i.isascii() and i.isdigit() and len(i) < 12)), None)
+    if strange is not None:
+        raise FormatError(f"the vocabulary has an id {strange[:40]!r}: expected a whole number")
+    return {int(i): piece for i, piece in pieces.items()}
 
 
 def to_pandas(reading: Reading) -> pandas.DataFrame:
@@ -203,10 +220,7 @@ def to_pandas(reading: Reading) -> pandas.DataFrame:
 
 
 def _load_json(path: Path) -> Reading:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FormatError(f"not JSON, or cut short ({error})") from error
+    data = parse_json(path.read_bytes(), "the file")
     if not isinstance(data, dict):
         raise FormatError(f"expected a reading, found a JSON {type(data).__name__}")
     return from_dict(data)
@@ -217,18 +231,31 @@ def _load_parquet(path: Path) -> Reading:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        with pq.ParquetFile(path) as file:
+            raw = (file.metadata.metadata or {}).get(FORMAT.encode())
+            if raw is None:
+                raise FormatError(_FOREIGN)
+            header = _header(raw)
+            rows = len(header["layers"]) * len(header["pieces"])
+            if file.metadata.num_rows != rows:  # before anything of that size is made
+                raise FormatError(f"expected {rows} rows, found {file.metadata.num_rows}")
+            groups = range(file.metadata.num_row_groups)
+            size = sum(file.metadata.row_group(i).total_byte_size for i in groups)
+            if size > INFLATION * path.stat().st_size + (1 << 20):
+                raise FormatError(f"its columns inflate to {size:,} bytes")
+            return from_arrow(file.read())
+    except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
+        if isinstance(error, FormatError):
+            raise
+        first_line = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise FormatError(f"not Parquet, or cut short ({first_line})") from error
-    return from_arrow(table)
 
 
 def _require_ours(name: Any, version: Any) -> None:
     if name != FORMAT:
-        raise FormatError(f"expected a file of format {FORMAT!r}, found {name!r}")
-    if not isinstance(version, int) or version < 1:
-        raise FormatError(f"expected format version 1 to {VERSION}, found {version!r}")
+        raise FormatError(f"expected a file of format {FORMAT!r}, found {str(name)[:60]!r}")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise FormatError(f"expected format version 1 to {VERSION}, found {str(version)[:60]!r}")
     if version > VERSION:
         raise FormatError(
             f"written in format version {version}, this logitlens reads up to {VERSION}: "

@@ -135,7 +135,7 @@ def test_damaged_blocks_are_one_clear_error():
         ("0", gzip.compress(b"\xff" + gzip.decompress(blocks["0"])[1:])),
         ("head", b"no gzip"),
     ]:
-        with pytest.raises(FormatError, match="bytes|damaged"):
+        with pytest.raises(FormatError, match="bytes|damaged|cut short"):
             page.decode(manifest, blocks | {name: bad})
     with pytest.raises(FormatError, match="damaged"):
         page.decode(manifest, {"head": blocks["head"]})
@@ -156,7 +156,7 @@ def test_sizes_that_the_bytes_cannot_hold_are_refused_before_anything_is_made_of
     bomb = data.packed(bytes(200_000_000))
     for name in ("0", "head"):
         tracemalloc.start()
-        with pytest.raises(FormatError, match="holds more than"):
+        with pytest.raises(FormatError, match="inflates to more than"):
             page.decode(manifest, blocks | {name: bomb})
         assert tracemalloc.get_traced_memory()[1] < 120e6, "not inflated whole"
         tracemalloc.stop()

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and refuse to go on with another fit's state."""
+"""Atomic checkpoints; resuming a different fit is an error."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 from logitlens.errors import FitError
 from logitlens.files import replacing
+from logitlens.schema import matches
 
 NAME = "checkpoint.pt"
 
@@ -39,16 +40,17 @@ def load(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
+        matches(data, {"identity": {str: object}, "state": {str: object}}, "the checkpoint")
         theirs, state = data["identity"], data["state"]
     except Exception:  # a torn file fails in the unpickler's own ways: IndexError, ValueError, …
         raise FitError(
-            f"{path} is not a checkpoint of a fit: remove it, or begin anew with --fresh"
+            f"{path} is not a checkpoint of a fit: remove it, or start over with --fresh"
         ) from None
     for key in sorted({*identity, *theirs}):
         if identity.get(key) != theirs.get(key):
             raise FitError(
-                f"{path} was made with {key} = {theirs.get(key)!r}, this fit has "
-                f"{identity.get(key)!r}: use the same {key}, another folder, or --fresh to begin anew"
+                f"{path} was made with {key} = {str(theirs.get(key))[:80]!r}, this fit has "
+                f"{str(identity.get(key))[:80]!r}: use the same {key}, another folder, or --fresh to start over"
             )
     return state
 

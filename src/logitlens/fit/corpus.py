@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,9 @@ from torch import Tensor
 
 from logitlens import hub
 from logitlens.errors import FormatError, MissingExtra, ModelNotAvailable, PromptError
+from logitlens.schema import parse_json
 
+LINE = 1 << 24  # characters of a line of text; one that is longer is no document
 SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".parquet")
 
 
@@ -172,8 +174,11 @@ def _lines(path: Path) -> Iterator[str]:
     opener: Any = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8") as file:
-            yield from file
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+            while line := file.readline(LINE):
+                if len(line) == LINE and not line.endswith("\n"):
+                    raise FormatError(f"{path} has a line of more than {LINE:,} characters")
+                yield line
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise FormatError(f"{path} cannot be read as UTF-8 text: {error}") from None
 
 
@@ -193,15 +198,12 @@ def _jsonl(path: Path, field: str) -> Iterator[str | list[int]]:
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise FormatError(f"{path} line {number} is not JSON: {error}") from None
+        record = parse_json(line, f"{path} line {number}")
         value = record if isinstance(record, str) else None
         if isinstance(record, dict):
             value = record.get(field, record.get("ids"))
-        if (isinstance(value, list) and all(isinstance(i, int) for i in value)) or isinstance(
-            value, str
+        if isinstance(value, str) or (
+            isinstance(value, list) and all(type(i) is int for i in value)
         ):
             yield value
         else:
@@ -223,10 +225,16 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
             raise FormatError(
                 f"{path}: no column {field!r}; it has {', '.join(file.schema_arrow.names)}"
             )
+        kind = file.schema_arrow.field(field).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise FormatError(f"{path}: the column {field!r} holds {kind}, expected text")
         for batch in file.iter_batches(columns=[field]):
             yield from (text for text in batch.column(0).to_pylist() if text)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
-        raise FormatError(f"{path} is not a whole Parquet file: {error}") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, FormatError):
+            raise
+        first_line = str(error).partition("\n")[0][:200]
+        raise FormatError(f"{path} is not a whole Parquet file: {first_line}") from None
 
 
 def _hub_files(address: str) -> Iterator[Path]:

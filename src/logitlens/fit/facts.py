@@ -10,13 +10,13 @@ are the intermediates, each as any of its spellings that is one token.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from logitlens.errors import FormatError, ModelNotAvailable, PromptError
+from logitlens.schema import matches, parse_json
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ def read(path: str | os.PathLike[str], model: Any) -> Facts:
     try:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".json":
-            items = json.loads(text)["items"]
-            if not isinstance(items, list):
-                raise TypeError
+            items = parse_json(text, "the file")
+            matches(items, {"items": [object]}, "the file")
+            items = items["items"]
         else:
-            items = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, KeyError, TypeError) as error:
+            lines = [line for line in text.splitlines() if line.strip()]
+            items = [parse_json(line, f"item {i}") for i, line in enumerate(lines, 1)]
+    except ValueError as error:
         raise FormatError(
-            f"{file}: expected lines of JSON with prompt and answer, or JSON with items "
-            f"({type(error).__name__}: {error})"
+            f"{file}: expected lines of JSON with prompt and answer, or JSON with items ({error})"
         ) from None
     found, unsupported = [], 0
     for number, item in enumerate(items, 1):
@@ -92,7 +92,11 @@ def _fact(item: Any, model: Any, where: str, poetry: bool) -> Fact | None:
 
 
 def _plain(model: Any, text: str) -> list[int]:
-    """Ids of a text that continues a prompt: no special tokens."""
+    """Ids of a text that continues a prompt: no special tokens. Raises PromptError."""
+    try:
+        text.encode("utf-8")
+    except UnicodeError as error:
+        raise PromptError(f"an answer is not text ({error})") from None
     return list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

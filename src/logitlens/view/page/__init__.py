@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html as html_escape
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from logitlens import statistics
 from logitlens.errors import FormatError
 from logitlens.files import write_text
 from logitlens.reading import Reading
+from logitlens.schema import parse_json
 from logitlens.view.options import PageOptions, Theme
 from logitlens.view.page import align, data, words
 from logitlens.view.page.data import FORMAT, VERSION, decode, encode
@@ -167,7 +167,7 @@ def readings(text: str, name: str = "the page") -> list[Reading]:
 
 
 def _readings(manifest: str, text: str) -> list[Reading]:
-    head = json.loads(manifest)
+    head = parse_json(manifest, "the page's manifest")
     known = head if isinstance(head, dict) else {}
     form, version = known.get("format"), known.get("version")
     if form != FORMAT or version not in (2, VERSION):

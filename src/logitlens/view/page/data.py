@@ -28,6 +28,7 @@ from logitlens import statistics
 from logitlens.errors import FormatError
 from logitlens.reading import Reading, tied_ranks
 from logitlens.reading_io import _plain as plain
+from logitlens.schema import inflate, parse_json
 from logitlens.statistics import Statistic
 from logitlens.view.page import fields, words
 
@@ -36,7 +37,7 @@ VERSION = 3
 TILE = 256
 TILE_ABOVE = 10_000_000
 # Arrays and heads that are larger than this and than so many times their compressed size are refused.
-_ROOM, _HEAD_ROOM, _RATIO = 64 << 20, 8 << 20, 200
+_ROOM, _RATIO = 64 << 20, 200
 
 # What the parts of Python and numpy raise that meet damaged data.
 DAMAGED = (
@@ -137,7 +138,7 @@ def decode(manifest: Mapping[str, Any], blocks: Mapping[str, bytes]) -> Reading:
 
 def _decode(manifest: Mapping[str, Any], blocks: Mapping[str, bytes]) -> Reading:
     packed_head = blocks[manifest["head"]]
-    head = json.loads(_inflated(packed_head, _HEAD_ROOM + _RATIO * len(packed_head)))
+    head = parse_json(inflate(packed_head, 1 << 28, "the page's head"), "the page's head")
     layers = _texts(manifest.get("layers") or manifest["depths"])  # as version 2 called them
     ids = np.cumsum(_integers(head["vocab"]["ids"])).tolist()
     vocab = dict(zip(ids, _texts(head["vocab"]["pieces"]), strict=True))
@@ -190,7 +191,11 @@ def _columns(
     parts: dict[str, list[np.ndarray]] = {name: [] for name, _, _ in layout}
     for index, tile_name in enumerate(names):
         rows = min(tile, T - index * tile)
-        data, at, array = _inflated(blocks[tile_name], rows * per_position), 0, None
+        data, at, array = (
+            inflate(blocks[tile_name], rows * per_position, f"tile {tile_name}"),
+            0,
+            None,
+        )
         for name, kind, slots in layout:
             array, used = fields.unpack(data, at, kind, (slots, L, rows), array)
             parts[name].append(array)
@@ -198,17 +203,6 @@ def _columns(
         if at != len(data):
             raise FormatError(f"tile {tile_name} holds {len(data)} bytes, its fields need {at}")
     return {name: np.concatenate(arrays, -1) for name, arrays in parts.items()}
-
-
-def _inflated(block: bytes, limit: int) -> bytes:
-    """What was gzip'd, at most `limit` bytes."""
-    unpacker = zlib.decompressobj(31)
-    data = unpacker.decompress(block, limit + 1)
-    if len(data) > limit:
-        raise FormatError(f"a block of the page holds more than {limit} bytes, which it may not")
-    if not unpacker.eof:
-        raise FormatError("the page's data are damaged (a block is cut short)")
-    return data
 
 
 def _integers(values: Any) -> np.ndarray:

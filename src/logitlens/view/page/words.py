@@ -140,7 +140,8 @@ def _with_embed(blocks: str | list[int]) -> str | list[int | str]:
 def _selection(numbers: list[int]) -> str | list[int]:
     """Numbers as `first:stop:step` where they are evenly apart."""
     step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
-    if step < 1 or numbers != list(range(numbers[0], numbers[-1] + 1, step)):
+    even = range(numbers[0], numbers[-1] + 1, step) if step > 0 else range(0)
+    if len(even) != len(numbers) or list(even) != numbers:
         return numbers
     return f"{numbers[0]}:{numbers[-1] + 1}" + (f":{step}" if step > 1 else "")
 

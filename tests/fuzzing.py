@@ -1,0 +1,297 @@
+"""Mutated inputs of every format, with fixed seeds, read in a process whose memory is limited.
+
+    python -m tests.fuzzing FORMAT COUNT SEED
+
+prints one line of JSON: how many were read, refused in one clean line, or ended otherwise, and the
+first few of the last kind. `test_fuzzing.py` runs it; docs/reliability.md shows the figures.
+"""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+import random
+import resource
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+ROOM = 256 << 20  # bytes that reading a mutated file of a few KB may ask for
+
+HOSTILE = [
+    None, True, False, 0, -1, 1, 3.5, 1e308, -0.0, 2**31, 2**63, 10**30, 10**9, "", "x", "5", "٣", "\ud800",
+    "a" * 300, [], {}, [[]], [None], {"a": {"b": []}}, [1, [2, [3]]], [10**9] * 3, float("nan"), float("inf"),
+]  # fmt: skip
+
+
+def mutate_json(value, rng: random.Random):
+    """The value with one to three of its nodes replaced, dropped, doubled or renamed."""
+    value = json.loads(json.dumps(value))
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        holders = []
+        stack = [value]
+        while stack:
+            node = stack.pop()
+            if isinstance(node, dict):
+                holders += [(node, key) for key in node]
+                stack += list(node.values())
+            elif isinstance(node, list):
+                holders += [(node, i) for i in range(min(len(node), 50))]
+                stack += node[:50]
+        if not holders:
+            return copy.deepcopy(rng.choice(HOSTILE))
+        holder, key = rng.choice(holders)
+        what = rng.random()
+        if what < 0.7:
+            holder[key] = copy.deepcopy(rng.choice(HOSTILE))
+        elif what < 0.8 and isinstance(holder, dict):
+            del holder[key]
+        elif what < 0.9 and isinstance(holder, dict):
+            holder[rng.choice(["x", "", "1e9", "٣", str(key) * 2])] = holder.pop(key)
+        elif isinstance(holder, list):
+            holder.append(copy.deepcopy(rng.choice(HOSTILE)))
+        else:
+            holder[key] = [holder[key]] * rng.choice([2, 50])
+    return value
+
+
+def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
+    """The bytes cut, flipped, spliced, or with a run of them overwritten."""
+    out = bytearray(data)
+    what = rng.random()
+    if what < 0.2:
+        return bytes(out[: rng.randrange(len(out) + 1)])
+    if what < 0.7:
+        for _ in range(rng.choice([1, 1, 2, 8])):
+            out[rng.randrange(len(out))] ^= 1 << rng.randrange(8)
+        return bytes(out)
+    start, length = rng.randrange(len(out)), rng.randrange(1, 64)
+    if what < 0.8:
+        del out[start : start + length]
+    elif what < 0.9:
+        out[start : start + length] = bytes(rng.randrange(256) for _ in range(length))
+    else:
+        out[start:start] = out[rng.randrange(len(out)) :][:length] * rng.choice([1, 100])
+    return bytes(out)
+
+
+def _json_text(value, rng: random.Random) -> bytes:
+    text = json.dumps(value)  # NaN and Infinity are written as Python does
+    if rng.random() < 0.05:
+        text = "[" * 5000 + text
+    if rng.random() < 0.05:
+        text = text.replace("1", "1" * 5000, 1)
+    return text.encode("utf-8", "surrogatepass")
+
+
+def reading_json(place: Path, rng: random.Random):
+    from logitlens import Reading
+    from tests.readings import random_reading
+
+    good = random_reading(L=3, T=4, K=3, M=1).to_dict()
+
+    def case():
+        data = _json_text(mutate_json(good, rng), rng)
+        (place / "r.json").write_bytes(mutate_bytes(data, rng) if rng.random() < 0.3 else data)
+        _look(Reading.load(place / "r.json"), rng)
+
+    return case
+
+
+def reading_parquet(place: Path, rng: random.Random):
+    import pyarrow.parquet as pq
+
+    from logitlens import Reading
+    from tests.readings import random_reading
+
+    reading = random_reading(L=3, T=4, K=3, M=1)
+    good = reading.save(place / "good.parquet").read_bytes()
+    table = reading.to_arrow()
+    header = json.loads(table.schema.metadata[b"logitlens.reading"])
+
+    def case():
+        path = place / "r.parquet"
+        if rng.random() < 0.5:
+            path.write_bytes(mutate_bytes(good, rng))
+        else:
+            changed = _json_text(mutate_json(header, rng), rng)
+            other = table.replace_schema_metadata({"logitlens.reading": changed})
+            if rng.random() < 0.4:
+                name = rng.choice(other.column_names)
+                at = other.column_names.index(name)
+                column = rng.choice([table.column(rng.choice(table.column_names)), None])
+                other = (
+                    other.remove_column(at)
+                    if column is None
+                    else other.set_column(at, name, column)
+                )
+            pq.write_table(other, path)
+        _look(Reading.load(path), rng)
+
+    return case
+
+
+def page_html(place: Path, rng: random.Random):
+    from logitlens.view import page
+    from tests.readings import random_reading
+
+    good = page.html([random_reading(L=3, T=4, K=3, M=1)])
+    start = good.index('data-ll="manifest">') + len('data-ll="manifest">')
+    stop = good.index("</script>", start)
+    manifest = json.loads(good[start:stop])
+    block = '<script type="text/plain" data-ll="0.0">'
+    at = good.index(block) + len(block)
+    end = good.index("</script>", at)
+
+    def case():
+        import base64
+
+        what = rng.random()
+        if what < 0.6:
+            text = _json_text(mutate_json(manifest, rng), rng).decode("utf-8", "replace")
+            text = good[:start] + text.replace("<", "\\u003c") + good[stop:]
+        elif what < 0.8:
+            inner = gzip.decompress(base64.b64decode(good[at:end]))
+            bomb = inner * 2000 if rng.random() < 0.1 else mutate_bytes(inner, rng)
+            text = good[:at] + base64.b64encode(gzip.compress(bomb)).decode() + good[end:]
+        else:
+            cut = start - 200
+            data = mutate_bytes(good[cut:].encode(), rng)
+            text = good[:cut] + data.decode("utf-8", "replace")
+        (place / "r.html").write_text(text, encoding="utf-8", errors="surrogatepass")
+        for reading in page.load(place / "r.html"):
+            _look(reading, rng)
+
+    return case
+
+
+def _look(reading, rng: random.Random) -> None:
+    """What loads must be shown: by one view, chosen at random, and saved again."""
+    from logitlens.view import page, terminal
+
+    view = rng.randrange(3)
+    if view == 0:
+        terminal.text(reading, width=80)
+    elif view == 1:
+        page.html([reading])
+    else:
+        repr(reading), reading.to_dict(), reading.settled()
+
+
+def corpus(place: Path, rng: random.Random):
+    import logitlens
+    from logitlens.fit import corpus as corpora
+    from tests.models import tiny_gpt2, tiny_tokenizer
+
+    model = logitlens.load(tiny_gpt2(), tokenizer=tiny_tokenizer())
+    lines = [{"text": "The Eiffel Tower is in Paris"}, {"ids": [1, 2, 3]}, {"text": "a b c"}]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": ["a b", "c"], "n": [1, 2]}), place / "good.parquet")
+    parquet = (place / "good.parquet").read_bytes()
+    text = gzip.compress(b"one\n\ntwo words\n\nthree" * 20)
+
+    def case():
+        kind = rng.choice(["jsonl", "parquet", "txt.gz", "txt"])
+        path = place / f"c.{kind}"
+        if kind == "jsonl":
+            path.write_bytes(b"\n".join(_json_text(mutate_json(line, rng), rng) for line in lines))
+        elif kind == "parquet":
+            path.write_bytes(mutate_bytes(parquet, rng))
+        elif kind == "txt.gz":
+            path.write_bytes(mutate_bytes(text, rng))
+        else:
+            path.write_bytes(mutate_bytes(b"one\n\ntwo w\xc3\xb6rds" * 9, rng))
+        field = rng.choice(["text", "n"]) if kind == "parquet" else "text"
+        corpora.read(path, model, field=field, max_tokens=500)
+        path.unlink()
+
+    return case
+
+
+def facts(place: Path, rng: random.Random):
+    import logitlens
+    from logitlens.fit import facts as reading
+    from tests.models import tiny_gpt2, tiny_tokenizer
+
+    model = logitlens.load(tiny_gpt2(), tokenizer=tiny_tokenizer())
+    lines = [{"prompt": "The Eiffel Tower is in", "answer": " Paris", "relation": "capital"}]
+    items = {"items": [{"prompt": "In", "intermediates": ["Paris", "city"]}]}
+
+    def case():
+        kind = rng.choice(["json", "jsonl"])
+        path = place / f"f.{kind}"
+        data = _json_text(mutate_json(items if kind == "json" else lines[0], rng), rng)
+        path.write_bytes(mutate_bytes(data, rng) if rng.random() < 0.2 else data)
+        reading.read(path, model)
+
+    return case
+
+
+def checkpoint(place: Path, rng: random.Random):
+    import torch
+
+    from logitlens.fit import checkpoint as checkpoints
+
+    identity = {"corpus": "abc", "process": 0, "settings": {"lr": 1.0}}
+    state = {"step": 3, "maps": {"0": torch.zeros(4, 4)}, "best": [1.0, 2.0]}
+    checkpoints.save(place, identity, state)
+    path = checkpoints.path_in(place)
+    good = path.read_bytes()
+
+    def case():
+        if rng.random() < 0.6:
+            path.write_bytes(mutate_bytes(good, rng))
+        else:
+            data = {"identity": dict(identity), "state": dict(state)}
+            holder = data if rng.random() < 0.4 else data[rng.choice(["identity", "state"])]
+            holder[rng.choice(list(holder))] = copy.deepcopy(rng.choice(HOSTILE))
+            torch.save(data, path)
+        checkpoints.load(place, identity)
+
+    return case
+
+
+FORMATS = {
+    f.__name__: f for f in (reading_json, reading_parquet, page_html, corpus, facts, checkpoint)
+}
+
+
+def run(name: str, count: int, seed: int) -> dict:
+    """How `count` mutated inputs of a format ended."""
+    from logitlens import LogitLensError
+
+    rng = random.Random(seed)
+    ends: Counter[str] = Counter()
+    unclean: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        case = FORMATS[name](Path(folder), rng)
+        try:
+            case()  # imports and first allocations come before the limit
+        except LogitLensError:
+            pass
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, resource.RLIM_INFINITY))
+        for number in range(count):
+            try:
+                case()
+                ends["read"] += 1
+            except LogitLensError as error:
+                text = str(error)
+                clean = "\n" not in text and len(text) < 1000
+                ends["refused" if clean else "unclean"] += 1
+                if not clean:
+                    unclean.append(f"{number}: long or several lines: {text[:300]!r}")
+            except MemoryError:
+                ends["memory"] += 1
+            except BaseException as error:
+                ends["unclean"] += 1
+                unclean.append(f"{number}: {type(error).__name__}: {error}"[:300])
+    return {"format": name, "tried": count, "seed": seed, **ends, "first": unclean[:5]}
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
