@@ -26,7 +26,7 @@ def loaded(name, **options):
 
 def proof(model, tail):
     """Verify `tail` on a prompt's last residual; raises when it is wrong."""
-    (r,) = capture(model, [IDS], check_positions="all")
+    (r,) = capture(model, [IDS], check="all")
     return finding.verify(tail, r.h[-1][None], r.final_logits[None])
 
 

@@ -79,7 +79,7 @@ def laws(model, lens, prompts) -> dict[str, float]:
     """Law → by how much it is off (nats for logits, relative for the stream)."""
     ids = prompts[0]
     truth = plain_logprobs(model, ids)
-    (residuals,) = capture(lens, [ids], check_positions="all")
+    (residuals,) = capture(lens, [ids], check="all")
     ours = lens.tail.logits(residuals.h[-1]).double().log_softmax(-1)
     errors = {"last row": gap(ours, truth), "check": lens.check.max_abs_diff}
 

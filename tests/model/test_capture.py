@@ -63,7 +63,7 @@ def test_some_depths_only(model):
 
 def test_logits_at_all_positions_or_the_last(model):
     (last,) = capture(model, PROMPTS[:1])
-    (every,) = capture(model, PROMPTS[:1], check_positions="all")
+    (every,) = capture(model, PROMPTS[:1], check="all")
     assert every.final_logits.shape == (7, 97)
     assert torch.allclose(every.final_logits[-1], last.final_logits[0], atol=1e-5)
 

@@ -62,13 +62,9 @@ def find_head(seen: Observation, found: HeadCall) -> tuple[Head, str] | None:
         return None
     vocab, module = seen.vocab, found.call.module
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    x_NE = found.x.h_BTD.flatten(0, 1)
-    if _readable(weight) and weight.dim() == 2 and weight.shape[1] == x_NE.shape[-1]:
-        bias = bias.detach()[:vocab] if _readable(bias) and bias.dim() == 1 else None
-        head = replace(finish, weight_VE=weight.detach()[:vocab], bias_V=bias)
-        raw_NV = found.raw.h_BTD.flatten(0, 1)[:, :vocab]
-        if weight.shape[0] >= vocab and _agrees(head.raw(x_NE), raw_NV):
-            return head, "weights"
+    if _readable(weight) and (bias is None or _readable(bias)) and _is_linear(found, weight, bias):
+        bias_V = None if bias is None else bias.detach()[:vocab]
+        return replace(finish, weight_VE=weight.detach()[:vocab], bias_V=bias_V), "weights"
     return replace(finish, call=_calling(seen.model, found, vocab)), "module"
 
 
@@ -91,10 +87,23 @@ def _readable(weight: Any) -> TypeGuard[Tensor]:
     return plain and weight.is_floating_point() and weight.device.type != "meta"
 
 
-def _agrees(ours_NV: Tensor, raw_NV: Tensor) -> bool:
-    coarse = max(torch.finfo(raw_NV.dtype).eps, 1e-6)
-    error = (ours_NV - raw_NV.float().to(ours_NV.device)).abs().max()
-    return bool(error <= 16 * coarse * (raw_NV.float().abs().max() + 1))
+@torch.no_grad()
+def _is_linear(found: HeadCall, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a module is the product with its weight, plus its bias, and nothing more.
+
+    What else it holds (an adapter, a prior) or what hooks do may be small today and large tomorrow,
+    so that numbers alone do not decide.
+    """
+    module, x, raw = found.call.module, found.x.tensor, found.raw.tensor
+    state = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    more = state - {"weight", "bias"} or module._modules
+    if more or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    try:
+        product = nn.functional.linear(x.to(weight.device), weight, bias)
+    except RuntimeError:  # of other shapes or dtypes than the module makes of them
+        return False
+    return same(product, raw.to(product.device))
 
 
 def _find_finish(seen: Observation, found: HeadCall) -> Head | None:

@@ -118,7 +118,7 @@ class ReadingBuilder:
         self.ids_T = torch.as_tensor(ids, dtype=torch.long)
         self.next_T = torch.cat([self.ids_T[1:], self.ids_T.new_tensor([-1])])
         self.table = Table(len(request.positions))
-        self.part: Residuals | None = None  # the last one added: the proof is of its final rows
+        self.part: Residuals | None = None  # the one whose final rows are checked
         self.start = 0
         self.final: FinalRows = {}
         self.engine: Engine | None = None  # chosen for all positions, with the first chunk
@@ -136,12 +136,12 @@ class ReadingBuilder:
                 f"the residuals are {part.h[-1].shape[-1]} wide and the model {model.width}: "
                 "read them out with the model they were captured from"
             )
-        self.part, self.start, self.final = part, start, {}
         stop = start + len(part.ids)
         first, end = (bisect_left(request.positions, p) for p in (start, stop))
         where = torch.tensor(request.positions[first:end], dtype=torch.long, device="cpu")
         if not len(where):
             return
+        self.part, self.start, self.final = part, start, {}  # the last part that shows a position
         kept = readable(request.lens, part.depth_indices)
         h_LTD = [part.h[i] for i in kept]
         if len(where) < len(part.ids):

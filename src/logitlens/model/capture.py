@@ -70,17 +70,18 @@ def capture(
     *,
     depths: Sequence[int] | None = None,
     stream: str = "resid",
-    check_positions: str = "last",
+    check: Sequence[int] | str | None = None,
     progress: Progress | None = None,
     cache: Cache | None = None,
 ) -> list[Residuals]:
     """Token ids of several prompts → their residuals, from one forward pass.
 
-    depths            which of 0 … N to keep; None: all
-    stream            "resid", "mid", "attn" or "mlp"; of a sublayer, depth d belongs to block d − 1
-    check_positions   "last" or "all": where the model's own logits are kept for the check
-    progress          called with ("blocks", done, N) as blocks return; what it raises ends the pass
-    cache             of one prompt: the positions before these ids; these are added to it
+    depths     which of 0 … N to keep; None: all
+    stream     "resid", "mid", "attn" or "mlp"; of a sublayer, depth d belongs to block d − 1
+    check      the position of each prompt at which the model's own logits are kept for the check;
+               None: the last one; "all": every position
+    progress   called with ("blocks", done, N) as blocks return; what it raises ends the pass
+    cache      of one prompt: the positions before these ids; these are added to it
 
     Raises PromptError for an empty prompt, UnsupportedModel where the model's forward fails, its
     blocks do not run once each, or its stream has another shape than when it was loaded.
@@ -93,24 +94,25 @@ def capture(
     if not ids or any(len(i) == 0 for i in ids):
         raise PromptError("a prompt has no tokens: give at least one token id")
     batch = padded(ids, input_device(hf))
-    last = sorted({len(i) - 1 for i in ids})
+    if check is None:
+        check = [len(i) - 1 for i in ids]
+    where = [[p] for p in check] if not isinstance(check, str) else [range(len(i)) for i in ids]
+    asked = sorted({p for positions in where for p in positions})
     extra = dict(batch.extra)
     if cache is not None:
         extra |= {"use_cache": True, cache.argument: cache.kept}
-    keep_last = check_positions == "last" and "logits_to_keep" in accepts(hf)
-    if keep_last:
-        extra["logits_to_keep"] = torch.tensor(last, device=batch.ids_BT.device, dtype=torch.long)
+    if keeps := not isinstance(check, str) and "logits_to_keep" in accepts(hf):
+        extra["logits_to_keep"] = torch.tensor(asked, dtype=torch.long, device=batch.ids_BT.device)
     parts, wanted, labels = _parts(model, found, stream, wanted, len(ids))
     output, h_LBTD = _run(hf, found, batch.ids_BT, parts, extra, progress)
     if cache is not None:
         cache.kept = getattr(output, cache.argument, None)
     logits = logits_of(hf, output).detach()
-    kept = last if keep_last and logits.shape[1] == len(last) else range(logits.shape[1])
+    kept = asked if keeps and logits.shape[1] == len(asked) else range(logits.shape[1])
     out = []
     for b, ids_T in enumerate(ids):
         T = len(ids_T)
-        where = [T - 1] if check_positions == "last" else list(range(T))
-        if not set(where) <= set(kept):
+        if not set(where[b]) <= set(kept):
             raise UnsupportedModel(
                 f"{type(hf).__name__} gave logits of shape {tuple(logits.shape)} for {T} tokens: "
                 "expected one row a position"
@@ -122,8 +124,8 @@ def capture(
                 h=[h_BTD[b, :T].clone() if len(ids) > 1 else h_BTD[0] for h_BTD in h_LBTD],
                 depth_indices=wanted,
                 labels=labels,
-                final_logits=logits[b, [kept.index(p) for p in where]].float(),
-                final_positions=where,
+                final_logits=logits[b, [kept.index(p) for p in where[b]]].float(),
+                final_positions=list(where[b]),
                 stream=stream,
             )
         )

@@ -88,8 +88,11 @@ def capture_chunks(
     depths: Sequence[int] | None = None,
     stream: str = "resid",
     progress: Progress | None = None,
+    check: int | None = None,
 ) -> Iterator[tuple[int, Residuals]]:
     """Token ids → (first position, residuals) of the chunks that end at `stops`, as they are run.
+
+    check   the position whose own logits its chunk keeps; of other chunks it is the last one
 
     Raises UnsupportedModel where the model keeps no cache, and what `capture` raises.
     """
@@ -99,6 +102,7 @@ def capture_chunks(
         (residuals,) = capture(
             model, [ids[start:stop]], depths=depths, stream=stream, cache=cache,
             progress=_of_all(progress, number, len(stops)),
+            check=[check - start] if check is not None and start <= check < stop else None,
         )  # fmt: skip
         if cache is not None and start == 0:
             if cache.kept is None:

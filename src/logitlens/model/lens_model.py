@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -13,10 +14,11 @@ from logitlens.anatomy.blocks import Anatomy
 from logitlens.anatomy.check import Check
 from logitlens.anatomy.forward import as_found
 from logitlens.anatomy.probe import probe_ids
+from logitlens.anatomy.snapshot import Snapshot
 from logitlens.anatomy.sublayers import Sublayers
-from logitlens.anatomy.tail import Tail
+from logitlens.anatomy.tail import Tail, find
 from logitlens.anatomy.tensor_parallel import with_shards
-from logitlens.errors import PromptError
+from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.lenses import Lens, resolve
 from logitlens.model import batches, chunks
 from logitlens.model import capture as capturing
@@ -52,14 +54,35 @@ class LensModel:
     ):
         self.hf = hf
         self.tokenizer = tokenizer
-        self.anatomy = anatomy
-        self.tail = with_shards(tail, hf)
-        self.check = check
         self.name = name
         self.revision = revision
         self.tokens = Vocabulary(tokenizer)
+        self._found(anatomy, tail, check)
+
+    def _found(self, anatomy: Anatomy, tail: Tail, check: Check) -> None:
+        """Take what was found; what was measured before no longer counts."""
+        self.anatomy, self.check = anatomy, check
+        self.tail = with_shards(tail, self.hf)
+        self._snapshot = Snapshot(anatomy, self.tail)
         self._sublayers: Sublayers | None = None
         self._chunk_verdicts: dict[tuple[int, int], str | None] = {}  # see `chunks.why_not`
+        for name in ("context", "_pads_change_nothing"):
+            vars(self).pop(name, None)
+
+    def _look_again(self) -> None:
+        """Find anatomy and tail again where the model has changed since they were found.
+
+        Raises UnsupportedModel where it cannot be read as it is now.
+        """
+        change = self._snapshot.change()
+        if change is None:
+            return
+        try:
+            self._found(*find(self.hf, self.tokenizer))
+        except UnsupportedModel as error:
+            raise UnsupportedModel(
+                f"{self.name} has changed since it was loaded ({change}): {error}"
+            ) from error
 
     # -- facts --------------------------------------------------------------------------------
 
@@ -154,6 +177,7 @@ class LensModel:
         Raises PromptError, LensMismatch, LensNotAvailable, and UnsupportedModel where the last row
         is not the model's own output, or the model computes something else in chunks.
         """
+        self._look_again()
         ids, dropped = self._ids(prompt, truncate)
         request = request_of(
             self, len(ids), top=top, track=track, lens=lens, positions=positions, stream=stream
@@ -162,8 +186,9 @@ class LensModel:
         with as_found(self.hf):
             stops = [len(ids)] if chunk is None else chunks.stops_of(self, len(ids), chunk)
             captured = chunks.capture_chunks(
-                self, ids, stops, depths=depths, stream=stream, progress=progress
-            )
+                self, ids, stops, depths=depths, stream=stream, progress=progress,
+                check=request.positions[-1],
+            )  # fmt: skip
             return self._reading(prompt, ids, dropped, request, captured, progress)
 
     @renamed(depths="layers")
@@ -194,6 +219,7 @@ class LensModel:
         """
         if isinstance(prompts, str):
             raise PromptError("expected several prompts, got one text: use read, or give a list")
+        self._look_again()
         given = batches.unpadded(prompts) if isinstance(prompts, Mapping) else list(prompts)
         cut = [self._ids(prompt, truncate) for prompt in given]
         lens = resolve(lens, self)
@@ -212,8 +238,9 @@ class LensModel:
         for batch in batches.batches(lengths, token_budget, alone_beyond=alone_beyond):
             with as_found(self.hf):
                 captured = capturing.capture(
-                    self, [cut[i][0] for i in batch], depths=depths, stream=stream
-                )
+                    self, [cut[i][0] for i in batch], depths=depths, stream=stream,
+                    check=[requests[i].positions[-1] for i in batch],
+                )  # fmt: skip
                 for i, residuals in zip(batch, captured):
                     readings[i] = self._reading(given[i], *cut[i], requests[i], [(0, residuals)])
         return [readings[i] for i in range(len(given))]
@@ -229,6 +256,7 @@ class LensModel:
         progress: Progress | None = None,
     ) -> Residuals:
         """The first half of `read`: the raw residual stream at each layer, (T, D) each."""
+        self._look_again()
         ids, dropped = self._ids(prompt, truncate)
         depths = self._depths(layers, stream)
         (residuals,) = capturing.capture(
@@ -249,13 +277,20 @@ class LensModel:
         progress: Progress | None = None,
     ) -> Reading:
         """The second half of `read`: residuals → Reading."""
+        self._look_again()
         ids = residuals.ids.tolist()
         request = request_of(
             self, len(ids), top=top, track=track, lens=lens, positions=positions,
             stream=residuals.stream,
         )  # fmt: skip
         dropped = residuals.position_offset
+        shown = request.positions[-1]
         with as_found(self.hf):
+            if shown not in residuals.final_positions:  # a position that is shown is checked
+                (again,) = capturing.capture(self, [ids], depths=[self.n_blocks], check=[shown])
+                residuals = replace(
+                    residuals, final_logits=again.final_logits, final_positions=[shown]
+                )
             return self._reading(
                 residuals.prompt, ids, dropped, request, [(0, residuals)], progress
             )
