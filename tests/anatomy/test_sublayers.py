@@ -235,13 +235,15 @@ def test_compiled_and_in_training_mode():
 def test_a_block_that_stops_adding_is_noticed():
     """The law is checked in every pass, not only when the sublayers were found."""
     hf = tiny_llama()
+    factor: list[float] = []
+    block = hf.model.layers[2]
+    block.register_forward_hook(lambda m, a, out: out * factor[0] if factor else None)
     model = logitlens.load(hf)
     assert model.sublayers
-    block = hf.model.layers[2]
-    handle = block.register_forward_hook(lambda m, a, out: out * 1.5)
+    factor.append(1.5)
     with pytest.raises(UnsupportedModel, match=r"block 2 .* added 0 times") as caught:
         model.capture(IDS, stream="attn")
-    handle.remove()
+    factor.clear()
     assert "\n" not in str(caught.value)
     model.capture(IDS, stream="attn")
 

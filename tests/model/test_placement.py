@@ -139,9 +139,8 @@ def test_lora_before_and_after_merging(plain, targets, state):
         hf = hf.merge_and_unload()
     model = proves_itself(hf)
     assert not np.allclose(model.read(IDS).top_logprobs, plain.top_logprobs, atol=1e-2)
-    assert model.tail.kind == (
-        "module" if (state, targets[1]) == ("active", "lm_head") else "weights"
-    )
+    adapted = targets[1] == "lm_head" and state != "unloaded"  # it may be taken out again
+    assert model.tail.kind == ("module" if adapted else "weights")
 
 
 def test_a_disabled_adapter_is_not_read(plain):

@@ -159,12 +159,14 @@ def test_a_batch_equals_its_prompts_alone(model):
 
 
 def test_a_tampered_tail_is_caught_at_read_time():
-    """The proof is made on every run: a head changed after loading is not read."""
-    model = logitlens.load(tiny_gpt2(), tokenizer=tiny_tokenizer())
-    hook = model.hf.lm_head.register_forward_hook(lambda module, inputs, output: output * 1.01)
+    """Every reading is checked: what is done to the logits later is not read as it was before."""
+    hf, factor = tiny_gpt2(), [1.0]
+    hf.register_forward_hook(lambda module, inputs, out: type(out)(logits=out.logits * factor[0]))
+    model = logitlens.load(hf, tokenizer=tiny_tokenizer())
+    factor[0] = 1.01
     with pytest.raises(UnsupportedModel, match="not the model's own output"):
         model.read(PROMPT)
-    hook.remove()
+    factor[0] = 1.0
     model.read(PROMPT)
 
 

@@ -66,8 +66,7 @@ class LensModel:
         self._snapshot = Snapshot(anatomy, self.tail)
         self._sublayers: Sublayers | None = None
         self._chunk_verdicts: dict[tuple[int, int], str | None] = {}  # see `chunks.why_not`
-        for name in ("context", "_pads_change_nothing"):
-            vars(self).pop(name, None)
+        vars(self).pop("_pads_change_nothing", None)
 
     def _look_again(self) -> None:
         """Find anatomy and tail again where the model has changed since they were found.
