@@ -1,4 +1,4 @@
-"""`logitlens lens`: what lies where, what a lens knows of itself, and how well it does."""
+"""`logitlens lens`: which lenses there are, what a lens file says, what it is, and how well it does."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import os
 import pytest
 import torch
 
+import logitlens
 from logitlens.lenses import find, save
+from logitlens.lenses.interpretation import TEXT
 from tests.cli.test_fit import place, run  # noqa: F401 - a fixture
 from tests.lenses import tiny
 from tests.lenses.test_published import jacobian_file, tuned_directory
 from tests.lenses.test_store import tuned
+
+DEMO = find.BUNDLED
 
 
 @pytest.fixture
@@ -31,14 +35,56 @@ def test_ls_and_show(home):
     assert line.split() == ["tuned", "tiny/gpt2", "3", "layers", str(path)]
     shown = run("lens", "show", path).stdout
     assert "novels" in shown
-    assert "held-out KL 0.5000 nats" in shown
+    assert "layer embed  held-out KL 0.5000 nats" in shown
+    assert "depth" not in shown
     facts = json.loads(run("lens", "show", path, "--json").stdout)
     assert facts["width"] == 32
-    assert facts["losses"] == {"0": 0.5, "1": 0.4, "2": 0.3}
+    assert facts["losses"] == {"embed": 0.5, "0": 0.4, "1": 0.3}
+    assert facts["layers"] == ["embed", "0", "1"]
     (folder / "jacobian.safetensors").write_bytes(b"broken")
     result = run("lens", "ls", "--json")
     assert [entry["kind"] for entry in json.loads(result.stdout)] == ["tuned"]
-    assert "passed over" in result.stderr
+    assert "skipped: " in result.stderr
+
+
+def test_what_a_killed_write_left_behind_is_no_lens(home):
+    model = tiny.gpt2()
+    folder = find.lens_folder() / "tiny--gpt2"
+    folder.mkdir(parents=True)
+    save(tuned(model), folder / ".tuned.safetensors.x.tmp.safetensors")
+    jacobian_file(folder / ".a_jacobian_lens.pt.x.tmp.pt", model)
+    assert "no lenses in" in run("lens", "ls").stdout
+    path = jacobian_file(folder / "a_jacobian_lens.pt", model)
+    assert find.resolve("jacobian", model).path == str(path)
+
+
+def test_check_tells_what_a_file_is(home):
+    demo = logitlens.load()
+    lens = find.open_lens(DEMO / "jacobian.safetensors")
+    J = {d - 1: lens.tensors[f"{d}.jacobian"] for d in range(1, 8)}
+    right = jacobian_file(home / "right.pt", demo, layers=list(J), J=J)
+    turned = {layer: J_DD.T.contiguous() for layer, J_DD in J.items()}
+    wrong = jacobian_file(home / "wrong.pt", demo, layers=list(J), J=turned)
+    result = run("lens", "check", right)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "relative error of J v, 128 tokens"
+    assert lines[1].endswith("to the last block's output  (how it is read)")
+    assert lines[-1].startswith("jacobian lens: J h, h leaving block i, to the last block's output")
+    result = run("lens", "check", wrong)
+    assert result.exit_code == 1
+    assert "not what it is read as, but J transposed h" in result.stdout
+    text = home / "text.txt"
+    text.write_text(TEXT * 3)
+    found = run("lens", "check", right, "--corpus", text, "--tokens", 60, "--json")
+    assert json.loads(found.stdout)["tokens"] == 60
+    assert json.loads(found.stdout)["as_read"] is True
+    other = tuned_directory(home / "other", tiny.gpt2())
+    assert run("lens", "check", other).exit_code == 1
+    text.write_text("short")
+    result = run("lens", "check", right, "--corpus", text)
+    assert result.exit_code == 1
+    assert "too few to tell" in result.stderr
 
 
 def test_show_reads_published_lenses(home):
@@ -77,6 +123,12 @@ def test_pull_from_the_cache_makes_a_lens_usable_by_name(home, monkeypatch):
     assert result.stdout.split() == [str(folder)]
     assert sorted(os.listdir(folder)) == ["config.json", "params.pt"]
     assert find.resolve("tuned", model).path == str(folder)
+    assert run("lens", "pull", "someone/Tiny-Model").exit_code == 0  # the same again
+    tuned_directory(folder, model, seed=5)
+    result = run("lens", "pull", "someone/Tiny-Model")
+    assert result.exit_code == 1
+    assert "is another lens" in result.stderr
+    assert run("lens", "pull", "someone/Tiny-Model", "--overwrite").exit_code == 0
 
 
 def test_eval(home, place):  # noqa: F811
@@ -129,6 +181,22 @@ def test_merge_refuses_other_models(home):
     assert result.exit_code == 1
     assert "width is 48" in result.stderr
     assert not (home / "m.safetensors").exists()
+
+
+def test_another_lens_is_not_overwritten_without_asking(home):
+    model = tiny.gpt2()
+    a, b = (jacobian_file(home / f"{i}.pt", model, seed=i) for i in (1, 2))
+    out = save(tuned(model), home / "kept.safetensors")
+    before = out.read_bytes()
+    result = run("lens", "merge", a, b, "-o", out)
+    assert result.exit_code == 1
+    assert "is another lens" in result.stderr
+    assert out.read_bytes() == before
+    assert run("lens", "merge", a, b, "-o", out, "--overwrite").exit_code == 0
+    assert find.open_lens(out).kind == "jacobian"
+    result = run("lens", "merge", a, a, "-o", home / "new.safetensors")
+    assert result.exit_code == 1
+    assert "would count twice" in result.stderr
 
 
 def test_merge_of_published_lenses(home):

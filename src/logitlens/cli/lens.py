@@ -1,4 +1,4 @@
-"""`logitlens lens`: list, show, fetch, publish, merge and judge lenses."""
+"""`logitlens lens`: list, show, check, fetch, publish, merge and judge lenses."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ import click
 
 from logitlens.cli.options import (
     STORED,
+    busy,
     check_outputs,
     errors,
     load_model,
     model_options,
 )
+from logitlens.select import layer_label
 
 if TYPE_CHECKING:
     from logitlens import LensModel
+    from logitlens.lenses import Header
+    from logitlens.lenses.fitted import FittedLens
 
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace another lens of that name.")
 JUDGED = (".parquet", ".json", ".png", ".svg", ".pdf")  # what `lens eval` can write
 
 
 @click.group("lens", no_args_is_help=True)
 def command() -> None:
-    """List, show, fetch, publish and judge lenses.
+    """List, show, check, fetch, publish and judge lenses.
 
     The local lens folder is $LOGITLENS_HOME/lenses, or logitlens/lenses in your cache folder; a lens
     found there is used by its name alone: `logitlens read … --lens tuned`.
@@ -42,12 +47,12 @@ def ls(as_json: bool) -> None:
     from logitlens.lenses import find, store
 
     found = []
-    local = sorted(find.lens_folder().glob("*/*.safetensors"))
+    local = find.visible(find.lens_folder(), "*/*.safetensors")
     for file in [*sorted(find.BUNDLED.glob("*.safetensors")), *local]:
         try:
             header = store.read_header(file)
         except FormatError as error:
-            errors().print(f"passed over: {error}", markup=False)
+            errors().print(f"skipped: {error}", markup=False)
             continue
         found.append((header, file))
     if as_json:
@@ -64,7 +69,7 @@ def ls(as_json: bool) -> None:
 @click.argument("path", metavar="LENS")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
 def show(path: str, as_json: bool) -> None:
-    """Show what a lens knows of itself: model, corpus, settings, losses.
+    """Show what a lens file says: model, corpus, settings, losses.
 
     LENS is a file, a folder, a published tuned-lens directory, or a hub repository owner/name.
     """
@@ -83,17 +88,70 @@ def show(path: str, as_json: bool) -> None:
                 json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
             )
             click.echo(f"{name:<12} {shown}")
-    from logitlens.select import layer_label
-
-    for depth, loss in losses.items():
-        click.echo(f"{'layer ' + layer_label(int(depth)):<12} held-out KL {loss:.4f} nats")
+    for layer, loss in losses.items():
+        click.echo(f"{'layer ' + layer:<12} held-out KL {loss:.4f} nats")
 
 
-def _facts(header: Any) -> dict[str, Any]:
+def _facts(header: Header) -> dict[str, Any]:
+    """A header as people see it: layers by their labels, the unembedding by its short name."""
     data = json.loads(header.to_json())
-    unembedding = data.pop("unembedding")
-    data["unembedding"] = header.unembedding.hash if unembedding else None
+    data.pop("format")  # `source` says it, of published files too
+    data["unembedding"] = header.unembedding.hash if header.unembedding else None
+    data["layers"] = [layer_label(depth) for depth in data.pop("depths")]
+    data["losses"] = {layer_label(depth): loss for depth, loss in header.losses.items()}
+    data["extra"] = header.extra_by_layer()
     return data
+
+
+@command.command("check")
+@click.argument("path", metavar="LENS")
+@model_options
+@click.option("--corpus", metavar="CORPUS", help="Text to test with. Default: a bundled paragraph.")
+@click.option("--field", default="text", show_default=True, metavar="NAME")
+@click.option("--tokens", type=click.IntRange(min=12), default=256, show_default=True, metavar="N",
+              help="Tokens of the text at most.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+def check(
+    path: str,
+    source: str,
+    corpus: str | None,
+    field: str,
+    tokens: int,
+    as_json: bool,
+    **loading: Any,
+) -> int:
+    """Tell what the maps of a lens file are: where they apply, and what they lead to.
+
+    LENS is a file, a folder, a published tuned-lens directory, or a hub repository owner/name. Files
+    that look alike mean different things: every interpretation is tried on a text, and the right one
+    has the smallest error by a margin. Ends with exit code 1 where the file is not what it is read
+    as, or where no interpretation is clearly right.
+    """
+    from logitlens.lenses import interpretation, open_lens
+
+    lens = open_lens(path)
+    model = load_model(source, **loading)
+    lens.check_model(model)
+    ids = None
+    if corpus is not None:
+        from logitlens.fit import corpus as corpora
+
+        text = corpora.read(corpus, model, field=field, max_tokens=tokens)
+        ids = [int(i) for document in text.documents for i in document]
+    with busy("trying interpretations"):
+        verdict = interpretation.interpret(lens, model, ids=ids, tokens=tokens)
+    found = verdict.to_meta()
+    if as_json:
+        click.echo(json.dumps({**found, "errors": verdict.errors, "kind": lens.kind}))
+    else:
+        unit = "KL in nats" if lens.kind == "tuned" else "relative error of J v"
+        click.echo(f"{unit}, {verdict.tokens} tokens")
+        for name, error in list(verdict.errors.items())[:8]:
+            click.echo(
+                f"{error:8.3f}  {name}{'  (how it is read)' if name == verdict.usual else ''}"
+            )
+        click.echo(f"{lens.kind} lens: {verdict.line()}")
+    return 0 if found["as_read"] else 1
 
 
 @command.command("pull")
@@ -101,7 +159,8 @@ def _facts(header: Any) -> dict[str, Any]:
 @click.option(
     "--kind", type=click.Choice(["tuned", "jacobian"]), help="Default: both, where there are."
 )
-def pull(name: str, kind: str | None) -> None:
+@OVERWRITE
+def pull(name: str, kind: str | None, overwrite: bool) -> None:
     """Fetch published lenses into the local lens folder.
 
     MODEL is a model's hub name: its lenses are looked for where tuned and Jacobian lenses are
@@ -126,8 +185,10 @@ def pull(name: str, kind: str | None) -> None:
         if lens.header.source == "logitlens-lens/1":
             folder = find.lens_folder() / find.slug(lens.header.model or name)
             folder.mkdir(parents=True, exist_ok=True)
+            _keep(folder / f"{k}.safetensors", lens, overwrite)
             got.append(save(lens, folder / f"{k}.safetensors"))
         else:
+            _keep(folder / ("params.pt" if k == "tuned" else "jacobian_lens.pt"), lens, overwrite)
             got.append(_copy(place, folder, k))
     if not got:
         raise LensNotAvailable(
@@ -136,6 +197,21 @@ def pull(name: str, kind: str | None) -> None:
         )
     for path in got:
         click.echo(str(path))
+
+
+def _keep(path: Path, lens: FittedLens | None, overwrite: bool) -> None:
+    """Raise OSError where `path` is there already and is not this very lens."""
+    from logitlens.errors import LogitLensError
+    from logitlens.lenses import open_lens
+
+    if overwrite or not path.exists():
+        return
+    try:
+        same = open_lens(path.parent if path.name == "params.pt" else path).hash
+    except LogitLensError:
+        same = None
+    if lens is None or same != lens.hash:
+        raise OSError(f"{path} is another lens: move it away, or replace it with --overwrite")
 
 
 def _copy(place: Path, folder: Path, kind: str) -> Path:
@@ -167,14 +243,16 @@ def push(path: Path, repository: str, private: bool) -> None:
 @click.option("-o", "--out", required=True, metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--store", "dtype", type=click.Choice(STORED),
               default="float16", show_default=True)  # fmt: skip
-def merge(parts: tuple[str, ...], out: Path, dtype: str) -> None:
-    """Put Jacobian lenses fitted on shards together: their mean, weighted by prompts.
+@OVERWRITE
+def merge(parts: tuple[str, ...], out: Path, dtype: str, overwrite: bool) -> None:
+    """Combine Jacobian lenses fitted on shards: their mean, weighted by prompts.
 
     Fit the shards with --store float32 to lose nothing on the way.
     """
     from logitlens.lenses import JacobianLens, open_lens, save
     from logitlens.lenses import merge as merge_lenses
 
+    _keep(out, None, overwrite)
     lenses = [open_lens(part, "jacobian") for part in parts]
     whole = merge_lenses([lens for lens in lenses if isinstance(lens, JacobianLens)])
     click.echo(f"{save(whole, out, dtype=dtype)}: {whole.header.weight:.0f} prompts")

@@ -20,9 +20,10 @@ from logitlens.errors import (
     ModelNotAvailable,
     PromptError,
 )
-from logitlens.lenses import online, published, store
+from logitlens.lenses import interpretation, online, published, store
 from logitlens.lenses.base import Lens, LogitLens
 from logitlens.lenses.fitted import FittedLens
+from logitlens.lenses.header import FORMAT
 
 BUNDLED = Path(__file__).resolve().parents[1] / "demo" / "lenses"
 
@@ -31,8 +32,9 @@ def resolve(lens: str | Lens, model: Any) -> Lens:
     """A name, `"tuned:PATH"`, `"jacobian:PATH"` or a lens object → a lens checked against `model`.
 
     PATH is a lens file, a published tuned-lens directory, a folder with a lens in it, or a hub
-    repository `owner/name`. Raises LensNotAvailable (none found), LensMismatch (another model's),
-    FormatError (not a lens), PromptError (no such kind).
+    repository `owner/name`. What a published file holds is tested when it is first used with a
+    model, and its `describe()` says what was found. Raises LensNotAvailable (none found), LensMismatch
+    (another model's), FormatError (not a lens), PromptError (no such kind).
     """
     found = _by_name(lens, model) if isinstance(lens, str) else lens
     if not isinstance(found, Lens):
@@ -41,6 +43,8 @@ def resolve(lens: str | Lens, model: Any) -> Lens:
             f"got {type(found).__name__}"
         )
     found.check_model(model)
+    if isinstance(found, FittedLens) and found.header.source != FORMAT:
+        found.verdict = interpretation.first_use(found, model)
     return found
 
 
@@ -107,8 +111,14 @@ def _files_of_kind(folder: Path, kind: str) -> list[Path]:
     if named.is_file():
         return [named]
     if kind == "jacobian":
-        return sorted(folder.glob("*jacobian_lens*.pt")) or sorted(folder.glob("lens.pt"))
+        return visible(folder, "*jacobian_lens*.pt") or visible(folder, "lens.pt")
     return []
+
+
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """Files by a pattern, without hidden ones: those are what a killed write left behind."""
+    found = sorted(folder.glob(pattern))
+    return [f for f in found if not any(p.startswith(".") for p in f.relative_to(folder).parts)]
 
 
 def find(kind: str, model: Any) -> FittedLens:
@@ -148,7 +158,7 @@ def candidates(kind: str, model: Any) -> Iterator[Path]:
     yield from _files_of_kind(named, kind)
     if kind == "tuned" and (named / "params.pt").is_file():
         yield named
-    for file in sorted(lens_folder().glob(f"*/{kind}.safetensors")):
+    for file in visible(lens_folder(), f"*/{kind}.safetensors"):
         if file.parent != named and _may_fit(file, model):
             yield file
     bundled = BUNDLED / f"{kind}.safetensors"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from torch import Tensor
 from logitlens.errors import FormatError, LensMismatch
 from logitlens.lenses.header import Header
 from logitlens.select import layer_label
+
+if TYPE_CHECKING:
+    from logitlens.lenses.interpretation import Verdict
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -30,6 +33,7 @@ class FittedLens:
     tensors   name → tensor, on the CPU as stored: `DEPTH.PART`
     header    provenance; `header.kind` is the class's `kind`
     path      where it was read from, for people
+    verdict   what a published file was found to hold, once it is used with a model
     """
 
     kind: ClassVar[str]
@@ -40,6 +44,7 @@ class FittedLens:
         self.tensors = tensors
         self.header = header
         self.path = path
+        self.verdict: Verdict | None = None
         self._placed: dict[tuple[str, torch.device], Tensor] = {}
         self._check()
 
@@ -133,7 +138,8 @@ class FittedLens:
             # The name, not the place: a reading is passed on, and says nothing of this machine.
             "file": Path(self.path).name if self.path else None,
             **({"unembedding": head.unembedding.hash} if head.unembedding else {}),
-            **head.extra,
+            **({"interpretation": self.verdict.to_meta()} if self.verdict else {}),
+            **head.extra_by_layer(),
         }
 
     def cast(self, dtype: torch.dtype) -> FittedLens:

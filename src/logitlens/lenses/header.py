@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -139,6 +140,15 @@ class Header:
             raise FormatError(
                 f"{where}: the lens header cannot be read ({str(error)[:100]})"
             ) from None
+
+    def extra_by_layer(self) -> dict[str, Any]:
+        """`extra`, where figures of each depth are under the labels of layers."""
+        return {
+            name: {layer_label(int(depth)): figure for depth, figure in value.items()}
+            if isinstance(value, dict) and all(re.fullmatch("[0-9]{1,5}", key) for key in value)
+            else value
+            for name, value in self.extra.items()
+        }
 
     def described(self) -> str:
         """`the tuned lens of gpt2` for messages."""
