@@ -14,7 +14,7 @@ read: $(READ)
 
 ## test: the quick tests
 test: $(DEV)
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not hub"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not hub"
 
 ## check: everything CI checks, on the working tree
 check: $(DEV)

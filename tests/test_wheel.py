@@ -71,9 +71,9 @@ def env(tmp_path):
 
 
 def reads(env: Path, cwd: Path) -> None:
-    """The grid, the page, and one line for what an extra would draw."""
+    """The grid, the page, a prompt in chunks, and one line for what an extra would draw."""
     logitlens = env / "bin" / "logitlens"
-    grid = done(logitlens, "read", PROMPT, "-o", "page.html", cwd=cwd)
+    grid = done(logitlens, "read", PROMPT, "--chunk", "4", "-o", "page.html", cwd=cwd)
     assert "Paris" in grid
     assert (cwd / "page.html").stat().st_size > 10_000
     figure = run(logitlens, "read", PROMPT, "-o", "figure.png", cwd=cwd)
@@ -100,7 +100,9 @@ def test_the_wheel_reads_with_core_dependencies_alone(wheel, env, tmp_path, vers
     reads(env, tmp_path)
 
 
-def test_pip_installs_the_wheel_and_the_oldest_click_and_rich_will_do(wheel, env, tmp_path):
+def test_pip_installs_the_wheel_with_the_newest_transformers_and_the_oldest_click_and_rich(
+    wheel, env, tmp_path
+):
     done(sys.executable, "-m", "venv", env, cwd=tmp_path)
     lock = (ROOT / "requirements" / "read.lock").read_text()
     torch = next(line for line in lock.splitlines() if line.startswith("torch=="))

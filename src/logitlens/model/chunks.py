@@ -196,7 +196,9 @@ def _cache_argument(hf: Any) -> str | None:
     known = accepts(hf)
     if not {"use_cache", "**"} & known:
         return None
-    return next((name for name in ("past_key_values", "cache_params") if name in known), None)
+    return next(
+        (name for name in ("past_key_values", "cache", "cache_params") if name in known), None
+    )
 
 
 def _forget_nothing(cache: Any, T: int) -> None:
