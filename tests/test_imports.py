@@ -52,6 +52,10 @@ def test_views_never_load_torch():
         ("reading.py", "import torch", "numpy only"),
         ("hub.py", "import torch", "need no torch"),
         ("view/terminal.py", "from logitlens.model import tokens", "One direction"),
+        ("anatomy/blocks.py", "from logitlens.model import capture", "One direction"),
+        ("lenses/base.py", "from logitlens.model import capture", "One direction"),
+        ("readout/head.py", "from logitlens.anatomy import watch", "One direction"),
+        ("anatomy/tail.py", "import rich", "Model code never imports a view"),
         (
             "readout/chunked.py",
             "from logitlens.view import color",

@@ -16,7 +16,8 @@ class Readable(Protocol):
     """A model whose anatomy was found and checked; the names are those of `LensModel`.
 
     hf        the torch module that runs; of transformers, or wrapped to be called like one
-    width     D          vocab_size   V          context   the longest prompt, or None
+    n_blocks  N          width   D          vocab_size   V
+    context   the longest prompt, or None
     """
 
     @property
@@ -26,6 +27,8 @@ class Readable(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def revision(self) -> str | None: ...
+    @property
     def anatomy(self) -> Anatomy: ...
     @property
     def tail(self) -> Tail: ...
@@ -33,6 +36,8 @@ class Readable(Protocol):
     def check(self) -> Check: ...
     @property
     def sublayers(self) -> Sublayers: ...
+    @property
+    def n_blocks(self) -> int: ...
     @property
     def width(self) -> int: ...
     @property

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from logitlens import hub
 from logitlens.errors import FormatError, MissingExtra, ModelNotAvailable, PromptError
+from logitlens.model.lens_model import LensModel
 from logitlens.schema import parse_json
 
 LINE = 1 << 24  # characters of a line of text; one that is longer is no document
@@ -88,7 +89,7 @@ def from_ids(documents: Iterable[Sequence[int]], name: str = "ids") -> Corpus:
 
 def read(
     source: str | os.PathLike[str],
-    model: Any,
+    model: LensModel,
     *,
     field: str = "text",
     max_tokens: int | None = None,
@@ -120,7 +121,7 @@ def read(
     return Corpus(name, documents)
 
 
-def _ids(record: str | list[int], model: Any, source: str) -> np.ndarray:
+def _ids(record: str | list[int], model: LensModel, source: str) -> np.ndarray:
     if isinstance(record, str):
         return np.asarray(model.tokens.encode(record) if record.strip() else [], np.int32)
     outside = next((i for i in record if not 0 <= i < model.vocab_size), None)

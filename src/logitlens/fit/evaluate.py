@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from logitlens.anatomy.readable import Readable
 from logitlens.errors import MissingExtra, PromptError
 from logitlens.files import replacing
 from logitlens.fit.facts import Facts
@@ -73,7 +74,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: Any,
+    model: Readable,
     lenses: Sequence[str | Lens],
     *,
     sequences: Tensor | None = None,
@@ -121,7 +122,7 @@ def evaluate(
 
 
 def _table(
-    model: Any,
+    model: Readable,
     named: dict[str, Lens],
     text: dict[str, dict[str, np.ndarray]],
     ranks: dict[str, np.ndarray],
@@ -152,7 +153,7 @@ def _table(
     return rows
 
 
-def _names(model: Any, lenses: Sequence[str | Lens]) -> dict[str, Lens]:
+def _names(model: Readable, lenses: Sequence[str | Lens]) -> dict[str, Lens]:
     """Lenses by a name each: their own, or what was said where that is taken."""
     named: dict[str, Lens] = {}
     for said in lenses:
@@ -162,7 +163,7 @@ def _names(model: Any, lenses: Sequence[str | Lens]) -> dict[str, Lens]:
     return named
 
 
-def _depths(model: Any, lens: Lens) -> list[int]:
+def _depths(model: Readable, lens: Lens) -> list[int]:
     """Depths a lens has a row for: its own, and the last."""
     has = lens.depths()
     return [d for d in range(model.n_blocks + 1) if has is None or d in has or d == model.n_blocks]
@@ -191,7 +192,7 @@ def _interval(values_NL: np.ndarray, generator: np.random.Generator, draws: int)
 
 
 def _on_text(
-    model: Any,
+    model: Readable,
     named: dict[str, Lens],
     ids_CT: Tensor,
     token_budget: int,
@@ -228,7 +229,7 @@ def _on_text(
 
 
 def _on_facts(
-    model: Any,
+    model: Readable,
     named: dict[str, Lens],
     facts: Facts,
     token_budget: int,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from logitlens.anatomy.readable import Readable
 from logitlens.fit import checkpoint, data_parallel
 from logitlens.fit.corpus import Corpus
 from logitlens.lenses import fingerprint, store
@@ -59,7 +60,9 @@ class Folder:
         return self.apart or data_parallel.rank() == 0
 
 
-def identity(kind: str, model: Any, corpus: Corpus, settings: dict[str, Any]) -> dict[str, Any]:
+def identity(
+    kind: str, model: Readable, corpus: Corpus, settings: dict[str, Any]
+) -> dict[str, Any]:
     """What tells two fits apart: their kind, model and corpus, and settings that change the lens."""
     return {
         "kind": kind,

@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from logitlens.anatomy.forward import input_device
+from logitlens.anatomy.readable import Readable
 from logitlens.errors import FitError, PromptError
 from logitlens.fit import checkpoint, data_parallel, gradients
 from logitlens.fit.corpus import Corpus
@@ -57,7 +57,7 @@ class Settings:
     checkpoint_seconds: float = 60.0
     dtype: str = "float16"
 
-    def check(self, model: Any) -> None:
+    def check(self, model: Readable) -> None:
         """Raise PromptError for values that cannot be meant."""
         check_counts(self, "prompts", "length", "tokens_per_pass")
         if self.skip_first < 0:
@@ -78,7 +78,7 @@ class Settings:
                 )
         check_dtype(self)
 
-    def per_pass(self, model: Any) -> int:
+    def per_pass(self, model: Readable) -> int:
         """Positions of one backward pass on the device this model is on."""
         if self.tokens_per_pass is not None:
             return self.tokens_per_pass
@@ -100,7 +100,7 @@ class Progress:
     error: dict[int, float]
 
 
-def estimate(model: Any, prompts: Sequence[Tensor], settings: Settings) -> dict[int, Tensor]:
+def estimate(model: Readable, prompts: Sequence[Tensor], settings: Settings) -> dict[int, Tensor]:
     """Depth → Σ over prompts of their J, (D, D) float32 on the CPU. One batch, one forward pass.
 
     prompts   token ids, each (T,) with T ≥ skip_first + 2
@@ -184,7 +184,7 @@ class JacobianFit:
 
     def __init__(
         self,
-        model: Any,
+        model: Readable,
         corpus: Corpus,
         settings: Settings,
         *,
@@ -283,7 +283,7 @@ class JacobianFit:
 
 
 def fit(
-    model: Any,
+    model: Readable,
     corpus: Corpus,
     settings: Settings | None = None,
     *,
@@ -309,7 +309,7 @@ def fit(
     return lens
 
 
-def choose(model: Any, corpus: Corpus, settings: Settings) -> tuple[list[Tensor], int]:
+def choose(model: Readable, corpus: Corpus, settings: Settings) -> tuple[list[Tensor], int]:
     """The prompts (token ids, cut to the length) and how many documents were too short."""
     length = min(settings.length, model.context or settings.length)
     shortest, chosen, skipped = settings.skip_first + 2, [], 0

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logitlens.anatomy.readable import Readable
 from logitlens.errors import PromptError
 from logitlens.fit.corpus import Corpus
 
 
-def split(model: Any, corpus: Corpus, settings: Any) -> tuple[Tensor, Tensor]:
+def split(model: Readable, corpus: Corpus, settings: Any) -> tuple[Tensor, Tensor]:
     """Training and held-out sequences, (C, T) int64 each. Raises PromptError: corpus too short."""
     length = settings.length
     if model.context is not None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logitlens.anatomy.readable import Readable
 from logitlens.errors import FitError, PromptError
 from logitlens.fit import batch, checkpoint, data_parallel
 from logitlens.fit.affine import AffineMaps
@@ -102,7 +103,7 @@ class TunedFit:
 
     def __init__(
         self,
-        model: Any,
+        model: Readable,
         corpus: Corpus,
         settings: Settings,
         *,
@@ -312,7 +313,7 @@ class TunedFit:
 
 
 def fit(
-    model: Any,
+    model: Readable,
     corpus: Corpus,
     settings: Settings | None = None,
     *,

@@ -6,6 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from logitlens.anatomy.readable import Readable
+
 
 @runtime_checkable
 class Lens(Protocol):
@@ -29,7 +31,7 @@ class Lens(Protocol):
         """Provenance for `Reading.meta["lens"]`: at least `name`, and a hash where it was fitted."""
         ...
 
-    def check_model(self, model: Any) -> None:
+    def check_model(self, model: Readable) -> None:
         """Raise LensMismatch, in one line, where this lens was made for another model."""
         ...
 
@@ -48,5 +50,5 @@ class LogitLens:
     def describe(self) -> dict[str, Any]:
         return {"name": "logit"}
 
-    def check_model(self, model: Any) -> None:
+    def check_model(self, model: Readable) -> None:
         return None

@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from logitlens import hub
+from logitlens.anatomy.readable import Readable
 from logitlens.errors import (
     FormatError,
     LensMismatch,
@@ -28,7 +28,7 @@ from logitlens.lenses.header import FORMAT
 BUNDLED = Path(__file__).resolve().parents[1] / "demo" / "lenses"
 
 
-def resolve(lens: str | Lens, model: Any) -> Lens:
+def resolve(lens: str | Lens, model: Readable) -> Lens:
     """A name, `"tuned:PATH"`, `"jacobian:PATH"` or a lens object → a lens checked against `model`.
 
     PATH is a lens file, a published tuned-lens directory, a folder with a lens in it, or a hub
@@ -48,7 +48,7 @@ def resolve(lens: str | Lens, model: Any) -> Lens:
     return found
 
 
-def _by_name(spec: str, model: Any) -> Lens:
+def _by_name(spec: str, model: Readable) -> Lens:
     kind, colon, path = spec.partition(":")
     if kind == "logit" and not colon:
         return LogitLens()
@@ -121,7 +121,7 @@ def visible(folder: Path, pattern: str) -> list[Path]:
     return [f for f in found if not any(p.startswith(".") for p in f.relative_to(folder).parts)]
 
 
-def find(kind: str, model: Any) -> FittedLens:
+def find(kind: str, model: Readable) -> FittedLens:
     """A lens of `kind` that fits `model`. Raises LensNotAvailable, LensMismatch."""
     refused: LensMismatch | FormatError | None = None
     for place in candidates(kind, model):
@@ -148,7 +148,7 @@ def find(kind: str, model: Any) -> FittedLens:
     )
 
 
-def candidates(kind: str, model: Any) -> Iterator[Path]:
+def candidates(kind: str, model: Readable) -> Iterator[Path]:
     """Local places where a lens of `kind` for `model` may lie, likeliest first."""
     beside = Path(os.path.expanduser(model.name))
     if beside.is_dir():
@@ -166,7 +166,7 @@ def candidates(kind: str, model: Any) -> Iterator[Path]:
         yield bundled
 
 
-def _may_fit(file: Path, model: Any) -> bool:
+def _may_fit(file: Path, model: Readable) -> bool:
     """Whether the header alone lets this lens be the model's: others' files are not complained of."""
     try:
         header = store.read_header(file)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from logitlens.anatomy.readable import Readable
 from logitlens.readout.head import Head
 
 ROWS, GROUPS = 4, 64
@@ -119,7 +120,7 @@ def _fixed_rows(width: int) -> Tensor:
     return ((i * 7919 + j * 104729 + i * j * 31) % 2003).float() / 1001.5 - 1.0
 
 
-def head_width(model: Any) -> int:
+def head_width(model: Readable) -> int:
     """E, the width of the head's input; D unless the model projects before its head."""
     head = model.tail.head
     if head.weight_VE is not None:
@@ -130,7 +131,7 @@ def head_width(model: Any) -> int:
         return int(model.tail.head_input(h_1D).shape[-1])
 
 
-def of_model(model: Any, covers: str = ALL) -> Fingerprint:
+def of_model(model: Readable, covers: str = ALL) -> Fingerprint:
     """Fingerprint of a LensModel's unembedding; computed once and kept on the LensModel."""
     kept = model.__dict__.setdefault("_unembedding_fingerprints", {})
     if covers not in kept:
@@ -138,6 +139,6 @@ def of_model(model: Any, covers: str = ALL) -> Fingerprint:
     return kept[covers]
 
 
-def tolerance(model: Any) -> float:
+def tolerance(model: Readable) -> float:
     """How far two fingerprints of the same unembedding may be apart on this model."""
     return FLOAT_TOLERANCE if model.tail.head.weight_VE is not None else CALLED_TOLERANCE

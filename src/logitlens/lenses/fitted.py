@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from logitlens.anatomy.readable import Readable
 from logitlens.errors import FormatError, LensMismatch
 from logitlens.lenses.header import Header
 from logitlens.select import layer_label
@@ -96,7 +97,7 @@ class FittedLens:
     def apply(self, h_ND: Tensor, depth: int) -> Tensor:
         raise NotImplementedError
 
-    def check_model(self, model: Any) -> None:
+    def check_model(self, model: Readable) -> None:
         self.header.check_model(model)
 
     def part(self, depth: int, part: str, like: Tensor) -> Tensor | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from logitlens.anatomy.readable import Readable
 from logitlens.errors import FormatError, LensMismatch
 from logitlens.lenses import fingerprint
 from logitlens.lenses.fingerprint import Fingerprint
@@ -95,7 +96,7 @@ class Header:
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of_model(cls, kind: str, model: Any, depths: Sequence[int], **known: Any) -> Header:
+    def of_model(cls, kind: str, model: Readable, depths: Sequence[int], **known: Any) -> Header:
         """The header of a lens fitted on `model` (a LensModel); `known`: further fields."""
         return cls(
             kind=kind,
@@ -154,7 +155,7 @@ class Header:
         """`the tuned lens of gpt2` for messages."""
         return f"the {self.kind} lens" + (f" of {self.model}" if self.model else "")
 
-    def check_model(self, model: Any) -> None:
+    def check_model(self, model: Readable) -> None:
         """Raise LensMismatch where `model` (a LensModel) is not the one this lens was made for."""
         if self.width != model.width:
             raise LensMismatch(

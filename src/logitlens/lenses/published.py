@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from logitlens.anatomy.readable import Readable
 from logitlens.errors import FormatError, LensMismatch, LensNotAvailable
 from logitlens.lenses import torchfile
 from logitlens.lenses.header import MAX_HEADER, Header, is_count, is_plain
@@ -27,7 +28,7 @@ class PublishedTunedLens(TunedLens):
 
     confirmed: bool | None = None  # whether the unembedding was found to be the lens's own
 
-    def check_model(self, model: Any) -> None:
+    def check_model(self, model: Readable) -> None:
         super().check_model(model)
         theirs = self.header.extra.get("unembed_hash")
         weight_VE = model.tail.head.weight_VE

@@ -66,7 +66,8 @@ class LensModel:
         self._snapshot = Snapshot(anatomy, self.tail)
         self._sublayers: Sublayers | None = None
         self._chunk_verdicts: dict[tuple[int, int], str | None] = {}  # see `chunks.why_not`
-        vars(self).pop("_pads_change_nothing", None)
+        for name in ("_pads_change_nothing", "_unembedding_fingerprints"):
+            vars(self).pop(name, None)
 
     def _look_again(self) -> None:
         """Find anatomy and tail again where the model has changed since they were found.
