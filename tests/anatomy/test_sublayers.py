@@ -65,8 +65,7 @@ def test_contributions_sum_to_what_each_block_did(name):
     resid = found["resid"]
     blocks = len(resid.h) - 1
     for stream in ("attn", "mlp"):
-        assert found[stream].labels == [f"{i}.{stream}" for i in range(blocks)] + [str(blocks - 1)]
-        assert found[stream].depth_indices == [*range(1, blocks + 1), blocks]
+        assert found[stream].layers == [f"{i}.{stream}" for i in range(blocks)] + [str(blocks - 1)]
     assert ("mid" in found) == (name in SEQUENTIAL)
     for d in range(blocks):
         attn, mlp = found["attn"].h[d], found["mlp"].h[d]
@@ -131,8 +130,8 @@ def test_blocks_of_one_sublayer_have_no_other():
     with pytest.raises(UnsupportedModel, match="no stream 'mlp'"):
         mamba.read(IDS, stream="mlp")
     mixed = streams(logitlens.load(build("NemotronHForCausalLM")))
-    assert mixed["attn"].labels == ["0.attn", "2.attn", "3"]
-    assert mixed["mlp"].labels == ["1.mlp", "3.mlp", "3"]
+    assert mixed["attn"].layers == ["0.attn", "2.attn", "3"]
+    assert mixed["mlp"].layers == ["1.mlp", "3.mlp", "3"]
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,7 @@ def state(hf):
 
 def test_depths_and_labels(model):
     (r,) = capture(model, PROMPTS[:1])
-    assert r.labels == ["embed", "0", "1", "2", "3"]
-    assert r.depth_indices == [0, 1, 2, 3, 4]
+    assert r.layers == ["embed", "0", "1", "2", "3"]
     assert [tuple(h.shape) for h in r.h] == [(7, 32)] * 5
     assert r.ids.tolist() == PROMPTS[0]
     assert r.final_logits.shape == (1, 97)
@@ -57,7 +56,7 @@ def test_the_raw_stream_and_not_the_normed_one(model):
 def test_some_depths_only(model):
     (r,) = capture(model, PROMPTS[:1], depths=[4, 1])
     (whole,) = capture(model, PROMPTS[:1])
-    assert r.labels == ["0", "3"]
+    assert r.layers == ["0", "3"]
     assert torch.equal(r.h[0], whole.h[1])
 
 

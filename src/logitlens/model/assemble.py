@@ -27,7 +27,7 @@ from logitlens.reading import Reading
 from logitlens.readout.engine import Engine, choose
 from logitlens.readout.read import Table, statistics
 from logitlens.readout.stats import FinalRows
-from logitlens.select import Selection, select_positions
+from logitlens.select import Selection, layer_number, select_positions
 
 if TYPE_CHECKING:
     from logitlens.model.lens_model import LensModel
@@ -142,7 +142,8 @@ class ReadingBuilder:
         if not len(where):
             return
         self.part, self.start, self.final = part, start, {}  # the last part that shows a position
-        kept = readable(request.lens, part.depth_indices)
+        depths = depths_of(part.layers)
+        kept = readable(request.lens, depths)
         h_LTD = [part.h[i] for i in kept]
         if len(where) < len(part.ids):
             h_LTD = [h_TD[where - start] for h_TD in h_LTD]
@@ -156,7 +157,7 @@ class ReadingBuilder:
         tracked_TM = where.new_tensor(request.track_ids).expand(len(where), -1)
         statistics(
             h_LTD,
-            [part.depth_indices[i] for i in kept],
+            [depths[i] for i in kept],
             model.tail,
             request.lens,
             k=request.top,
@@ -204,7 +205,7 @@ class ReadingBuilder:
         return Reading(
             ids=np.array(shown),
             pieces=[all_pieces[i] for i in request.positions],
-            layers=[part.labels[i] for i in readable(request.lens, part.depth_indices)],
+            layers=[part.layers[i] for i in readable(request.lens, depths_of(part.layers))],
             **arrays,
             next_ids=next_T.numpy(),
             next_logprobs=targets[:, :, 0],
@@ -266,6 +267,11 @@ class ReadingBuilder:
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "readout_seconds": round(seconds, 4),
         }
+
+
+def depths_of(layers: Sequence[str]) -> list[int]:
+    """Labels → depths: "embed" → 0, "5" and "5.attn" → 6."""
+    return [0 if (block := layer_number(label)) is None else block + 1 for label in layers]
 
 
 def readable(lens: Lens, captured: Sequence[int]) -> list[int]:

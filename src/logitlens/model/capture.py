@@ -37,8 +37,8 @@ class Residuals:
     """One prompt's residual stream.
 
     ids              (T,) int64, on the CPU
-    h                one (T, D) tensor for each entry of `depth_indices`, in the stream's own dtype
-    depth_indices    numbers in 0 … N       labels   the layers' names ("embed", "0", …, "N-1")
+    h                one (T, D) tensor for each of the `layers`, in the stream's own dtype
+    layers           their labels: "embed", "0", …, "N-1"
     final_logits     (P, V) float32: the model's own logits at `final_positions`
     stream           "resid"; or "mid", "attn", "mlp" (see `sublayers`): rows of block d − 1 for depth d,
                      labelled "0.attn", …; the last row is still the final residual, the base of
@@ -47,8 +47,7 @@ class Residuals:
 
     ids: Tensor
     h: list[Tensor]
-    depth_indices: list[int]
-    labels: list[str]
+    layers: list[str]
     final_logits: Tensor
     final_positions: list[int]
     stream: str = "resid"
@@ -103,7 +102,7 @@ def capture(
         extra |= {"use_cache": True, cache.argument: cache.kept}
     if keeps := not isinstance(check, str) and "logits_to_keep" in accepts(hf):
         extra["logits_to_keep"] = torch.tensor(asked, dtype=torch.long, device=batch.ids_BT.device)
-    parts, wanted, labels = _parts(model, found, stream, wanted, len(ids))
+    parts, labels = _parts(model, found, stream, wanted, len(ids))
     output, h_LBTD = _run(hf, found, batch.ids_BT, parts, extra, progress)
     if cache is not None:
         cache.kept = getattr(output, cache.argument, None)
@@ -122,8 +121,7 @@ def capture(
                 ids=ids_T,
                 # Of a batch, copies: a row that is kept would keep all others in memory.
                 h=[h_BTD[b, :T].clone() if len(ids) > 1 else h_BTD[0] for h_BTD in h_LBTD],
-                depth_indices=wanted,
-                labels=labels,
+                layers=labels,
                 final_logits=logits[b, [kept.index(p) for p in where[b]]].float(),
                 final_positions=list(where[b]),
                 stream=stream,
@@ -151,11 +149,11 @@ def pads_change_nothing(model: Readable) -> bool:
 
 def _parts(
     model: Readable, anatomy: Anatomy, stream: str, depths: list[int], batch: int
-) -> tuple[list[Part], list[int], list[str]]:
-    """What to hook, and the depth and the label of every row captured, in order."""
+) -> tuple[list[Part], list[str]]:
+    """What to hook, and the label of every row captured, in order."""
     if stream == "resid":
         part = residual_hooks(anatomy, depths, batch), depths
-        return [part], depths, [layer_label(d) for d in depths]
+        return [part], [layer_label(d) for d in depths]
     has = model.sublayers.require(stream, type(model.hf).__name__)
     blocks = [i for i in has if i + 1 in depths]
     if not blocks:
@@ -168,7 +166,7 @@ def _parts(
     sublayer = hooks(anatomy, model.sublayers, stream, blocks, batch), inner
     final = residual_hooks(anatomy, [last], batch), [last]
     labels = [f"{i}.{stream}" for i in blocks] + [layer_label(last)]
-    return [sublayer, final], [*inner, last], labels
+    return [sublayer, final], labels
 
 
 def _run(
