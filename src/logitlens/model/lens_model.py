@@ -12,7 +12,7 @@ import torch
 from logitlens.anatomy import sublayers
 from logitlens.anatomy.blocks import Anatomy
 from logitlens.anatomy.check import Check
-from logitlens.anatomy.forward import as_found
+from logitlens.anatomy.forward import as_found, turn
 from logitlens.anatomy.probe import probe_ids
 from logitlens.anatomy.snapshot import Snapshot
 from logitlens.anatomy.sublayers import Sublayers
@@ -74,15 +74,16 @@ class LensModel:
 
         Raises UnsupportedModel where it cannot be read as it is now.
         """
-        change = self._snapshot.change()
-        if change is None:
-            return
-        try:
-            self._found(*find(self.hf, self.tokenizer))
-        except UnsupportedModel as error:
-            raise UnsupportedModel(
-                f"{self.name} has changed since it was loaded ({change}): {error}"
-            ) from error
+        with turn(self.hf):
+            change = self._snapshot.change()
+            if change is None:
+                return
+            try:
+                self._found(*find(self.hf, self.tokenizer))
+            except UnsupportedModel as error:
+                raise UnsupportedModel(
+                    f"{self.name} has changed since it was loaded ({change}): {error}"
+                ) from error
 
     # -- facts --------------------------------------------------------------------------------
 
