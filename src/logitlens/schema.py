@@ -18,7 +18,7 @@ from logitlens.errors import FormatError
 
 NESTING = 40  # levels of lists and mappings
 DIGITS = 40  # of a number
-INFLATION = 300  # bytes out of one compressed byte; deflate itself allows 1,032
+INFLATION = 200  # bytes out of one compressed byte; deflate itself allows 1,032
 
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
