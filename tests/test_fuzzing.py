@@ -22,7 +22,7 @@ def ends(name: str, count: int, seed: int) -> dict:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=900,
         env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
@@ -37,6 +37,7 @@ def judge(found: dict) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", COUNTS)
 def test_mutated_files_are_read_or_refused_in_one_line(name):
     judge(ends(name, COUNTS[name], SEED))

@@ -311,3 +311,28 @@ def test_two_processes_are_one(tmp_path):
         torch.testing.assert_close(
             together.tensors[name].float(), tensor.float(), atol=2e-4, rtol=2e-3
         )
+
+
+def test_two_fits_never_write_to_one_folder(tmp_path):
+    """The second is refused while the first runs; what a killed one left does not matter."""
+    (tmp_path / ".lock-0").touch()
+    model, corpus, settings = tiny.gpt2(), repeating(), Settings(**SMALL)
+    refused = []
+
+    def meanwhile(progress):
+        if not refused:
+            with pytest.raises(FitError, match="another fit is writing to") as caught:
+                tuned.fit(model, corpus, settings, folder=tmp_path, fresh=True)
+            refused.append(caught.value)
+
+    tuned.fit(model, corpus, settings, folder=tmp_path, report=meanwhile)
+    assert refused
+    assert [path.name for path in tmp_path.iterdir()] == ["tuned.safetensors"]
+
+
+def test_maps_that_are_not_finite_are_never_saved(tmp_path):
+    job = TunedFit(tiny.gpt2(), repeating(), Settings(**SMALL), folder=tmp_path)
+    next(iter(job.maps.parameters.values())).data.fill_(float("inf"))
+    with pytest.raises(FitError, match="the maps are no longer finite"):
+        job._save()
+    assert not list(tmp_path.iterdir())

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from logitlens.anatomy.readable import Readable
+from logitlens.errors import FitError
 from logitlens.fit import checkpoint, data_parallel
 from logitlens.fit.corpus import Corpus
 from logitlens.lenses import fingerprint, store
@@ -26,6 +33,27 @@ class Folder:
         if apart:
             identity = {**identity, "processes": data_parallel.size(), "process": self.process}
         self.identity = identity
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, no other fit writes here. Raises FitError where one does, OSError."""
+        if self.path is None or fcntl is None or not self._writes():
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / f".lock-{self.process}").open("ab") as file:
+            try:
+                fcntl.flock(
+                    file, fcntl.LOCK_EX | fcntl.LOCK_NB
+                )  # the system lets go of it at the end
+            except OSError:
+                raise FitError(
+                    f"another fit is writing to {self.path}: wait for it, or choose another folder"
+                ) from None
+            try:
+                yield
+            finally:
+                Path(file.name).unlink(missing_ok=True)
 
     @property
     def checkpoint(self) -> Path | None:

@@ -304,8 +304,9 @@ def fit(
     job = JacobianFit(
         model, corpus, settings or Settings(), folder=folder, report=report, fresh=fresh
     )
-    lens = job.run()
-    job.folder.finish(lens, FILE, job.settings.dtype)
+    with job.folder.locked():
+        lens = job.run()
+        job.folder.finish(lens, FILE, job.settings.dtype)
     return lens
 
 

@@ -291,6 +291,10 @@ class TunedFit:
     # -- state ----------------------------------------------------------------------------------
 
     def _save(self) -> None:
+        if not all(bool(p.isfinite().all()) for p in self.maps.parameters.values()):
+            raise FitError(
+                f"step {self.step}: the maps are no longer finite; {self._good()}lower --lr, or set --clip"
+            )
         self.folder.save(
             {
                 "maps": {name: p.detach() for name, p in self.maps.parameters.items()},
@@ -300,12 +304,18 @@ class TunedFit:
         )
 
     def _restore(self, state: dict[str, Any]) -> None:
-        with torch.no_grad():
-            for name, parameter in self.maps.parameters.items():
-                parameter.copy_(state["maps"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name in _STATE:
-            setattr(self, name, state[name])
+        try:
+            with torch.no_grad():
+                for name, parameter in self.maps.parameters.items():
+                    parameter.copy_(state["maps"][name])
+            self.optimizer.load_state_dict(state["optimizer"])
+            for name in _STATE:
+                setattr(self, name, state[name])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise FitError(
+                f"{self.folder.checkpoint} does not hold the state of a fit "
+                f"({type(error).__name__}): remove it, or start over with --fresh"
+            ) from None
 
     def _good(self) -> str:
         kept = self.folder.checkpoint
@@ -332,8 +342,9 @@ def fit(
     this tail), OSError (cannot write), KeyboardInterrupt after a checkpoint was saved.
     """
     job = TunedFit(model, corpus, settings or Settings(), folder=folder, report=report, fresh=fresh)
-    lens = job.run()
-    job.folder.finish(lens, FILE, job.settings.dtype)
+    with job.folder.locked():
+        lens = job.run()
+        job.folder.finish(lens, FILE, job.settings.dtype)
     return lens
 
 
