@@ -255,9 +255,120 @@ def checkpoint(place: Path, rng: random.Random):
     return case
 
 
+def lens(place: Path, rng: random.Random):
+    """A lens file of ours: its header of JSON within a header of JSON, or its bytes."""
+    import struct
+
+    from logitlens.lenses import open_lens, save
+    from tests.lenses import tiny
+    from tests.lenses.test_store import tuned
+
+    path = place / "tuned.safetensors"
+    good = save(tuned(tiny.gpt2()), path).read_bytes()
+    end = 8 + struct.unpack("<Q", good[:8])[0]
+    header = json.loads(good[8:end])
+    ours = json.loads(header["__metadata__"]["logitlens"])
+
+    def case():
+        what, changed = rng.random(), header
+        if what < 0.3:
+            path.write_bytes(mutate_bytes(good[:end], rng) + good[end:])
+            return _describe(open_lens(path))
+        if what < 0.4:
+            path.write_bytes(mutate_bytes(good, rng))
+            return _describe(open_lens(path))
+        if what < 0.8:
+            text = _json_text(mutate_json(ours, rng), rng).decode("utf-8", "replace")
+            changed = {**header, "__metadata__": {"logitlens": text}}
+        else:
+            changed = mutate_json(header, rng)
+        text = json.dumps(changed).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + good[end:])
+        return _describe(open_lens(path))
+
+    return case
+
+
+def jacobian_pt(place: Path, rng: random.Random):
+    """A published Jacobian file: its bytes, its pickle, or entries of other types."""
+    import torch
+
+    from logitlens.lenses import open_lens
+    from tests.lenses import tiny
+    from tests.lenses.test_published import jacobian_file
+
+    path = place / "lens.pt"
+    good = jacobian_file(path, tiny.gpt2()).read_bytes()
+    state = torch.load(path, weights_only=True)
+    tensors = [torch.zeros(2), torch.eye(32).to_sparse(), torch.zeros(1).expand(40_000, 40_000)]
+
+    def case():
+        if rng.random() < 0.7:
+            path.write_bytes(_mutate_torch(good, rng))
+        else:
+            changed = {**state, "J": dict(state["J"])}
+            holder = changed if rng.random() < 0.7 else changed["J"]
+            value = rng.choice([*HOSTILE, *tensors])
+            holder[rng.choice([*holder, *holder, 7, "0", "٣"])] = copy.deepcopy(value)
+            torch.save(changed, path)
+        _describe(open_lens(path))
+
+    return case
+
+
+def tuned_directory(place: Path, rng: random.Random):
+    """A published tuned lens: its configuration, or its parameters."""
+    from logitlens.lenses import open_lens
+    from tests.lenses import test_published, tiny
+
+    folder = test_published.tuned_directory(place / "lens", tiny.gpt2())
+    config, params = folder / "config.json", folder / "params.pt"
+    good, weights = json.loads(config.read_text()), params.read_bytes()
+
+    def case():
+        text, data = json.dumps(good).encode(), weights
+        if rng.random() < 0.5:
+            text = _json_text(mutate_json(good, rng), rng)
+        else:
+            data = _mutate_torch(weights, rng)
+        config.write_bytes(mutate_bytes(text, rng) if rng.random() < 0.1 else text)
+        params.write_bytes(data)
+        _describe(open_lens(folder))
+
+    return case
+
+
+def _mutate_torch(data: bytes, rng: random.Random) -> bytes:
+    """A torch file with its bytes changed; or its pickle, in an archive that is right again."""
+    import io
+    import zipfile
+
+    if rng.random() < 0.3:
+        return mutate_bytes(data, rng)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    (pickled,) = [name for name in members if name.endswith("data.pkl")]
+    name = pickled if rng.random() < 0.8 else rng.choice([n for n in members if members[n]])
+    members[name] = mutate_bytes(members[name], rng)
+    out = io.BytesIO()
+    how = zipfile.ZIP_DEFLATED if rng.random() < 0.1 else zipfile.ZIP_STORED
+    with zipfile.ZipFile(out, "w", how) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+def _describe(found) -> None:
+    """What a reading and `lens show` say of a lens."""
+    json.dumps(found.describe(), allow_nan=False)
+    repr(found), found.header.to_json()
+
+
 FORMATS = {
-    f.__name__: f for f in (reading_json, reading_parquet, page_html, corpus, facts, checkpoint)
-}
+    f.__name__: f
+    for f in (reading_json, reading_parquet, page_html, corpus, facts, checkpoint, lens, jacobian_pt,
+              tuned_directory)
+}  # fmt: skip
 
 
 def run(name: str, count: int, seed: int) -> dict:

@@ -13,7 +13,8 @@ from tests.fuzzing import FORMATS
 ROOT = Path(__file__).parents[1]
 SEED = 2026
 COUNTS = {"reading_json": 6000, "reading_parquet": 4000, "page_html": 5000, "corpus": 2500,
-          "facts": 1500, "checkpoint": 1500}  # fmt: skip
+          "facts": 1500, "checkpoint": 1500, "lens": 5000, "jacobian_pt": 3500,
+          "tuned_directory": 2500}  # fmt: skip
 
 
 def ends(name: str, count: int, seed: int) -> dict:

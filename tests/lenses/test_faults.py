@@ -129,7 +129,7 @@ def test_entries_of_other_types(own, name):
         lens.header.to_json()
 
 
-@pytest.mark.parametrize("levels", [10, 900, 100_000])
+@pytest.mark.parametrize("levels", [50, 900, 100_000])
 def test_headers_nested_beyond_reason(own, levels):
     for name in ("corpus", "settings", "extra", "depths"):
         with_header(own, **{name: "MARK"})
@@ -179,7 +179,7 @@ def test_a_tuned_config_of_other_sizes(tmp_path, entry, value):
 @pytest.mark.parametrize("value", [3, [], {"a": 1}, 1e400])
 def test_a_tuned_config_of_other_types(tmp_path, entry, value):
     folder = tuned_directory(tmp_path / "lens", tiny.gpt2(), **{entry: value})
-    if entry != "other" or value == 1e400:
+    if entry != "other":
         refusal(open_lens, folder)
 
 

@@ -156,7 +156,7 @@ def test_pickles_with_code_are_never_run(tmp_path, capsys):
     [
         ({"d_model": 48}, "has shape"),
         ({"num_hidden_layers": 5}, "config.json says 5 layers"),
-        ({"d_model": "wide"}, "not the config of a tuned lens"),
+        ({"d_model": "wide"}, "as the config of a tuned lens"),
     ],
 )
 def test_a_tuned_directory_that_contradicts_itself(tmp_path, change, message):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,55 +12,44 @@ from logitlens.anatomy.readable import Readable
 from logitlens.errors import FormatError, LensMismatch
 from logitlens.lenses import fingerprint
 from logitlens.lenses.fingerprint import Fingerprint
+from logitlens.schema import matches, parse_json
 from logitlens.select import layer_label
 
 FORMAT = "logitlens-lens/1"
 MAX_HEADER = 1 << 20  # bytes; a lens of a hundred layers needs thirty thousand
 
 
+MAX_COUNT = 1 << 40
+
+FACTS = {str: object}
+SCHEMA = {
+    "format": str,
+    "kind": str,
+    "width": int,
+    "depths": [int],
+    "n_blocks?": (int, None),
+    "model?": (str, None),
+    "revision?": (str, None),
+    "unembedding": ({"vocab": int, "width": int, "answers": [float], "covers?": str}, None),
+    "corpus?": FACTS,
+    "settings?": FACTS,
+    "losses": {str: float},
+    "weight?": float,
+    "source?": str,
+    "extra?": FACTS,
+}
+
+
 def is_count(value: Any) -> bool:
     """Whether a value of a file is a whole number that can count something."""
-    return type(value) is int and 0 <= value < 1 << 40
+    return type(value) is int and 0 <= value < MAX_COUNT
 
 
-def is_plain(value: Any, levels: int = 8) -> bool:
-    """Whether a value of a file is finite and not nested beyond reason, so all can show it."""
-    if isinstance(value, (dict, list)) and levels:
-        inner = value.values() if isinstance(value, dict) else value
-        return all(is_plain(v, levels - 1) for v in inner)
-    if isinstance(value, (int, float)):
-        return math.isfinite(value) and abs(value) < 1 << 63
-    return value is None or isinstance(value, str)
-
-
-def _text(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and len(value) < 1000)
-
-
-def _size(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0
-
-
-def _facts(value: Any) -> bool:
-    return isinstance(value, dict) and is_plain(value)
-
-
-# What each entry of a header must be, as its JSON says it.
-_ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "kind": (lambda v: isinstance(v, str), "text"),
-    "width": (lambda v: is_count(v) and v > 0, "a whole number"),
-    "depths": (lambda v: isinstance(v, list) and all(map(is_count, v)), "a list of whole numbers"),
-    "n_blocks": (lambda v: v is None or is_count(v), "a whole number"),
-    "model": (_text, "text"),
-    "revision": (_text, "text"),
-    "unembedding": (lambda v: v is None or isinstance(v, dict), "a fingerprint"),
-    "corpus": (_facts, "facts"),
-    "settings": (_facts, "facts"),
-    "losses": (_facts, "a number for each of the maps"),
-    "weight": (_size, "a number from 0"),
-    "source": (lambda v: isinstance(v, str), "text"),
-    "extra": (_facts, "facts"),
-}
+def is_finite(value: Any) -> bool:
+    """Whether no number of a JSON value is nan, inf, or too long to be written on."""
+    if isinstance(value, (dict, list)):
+        return all(map(is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, (int, float)) or abs(value) < 1e300  # nan is not, either
 
 
 @dataclass(frozen=True)
@@ -118,29 +106,27 @@ class Header:
     @classmethod
     def from_json(cls, text: str, where: str) -> Header:
         """Raises FormatError, naming `where`, for text that is not a header of this version."""
+        what = f"{where}: the lens header"
+        data = parse_json(text, what)
+        version = data.get("format") if isinstance(data, dict) else None
+        if isinstance(version, str) and version != FORMAT:
+            raise FormatError(
+                f"{where}: expected a lens of format {FORMAT}, got {version[:40]!r}; it may need a "
+                "newer logitlens"
+            )
+        matches(data, SCHEMA, what)
+        counts = [data["width"], data.get("n_blocks") or 0, *data["depths"]]
+        if not is_finite(data) or not all(map(is_count, counts)):
+            raise FormatError(f"{what} holds numbers that no lens has")
         try:
-            data = json.loads(text)
-            version = data.pop("format")
-            if version != FORMAT:
-                raise FormatError(
-                    f"{where}: expected a lens of format {FORMAT}, got {str(version)[:40]!r}; "
-                    "it may need a newer logitlens"
-                )
-            for name, value in data.items():
-                fits, expected = _ENTRIES[name]
-                if not fits(value):
-                    raise FormatError(f"{where}: {name} in the lens header is not {expected}")
+            del data["format"]
             if data["unembedding"] is not None:
                 data["unembedding"] = Fingerprint.from_json(data["unembedding"])
-            data["losses"] = {int(d): float(loss) for d, loss in data["losses"].items()}
+            data["losses"] = {int(depth): loss for depth, loss in data["losses"].items()}
             data["depths"] = tuple(data["depths"])
             return cls(**data)
-        except FormatError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise FormatError(
-                f"{where}: the lens header cannot be read ({str(error)[:100]})"
-            ) from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{what} cannot be read ({str(error)[:100]})") from None
 
     def extra_by_layer(self) -> dict[str, Any]:
         """`extra`, where figures of each depth are under the labels of layers."""

@@ -6,7 +6,6 @@ Nothing that a `.pt` file says is run, see `torchfile`.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
@@ -18,9 +17,18 @@ from torch import Tensor
 from logitlens.anatomy.readable import Readable
 from logitlens.errors import FormatError, LensMismatch, LensNotAvailable
 from logitlens.lenses import torchfile
-from logitlens.lenses.header import MAX_HEADER, Header, is_count, is_plain
+from logitlens.lenses.header import MAX_HEADER, Header, is_count
 from logitlens.lenses.jacobian import JacobianLens
 from logitlens.lenses.tuned import TunedLens
+from logitlens.schema import matches, parse_json
+
+CONFIG = {
+    "d_model": int,
+    "num_hidden_layers": int,
+    "base_model_name_or_path?": (str, None),
+    "base_model_revision?": (str, None),
+    "unembed_hash?": (str, None),
+}
 
 
 class PublishedTunedLens(TunedLens):
@@ -91,24 +99,15 @@ def load_tuned_directory(path: str | os.PathLike[str]) -> PublishedTunedLens:
 
 def _config(path: Path) -> dict[str, Any]:
     """The config of a tuned lens. Raises LensNotAvailable, FormatError."""
-    try:
-        if path.stat().st_size > MAX_HEADER:
-            raise ValueError("it is too large to be one")
-        config = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("d_model", "num_hidden_layers"):
-            if not is_count(config[name]):
-                raise ValueError(f"{name} is not a whole number")
-        for name in ("base_model_name_or_path", "base_model_revision", "unembed_hash"):
-            if not isinstance(config.get(name), (str, type(None))) or not is_plain(config):
-                raise ValueError(f"{name} is not text")
-        return config
-    except FileNotFoundError:
-        raise LensNotAvailable(f"no tuned lens in {path.parent}: {path.name} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FormatError(
-            f"{path} is not the config of a tuned lens: expected JSON with d_model and "
-            f"num_hidden_layers ({type(error).__name__}: {str(error)[:100]})"
-        ) from None
+    if not path.is_file():
+        raise LensNotAvailable(f"no tuned lens in {path.parent}: {path.name} is missing")
+    if path.stat().st_size > MAX_HEADER:
+        raise FormatError(f"{path} is too large to be the config of a tuned lens")
+    config = parse_json(path.read_bytes(), str(path))
+    matches(config, CONFIG, f"{path}, as the config of a tuned lens,")
+    if not all(map(is_count, (config["d_model"], config["num_hidden_layers"]))):
+        raise FormatError(f"{path}: d_model and num_hidden_layers are sizes that no lens has")
+    return config
 
 
 def load_jacobian_pt(path: str | os.PathLike[str]) -> JacobianLens:

@@ -64,7 +64,9 @@ def _opened(path: str | os.PathLike[str]) -> Any:
             raise FormatError(f"{path} is not a lens file: its header would have {length} bytes")
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise FormatError(f"{path} is not a lens file: expected safetensors ({error})") from None
+        raise FormatError(
+            f"{path} is not a lens file: expected safetensors ({str(error)[:100]})"
+        ) from None
 
 
 def _header(file: Any, path: str | os.PathLike[str]) -> Header:
