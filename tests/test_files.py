@@ -151,11 +151,11 @@ def test_what_a_killed_write_left_is_removed_by_the_next_and_a_living_one_is_not
 def test_a_file_taken_for_a_leftover_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
     lock, taken = files._lock, []
 
-    def late(descriptor, wait):
+    def late(file, wait):
         if wait and not taken:
             taken.extend(os.listdir(tmp_path))
             os.unlink(tmp_path / taken[0])  # what the sweep of another process does
-        return lock(descriptor, wait)
+        return lock(file, wait)
 
     monkeypatch.setattr(files, "_lock", late)
     write_text(tmp_path / "a.json", "whole")

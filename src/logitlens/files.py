@@ -8,6 +8,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 from logitlens.errors import LogitLensError
@@ -25,18 +26,20 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is renamed to `path`, else it is removed.
 
     A reader therefore sees the old file or the new one, never a part. A file that is overwritten keeps
-    its mode, a symbolic link keeps its place and its target is replaced, and what a killed write of
-    the same file left behind is removed. The bytes are on the disk before the rename.
+    its mode, a symbolic link stays and its target is replaced, and leftovers of killed writes of the same
+    file are removed. The bytes are on the disk before the rename.
 
     Raises OSError with one line where `path` cannot be written: no folder, no permission, a full disk,
     a directory, a pipe or a device.
     """
-    with _temporary(path) as (target, temporary, descriptor):
+    with _temporary(path) as (target, temporary, file):
         try:
             yield temporary
-            os.fsync(descriptor)
+            os.fsync(file.fileno())
             if (old := _mode(target)) is not None:
                 os.chmod(temporary, stat.S_IMODE(old))
+            if fcntl is None:
+                file.close()  # Windows cannot rename an open file
             os.replace(temporary, target)
         except OSError as error:
             if error.errno is None or error.filename not in (None, str(temporary)):
@@ -47,10 +50,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         except Exception as error:
             # Some writers report a full disk in errors of their own: ask the disk itself.
             try:
-                os.lseek(descriptor, 0, os.SEEK_END)
+                file.seek(0, os.SEEK_END)
                 for _ in range(2):  # the first may fit in part
-                    os.write(descriptor, bytes(_ROOM))
-                os.fsync(descriptor)
+                    file.write(bytes(_ROOM))
+                os.fsync(file.fileno())
             except OSError as reason:
                 raise _refused(path, os.strerror(reason.errno or 0)) from error
             raise
@@ -74,8 +77,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 @contextmanager
-def _temporary(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path, int]]:
-    """(what `path` names, a new empty file beside it, its descriptor); the file is removed at the end."""
+def _temporary(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path, FileIO]]:
+    """What `path` names, and a new file beside it, by name and open; it is removed at the end."""
     try:
         old = _mode(path)
         if old is not None and not stat.S_ISREG(old):
@@ -85,20 +88,20 @@ def _temporary(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path, int]]
         target = Path(os.path.realpath(path))
         if not target.parent.is_dir():
             raise _refused(path, f"there is no folder {Path(path).parent}; make it first")
-        # Readable by nobody who may not read the old file; the umask narrows a new one.
-        mode = 0o666 if old is None else stat.S_IMODE(old)
+        # Not readable by anyone who may not read the old file; the umask narrows a new one.
+        mode = 0o666 if old is None else stat.S_IMODE(old) | 0o600
         start, end = f".{target.name[:40]}.", f".tmp{target.suffix[:20]}"
         _sweep(target.parent, start, end)
-        temporary, descriptor = _create(target.parent, start, end, mode)
+        temporary, file = _create(target.parent, start, end, mode)
     except OSError as error:
         if error.errno is None:
             raise
         raise _refused(path, os.strerror(error.errno)) from error
     try:
-        yield target, temporary, descriptor
+        yield target, temporary, file
     finally:
+        file.close()
         temporary.unlink(missing_ok=True)
-        os.close(descriptor)
 
 
 def _mode(path: str | os.PathLike[str]) -> int | None:
@@ -109,15 +112,16 @@ def _mode(path: str | os.PathLike[str]) -> int | None:
         return None
 
 
-def _create(folder: Path, start: str, end: str, mode: int) -> tuple[Path, int]:
-    """A new file, locked as long as its descriptor is open."""
+def _create(folder: Path, start: str, end: str, mode: int) -> tuple[Path, FileIO]:
+    """A new file, locked as long as it is open."""
     while True:
         path = folder / f"{start}{secrets.token_hex(4)}{end}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
-        _lock(descriptor, wait=True)
-        if os.fstat(descriptor).st_nlink:
-            return path, descriptor
-        os.close(descriptor)  # another process took it for a leftover before it was locked
+        file = FileIO(descriptor, "r+b")
+        _lock(file, wait=True)
+        if os.fstat(file.fileno()).st_nlink:
+            return path, file
+        file.close()  # another process took it for a leftover before it was locked
 
 
 def _sweep(folder: Path, start: str, end: str) -> None:
@@ -126,21 +130,17 @@ def _sweep(folder: Path, start: str, end: str) -> None:
         middle = name[len(start) : -len(end)]
         if not (name.startswith(start) and name.endswith(end) and len(middle) == 8):
             continue
-        with contextlib.suppress(OSError):
-            descriptor = os.open(folder / name, os.O_RDWR)
-            try:
-                if _lock(descriptor, wait=False):
-                    os.unlink(folder / name)
-            finally:
-                os.close(descriptor)
+        with contextlib.suppress(OSError), open(folder / name, "r+b", buffering=0) as file:
+            if _lock(file, wait=False):
+                os.unlink(folder / name)
 
 
-def _lock(descriptor: int, wait: bool) -> bool:
-    """Lock an open file; False where another process holds it or the file system has no locks."""
+def _lock(file: FileIO, wait: bool) -> bool:
+    """Lock an open file; False if another process holds it or the file system has no locks."""
     if fcntl is None:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         return False
     return True

@@ -50,7 +50,7 @@ def shell(line):
         ("L read x --nope 2>&1 | true", 2, "", ""),
         ("L --version >&-", 0, "", ""),
         ("L read x >&-", 0, "", ""),
-        ("L read x 2>&- | head -1", 0, "fake · logit lens: raw, unadjusted", ""),
+        ("L read x 2>&- | head -1 | cut -c1-4", 0, "fake", ""),
         ("L read x --nope 2>&-", 2, "", ""),
         ("L read x --json <&- | wc -l", 0, "1", ""),
         ("L read x <&- >&- 2>&-", 0, "", ""),

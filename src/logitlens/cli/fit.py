@@ -12,6 +12,7 @@ import click
 
 from logitlens.cli import fit_progress
 from logitlens.cli.options import LOADING, STORED, busy, load_model, model_options
+from logitlens.files import check_writable
 
 if TYPE_CHECKING:
     from logitlens import LensModel
@@ -111,6 +112,7 @@ def tuned_command(
     from logitlens.fit.sequences import split
 
     loading, given = _apart(options)
+    _check_folder(out)
     with _session(source, loading) as (model, speak):
         settings = tuned.Settings(**given)
         needed = settings.steps * settings.tokens_per_step * 21 // 20
@@ -161,6 +163,7 @@ def jacobian_command(
 
     loading, given = _apart(options)
     part = _shard(shard)
+    _check_folder(out)
     with _session(source, loading) as (model, speak):
         if layers is not None:
             from logitlens.select import layer_label, select_layers
@@ -189,6 +192,12 @@ def _apart(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     loading = {name: value for name, value in options.items() if name in LOADING}
     given = {k: v for k, v in options.items() if k not in LOADING and v is not None}
     return loading, {"dtype": given.pop("store"), **given}
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise OSError for a folder that cannot be written or made, before a fit of hours."""
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    check_writable(nearest / "lens")
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:
