@@ -39,7 +39,7 @@ def same_reading(a, b, tolerance=1e-4):
         np.testing.assert_allclose(getattr(a, field), getattr(b, field), atol=tolerance)
 
 
-def proves_itself(hf):
+def checked(hf):
     """The reading of `hf` holds the numbers that calling `hf` gives."""
     with torch.no_grad():
         truth = hf(input_ids=torch.tensor([IDS])).logits[0].double().log_softmax(-1)
@@ -99,7 +99,7 @@ def test_torchao_int8_body_and_head(config):
         quantization = pytest.importorskip("torchao.quantization")
         hf = build("LlamaForCausalLM")
         quantization.quantize_(hf, getattr(quantization, config)())
-        model = proves_itself(hf)
+        model = checked(hf)
     assert model.tail.kind == "module"  # int8 rows cannot be read as weights: the head is called
 
 
@@ -109,7 +109,7 @@ def test_torchao_int8_body_alone():
         quantization = pytest.importorskip("torchao.quantization")
         hf = build("LlamaForCausalLM")
         quantization.quantize_(hf.model, quantization.Int8WeightOnlyConfig())
-        assert proves_itself(hf).tail.kind == "weights"
+        assert checked(hf).tail.kind == "weights"
 
 
 def test_a_head_whose_rounding_depends_on_the_other_rows_is_refused():
@@ -137,7 +137,7 @@ def test_lora_before_and_after_merging(plain, targets, state):
         hf.merge_adapter()
     if state == "unloaded":
         hf = hf.merge_and_unload()
-    model = proves_itself(hf)
+    model = checked(hf)
     assert not np.allclose(model.read(IDS).top_logprobs, plain.top_logprobs, atol=1e-2)
     adapted = targets[1] == "lm_head" and state != "unloaded"  # it may be taken out again
     assert model.tail.kind == ("module" if adapted else "weights")
@@ -170,7 +170,7 @@ def test_compiled_models(plain, how):
             hf(input_ids=torch.tensor([IDS]))
     same_reading(logitlens.load(hf).read(IDS), plain)
     if how != "wrapped":
-        proves_itself(hf)
+        checked(hf)
 
 
 def test_gradient_checkpointing_and_training_are_left_on(plain):

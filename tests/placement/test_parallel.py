@@ -114,7 +114,7 @@ def test_the_last_shard_is_shorter(parallel):
 
 @pytest.mark.slow
 def test_what_is_exchanged_does_not_grow_with_the_vocabulary(parallel):
-    """Bytes of all collectives of a readout, counted: O(rows · k), and the proof's one row of logits."""
+    """Bytes of all collectives of a readout, counted: O(rows · k), and the check's one row of logits."""
     L, T, K, M = 5, len(IDS), 4, 4  # four targets: the next token and three tracked
     rows = L * T
     summed = 4 + 8 * (3 + 2 * M) + 4 * M  # the maximum, sums and counts, the targets' logits
@@ -122,8 +122,8 @@ def test_what_is_exchanged_does_not_grow_with_the_vocabulary(parallel):
     offsets = 2 * 8
     for found in parallel:
         readout, gathered = found["bytes"]["readout"], found["bytes"]["gathered"]
-        proof = 4 * VOCAB  # one row of logits
-        assert readout == rows * (summed + listed) + offsets + proof
+        checked = 4 * VOCAB  # one row of logits
+        assert readout == rows * (summed + listed) + offsets + checked
         assert gathered == rows * 2 * 161 * 4, "the model itself gathers every logit"
 
 

@@ -1,4 +1,4 @@
-"""The lens inside an nnsight trace: statistics where the model runs, so that only top-k leaves it.
+"""Read a model inside an nnsight trace: statistics are made where it runs, so only top k leaves it.
 
     from logitlens.model import nnsight as lens
 
@@ -10,8 +10,8 @@
         found = lens.statistics(h, tail, model.lm_head.output, ids, k=5).save()
     reading = lens.reading(found, ids, tokenizer=model.tokenizer, name="gpt2")
 
-`statistics` uses torch alone, so that `nnsight.register(lens)` can send it to a server which does
-not have this package. It takes the tail on trust, but not unseen: the last row is compared with the
+`statistics` uses torch alone, so that `nnsight.register(lens)` can send it to a server that does not
+have this package. The tail is the caller's, and it is checked: the last row is compared with the
 model's own logits there, and `reading` refuses a difference.
 """
 
@@ -33,7 +33,7 @@ def statistics(
     k: int = 10,
     track: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Residuals of one prompt, depth 0 … N → what a Reading holds, as small tensors.
+    """Residuals of one prompt, from the embedding to the last block → a Reading's numbers, as tensors.
 
     h            values in a trace: what the first block receives, then what each block returns,
                  (1, T, D) or a tuple that begins with it
@@ -41,7 +41,7 @@ def statistics(
     logits_1TV   the model's own logits
     ids          the prompt's T token ids; track: ids to follow in every cell
 
-    One depth's logits are held at a time, beside the final ones. Natural logarithms, nats.
+    One layer's logits are held at a time, beside the final ones. Natural logarithms, nats.
     """
     with torch.no_grad():
         states = [x[0] if isinstance(x, (tuple, list)) else x for x in h]
