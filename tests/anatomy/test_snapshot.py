@@ -158,7 +158,7 @@ def test_a_model_that_can_no_longer_be_read_is_refused_with_what_changed():
 def test_an_unchanged_model_is_looked_at_once(monkeypatch):
     hf = tiny_llama().train()
     model = logitlens.load(hf)
-    monkeypatch.setattr(lens_model, "find", None)  # calling it fails
+    monkeypatch.setattr(lens_model, "look_at", None)  # calling it fails
     with torch.no_grad():
         for parameter in hf.parameters():
             parameter.mul_(1.01)  # weights may change in place: they are read where they are

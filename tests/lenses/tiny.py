@@ -12,7 +12,7 @@ VOCAB, WIDTH, BLOCKS = 97, 32, 3
 
 
 def wrap(hf: torch.nn.Module, name: str) -> LensModel:
-    anatomy, found, check = tail.find(hf)
+    anatomy, found, check = tail.look_at(hf)
     return LensModel(hf, tokenizer=None, anatomy=anatomy, tail=found, check=check, name=name)
 
 

@@ -1,8 +1,8 @@
-"""Follow the residual stream through a block that runs: what is added to it, one sum after another.
+"""Follow the residual stream through a running block: what is added to it, one sum after another.
 
-While a block runs, every sum of two tensors of the stream's shape is looked at. The sums that lead
+While a block runs, every sum of two tensors of the stream's shape is recorded. The sums that lead
 from the stream the block received to the one it returned are the residual additions. A sum of two
-tensors neither of which is the stream is remembered with its terms: it may be added as one.
+tensors neither of which is the stream is kept with its terms: it may later be added as one.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ class State:
 
 @dataclass(eq=False)
 class Value:
-    """A tensor, and how it came about if that matters. Held, so that its identity stays its own."""
+    """A tensor and, if it matters, its origin. Holding it keeps its `id` from being used again."""
 
     tensor: Tensor
     origin: State | Sum | None = None
 
 
 Path = list[tuple[State, Value]]  # a block's additions: the state each led to, and what it added
-# Called after every block: its number, its additions (None where it did something else to the
-# stream), the stream it received and the one it returned.
+# Called after every block with its number, its additions (None where it did more to the stream than
+# add to it), the stream it received and the one it returned.
 Took = Callable[[int, Path | None, Tensor, Tensor], None]
 
 
 class Additions(TorchDispatchMode):
-    """Follows the stream through the block that is running; see `watching`."""
+    """Follows the stream through the block that is running; see `recording`."""
 
     def __init__(self):
         super().__init__()
@@ -125,13 +125,12 @@ class Additions(TorchDispatchMode):
         out = func(*args, **kwargs)
         if kwargs.get("alpha", 1) != 1:
             y = Value(y.tensor * kwargs["alpha"])
-        states = [v for v in (x, y) if isinstance(v.origin, State)]
+        pairs = ((x.origin, y), (y.origin, x))
+        states = [(before, added) for before, added in pairs if isinstance(before, State)]
         if len(states) == 2:
             self.known.pop(id(out), None)
         elif states:
-            before = states[0].origin
-            assert isinstance(before, State)
-            added = y if states[0] is x else x
+            before, added = states[0]
             state = State(before.number + 1, before, added)
             if self.rows is not None and state.number < len(self.rows):
                 out.copy_(self.rows[state.number].view(out.shape))
@@ -148,12 +147,12 @@ def _is_one(factor: Any) -> bool:
 
 
 @contextmanager
-def watching(
+def recording(
     anatomy: Anatomy, took: Took, replace: Callable[[Tensor], Sequence[Tensor]] | None = None
 ) -> Iterator[None]:
     """Inside, `took` is called after every block.
 
-    replace   the stream a block receives → tensors that stand in for it: the first at the block's
+    replace   the stream a block receives → tensors that take its place: the first at the block's
               entry, the next after the first addition, and so on; None: the stream stays as it is
     """
     mode = Additions()
@@ -191,7 +190,7 @@ def watching(
 
 
 def _entry(anatomy: Anatomy, block: int, given: Any, last: list[Tensor]) -> tuple[Any, ...]:
-    """Where the block receives the stream: the very tensor the last one returned, or its equal."""
+    """Where the block receives the stream: the tensor that the last one returned, or an equal one."""
     slot = anatomy.entry[1]
     if block == 0:
         return slot

@@ -3,7 +3,7 @@
 Found backwards through the watched calls: a tensor is explained by the module that returned it (up
 to one constant factor), that module's input by the one before, until the last block's own output
 is reached. A final norm, a projection after it, a dense transform, a reduction of several streams
-or nothing at all are the same case.
+and nothing at all are the same case.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 nnsight and nnterp wrap a transformers model, TransformerLens 4 rebuilds one from bridged parts, and
 TransformerLens up to 3 has a model class of its own. None of them is imported here: a wrapper is
-known by the package its class comes from.
+recognised by the package that defines its class.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def _refuse_prompt_adapters(source: Any) -> None:
 class Hooked(nn.Module):
     """TransformerLens's `HookedTransformer` called the way transformers' models are.
 
-    Right padding needs no mask in a causal model, so a mask is accepted and not passed on: this
-    class reads a mask as a request to shift positions.
+    Right padding needs no mask in a causal model, so a mask is accepted and dropped: this class
+    takes a mask as a request to shift positions.
     """
 
     def __init__(self, model: Any):
@@ -117,7 +117,7 @@ class Hooked(nn.Module):
         return SimpleNamespace(logits=self.model(input_ids, return_type="logits"))
 
     def get_input_embeddings(self) -> Any:
-        """What tells the device of the ids and the size of the vocabulary."""
+        """The device of the ids and the size of the vocabulary come from it."""
         weight: Tensor = self.model.embed.W_E
         return SimpleNamespace(weight=weight, num_embeddings=weight.shape[0])
 

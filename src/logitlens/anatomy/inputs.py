@@ -1,7 +1,7 @@
 """Models whose forward needs more than the prompt: an encoder's input, an image, token types.
 
-The prompt goes where the decoder reads it, and what else is needed is given again in every pass,
-repeated over the batch. The user's model stays as it is; only the way it is called is wrapped.
+The prompt goes where the decoder reads it; the other inputs are given again in every pass, repeated
+over the batch. The user's model stays as it is: only the call is wrapped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from logitlens.anatomy.forward import accepts, embeddings, input_device
 from logitlens.errors import UnsupportedModel
 
-Value = Tensor | Callable[[Tensor], Tensor] | Any
+Input = Tensor | Callable[[Tensor], Tensor] | Any
 
 
 class WithInputs(nn.Module):
@@ -28,7 +28,7 @@ class WithInputs(nn.Module):
     prefix  of the names by which it gets the prompt: "decoder_" where an encoder reads the inputs
     """
 
-    def __init__(self, model: nn.Module, inputs: Mapping[str, Value], known: set[str], prefix: str):
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Input], known: set[str], prefix: str):
         super().__init__()
         self.model = model
         self.inputs = dict(inputs)
@@ -50,7 +50,7 @@ class WithInputs(nn.Module):
             given["use_cache"] = False
         return self.model(**given, **options)
 
-    # Paths, modules and turns are the user's model's own: the wrapping does not show.
+    # Paths, modules and turns are those of the user's model: the wrapper does not show.
 
     @property
     def users(self) -> nn.Module:
@@ -69,7 +69,7 @@ class WithInputs(nn.Module):
         return embeddings(self.model, "output")
 
 
-def with_inputs(model: nn.Module, inputs: Mapping[str, Value] | None) -> nn.Module:
+def with_inputs(model: nn.Module, inputs: Mapping[str, Input] | None) -> nn.Module:
     """The model, wrapped where it needs or is given more than the prompt.
 
     Raises UnsupportedModel for an encoder–decoder without anything for its encoder, and for a name
@@ -83,13 +83,13 @@ def with_inputs(model: nn.Module, inputs: Mapping[str, Value] | None) -> nn.Modu
         if has_encoder:
             raise UnsupportedModel(
                 f"{name} is an encoder–decoder: its decoder is read for one input of the encoder; "
-                "expected inputs={'input_ids': ids} (or what else the encoder reads)"
+                "expected inputs={'input_ids': ids} (or whatever the encoder reads)"
             )
         return model
     if "input_ids" in inputs and not has_encoder:
         raise UnsupportedModel(
-            f"{name} has no encoder of its own input: 'input_ids' is the prompt that is read, so it "
-            "cannot be in inputs"
+            f"{name} has no encoder: 'input_ids' is the prompt that is read, so it cannot be in "
+            "inputs"
         )
     unknown = [k for k in inputs if k not in known and "**" not in known]
     if unknown:
@@ -111,7 +111,7 @@ def _tensor(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def _repeated(value: Value, ids_BT: Tensor) -> Any:
+def _repeated(value: Input, ids_BT: Tensor) -> Any:
     if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1:
         return value.expand(len(ids_BT), *value.shape[1:])
     if callable(value) and not isinstance(value, nn.Module):

@@ -1,6 +1,6 @@
-"""The pass that a model is looked at in: two short prompts, and every call outside its blocks.
+"""The forward pass in which a model is looked at: two short prompts, every call outside its blocks.
 
-A model whose logits are not numbers, or that looks ahead, is refused here.
+A model whose logits are not finite, or that looks ahead, is refused here.
 """
 
 from __future__ import annotations

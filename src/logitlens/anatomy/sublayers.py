@@ -6,12 +6,12 @@ sum to what the block did:
 
     depth d + attn + mlp = depth d + 1
 
-Which contribution is which is asked of the model too. In one probe of two sequences of the same
-tokens the stream is replaced, at the entry of every block and after every addition, by random rows
-that differ between the two sequences everywhere but at one position. There the contributions of a
-sublayer are equal where it works row by row (an MLP, experts), and differ where it mixes positions
-(attention, a convolution, a recurrence). The position is another one after each addition, so that
-it also shows which of the states a sublayer read.
+Attention and MLP are told apart by a probe, not by name. Two sequences of the same tokens run
+together, and at the entry of every block and after every addition the stream is replaced by random
+rows that differ between the two sequences everywhere except at one position. At that position a
+sublayer's two contributions are equal if it works row by row (an MLP, experts) and differ if it
+mixes positions (attention, a convolution, a recurrence). Each addition has a position of its own,
+which also shows which state of the stream a sublayer read.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
-from logitlens.anatomy.additions import Path, Sum, Value, watching
+from logitlens.anatomy.additions import Path, Sum, Value, recording
 from logitlens.anatomy.blocks import Anatomy
 from logitlens.anatomy.forward import as_found, forward, refusing
 from logitlens.errors import UnsupportedModel
 
 STREAMS = ("resid", "mid", "attn", "mlp")
 POSITIONS = 11
-STATES = 8  # the states of a block's stream that can be told apart
-FIRST = 2  # where the rows of state 0 are equal; those of state s are at FIRST + s
+STATES = 8  # how many states of a block's stream the probe can distinguish
+FIRST = 2  # the position at which the rows of state 0 are equal; for state s it is FIRST + s
 MIXES, ROWWISE, CONSTANT = "mixes positions", "row by row", "constant"
 TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 4e-3}  # else 1e-4, relative to the largest value
 
@@ -40,7 +41,7 @@ TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 4e-3}  # else 1e-4, relative t
 class Part:
     """One contribution: its kind, the state it reads (None: unknown), or the parts it is a sum of.
 
-    A constant (a bias added on its own) goes with what mixes positions.
+    A constant (a bias added on its own) counts as part of what mixes positions.
     """
 
     kind: str
@@ -62,14 +63,14 @@ class Sublayers:
     blocks: tuple[tuple[Part, ...], ...]
 
     def has(self, stream: str, block: int) -> bool:
-        """Does this block have the stream "attn", "mlp" or "mid"?"""
+        """Whether this block has the stream "attn", "mlp" or "mid"."""
         if stream == "mid":
             return self.middle(block) is not None
         kind = MIXES if stream == "attn" else ROWWISE
         return any(leaf.kind == kind for part in self.blocks[block] for leaf in part.kinds())
 
     def middle(self, block: int) -> int | None:
-        """How many additions lie before the MLP; None where no MLP reads what attention wrote."""
+        """The number of additions before the MLP; None where no MLP reads what attention wrote."""
         parts = self.blocks[block]
         kinds = [part.kind for part in parts]
         first = next((i for i, kind in enumerate(kinds) if kind == ROWWISE), 0)
@@ -98,11 +99,11 @@ class Sublayers:
         raise UnsupportedModel(f"{name} has no stream {stream!r}: {reason}")
 
 
-def find(model: nn.Module, anatomy: Anatomy, ids_T: Tensor) -> Sublayers:
+def find_sublayers(model: nn.Module, anatomy: Anatomy, ids_T: Tensor) -> Sublayers:
     """The sublayers of every block, from one probe of tokens `ids_T`.
 
-    Raises UnsupportedModel where a block does something else to its stream than to add to it: a
-    norm after the addition (post-norm), a factor, several streams; or is no single module.
+    Raises UnsupportedModel where a block does more to its stream than add to it (a norm after the
+    addition, a factor, several streams) or is not a single module.
     """
     if len(anatomy.row_shape) > 1:
         raise UnsupportedModel(
@@ -112,7 +113,7 @@ def find(model: nn.Module, anatomy: Anatomy, ids_T: Tensor) -> Sublayers:
     if any(first is not last for first, last in zip(anatomy.entries, anatomy.blocks)):
         raise UnsupportedModel(
             f"a block of {type(model).__name__} is spread over several modules "
-            f"({anatomy.blocks_path}): what is added between them cannot be told apart"
+            f"({anatomy.blocks_path}): what each of them adds cannot be distinguished"
         )
     ids_2T = ids_T.flatten()[:POSITIONS].expand(2, -1)
     if ids_2T.shape[1] < POSITIONS:
@@ -128,7 +129,7 @@ def find(model: nn.Module, anatomy: Anatomy, ids_T: Tensor) -> Sublayers:
     with (
         refusing(model, "while its sublayers are watched"),
         as_found(model),
-        watching(anatomy, took, random_rows),
+        recording(anatomy, took, random_rows),
     ):
         forward(model, ids_2T)
     if len(found) != len(anatomy.blocks):
@@ -139,18 +140,18 @@ def find(model: nn.Module, anatomy: Anatomy, ids_T: Tensor) -> Sublayers:
 def _parts(anatomy: Anatomy, block: int, path: Path | None, shape: torch.Size) -> tuple[Part, ...]:
     if not path:
         raise UnsupportedModel(
-            f"block {block} of {anatomy.blocks_path} does not only add to its stream: a norm or a "
-            "factor acts on it too, so what its sublayers add does not sum to what the block does"
+            f"block {block} of {anatomy.blocks_path} does more than add to its stream: a norm or a "
+            "factor acts on it too, so its sublayers' contributions do not sum to what it does"
         )
     if len(path) >= STATES:
         raise UnsupportedModel(
             f"block {block} of {anatomy.blocks_path} adds {len(path)} times to its stream; at most "
-            f"{STATES - 1} additions can be told apart"
+            f"{STATES - 1} additions can be distinguished"
         )
     parts = []
     for state, value in path:
         part = _part(value, state.number, anatomy, shape)
-        if part.kind == CONSTANT:  # weights that are zero: taken to read what was there
+        if part.kind == CONSTANT:  # weights that are zero: assumed to read the state before
             part = Part(ROWWISE, state.number - 1)
         parts.append(part)
     return tuple(parts)
@@ -193,11 +194,10 @@ def _probe_rows(stream: Tensor, anatomy: Anatomy) -> list[Tensor]:
 def hooks(
     anatomy: Anatomy, sublayers: Sublayers, stream: str, blocks: Sequence[int], batch: int
 ) -> Iterator[dict[int, list[Tensor]]]:
-    """Like `capture.residual_hooks`: inside, each pass adds (B, T, D) copies of a block's stream.
+    """Like `capture.residual_hooks`: inside, each pass adds copies (B, T, D) of a block's stream.
 
-    Keys are depths: block i's contribution lies under i + 1, the depth it leads to. The law that
-    contributions sum to the change of the stream is checked in every pass; UnsupportedModel where
-    it fails.
+    Keys are depths: block i's contribution is under i + 1, the depth it leads to. Every pass checks
+    that contributions sum to the change of the stream; UnsupportedModel is raised where they do not.
     """
     kept: dict[int, list[Tensor]] = {}
     wanted = set(blocks)
@@ -214,17 +214,14 @@ def hooks(
         if block not in wanted:
             return
         if stream == "mid":
-            middle = sublayers.middle(block)
-            assert middle is not None
-            out = sum(added[:middle], entering)
+            chosen = [entering, *added[: sublayers.middle(block)]]
         else:
             kind = MIXES if stream == "attn" else ROWWISE
             chosen = [t for p, (_, v) in zip(parts, path) for t in _of_kind(p, v, kind)]
-            out = sum(t.view(leaving.shape) for t in chosen)
-        assert isinstance(out, Tensor)
+        out = reduce(torch.add, (t.view(leaving.shape) for t in chosen))
         kept.setdefault(block + 1, []).append(anatomy.rows(out.detach(), batch).clone())
 
-    with watching(anatomy, took):
+    with recording(anatomy, took):
         yield kept
 
 
@@ -234,7 +231,9 @@ def _of_kind(part: Part, value: Value, kind: str) -> Iterator[Tensor]:
             yield value.tensor
         return
     if not isinstance(value.origin, Sum):
-        raise UnsupportedModel("a block sums its sublayers in another way than when it was probed")
+        raise UnsupportedModel(
+            "a block sums its sublayers in another order than when it was probed"
+        )
     yield from _of_kind(part.parts[0], value.origin.left, kind)
     yield from _of_kind(part.parts[1], value.origin.right, kind)
 
@@ -250,5 +249,5 @@ def _check_law(
     if not error <= allowed:
         raise UnsupportedModel(
             f"block {block} of {anatomy.blocks_path}: its contributions do not sum to what it did to "
-            f"the stream: off by {error:.2g} (tolerance {allowed:.1g})"
+            f"the stream; they differ by {error:.2g} (tolerance {allowed:.1g})"
         )

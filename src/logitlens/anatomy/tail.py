@@ -33,7 +33,7 @@ class Tail:
     """What follows the last block of `model`.
 
     kind   "weights"  the head's weights may be read by a kernel
-           "module"   the head can only be called (quantised, offloaded, sharded, not linear)
+           "module"   the head is called (quantised, offloaded, sharded, adapted, hooked, not linear)
            "replay"   exact slow path: rows are substituted into the model itself
     """
 
@@ -67,11 +67,11 @@ class Tail:
         return self.head.logits(self.head_input(h_ND))
 
 
-def find(model: nn.Module, tokenizer: Any = None) -> tuple[Anatomy, Tail, Check]:
+def look_at(model: nn.Module, tokenizer: Any = None) -> tuple[Anatomy, Tail, Check]:
     """Anatomy, tail and their check, from one or two forward passes over a probe.
 
-    Raises UnsupportedModel: no blocks, no logits, attention that looks ahead, not a number in the
-    logits, or no tail that reproduces them.
+    Raises UnsupportedModel: no blocks, no logits, logits that are not finite, attention that looks
+    ahead, or no tail that reproduces the logits.
     """
     seen = probe(model, tokenizer)
     anatomy, last = find_blocks(seen)

@@ -21,7 +21,7 @@ def with_shards(tail: Tail, model: nn.Module) -> Tail:
     """The same tail, with `head.shard` where the head is spread over processes by vocabulary.
 
     Every process of the model must call this; all get a shard or none does. The local columns are
-    compared with what the head itself returns for random rows, and left alone if they differ.
+    compared with what the head itself returns for random rows, and not used where they differ.
     """
     module = getattr(model, "get_output_embeddings", lambda: None)()
     weight: Any = getattr(module, "weight", None)
@@ -32,7 +32,7 @@ def with_shards(tail: Tail, model: nn.Module) -> Tail:
     bias = getattr(module, "bias", None)
     group = weight.device_mesh.get_group()
     head = shard_head(tail.head, _local(weight), None if bias is None else _local(bias), group)
-    if not _all(_proves(head, tail), group):
+    if not _all(_agrees(head, tail), group):
         return tail
     size = weight.device_mesh.size()
     lines = [
@@ -57,7 +57,7 @@ def _local(tensor: Any) -> Tensor:
     return local.detach()
 
 
-def _proves(head: Head, tail: Tail) -> bool:
+def _agrees(head: Head, tail: Tail) -> bool:
     assert head.shard is not None
     local = head.shard.head
     assert local.weight_VE is not None
@@ -76,7 +76,7 @@ def _proves(head: Head, tail: Tail) -> bool:
 
 
 def _all(ok: bool, group: Any) -> bool:
-    """True on every process where it is true on all: one alone must not wait for the others."""
+    """True on every process if it is true on all: no process may wait for others alone."""
     import torch.distributed as dist
 
     device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"

@@ -1,8 +1,8 @@
 """The head, and what the model does to its output: scale, softcap, final bias.
 
-The function after the head is found by asking: the head's output is replaced, for one forward
-pass, by chosen numbers (zeros, ones, something huge) and the logits that come out are its answer.
-Configuration values only round a measured constant to the exact one; no name is trusted.
+What follows the head is measured: for one forward pass the head's output is replaced by chosen
+numbers (zeros, ones, something huge), and the logits that come out show the function. Numbers in
+the configuration only round a measured constant to the exact one; no name is trusted.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def _readable(weight: Any) -> TypeGuard[Tensor]:
 def _is_linear(found: HeadCall, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether a module is the product with its weight, plus its bias, and nothing more.
 
-    What else it holds (an adapter, a prior) or what hooks do may be small today and large tomorrow,
-    so that numbers alone do not decide.
+    Whatever else it holds (an adapter, a prior) and its hooks may do nothing today and much
+    tomorrow, so equal numbers alone do not decide.
     """
     module, x, raw = found.call.module, found.x.tensor, found.raw.tensor
     state = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
@@ -126,7 +126,7 @@ def _find_finish(seen: Observation, found: HeadCall) -> Head | None:
 
 
 def _questions(raw_BTV: Tensor) -> Tensor:
-    """Rows 0 … 2: nothing, ones, something huge; the rest as observed, twice as large."""
+    """Rows 0 … 2: zeros, ones, something huge; the rest as observed, twice as large."""
     asked_BTV = raw_BTV.float() * 2
     rows = asked_BTV.view(-1, asked_BTV.shape[-1])
     rows[0], rows[1], rows[2] = 0.0, 1.0, HUGE

@@ -12,6 +12,7 @@ from logitlens.anatomy.readable import Readable
 from logitlens.anatomy.tail import Tail
 from logitlens.errors import FitError
 from logitlens.model import capture
+from logitlens.select import layer_label
 
 
 def residual_rows(model: Readable, ids_BT: Tensor, depths: list[int]) -> dict[int, Tensor]:
@@ -25,11 +26,11 @@ def residual_rows(model: Readable, ids_BT: Tensor, depths: list[int]) -> dict[in
     for i, depth in enumerate(wanted):
         rows[depth] = torch.cat([r.h[i] for r in residuals])
         for r in residuals:
-            r.h[i] = r.h[i][:0]  # let it go: the rows are in one piece now
+            r.h[i] = r.h[i][:0]  # freed: the rows are in one piece now
         if not bool(rows[depth].isfinite().all()):
             raise FitError(
-                f"{model.name}: its own residual at depth {depth} is not finite on this text; load "
-                "it with --dtype float32, or look at the corpus"
+                f"{model.name}: its own residual of layer {layer_label(depth)} is not finite on this "
+                "text; load it with --dtype float32, or look at the corpus"
             )
     return rows
 

@@ -12,6 +12,7 @@ from logitlens.anatomy.forward import as_found, forward, input_device
 from logitlens.anatomy.readable import Readable
 from logitlens.errors import UnsupportedModel
 from logitlens.model.batches import padded
+from logitlens.select import layer_label
 
 
 class _Enough(Exception):
@@ -62,7 +63,7 @@ def run(
             pass
     if not kept[last].requires_grad:
         raise UnsupportedModel(
-            f"{model.name}: no gradient reaches from the last block back to depth {first} "
+            f"{model.name}: no gradient reaches layer {layer_label(first)} from the last block "
             "(a quantised or custom layer without a backward pass?)"
         )
     return kept

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
-from logitlens.anatomy import sublayers
 from logitlens.anatomy.blocks import Anatomy
 from logitlens.anatomy.check import Check
 from logitlens.anatomy.forward import as_found, turn
 from logitlens.anatomy.probe import probe_ids
 from logitlens.anatomy.snapshot import Snapshot
-from logitlens.anatomy.sublayers import Sublayers
-from logitlens.anatomy.tail import Tail, find
+from logitlens.anatomy.sublayers import Sublayers, find_sublayers
+from logitlens.anatomy.tail import Tail, look_at
 from logitlens.anatomy.tensor_parallel import with_shards
 from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.lenses import Lens, resolve
@@ -79,7 +78,7 @@ class LensModel:
             if change is None:
                 return
             try:
-                self._found(*find(self.hf, self.tokenizer))
+                self._found(*look_at(self.hf, self.tokenizer))
             except UnsupportedModel as error:
                 raise UnsupportedModel(
                     f"{self.name} has changed since it was loaded ({change}): {error}"
@@ -121,7 +120,7 @@ class LensModel:
         """What attention and MLP add to the stream, found on first use. Raises UnsupportedModel."""
         if self._sublayers is None:
             ids_T = probe_ids(self.hf, self.tokenizer)[0]
-            self._sublayers = sublayers.find(self.hf, self.anatomy, ids_T)
+            self._sublayers = find_sublayers(self.hf, self.anatomy, ids_T)
         return self._sublayers
 
     def __repr__(self) -> str:

@@ -102,11 +102,11 @@ def wrap(
 ) -> LensModel:
     """Find and check the anatomy of a model object. Raises UnsupportedModel."""
     from logitlens.anatomy.inputs import with_inputs
-    from logitlens.anatomy.tail import find
+    from logitlens.anatomy.tail import look_at
     from logitlens.model.lens_model import LensModel
 
     with quietly():
-        anatomy, tail, check = find(with_inputs(model, inputs), tokenizer)
+        anatomy, tail, check = look_at(with_inputs(model, inputs), tokenizer)
     return LensModel(
         tail.model,
         tokenizer=tokenizer,
