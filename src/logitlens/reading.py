@@ -436,6 +436,8 @@ def check_sentence(check: Any) -> tuple[bool | None, str]:
     if ok:
         return True, f"last row checked against the model's own logits: within {by}{where}"
     limit = f" (bound {bound:.1e})" if isinstance(bound, (int, float)) else ""
+    if isinstance(worst := check.get("worst"), (int, float)):
+        limit = f", a logit by {worst:.2g} times what rounding may cost"
     return False, (
         f"last row DIFFERS from the model's own logits by {by}{where}{limit}; do not trust this reading"
     )

@@ -10,7 +10,6 @@ from torch import nn
 
 import logitlens
 from logitlens.anatomy import tail as finding
-from logitlens.anatomy.check import compare, dtype_error
 from logitlens.anatomy.replay import Replay
 from logitlens.anatomy.watch import ratio
 from logitlens.errors import UnsupportedModel
@@ -251,26 +250,6 @@ def test_measured_constants_are_rounded_to_the_configurations(name, scale, softc
 # -- the check itself -----------------------------------------------------------------------------
 
 
-def test_float32_is_held_to_a_ten_thousandth():
-    z = torch.randn(4, 50)
-    assert compare(z, z, torch.float32).ok
-    assert not compare(z, z * 1.01, torch.float32).ok
-    shifted = compare(z, z + 3.0, torch.float32)  # logits may differ by a constant, not otherwise
-    assert shifted.max_abs_diff < 1e-5
-    assert not compare(z, torch.full_like(z, float("nan")), torch.float32).ok
-
-
-def test_coarse_dtypes_are_held_to_the_error_they_make():
-    z = torch.randn(40, 500) * 8
-    bf16, fp16 = (compare(z.to(d), z, d) for d in (torch.bfloat16, torch.float16))
-    assert bf16.ok
-    assert fp16.ok
-    assert 0.02 < bf16.tolerance < 1.0  # measured on these logits, not a constant
-    assert bf16.tolerance == pytest.approx(8 * fp16.tolerance, rel=0.3)
-    assert dtype_error(z * 0.1, torch.bfloat16) < dtype_error(z, torch.bfloat16)
-    assert not compare((z * 1.1).to(torch.bfloat16), z, torch.bfloat16).ok
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma2ForCausalLM", "GraniteForCausalLM"])
 def test_coarse_models_are_read_and_their_mutants_refused(name, dtype):
@@ -293,7 +272,7 @@ def test_coarse_models_are_read_and_their_mutants_refused(name, dtype):
 
 def test_words_for_people():
     model = loaded("Gemma2ForCausalLM")
-    assert model.check.line().startswith("last row equals the model's own logits at 22 positions")
+    assert model.check.line().startswith("last row checked against the model's own logits: within")
     assert model.check.to_meta()["ok"] is True
     assert ("softcap", "4") in model.tail.description
 

@@ -120,7 +120,7 @@ def _decade(error: float) -> str:
 def structure(text: str) -> list[str]:
     """A page without what depends on the machine: the error column and figures in reasons."""
     lines = [line.rsplit("|", 2)[0] for line in text.splitlines() if line]
-    return [re.sub(r"[\d.]+(e[+-]?\d+)? nats", "n nats", line) for line in lines]
+    return [re.sub(r"[\d.]+(e[+-]?\d+)? (nats|times)", r"n \2", line) for line in lines]
 
 
 def main(arguments: list[str]) -> int:

@@ -10,7 +10,7 @@ class FakeCheck:
     ok = True
 
     def line(self):
-        return "last row equals the model's own logits at 22 positions: max |Δ log-prob| 1.0e-06"
+        return "last row checked against the model's own logits at 22 positions: max |Δ log-prob| 1.0e-06"
 
     def to_meta(self):
         return {"ok": True, "max_abs_diff": 1e-6, "tolerance": 1e-4, "positions": 22}
@@ -40,7 +40,7 @@ def test_anatomy_and_figures_are_printed(checked):
         "final norm  model.norm (LlamaRMSNorm)",
         "tail        read from its weights",
         "dtype       bfloat16 on cpu",
-        "✓ last row equals the model's own logits at 22 positions: max |Δ log-prob| 1.0e-06",
+        "✓ last row checked against the model's own logits at 22 positions: max |Δ log-prob| 1.0e-06",
     ]
 
 
@@ -70,7 +70,7 @@ def test_the_real_thing(shared_data):
     result = CliRunner().invoke(main, ["check", model])
     assert result.exit_code == 0, result.stderr
     assert "5 at model.layers" in result.stdout
-    assert "✓ last row equals the model's own logits" in result.stdout
+    assert "✓ last row checked against the model's own logits" in result.stdout
     result = CliRunner().invoke(main, ["read", "Once upon a", "-m", model, "-k", "3"])
     assert (result.exit_code, result.stderr) == (0, "")
     assert "✓ last row checked against the model's own logits: within" in result.stdout

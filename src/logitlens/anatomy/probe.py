@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from logitlens.anatomy.check import compare
+from logitlens.anatomy.check import distance
 from logitlens.anatomy.forward import (
     accepts,
     embeddings,
@@ -154,16 +154,10 @@ def _refuse_nonfinite(model: nn.Module, logits_BTV: Tensor) -> None:
 def _refuse_lookahead(model: nn.Module, logits_BTV: Tensor) -> None:
     """Raise NotCausal where a later token changes an earlier position's logits."""
     one, two = logits_BTV[0, :-1], logits_BTV[1, :-1]
-    dtype = model_dtype(model)
-    check = compare(one, two, dtype, tolerance=1e-3)
-    allowed = check.tolerance
-    if dtype == torch.float32:
-        # An untrained encoder's logits hardly differ: rounding is judged by how far apart they are.
-        likely = one[one.isfinite() & (one > -1e30)].float()
-        allowed = min(allowed, 1e-4 * float(likely.std()))
-    if check.max_abs_diff > allowed:
+    apart = distance(one, two, model_dtype(model))
+    if apart.rounding > 1:
         raise NotCausal(
             f"{type(model).__name__} is not causal: changing the last token changes earlier "
-            f"positions by {check.max_abs_diff:.2g} nats. Encoders and masked models have no logit "
+            f"positions by {apart.nats:.2g} nats. Encoders and masked models have no logit "
             "lens; a decoder of such a family needs is_decoder=True in its configuration"
         )

@@ -8,7 +8,7 @@ cannot be reproduced is refused with what was found, what differs and by how muc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from logitlens.anatomy.final_norm import Step, find_steps
 from logitlens.anatomy.forward import as_found, interrupted, model_dtype
 from logitlens.anatomy.probe import Observation, probe
 from logitlens.anatomy.replay import Replay
-from logitlens.anatomy.unembedding import HeadCall, find_head, head_calls
+from logitlens.anatomy.unembedding import HeadCall, find_head, head_calls, snap
 from logitlens.anatomy.watch import Call
 from logitlens.errors import LogitLensError, UnsupportedModel
 from logitlens.readout.head import Head
@@ -94,15 +94,23 @@ def hypotheses(seen: Observation, anatomy: Anatomy, last: Call, h_BTD: Tensor) -
     model, dtype = seen.model, h_BTD.dtype
     after = [call for call in seen.calls if call.start > last.end]
     for found in head_calls(seen, last.end):
-        steps = find_steps(found.x.h_BTD, found.call.start, h_BTD, after)
-        head = find_head(seen, found) if steps is not None else None
-        if steps is not None and head is not None:
-            lines = _describe(*steps, found, head[0])
-            yield Tail(model, *head, dtype, steps[1], steps[0], lines)
+        explained = find_steps(found.x.h_BTD, found.call.start, h_BTD, after)
+        head = find_head(seen, found) if explained is not None else None
+        if explained is not None and head is not None:
+            before, steps = _exact(model, *explained)
+            lines = _describe(before, steps, found, head[0])
+            yield Tail(model, *head, dtype, steps, before, lines)
     lines = [("tail", "the model's own code, replayed on substituted rows (exact, slow)")]
     for skip in (True, False):
         replay = Replay(model, anatomy, seen.ids_BT[0], skip=skip)
         yield Tail(model, Head(seen.vocab, call=replay), "replay", dtype, description=lines)
+
+
+def _exact(model: nn.Module, before: float, steps: list[Step]) -> tuple[float, list[Step]]:
+    """Measured factors, rounded to 1 or to the configuration's numbers where they are that near."""
+    near = torch.finfo(model_dtype(model)).eps / 16  # means over all numbers of the probe
+    exact = [replace(step, scale=snap(model, step.scale, near)) for step in steps]
+    return snap(model, before, near), exact
 
 
 def _describe(before: float, steps: list[Step], found: HeadCall, head: Head) -> Lines:
@@ -147,13 +155,11 @@ def verify(tail: Tail, h_BTD: Tensor, logits_BTV: Tensor) -> Check:
             raise
         text = " ".join(str(error).split())[:200]
         raise UnsupportedModel(f"found {found}: it fails on rows alone ({text})") from error
-    check = compare(
-        model_NV[shuffle.to(model_NV.device)], ours_NV, model_dtype(tail.model), method=tail.kind
-    )
+    check = compare(model_NV[shuffle.to(model_NV.device)], ours_NV, tail, shuffled_ND)
     if not check.ok:
         raise UnsupportedModel(
             f"found {found}: its log-probabilities differ from the model's own by up to "
-            f"{check.max_abs_diff:.3g} nats over {check.positions} positions "
-            f"(tolerance {check.tolerance:.1e})"
+            f"{check.max_abs_diff:.3g} nats over {check.positions} positions, a logit by "
+            f"{check.worst:.3g} times its bound"
         )
     return check

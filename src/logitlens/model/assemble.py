@@ -183,7 +183,7 @@ class ReadingBuilder:
                 f"{model.name}: the model's own logits at position {bad} are not finite (nan or inf); "
                 "check the weights, or load with dtype='float32'"
             )
-        check = self._prove(part, arrays)
+        check = self._checked(part, arrays)
         targets, ranks = arrays.pop("target_logprobs"), arrays.pop("target_ranks")
         where = torch.tensor(request.positions, dtype=torch.long, device="cpu")
         next_T, tokens = self.next_T[where], model.tokens
@@ -217,27 +217,29 @@ class ReadingBuilder:
             meta=meta,
         )
 
-    def _prove(self, part: Residuals, arrays: dict[str, np.ndarray]) -> Check:
+    def _checked(self, part: Residuals, arrays: dict[str, np.ndarray]) -> Check:
         """Compare the last row with the logits the model itself computed; refuse a difference.
 
         Two comparisons: every logit that the readout made of the final row, and the numbers that
         will be shown, against the model's own. Where the position is not among those shown, the
-        tail computes the row for the proof alone.
+        tail computes the row for the check alone.
         """
         model = self.model
-        model_PV = part.final_logits.float().cpu()
+        h_PD = part.h[-1][part.final_positions]
         missing = [p for p in part.final_positions if p not in self.final]
         if missing:
             self.final |= dict(zip(missing, model.tail.logits(part.h[-1][missing])))
         ours_PV = torch.stack([self.final[p].float().cpu() for p in part.final_positions])
-        check = compare(model_PV, ours_PV, model.dtype, tolerance=model.check.tolerance)
-        logprobs_PV = model_PV.double().log_softmax(-1)
+        check = compare(part.final_logits, ours_PV, model.tail, h_PD)
+        logprobs_PV = part.final_logits.double().cpu().log_softmax(-1)
         for row, position in enumerate(part.final_positions):
             if self.start + position in self.request.positions:
                 t = self.request.positions.index(self.start + position)
                 ids_K = torch.from_numpy(arrays["top_ids"][-1, t].astype(np.int64))
                 shown_K = torch.from_numpy(arrays["top_logprobs"][-1, t]).double()
-                check = check.widened(float((shown_K - logprobs_PV[row, ids_K]).abs().max()))
+                own_K = logprobs_PV[row, ids_K]
+                off_K = (shown_K - own_K).abs().masked_fill(shown_K == own_K, 0.0)  # −inf in both
+                check = check.widened(float(off_K.max()))
         if not check.ok:
             raise UnsupportedModel(
                 f"{model.name}: the last row is not the model's own output: {check.line()}"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from logitlens.anatomy.blocks import Anatomy
-from logitlens.anatomy.check import compare
+from logitlens.anatomy.check import distance
 from logitlens.anatomy.forward import accepts, as_found, forward, input_device, logits_of, refusing
 from logitlens.anatomy.probe import probe_ids
 from logitlens.anatomy.readable import Readable
@@ -25,6 +25,8 @@ from logitlens.anatomy.watch import Hook, hooked
 from logitlens.errors import LogitLensError, PromptError, UnsupportedModel
 from logitlens.model.batches import padded
 from logitlens.select import layer_label
+
+ROUNDING = 2.0  # of `distance`, times √blocks; beyond it prompts are merely run alone
 
 Progress = Callable[[str, int, int], None]  # what is counted, how many are done, of how many in all
 
@@ -144,7 +146,8 @@ def pads_change_nothing(model: Readable) -> bool:
     except LogitLensError:
         return False
     logits = [model.tail.logits(r.h[-1]) for r in (alone, beside)]
-    return compare(logits[0], logits[1], model.dtype).ok
+    apart = distance(logits[0], logits[1], model.dtype)
+    return apart.rounding <= ROUNDING * len(model.anatomy.blocks) ** 0.5
 
 
 def _parts(

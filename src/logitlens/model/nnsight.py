@@ -18,10 +18,13 @@ model's own logits there, and `reading` refuses a difference.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from logitlens.anatomy.check import Check
 
 
 def statistics(
@@ -52,7 +55,8 @@ def statistics(
         followed_M = torch.tensor(list(track), dtype=torch.long, device=own_TV.device)
         targets_TM = torch.cat([targets_TM, followed_M.expand(T, -1)], 1)
         kept: dict[str, list[Tensor]] = {}
-        final_TV = tail(states[-1])[0].float().log_softmax(-1)
+        last_1TV = tail(states[-1])
+        final_TV = last_1TV[0].float().log_softmax(-1)
         p_TV = final_TV.exp()
         for depth, h_1TD in enumerate(states):
             last = depth == len(states) - 1
@@ -75,13 +79,35 @@ def statistics(
             }
             for name, value in row.items():
                 kept.setdefault(name, []).append(value.cpu())
-        known_TV = (own_TV > -1e30) | (final_TV.to(own_TV.device) > -1e30)
-        difference = (final_TV.to(own_TV.device) - own_TV).abs().where(known_TV, 0)
         out: dict[str, Any] = {name: torch.stack(rows) for name, rows in kept.items()}
-        out["max_abs_diff"] = float(difference.max())
+        out |= compared(logits_1TV[0], last_1TV[0], states[-1])
         out["dtype"] = str(states[-1].dtype).replace("torch.", "")
         out["track"] = [int(i) for i in track]
     return out
+
+
+def compared(own_TV: Tensor, ours_TV: Tensor, h_1TD: Tensor) -> dict[str, float]:
+    """The model's own logits against those of the tail given: what `anatomy.check.compare` measures
+    of a head that is only called.
+
+    Both are made by the same modules from the same rows, so that they differ by two orders of
+    summation in float32, and in half precision by a rounding the other way after each.
+    """
+    unit = max(torch.finfo(t.dtype).eps / 2 for t in (own_TV, ours_TV, h_1TD))
+    unit, unit32, D = (unit if unit > 1e-5 else 0.0), 2.0**-24, h_1TD.shape[-1]
+    own_TV, ours_TV = own_TV.float(), ours_TV.float().to(own_TV.device)
+    forbidden_TV = (own_TV < -1e30) & (ours_TV < -1e30)
+    size_TV = own_TV.abs().masked_fill(forbidden_TV, 0)
+    rms_T1 = size_TV.square().mean(-1, keepdim=True).sqrt()
+    bound_TV = (4 * unit + 8 * unit32) * size_TV + unit * rms_T1
+    bound_TV += 2 * min(D, 8 * D**0.5) * unit32 * (D**0.5 * rms_T1 + size_TV)
+    off_TV = ((own_TV - ours_TV).abs() / bound_TV).masked_fill(own_TV == ours_TV, 0)
+    apart_TV = (own_TV.log_softmax(-1) - ours_TV.log_softmax(-1)).abs()
+    return {
+        "worst": float(off_TV.masked_fill(forbidden_TV, 0).max()),
+        "max_abs_diff": float(apart_TV.masked_fill(forbidden_TV, 0).max()),
+        "tolerance": 2 * float(bound_TV.max()),
+    }
 
 
 def reading(
@@ -91,12 +117,8 @@ def reading(
     tokenizer: Any = None,
     name: str = "traced model",
     prompt: str | None = None,
-    tolerance: float | None = None,
 ) -> Any:
     """What `statistics` saved → a Reading with every view.
-
-    tolerance   what the last row may differ from the model's own logits, nats; None: 1e-4 for
-                float32 and 0.1 for half precision, where a head rounds its logits
 
     Raises UnsupportedModel where the last row was not the model's own output.
     """
@@ -105,7 +127,7 @@ def reading(
     from logitlens.select import layer_label
 
     ids_T = torch.as_tensor(ids).flatten().cpu()
-    check = _proof(found, len(ids_T), name, tolerance)
+    check = _check(found, len(ids_T), name)
     vocabulary = Vocabulary(tokenizer)
     next_T = torch.cat([ids_T[1:], ids_T.new_tensor([-1])])
     logprobs_LTM, ranks_LTM = found["target_logprobs"].clone(), found["target_ranks"].clone()
@@ -135,20 +157,25 @@ def reading(
     )
 
 
-def _proof(found: dict[str, Any], positions: int, name: str, tolerance: float | None) -> Any:
+def _check(found: dict[str, Any], positions: int, name: str) -> Check:
     """The Check of a traced last row. Raises UnsupportedModel where it is not the model's own."""
-    from logitlens.anatomy.check import FLOAT32_TOLERANCE, Check
+    from logitlens.anatomy.check import Check
     from logitlens.errors import UnsupportedModel
 
-    dtype, worst = found["dtype"], found["max_abs_diff"]
-    if tolerance is None:
-        tolerance = FLOAT32_TOLERANCE if dtype in ("float32", "float64") else 0.1
-    # No token's log-probability is off by more than the tolerance: the likeliest one agrees, or ties.
-    check = Check(worst, tolerance, positions, top1_agree=True, dtype=dtype, method="trace")
+    # No logit is off by more than its bound: the likeliest token agrees, or ties.
+    check = Check(
+        max_abs_diff=found["max_abs_diff"],
+        tolerance=found["tolerance"],
+        positions=positions,
+        top1_agree=True,
+        dtype=found["dtype"],
+        method="trace",
+        worst=found["worst"],
+    )
     if not check.ok:
         raise UnsupportedModel(
-            f"{name}: the last row is not the model's own output: max |Δ log-prob| {worst:.1e} "
-            f"(tolerance {tolerance:.1e}); the tail given lacks a norm, a scale or a softcap"
+            f"{name}: the last row is not the model's own output: {check.line()}; the tail given "
+            "lacks a norm, a scale or a softcap"
         )
     return check
 
