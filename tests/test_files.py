@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -169,15 +170,20 @@ def test_without_locks_a_file_is_written_too(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """No file grows above 2,000 bytes: what a writer meets on a full disk, with another word."""
+    """Inside, no file grows above 2,000 bytes: what a writer meets on a full disk, with another word.
+
+    Left before pytest writes its own line, whose file may be longer.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def _torch(path):
@@ -211,10 +217,10 @@ def _reading(path):
         ),
     ],
 )
-def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, full_disk, name, write):
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, name, write):
     path = tmp_path / name
     path.write_text("old")
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError) as caught, full_disk():
         write(path)
     assert str(caught.value) == f"cannot write {path}: File too large"
     assert path.read_text() == "old"
