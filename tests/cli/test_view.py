@@ -64,7 +64,7 @@ def test_one_reading_is_converted(cli, stored, tmp_path):
         (None, "none.json", "no reading at"),
         (None, "none.html", "No such file"),
         ("<p>", "other.html", "not a page of logitlens"),
-        ("{", "cut.json", "not JSON, or cut short"),
+        ("{", "cut.json", "is not JSON, or is cut short"),
         ("x", "x.txt", "expected a .json, .parquet or .html file that logitlens wrote"),
         ("\xff", "bytes.html", "not a page of logitlens (it is not UTF-8)"),
         (

@@ -260,7 +260,7 @@ def test_a_probe_that_was_interrupted_is_run_again(failure):
 
 def test_a_model_without_a_cache_is_refused():
     model = logitlens.load(build("XLMWithLMHeadModel"))
-    with pytest.raises(UnsupportedModel, match=r"cannot be read in chunks: .*takes no cache"):
+    with pytest.raises(UnsupportedModel, match=r"cannot be read in chunks: .*keeps no cache"):
         model.read(IDS, chunk=8)
 
 

@@ -166,7 +166,7 @@ def _slack(raw_PV: Tensor, tail: TailLike, h_PD: Tensor, unit: float) -> tuple[T
     parts_PV = PARTS * unit * usual_PV
     if x_PE.device.type != "cpu":
         slack_PV += parts_PV
-    flips_PV = parts_PV if called or _multiplies(tail.steps) else torch.zeros(1)
+    flips_PV = parts_PV if called or _multiplies(tail.steps) else sums_PV.new_zeros(1)
     if called:
         flips_PV = flips_PV + 2 * unit * torch.exp2(plain_PV.log2().floor())  # an ulp
     return slack_PV, flips_PV
@@ -176,7 +176,9 @@ def _partial(x_PE: Tensor, head: Head) -> Tensor:
     """(P, 1): the largest root mean square of a sum's partial sums, in units of ‖x‖ ‖w‖, measured
     on some of the columns."""
     assert head.weight_VE is not None, "a head that is only called shows no weights"
-    some_C = torch.linspace(0, head.vocab - 1, min(head.vocab, SAMPLE)).long()
+    some_C = torch.linspace(
+        0, head.vocab - 1, min(head.vocab, SAMPLE), dtype=torch.float64, device="cpu"
+    ).long()
     w_CE = head.weight_VE[some_C.to(head.weight_VE.device)].float()
     size_C = norms(head)[some_C].clamp(min=torch.finfo(torch.float32).tiny)
     parts = [

@@ -28,7 +28,7 @@ VERBS = {  # in the order of --help; the line is the first of the command's own 
     "view": "Open stored readings as a page, or convert them.",
     "serve": "Explore prompts in the browser, on this machine only.",
     "fit": "Fit a tuned or a Jacobian lens to a model.",
-    "lens": "List, show, fetch, publish and judge lenses.",
+    "lens": "List, show, check, fetch, publish and judge lenses.",
     "check": "Show how a model was parsed and how exactly it is reproduced.",
 }
 _LONGEST = 1000  # characters of a line: it may quote what was given

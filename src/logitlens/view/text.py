@@ -34,13 +34,13 @@ def visible(piece: str) -> str:
     """`piece` with everything that is blank, invisible or active turned into something to see."""
     if not piece:
         return "⟨⟩"
+    # These ask for a text or emoji form; terminals disagree on its width.
+    piece = piece[0] + re.sub("[\ufe00-\ufe0f]+", "", piece[1:])
     spaced = _EDGE_SPACE.sub(lambda run: SPACE * len(run[0]), piece)
     out: list[str] = []
     marks = 0
     for char in spaced:
         if unicodedata.category(char) in ("Mn", "Me", "Mc"):
-            if "\ufe00" <= char <= "\ufe0f" and out:
-                continue  # asks for a text or emoji form; terminals disagree on its width
             marks += 1
             if marks > _MARKS_PER_BASE:
                 continue  # a tower of marks would run over the rows above
