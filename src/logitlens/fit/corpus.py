@@ -210,7 +210,7 @@ def _jsonl(path: Path, field: str) -> Iterator[str | list[int]]:
         else:
             raise FormatError(
                 f"{path} line {number}: expected a field {field!r} with text, or 'ids' with token "
-                f"ids; got {sorted(record) if isinstance(record, dict) else type(record).__name__}"
+                f"ids; got {str(sorted(record))[:200] if isinstance(record, dict) else type(record).__name__}"
             )
 
 
