@@ -172,7 +172,7 @@ def _readings(manifest: str, text: str) -> list[Reading]:
     form, version = known.get("format"), known.get("version")
     if form != FORMAT or version not in (2, VERSION):
         raise FormatError(
-            f"expected page data of version 2 or {VERSION}, found {str(form)[:40]} {str(version)[:40]}; "
+            f"expected page data of version 2 or {VERSION}, found {repr(form)[:40]} {repr(version)[:40]}; "
             "open it in a browser, or write it again with this logitlens"
         )
     texts = re.findall(r'<script type="text/plain" data-ll="([^"]+)">([^<]*)</script>', text)
