@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BEGIN = """
 import sys, torch
 from pathlib import Path
-from logitlens.fit import parallel
+from logitlens.fit import data_parallel as parallel
 from tests.fit.corpora import repeating
 from tests.lenses import tiny
 torch.set_num_threads(1)

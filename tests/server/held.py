@@ -48,7 +48,12 @@ def _main(folder: Path, arguments: list[str]) -> None:
     def held(*args, **options):
         _wait_for(folder / "load")
         model = load(*args, **options)
-        model.anatomy.blocks[2].register_forward_hook(lambda *_: _wait_for(folder / "run"))
+        holds: list[Path] = []
+        model.anatomy.blocks[2].register_forward_hook(
+            lambda *_: [_wait_for(p) for p in holds] and None
+        )
+        model.read([5, 6, 7])  # a model with a new hook is looked at again: before it is held
+        holds.append(folder / "run")
         return model
 
     logitlens.load = held
