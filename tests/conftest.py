@@ -11,10 +11,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test but those marked `hub` m
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models run faster on one thread than two threads take to meet; must come before torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Kernels for a GPU run in Triton's interpreter; it must know before anything imports it.
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`make test` runs two processes, which must give every test the same name."""
+    for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(
+                f"{item.nodeid} is named by an address: give its parameter an id"
+            )
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,9 @@ def raising(error):
     raise error
 
 
-@pytest.mark.parametrize("handler", [too_long, Handler(), Handler().method], ids=repr)
+@pytest.mark.parametrize(
+    "handler", [too_long, Handler(), Handler().method], ids=["function", "object", "method"]
+)
 def test_what_a_signal_handler_raises_is_passed_on(handled, handler):
     handled(handler)
     hf = tiny_llama()
