@@ -265,8 +265,8 @@ def test_the_numbers_that_are_shown_are_checked(model, monkeypatch):
 
     result = online.Online.result
 
-    def wrong(self):
-        stats = result(self)
+    def wrong(self, *candidates):
+        stats = result(self, *candidates)
         return dataclasses.replace(stats, top_logprobs=stats.top_logprobs + 1e-3)
 
     monkeypatch.setattr(online.Online, "result", wrong)
@@ -372,6 +372,36 @@ def test_a_batch_may_follow_tokens_of_its_own_in_every_prompt(model):
     for wrong in ([[5]], [[5], [7], [9]], [[5], 7]):
         with pytest.raises(PromptError, match="one list of tokens for each of the 2 prompts"):
             model.read_batch(prompts, track=wrong)
+
+
+def test_candidates_are_the_models_own_top_tokens_tracked_in_every_layer(model, reading):
+    assert (reading.candidate_ids == reading.top_ids[-1, :, :5]).all()
+    np.testing.assert_allclose(reading.candidate_logprobs[-1], reading.top_logprobs[-1, :, :5])
+    assert (reading.candidate_ranks[-1] == np.arange(1, 6)).all()
+    for t in (0, len(reading.ids) - 1):
+        asked = model.read(PROMPT, track=reading.candidate_ids[t].tolist(), candidates=0)
+        np.testing.assert_allclose(
+            reading.candidate_logprobs[:, t], asked.track_logprobs[:, t], atol=1e-4
+        )
+        assert (reading.candidate_ranks[:, t] == asked.track_ranks[:, t]).all()
+        assert {int(i) for i in reading.candidate_ids[t]} <= set(reading.vocab)
+        assert asked.candidate_ids.shape == (len(asked.ids), 0)
+    paris = reading.piece(int(reading.candidate_ids[-1, 0]))
+    assert not np.isnan(reading.prob(paris)[:, -1]).any(), "the answer is known in every layer"
+
+
+def test_candidates_are_the_same_in_chunks_in_batches_and_from_residuals(model):
+    whole = model.read(PROMPT, candidates=3)
+    (batched, _) = model.read_batch([PROMPT, "x"], candidates=3)
+    again = model.readout(model.capture(PROMPT), candidates=3)
+    chunked = model.read(PROMPT, candidates=3, chunk=4)
+    for other in (batched, again, chunked):
+        assert (other.candidate_ids == whole.candidate_ids).all()
+        np.testing.assert_allclose(other.candidate_logprobs, whole.candidate_logprobs, atol=1e-4)
+        assert (other.candidate_ranks == whole.candidate_ranks).all()
+    for wrong in (-1, VOCAB + 1, True, 2.5, None):
+        with pytest.raises(PromptError, match="candidates="):
+            model.read(PROMPT, candidates=wrong)
 
 
 def test_a_model_shows_what_its_users_need(model):

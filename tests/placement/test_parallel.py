@@ -115,15 +115,17 @@ def test_the_last_shard_is_shorter(parallel):
 @pytest.mark.slow
 def test_what_is_exchanged_does_not_grow_with_the_vocabulary(parallel):
     """Bytes of all collectives of a readout, counted: O(rows · k), and the check's one row of logits."""
-    L, T, K, M = 5, len(IDS), 4, 4  # four targets: the next token and three tracked
+    L, T, K, C = 5, len(IDS), 4, 5
+    M = 4 + C  # targets: the next token, three tracked and the candidates
     rows = L * T
     summed = 4 + 8 * (3 + 2 * M) + 4 * M  # the maximum, sums and counts, the targets' logits
     listed = 2 * K * (4 + 8)  # top-k values and ids of both processes
     offsets = 2 * 8
+    leading = T * 2 * C * (4 + 8) + offsets  # candidates of both processes, of the final rows
     for found in parallel:
         readout, gathered = found["bytes"]["readout"], found["bytes"]["gathered"]
         checked = 4 * VOCAB  # one row of logits
-        assert readout == rows * (summed + listed) + offsets + checked
+        assert readout == rows * (summed + listed) + offsets + leading + checked
         assert gathered == rows * 2 * 161 * 4, "the model itself gathers every logit"
 
 
@@ -149,10 +151,12 @@ def test_merging_any_split_equals_the_whole(V, cuts, k):
         weight[4] *= 3
         weight[170], weight[270] = weight[4], weight[4]
         targets[1] = torch.tensor([170, 270])
-    merged = play(x, weight, k, targets, cuts, softcap=20.0)
-    truth = reference.stats(x, Head(V, weight, softcap=20.0), k, targets)
-    whole = Chunked().stats(x, Head(V, weight, softcap=20.0), k, targets)
-    for name in ("top_ids", "target_ranks"):
+    head = Head(V, weight, softcap=20.0)
+    candidates = 6 if k == 5 else 0
+    merged = play(x, weight, k, targets, cuts, softcap=20.0, candidates=candidates)
+    truth = reference.stats(x, head, k, targets, candidates=candidates)
+    whole = Chunked().stats(x, head, k, targets, candidates=candidates)
+    for name in ("top_ids", "target_ranks", "candidate_ids"):
         assert torch.equal(getattr(merged, name), getattr(whole, name)), name
     for name in ("top_logprobs", "entropy", "kl", "target_logprobs"):
         torch.testing.assert_close(
@@ -160,7 +164,7 @@ def test_merging_any_split_equals_the_whole(V, cuts, k):
         )
 
 
-def play(x, weight, k, targets, cuts, softcap):
+def play(x, weight, k, targets, cuts, softcap, candidates):
     """`Sharded.stats` of every shard at once, in threads that meet at each collective."""
     import threading
     from unittest import mock
@@ -195,7 +199,7 @@ def play(x, weight, k, targets, cuts, softcap):
         rank.i = i
         local = Head(edges[i + 1] - edges[i], weight[edges[i] : edges[i + 1]], softcap=softcap)
         head = Head(len(weight), call=lambda x: x, shard=Shard(local, edges[i]))
-        out[i] = sharded.Sharded().stats(x, head, k, targets)
+        out[i] = sharded.Sharded().stats(x, head, k, targets, candidates=candidates)
 
     with (
         mock.patch.object(sharded.dist, "all_reduce", all_reduce),

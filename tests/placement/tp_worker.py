@@ -19,7 +19,7 @@ warnings.simplefilter("ignore")
 IDS = [5, 1, 17, 200, 3, 42, 9, 301, 320, 8, 7, 6]
 FIELDS = (
     "top_ids", "top_logprobs", "entropy", "kl", "next_logprobs", "next_ranks",
-    "track_logprobs", "track_ranks",
+    "track_logprobs", "track_ranks", "candidate_ids", "candidate_logprobs", "candidate_ranks",
 )  # fmt: skip
 
 

@@ -142,7 +142,7 @@ def test_a_rank_is_one_more_than_the_greater_logits_among_those_that_were_read(
     first = torch.randint(0, 3000, (1, 30), generator=torch.Generator().manual_seed(3))
     targets = torch.cat([first, first + 3000], 1)
     ours = Chunked(kernel, columns=512).stats(x, head, 5, targets)
-    tile = chunked.tiles(x, head, compiled=kernel == "numba")
+    tile = chunked.tiles(x[0], head, compiled=kernel == "numba")
     z_LV = torch.cat([tile(slice(v, min(6000, v + 512))).clone() for v in range(0, 6000, 512)], 1)
     for m, target in enumerate(targets[0].tolist()):
         greater_L = (z_LV > z_LV[:, target, None]).sum(-1)

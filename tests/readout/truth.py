@@ -13,13 +13,17 @@ EPS = torch.finfo(torch.float32).eps
 SUMS = ("top_logprobs", "entropy", "kl", "target_logprobs")
 
 
-def judge(ours: Stats, x_TLE: Tensor, head: Head, k: int, targets_TM: Tensor) -> None:
+def judge(
+    ours: Stats, x_TLE: Tensor, head: Head, k: int, targets_TM: Tensor, candidates: int = 0
+) -> None:
     """Assert that `ours` is as true as float32 allows.
 
     For sums: error ≤ the naive float32 error + `slack`, where slack is 8 ulp of the largest logit
     and 2e-6 for the sums. For ids and ranks: equal wherever float64 separates neighbours by more
     than `apart`, the naive logits' own error + 8 ulp of the largest logit, on both sides.
     """
+    assert ours.candidate_ids.shape == (len(x_TLE), candidates)
+    targets_TM = torch.cat([targets_TM, ours.candidate_ids], 1)  # from here on targets like any
     truth = reference.stats(x_TLE, head, k, targets_TM)
     naive = reference.stats(x_TLE, head, k, targets_TM, dtype=torch.float32)
     z = reference.logits(x_TLE, head)
@@ -42,19 +46,21 @@ def judge(ours: Stats, x_TLE: Tensor, head: Head, k: int, targets_TM: Tensor) ->
         error = float((mine - true)[mask].abs().max())
         assert error <= own + slack, f"{name}: error {error:.2e}, naive {own:.2e} + {slack:.1e}"
 
-    _judge_ids(ours, z, good, k, apart)
+    _judge_ids(ours.top_ids, z, good, k, apart)
+    if candidates:
+        _judge_ids(ours.candidate_ids[:, None], z[:, -1:], good[:, -1:], candidates, apart)
     _judge_ranks(ours, z, good, targets_TM, apart)
 
 
-def _judge_ids(ours: Stats, z: Tensor, good: Tensor, k: int, apart: float) -> None:
-    assert bool((ours.top_ids[~good] == -1).all())
+def _judge_ids(top_ids: Tensor, z: Tensor, good: Tensor, k: int, apart: float) -> None:
+    assert bool((top_ids[~good] == -1).all())
     values, ids = z.sort(dim=-1, descending=True, stable=True)
     gap = torch.nn.functional.pad(
         values[..., :-1] - values[..., 1:], (1, 1), value=float("inf")
     ).nan_to_num(0.0, posinf=float("inf"))
     clear = (gap[..., :k] > apart) & (gap[..., 1 : k + 1] > apart) & good[..., None]
-    assert torch.equal(ours.top_ids[clear], ids[..., :k][clear]), "ids differ where they are clear"
-    distinct = ours.top_ids[good].sort(-1).values
+    assert torch.equal(top_ids[clear], ids[..., :k][clear]), "ids differ where they are clear"
+    distinct = top_ids[good].sort(-1).values
     assert bool((distinct[:, 1:] > distinct[:, :-1]).all()), "an id stands twice in a top k"
 
 

@@ -41,10 +41,12 @@ class Request:
     """What a reading shows in every cell, validated before the model runs.
 
     top         K            track_ids   (M,)
-    lens        the map      positions   which of the prompt's, in order
+    candidates  C            lens        the map
+    positions   which of the prompt's, in order
     """
 
     top: int
+    candidates: int
     track_ids: list[int]
     lens: Lens
     positions: list[int]
@@ -55,6 +57,7 @@ def request_of(
     length: int,
     *,
     top: int,
+    candidates: int,
     track: Track,
     lens: str | Lens,
     positions: Selection,
@@ -66,6 +69,11 @@ def request_of(
         raise PromptError(
             f"top={top!r}: expected 1 to {model.vocab_size}, the size of the vocabulary"
         )
+    c = whole(candidates)
+    if c is None or not 0 <= c <= model.vocab_size:
+        raise PromptError(
+            f"candidates={candidates!r}: expected 0 to {model.vocab_size}, the size of the vocabulary"
+        )
     track_ids = [model.tokens.single(token, model.vocab_size) for token in several(track)]
     found = resolve(lens, model)
     if stream != "resid" and found.name != "logit":
@@ -73,7 +81,7 @@ def request_of(
             f"the {found.name} lens is fitted to the residual stream after each block; read "
             f"stream={stream!r} with lens='logit'"
         )
-    return Request(k, track_ids, found, select_positions(positions, length))
+    return Request(k, c, track_ids, found, select_positions(positions, length))
 
 
 def tracks_of(track: Any, prompts: int) -> list[Any]:
@@ -162,6 +170,7 @@ class ReadingBuilder:
             request.lens,
             k=request.top,
             targets_TM=torch.cat([self.next_T[where, None], tracked_TM], dim=1),
+            candidates=request.candidates,
             engine=self.engine,
             into=self.table,
             final=final,
@@ -192,6 +201,7 @@ class ReadingBuilder:
             *shown,
             *next_T.tolist(),
             *request.track_ids,
+            *arrays.get("candidate_ids", np.empty(0)).ravel().tolist(),
             # A depth at a time: of all at once, a table several times as large would be made.
             *(i for ids in arrays["top_ids"] for i in torch.from_numpy(ids).unique().tolist()),
         }

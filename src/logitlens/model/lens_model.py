@@ -143,6 +143,7 @@ class LensModel:
         prompt: Prompt,
         *,
         top: int = 10,
+        candidates: int = 5,
         track: Track = (),
         lens: str | Lens = "logit",
         layers: Selection = None,
@@ -160,6 +161,7 @@ class LensModel:
 
         prompt      text or token ids (list, array, tensor, what a tokenizer returned)
         top         K, how many of the likeliest tokens to keep in each cell
+        candidates  C, how many of the final row's top tokens to follow exactly through every layer
         track       tokens (exact text or ids) whose log-probability and rank are kept in every cell
         lens        "logit", "tuned[:PATH]", "jacobian[:PATH]", or a lens object
         layers      which layers, by number (5: the output of block 5; -1: the last), slice ("0:12:2")
@@ -180,7 +182,14 @@ class LensModel:
         self._look_again()
         ids, dropped = self._ids(prompt, truncate)
         request = request_of(
-            self, len(ids), top=top, track=track, lens=lens, positions=positions, stream=stream
+            self,
+            len(ids),
+            top=top,
+            candidates=candidates,
+            track=track,
+            lens=lens,
+            positions=positions,
+            stream=stream,
         )
         depths = self._depths(layers, stream)
         with as_found(self.hf):
@@ -197,6 +206,7 @@ class LensModel:
         prompts: Iterable[Prompt] | Mapping[str, Any],
         *,
         top: int = 10,
+        candidates: int = 5,
         track: Track | Sequence[Track] = (),
         lens: str | Lens = "logit",
         layers: Selection = None,
@@ -225,7 +235,14 @@ class LensModel:
         lens = resolve(lens, self)
         requests = [
             request_of(
-                self, len(ids), top=top, track=tokens, lens=lens, positions=positions, stream=stream
+                self,
+                len(ids),
+                top=top,
+                candidates=candidates,
+                track=tokens,
+                lens=lens,
+                positions=positions,
+                stream=stream,
             )
             for (ids, _), tokens in zip(cut, tracks_of(track, len(given)))
         ]
@@ -271,6 +288,7 @@ class LensModel:
         residuals: Residuals,
         *,
         top: int = 10,
+        candidates: int = 5,
         track: Track = (),
         lens: str | Lens = "logit",
         positions: Selection = None,
@@ -280,7 +298,7 @@ class LensModel:
         self._look_again()
         ids = residuals.ids.tolist()
         request = request_of(
-            self, len(ids), top=top, track=track, lens=lens, positions=positions,
+            self, len(ids), top=top, candidates=candidates, track=track, lens=lens, positions=positions,
             stream=residuals.stream,
         )  # fmt: skip
         dropped = residuals.position_offset

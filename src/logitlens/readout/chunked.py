@@ -20,10 +20,13 @@ from logitlens.readout.head import Head
 from logitlens.readout.online import Online
 from logitlens.readout.product import Product
 from logitlens.readout.stats import FinalRows, Stats, check_request, inside
+from logitlens.readout.topk import leading
 
 ROWS = 1024  # rows of a tile: enough that packing the weights costs the product nothing
 TILE = 4 << 20  # logits of a tile (16 MB): at most 4,096 tokens of many rows, 16,384 of few
-CALLED = 4 << 20  # logits a head that may only be called is asked for at once
+WHOLE = 6 << 20  # logits up to which a block of rows is multiplied by all tokens in one tile
+HELD = 8 << 20  # logits of final rows held while the other rows pass
+CALLED = 4 << 20  # most logits asked of one call of a head that may only be called
 SAME = 64  # tokens from which on a product's sums no longer depend on how many there are
 KERNELS = ("torch", "numba")
 
@@ -60,78 +63,62 @@ class Chunked:
         k: int,
         targets_TM: Tensor,
         *,
+        candidates: int = 0,
         final: FinalRows | None = None,
     ) -> Stats:
         """See `Engine.stats`."""
-        check_request(x_TLE, head, k, targets_TM)
+        check_request(x_TLE, head, k, targets_TM, candidates)
         T, L, _ = x_TLE.shape
-        rows = self.rows or ROWS
+        step = max(1, (self.rows or ROWS) // L)
         if head.weight_VE is None:
-            rows = min(rows, max(1, CALLED // head.vocab))
-            read = self._called if rows >= L else self._called_in_groups
-        else:
-            read = self._multiplied
-            targets_TM = targets_TM.to(head.weight_VE.device)
-        step = max(1, rows // L)
-        return Stats.joined(
-            [
-                read(x_TLE[p:q], head, k, targets_TM[p:q], inside(final, p, q))
-                for p, q in ((p, p + step) for p in range(0, max(T, 1), step))
-            ]
-        )
+            step = max(1, min(step, CALLED // head.vocab // L))
+        elif candidates:
+            step = max(1, min(step, HELD // head.vocab))
+        parts = []
+        for p in range(0, max(T, 1), step):
+            block = slice(p, p + step)
+            tile, leading_PC = self._tiles(x_TLE[block], head, candidates)
+            targets_PM = torch.cat([targets_TM[block].to(leading_PC.device), leading_PC], 1)
+            shape = (len(targets_PM), L, head.vocab)
+            online = self._look(tile, shape, k, targets_PM, inside(final, p, p + step))
+            parts.append(online.result(candidates))
+        return Stats.joined(parts)
 
-    def _multiplied(
-        self, x_PLE: Tensor, head: Head, k: int, targets_PM: Tensor, final: FinalRows
-    ) -> Stats:
-        """A block of positions, by the head's weights."""
-        L = x_PLE.shape[1]
-        tile = tiles(x_PLE, head, compiled=self.kernel == "numba")
-        columns = self.columns or tile_columns(x_PLE.shape[0] * L, head.vocab)
-        online = self._online(k, targets_PM, target_logits(tile, x_PLE, targets_PM))
-        stream(tile, head.vocab, columns, online, final)
+    def _tiles(self, x_PLE: Tensor, head: Head, candidates: int) -> tuple[Tile, Tensor]:
+        """The rows of some positions, and the candidates (P, C) of their final rows."""
+        P, L, E = x_PLE.shape
+        compiled = self.kernel == "numba"
+        few = P * L * head.vocab <= WHOLE and not self.columns
+        if head.weight_VE is None or few:
+            z_NV = whole(x_PLE.reshape(P * L, E), head, compiled=compiled)
+            return lambda v: z_NV[:, v], leading(z_NV[L - 1 :: L], candidates)
+        if not candidates:
+            tile = tiles(x_PLE.reshape(P * L, E), head, compiled=compiled)
+            return tile, head.weight_VE.new_empty((P, 0), dtype=torch.long)
+        # The final rows first, held while the others pass: no row is multiplied twice.
+        final_PV = whole(x_PLE[:, -1], head, compiled=compiled)
+        others = tiles(x_PLE[:, :-1].reshape(-1, E), head, compiled=compiled)
+        return beside(others, final_PV, L), leading(final_PV, candidates)
+
+    def _look(
+        self,
+        tile: Tile,
+        shape: tuple[int, int, int],
+        k: int,
+        targets_PM: Tensor,
+        final: FinalRows,
+    ) -> Online:
+        """All of P positions × L rows × V tokens, tile by tile."""
+        P, L, V = shape
+        columns = self.columns or tile_columns(P * L, V)
+        online = self._online(k, targets_PM, target_logits(tile, L, targets_PM))
+        stream(tile, V, columns, online, final)
         if online.own_PLM.is_cpu and online.differs():
             # Another kernel multiplied the targets, gathered, than the tiles: count against the tiles'
             # own numbers. (Seen on no processor yet; on a GPU it would be all too common.)
             online = self._online(k, targets_PM, online.own_PLM)
-            stream(tile, head.vocab, columns, online)
-        return online.result()
-
-    def _called(
-        self, x_PLE: Tensor, head: Head, k: int, targets_PM: Tensor, final: FinalRows
-    ) -> Stats:
-        """A block of positions, through a head that may only be called."""
-        z_PLV = head.finish_(head.raw(x_PLE.flatten(0, 1))).unflatten(0, x_PLE.shape[:2])
-        for p, z_V in final.items():
-            z_V.copy_(z_PLV[p, -1])
-        return self._given(z_PLV, k, targets_PM)
-
-    def _called_in_groups(
-        self, x_1LE: Tensor, head: Head, k: int, targets_1M: Tensor, final: FinalRows
-    ) -> Stats:
-        """One position whose rows are too many to call for together: its final row goes with each."""
-        L = x_1LE.shape[1]
-        if L == 1:
-            return self._called(x_1LE, head, k, targets_1M, final)
-        z_1V = head.finish_(head.raw(x_1LE[0, -1:]))
-        for z_V in final.values():
-            z_V.copy_(z_1V[0])
-        parts = []
-        group = max(1, CALLED // head.vocab - 1)
-        for start in range(0, L - 1, group):
-            stop = min(L - 1, start + group)
-            z_NV = head.finish_(head.raw(x_1LE[0, start:stop]))
-            part = self._given(torch.cat([z_NV, z_1V])[None], k, targets_1M)
-            parts.append(part if stop == L - 1 else part.rows(slice(-1)))
-        return Stats.joined(parts, 1)
-
-    def _given(self, z_PLV: Tensor, k: int, targets_PM: Tensor) -> Stats:
-        P, L, V = z_PLV.shape
-        targets_PM = targets_PM.to(z_PLV.device)
-        wanted_PLM = targets_PM.clamp(min=0)[:, None].expand(-1, L, -1)
-        online = self._online(k, targets_PM, z_PLV.gather(-1, wanted_PLM))
-        z_NV = z_PLV.flatten(0, 1)
-        stream(lambda v: z_NV[:, v], V, self.columns or tile_columns(P * L, V), online)
-        return online.result()
+            stream(tile, V, columns, online)
+        return online
 
     def _online(self, k: int, targets_PM: Tensor, target_PLM: Tensor) -> Online:
         if self.kernel == "torch" or target_PLM.device.type != "cpu":
@@ -148,12 +135,56 @@ def tile_columns(rows: int, V: int) -> int:
     return max(SAME, columns // SAME * SAME)
 
 
-def tiles(x_PLE: Tensor, head: Head, *, compiled: bool = False) -> Tile:
-    """Tokens → their float32 logits (P · L, C), good until the next call; by the head's weights."""
+def tiles(x_NE: Tensor, head: Head, *, compiled: bool = False) -> Tile:
+    """Tokens → their float32 logits (N, C), good until the next call; by the head's weights."""
     assert head.weight_VE is not None
-    x_NE = x_PLE.reshape(-1, x_PLE.shape[-1])
     product = Product(x_NE, head.weight_VE, head.bias_V, compiled=compiled)
-    return lambda v: head.finish_(product.raw(v), v)
+    same = SAME if x_NE.shape[1] <= 1024 else 8 * SAME  # long sums are cut by the width too
+
+    def tile(v: slice | Tensor) -> Tensor:
+        if isinstance(v, slice):
+            return head.finish_(product.raw(v), v)
+        u = torch.nn.functional.pad(v, (0, -v.numel() % same))
+        return head.finish_(product.raw(u), u)[:, : v.numel()]
+
+    return tile
+
+
+def whole(x_NE: Tensor, head: Head, *, compiled: bool = False) -> Tensor:
+    """The logits (N, V) of a few rows."""
+    N, V = x_NE.shape[0], head.vocab
+    if head.weight_VE is None:  # its module's own product, never of many rows together
+        parts = [head.raw(x_nE) for x_nE in x_NE.split(max(1, CALLED // V))]
+        return head.finish_(parts[0] if len(parts) == 1 else torch.cat(parts))
+    tile = tiles(x_NE, head, compiled=compiled)
+    if N * V <= WHOLE:
+        return tile(slice(0, V))
+    z_NV = head.weight_VE.new_empty((N, V), dtype=torch.float32)
+    columns = tile_columns(N, V)
+    for v in range(0, V, columns):
+        z_NV[:, v : v + columns] = tile(slice(v, min(V, v + columns)))
+    return z_NV
+
+
+def beside(others: Tile, final_PV: Tensor, L: int) -> Tile:
+    """Tiles of all rows of P positions: L − 1 that are multiplied now, and the final one."""
+    if L == 1:
+        return lambda v: final_PV[:, v]
+    space = final_PV.new_empty(0)
+
+    def tile(v: slice | Tensor) -> Tensor:
+        nonlocal space
+        final_PC = final_PV[:, v]
+        P, C = final_PC.shape
+        size = P * L * (C + SAME)  # rows a power of two apart would share places in the caches
+        if space.numel() < size:
+            space = space.new_empty(size)
+        z_PLC = space[:size].view(P, L, C + SAME)[..., :C]
+        z_PLC[:, :-1] = others(v).unflatten(0, (P, L - 1))
+        z_PLC[:, -1] = final_PC
+        return space[:size].view(P * L, C + SAME)[:, :C]
+
+    return tile
 
 
 def stream(
@@ -167,12 +198,9 @@ def stream(
         online.update(z_NC)
 
 
-def target_logits(tile: Tile, x_PLE: Tensor, targets_PM: Tensor) -> Tensor:
+def target_logits(tile: Tile, L: int, targets_PM: Tensor) -> Tensor:
     """Logits (P, L, M) of the targets, before any tile has passed: ranks count against them."""
-    P, L, E = x_PLE.shape
-    M = targets_PM.shape[1]
+    P, M = targets_PM.shape
     unique_U, place = targets_PM.clamp(min=0).unique(return_inverse=True)
-    same = SAME if E <= 1024 else 8 * SAME  # long sums are cut by the width too
-    unique_U = torch.nn.functional.pad(unique_U, (0, -unique_U.numel() % same))
     z_PLU = tile(unique_U).unflatten(0, (P, L))
     return z_PLU.gather(-1, place.view(P, 1, M).expand(-1, L, -1))

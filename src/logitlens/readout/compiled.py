@@ -33,10 +33,10 @@ from torch import Tensor
 from logitlens.readout.threads import pool
 
 ROWS, WIDTH = 6, 64  # of 32 registers 24 hold sums: 6 rows × 64 tokens side by side
-FEW = 64  # rows up to which they, not tokens, lie side by side
-GROUP = 8  # tokens multiplied by few rows at once
+FEW = 64  # rows up to which they, not tokens, are laid side by side
+GROUP = 8  # tokens multiplied by few rows together
 RUN = 128  # words summed up in a row; such sums are added up in float32
-KINDS = {torch.float32: np.float32(0), torch.bfloat16: np.int16(0)}  # told apart by their types
+KINDS = {torch.float32: np.float32(0), torch.bfloat16: np.int16(0)}  # distinguished by type
 
 
 @lru_cache
@@ -78,7 +78,7 @@ def works(dtype: torch.dtype) -> bool:
 
 
 def takes(weight_VE: Tensor) -> bool:
-    """Whether a token's words can be read as they lie."""
+    """Whether a token's words can be read in place."""
     plain = weight_VE.dtype in KINDS and weight_VE.is_cpu and weight_VE.stride(1) == 1
     return plain and weight_VE.shape[1] * weight_VE.itemsize % 4 == 0
 
@@ -228,7 +228,7 @@ def _block(rows: int, width: int, step: int = 4):
 
 
 _block_many = _block(ROWS, WIDTH, 4 * ROWS)
-# As many tokens of a group at once as leave enough registers for the operands.
+# As many tokens of a group as leave enough registers for the operands.
 _block_8, _block_16, _block_24, _block_32 = (_block(8, width) for width in (8, 16, 24, 32))
 _block_40, _block_48, _block_56, _block_64 = (_block(4, width) for width in (40, 48, 56, 64))
 

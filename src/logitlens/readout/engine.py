@@ -31,14 +31,16 @@ class Engine(Protocol):
         k: int,
         targets_TM: Tensor,
         *,
+        candidates: int = 0,
         final: FinalRows | None = None,
     ) -> Stats:
         """Rows of head input (T, L, E), the final row last along L → `Stats`.
 
         targets_TM   (T, M) int64 ids whose log-probability and rank are wanted; −1: none
+        candidates   C: so many of the final row's likeliest tokens are further targets
         final        positions whose final row's logits are wanted whole; filled as they pass
 
-        Raises PromptError for a k or a target id outside the vocabulary.
+        Raises PromptError for a k, a target id or candidates outside the vocabulary.
         """
         ...
 

@@ -106,7 +106,7 @@ def _maxima(z, maxima):
     """Lane maxima of spans of 1,024: lane b of a span holds columns b, b + 64, … Highest of all.
 
     Lanes, not runs of neighbours, so that one instruction takes the maxima of many of them. A NaN
-    is passed over here (the sums find it).
+    is skipped here (the sums find it).
     """
     _wide()
     C = z.shape[0]

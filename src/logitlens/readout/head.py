@@ -20,7 +20,7 @@ from torch import Tensor
 
 from logitlens.readout.product import Product
 
-SLICE = 16_384  # tokens multiplied at once
+SLICE = 16_384  # tokens multiplied in one step
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,8 +25,8 @@ from torch import Tensor
 from logitlens.readout.stats import Stats
 from logitlens.readout.topk import BLOCK, RunningTopK, block_maxima
 
-HOT = 300_000  # logits per thread taken up at once: two such arrays stay in the caches
-LEAP = 20.0  # how far a logit may lie above c before its position is summed again with a new c
+HOT = 300_000  # logits per thread looked at together: two such arrays stay in the caches
+LEAP = 20.0  # how far a logit may exceed c before its position is summed again with a new c
 LOG2E = float(np.float32(math.log2(math.e)))  # as float32 arithmetic has it, for both directions
 LN2 = math.log(2)
 
@@ -101,7 +101,7 @@ class Online:
     def _add(self, z_PLC: Tensor, sums_3PL: Tensor, highest_PL: Tensor) -> None:
         """Add a tile's sums, then move c up to the running maximum.
 
-        Two kinds of positions are summed again before, both rare: where a logit lies so far above
+        Two kinds of positions are summed again before, both rare: where a logit is so far above
         c that the sums lose digits or overflow, and where there is a −inf, with 0 · (−inf) = 0.
         """
         leap_P = (highest_PL - self.c_PL > LEAP).any(-1)
@@ -146,8 +146,9 @@ class Online:
         """(P, L) float64, nats, of all columns fed so far."""
         return self.c_PL.double() + self.s_PL.log2() / LOG2E
 
-    def result(self) -> Stats:
-        """The statistics of all columns fed so far, as float32 and int64."""
+    def result(self, candidates: int = 0) -> Stats:
+        """The statistics of all columns fed so far, as float32 and int64. The last targets are the
+        candidates."""
         nan = float("nan")
         log_s_PL, lse_PL = self.s_PL.log2(), self.logsumexp()
         finite_PL = lse_PL.isfinite()
@@ -160,7 +161,10 @@ class Online:
         values_PLK = self.top.values_NK.unflatten(0, (self.P, self.L))
         ids_PLK = self.top.ids_NK.unflatten(0, (self.P, self.L))
         lost_PL1, lse_PL1 = ~finite_PL[..., None], lse_PL[..., None]
-        absent_PLM = (self.targets_PM < 0)[:, None] | lost_PL1
+        targets_PM = self.targets_PM.clone()
+        candidates_PC = targets_PM[:, self.M - candidates :]
+        candidates_PC.masked_fill_(~finite_PL[:, -1:], -1)
+        absent_PLM = (targets_PM < 0)[:, None] | lost_PL1
         return Stats(
             top_ids=ids_PLK.masked_fill(lost_PL1, -1),
             top_logprobs=(values_PLK - lse_PL1).float().masked_fill(lost_PL1, nan),
@@ -168,6 +172,7 @@ class Online:
             kl=kl_PL.clamp(min=0).float().masked_fill(~(finite_PL & finite_PL[:, -1:]), nan),
             target_logprobs=(self.own_PLM - lse_PL1).float().masked_fill(absent_PLM, nan),
             target_ranks=self._ranks(values_PLK, ids_PLK).masked_fill(absent_PLM, 0),
+            candidate_ids=candidates_PC,
             finite=finite_PL,
         )
 

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-WIDE = 2 << 20  # numbers of the weights copied to float32 at once (8 MB)
-LINE = 64  # floats; rows of a tile lie a multiple of this apart
+WIDE = 2 << 20  # numbers of the weights copied to float32 in one step (8 MB)
+LINE = 64  # floats; rows of a tile are a multiple of this apart
 
 
 class Product:

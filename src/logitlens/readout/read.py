@@ -18,7 +18,7 @@ from logitlens.readout.engine import Engine, choose
 from logitlens.readout.head import Head
 from logitlens.readout.stats import FinalRows, Stats, inside
 
-BLOCK_BYTES = 8 << 20  # rows of head input handed to an engine at once, in float32
+BLOCK_BYTES = 8 << 20  # rows of head input handed to an engine in one call, in float32
 
 
 class TailLike(Protocol):
@@ -36,9 +36,9 @@ class LensLike(Protocol):
 
 
 class Table:
-    """Arrays (L, T, …) of T positions, filled a block of positions at a time.
+    """Arrays (L, T, …) of T positions (and candidate_ids (T, C)), filled some positions at a time.
 
-    Written into place: small arrays kept from every block would lie between the large ones that
+    Written into place: small arrays kept from every block would sit between the large ones that
     come and go, and the allocator would take new memory for each of these.
     """
 
@@ -51,9 +51,12 @@ class Table:
         """The next positions."""
         t = block["finite"].shape[1]
         for name, part in block.items():
+            before = part.shape[: 0 if name == "candidate_ids" else 1]  # the axes before positions
             if name not in self.arrays:
-                self.arrays[name] = np.empty((part.shape[0], self.T, *part.shape[2:]), part.dtype)
-            self.arrays[name][:, self.filled : self.filled + t] = part
+                shape = (*before, self.T, *part.shape[len(before) + 1 :])
+                self.arrays[name] = np.empty(shape, part.dtype)
+            whole = (slice(None),) * len(before)
+            self.arrays[name][*whole, self.filled : self.filled + t] = part
         self.filled += t
 
 
@@ -66,6 +69,7 @@ def statistics(
     *,
     k: int,
     targets_TM: Tensor,
+    candidates: int = 0,
     engine: Engine | None = None,
     into: Table | None = None,
     final: FinalRows | None = None,
@@ -75,6 +79,7 @@ def statistics(
 
     h_LTD        L tensors (T, D), the raw residuals at `depths`
     targets_TM   (T, M) int64 ids whose log-probability and rank are wanted; −1: none
+    candidates   C: follow the C tokens that the final row puts first through every layer
     engine       what reads them; None: chosen for so many rows
     into         a table whose next T positions these are; None: they are all there is
     final        rows of memory (V,), by position, for the final logits there
@@ -82,7 +87,8 @@ def statistics(
 
     Returns the table's arrays, the layer first: top_ids (L, T, K) int32, top_logprobs (L, T, K),
     entropy (L, T), kl (L, T), target_logprobs (L, T, M) float32, target_ranks (L, T, M) int32, and
-    finite (L, T) bool, False where a logit was nan or +inf.
+    finite (L, T) bool, False where a logit was nan or +inf. With candidates also candidate_ids (T, C)
+    int32, likeliest first, candidate_logprobs (L, T, C) float32 and candidate_ranks (L, T, C) int32.
     """
     T, L = len(h_LTD[0]), len(h_LTD)
     engine = engine or choose(tail.head, T * L)
@@ -96,9 +102,15 @@ def statistics(
             stop = min(T, step)
             if stop > 1:
                 x_TLE = _head_input(h_LTD, depths, tail, lens, slice(0, stop))
-        block = inside(final, start, stop)
-        stats = engine.stats(x_TLE, tail.head, k, targets_TM[start:stop], final=block)
-        table.add(_arrays(stats))
+        stats = engine.stats(
+            x_TLE,
+            tail.head,
+            k,
+            targets_TM[start:stop],
+            candidates=candidates,
+            final=inside(final, start, stop),
+        )
+        table.add(_arrays(stats, candidates))
         if progress:
             progress(table.filled, table.T)
         start = stop
@@ -106,7 +118,7 @@ def statistics(
 
 
 def positions_per_block(L: int, E: int) -> int:
-    """How many positions of L rows to hand to an engine at once.
+    """How many positions of L rows to hand to an engine in one call.
 
     Enough to fill a tile, few enough that the rows of head input (and a norm's or a lens's
     temporaries of the same size) stay within a few times 8 MB.
@@ -129,18 +141,26 @@ def _head_input(
     return tail.head_input(h_tLD.flatten(0, 1)).unflatten(0, (t, L))
 
 
-def _arrays(stats: Stats) -> dict[str, np.ndarray]:
+def _arrays(stats: Stats, candidates: int) -> dict[str, np.ndarray]:
     """Layer first, and in the dtypes of a Reading."""
 
     def out(tensor: Tensor, dtype: Any) -> np.ndarray:
         return tensor.transpose(0, 1).cpu().numpy().astype(dtype)
 
-    return {
+    M = stats.target_ranks.shape[-1] - candidates
+    arrays = {
         "top_ids": out(stats.top_ids, np.int32),
         "top_logprobs": out(stats.top_logprobs, np.float32),
         "entropy": out(stats.entropy, np.float32),
         "kl": out(stats.kl, np.float32),
-        "target_logprobs": out(stats.target_logprobs, np.float32),
-        "target_ranks": out(stats.target_ranks, np.int32),
+        "target_logprobs": out(stats.target_logprobs[..., :M], np.float32),
+        "target_ranks": out(stats.target_ranks[..., :M], np.int32),
         "finite": out(stats.finite, bool),
     }
+    if candidates:
+        arrays |= {
+            "candidate_ids": stats.candidate_ids.cpu().numpy().astype(np.int32),
+            "candidate_logprobs": out(stats.target_logprobs[..., M:], np.float32),
+            "candidate_ranks": out(stats.target_ranks[..., M:], np.int32),
+        }
+    return arrays

@@ -21,13 +21,14 @@ def stats(
     k: int,
     targets_TM: Tensor,
     *,
+    candidates: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> Stats:
     """Rows of head input (T, L, E), the final row last along L → `Stats`.
 
-    Raises PromptError for a k or a target id outside the vocabulary.
+    Raises PromptError for a k, a target id or candidates outside the vocabulary.
     """
-    check_request(x_TLE, head, k, targets_TM)
+    check_request(x_TLE, head, k, targets_TM, candidates)
     z_TLV = logits(x_TLE, head, dtype)
     lse_TL = torch.logsumexp(z_TLV, -1)
     finite_TL = lse_TL.isfinite()  # NaN, +inf anywhere, or nothing above −inf
@@ -41,6 +42,8 @@ def stats(
 
     order_TLV = z_TLV.argsort(dim=-1, descending=True, stable=True)  # stable: ties by lower id
     top_ids_TLK = order_TLV[..., :k]
+    candidates_TC = order_TLV[:, -1, :candidates].masked_fill(~finite_TL[:, -1:], -1)
+    targets_TM = torch.cat([targets_TM, candidates_TC], 1)
 
     wanted_TLM = targets_TM.clamp(min=0)[:, None, :].expand(-1, x_TLE.shape[1], -1)
     target_TLM = z_TLV.gather(-1, wanted_TLM)
@@ -63,6 +66,7 @@ def stats(
         kl=kl_TL.masked_fill(~(finite_TL & finite_TL[:, -1:]), nan),
         target_logprobs=(target_TLM - lse_TL[..., None]).masked_fill(absent_TLM, nan),
         target_ranks=ranks_TLM.masked_fill(absent_TLM, 0),
+        candidate_ids=candidates_TC,
         finite=finite_TL,
     )
 

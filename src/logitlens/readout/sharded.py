@@ -17,10 +17,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from logitlens.readout.chunked import ROWS, Tile, stream, target_logits, tile_columns, tiles
+from logitlens.readout.chunked import (
+    HELD,
+    ROWS,
+    Tile,
+    beside,
+    stream,
+    target_logits,
+    tile_columns,
+    tiles,
+    whole,
+)
 from logitlens.readout.head import Head, Shard
 from logitlens.readout.online import Online
 from logitlens.readout.stats import FinalRows, Stats, check_request, inside
+from logitlens.readout.topk import RunningTopK, block_maxima
 
 
 class Sharded:
@@ -36,36 +47,55 @@ class Sharded:
         k: int,
         targets_TM: Tensor,
         *,
+        candidates: int = 0,
         final: FinalRows | None = None,
     ) -> Stats:
         """See `Engine.stats`: rows, targets and positions of `final` are the same on every process,
         and so are the answers. Raises ValueError where the head is not sharded."""
-        check_request(x_TLE, head, k, targets_TM)
+        check_request(x_TLE, head, k, targets_TM, candidates)
         shard = head.shard
         if shard is None or shard.head.weight_VE is None:
             raise ValueError("the head is not sharded: its weights are all in this process")
         T, L, _ = x_TLE.shape
         targets_TM = targets_TM.to(shard.head.weight_VE.device)
-        step = max(1, ROWS // L)
-        return Stats.joined(
-            [
-                _block(x_TLE[p:q], shard, k, targets_TM[p:q], inside(final, p, q))
-                for p, q in ((p, p + step) for p in range(0, max(T, 1), step))
-            ]
-        )
+        step = max(1, min(ROWS // L, HELD // head.vocab if candidates else ROWS))
+        parts = []
+        for p in range(0, max(T, 1), step):
+            block, mine = slice(p, p + step), inside(final, p, p + step)
+            online = _look(x_TLE[block], shard, k, targets_TM[block], candidates, mine)
+            parts.append(online.result(candidates))
+        return Stats.joined(parts)
 
 
-def _block(x_PLE: Tensor, shard: Shard, k: int, targets_PM: Tensor, final: FinalRows) -> Stats:
-    P, L, _ = x_PLE.shape
-    tile, local_PM = tiles(x_PLE, shard.head), _local(targets_PM, shard)
-    online = Online(k, local_PM, _target_logits(tile, x_PLE, local_PM, shard.group))
-    mine = {p: z_V.zero_()[shard.offset :][: shard.head.vocab] for p, z_V in final.items()}
-    stream(tile, shard.head.vocab, tile_columns(P * L, shard.head.vocab), online, mine)
+def _look(
+    x_PLE: Tensor, shard: Shard, k: int, targets_PM: Tensor, candidates: int, final: FinalRows
+) -> Online:
+    """All of the vocabulary: this process's columns, merged with the others'."""
+    (P, L, E), head = x_PLE.shape, shard.head
+    if candidates:  # the final rows first, held while the others pass
+        final_PC = whole(x_PLE[:, -1], head)
+        tile = beside(tiles(x_PLE[:, :-1].reshape(-1, E), head), final_PC, L)
+        targets_PM = torch.cat([targets_PM, _leading(final_PC, candidates, shard)], 1)
+    else:
+        tile = tiles(x_PLE.reshape(P * L, E), head)
+    local_PM = _local(targets_PM, shard)
+    online = Online(k, local_PM, _target_logits(tile, L, local_PM, shard.group))
+    mine = {p: z_V.zero_()[shard.offset :][: head.vocab] for p, z_V in final.items()}
+    stream(tile, head.vocab, tile_columns(P * L, head.vocab), online, mine)
     for z_V in final.values():  # every process has written its own columns
         dist.all_reduce(z_V, group=shard.group)
     merge(online, shard.offset, shard.group)
     online.targets_PM = targets_PM
-    return online.result()
+    return online
+
+
+def _leading(final_PC: Tensor, k: int, shard: Shard) -> Tensor:
+    """The likeliest ids (P, k) of whole rows."""
+    top = RunningTopK(final_PC.shape[0], k, final_PC.device)
+    if final_PC.numel():
+        top.update(final_PC, block_maxima(final_PC))
+    _merge_top(top, shard.offset, shard.group)
+    return top.ids_NK
 
 
 def _local(targets_PM: Tensor, shard: Shard) -> Tensor:
@@ -75,16 +105,12 @@ def _local(targets_PM: Tensor, shard: Shard) -> Tensor:
     return local_PM.masked_fill(~here, -1)
 
 
-def _target_logits(tile: Tile, x_PLE: Tensor, local_PM: Tensor, group: Any) -> Tensor:
+def _target_logits(tile: Tile, L: int, local_PM: Tensor, group: Any) -> Tensor:
     """Logits (P, L, M) of the targets, from whichever process holds each."""
-    z_PLM = torch.full(
-        (*x_PLE.shape[:2], local_PM.shape[1]),
-        float("-inf"),
-        dtype=torch.float32,
-        device=local_PM.device,
-    )
+    P, M = local_PM.shape
+    z_PLM = torch.full((P, L, M), float("-inf"), dtype=torch.float32, device=local_PM.device)
     if bool((local_PM >= 0).any()):
-        own_PLM = target_logits(tile, x_PLE, local_PM)
+        own_PLM = target_logits(tile, L, local_PM)
         z_PLM = torch.where(local_PM[:, None] >= 0, own_PLM, z_PLM)
     dist.all_reduce(z_PLM, dist.ReduceOp.MAX, group=group)
     return z_PLM
@@ -109,7 +135,10 @@ def merge(online: Online, offset: int, group: Any = None) -> None:
         online.above_PLM = torch.stack(packed[3 : 3 + M].unbind(0), -1)
         online.own_PLM = torch.stack(packed[3 + M :].unbind(0), -1).to(online.own_PLM.dtype)
 
-    top = online.top
+    _merge_top(online.top, offset, group)
+
+
+def _merge_top(top: RunningTopK, offset: int, group: Any) -> None:
     values, ids = _gathered(top.values_NK, group), _gathered(top.ids_NK, group)
     offsets = _gathered(top.ids_NK.new_tensor([[offset]]), group)
     none = torch.iinfo(torch.long).max

@@ -22,8 +22,10 @@ class Stats:
     top_logprobs     (T, L, K) float32   natural log
     entropy          (T, L)    float32   nats
     kl               (T, L)    float32   KL(final ‖ row), nats, ≥ 0, exactly 0 in the final row
-    target_logprobs  (T, L, M) float32   nan where the target id is −1
-    target_ranks     (T, L, M) int64     1 + number strictly greater; 0 where the target id is −1
+    target_logprobs  (T, L, M + C) float32   of the targets asked for, then of the candidates; nan
+                                         where the target id is −1
+    target_ranks     (T, L, M + C) int64   1 + number strictly greater; 0 where the target id is −1
+    candidate_ids    (T, C)    int64     the likeliest ids of the final row; −1 where it is not finite
     finite           (T, L)    bool      False where a NaN or +inf logit makes the row meaningless:
                                          its statistics are nan, its ids −1 and its ranks 0
     """
@@ -34,19 +36,16 @@ class Stats:
     kl: Tensor
     target_logprobs: Tensor
     target_ranks: Tensor
+    candidate_ids: Tensor
     finite: Tensor
 
     @classmethod
-    def joined(cls, parts: Sequence[Stats], dim: int = 0) -> Stats:
-        """Parts one after another, along the positions (0) or the rows of each (1)."""
+    def joined(cls, parts: Sequence[Stats]) -> Stats:
+        """Positions one after another."""
         if len(parts) == 1:
             return parts[0]
         names = [field.name for field in fields(cls)]
-        return cls(*(torch.cat([getattr(part, name) for part in parts], dim) for name in names))
-
-    def rows(self, rows: slice) -> Stats:
-        """Some of the rows of every position."""
-        return Stats(*(getattr(self, field.name)[:, rows] for field in fields(self)))
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
 def inside(final: FinalRows | None, start: int, stop: int) -> FinalRows:
@@ -54,7 +53,9 @@ def inside(final: FinalRows | None, start: int, stop: int) -> FinalRows:
     return {p - start: z_V for p, z_V in (final or {}).items() if start <= p < stop}
 
 
-def check_request(x_TLE: Tensor, head: Head, k: int, targets_TM: Tensor) -> None:
+def check_request(
+    x_TLE: Tensor, head: Head, k: int, targets_TM: Tensor, candidates: int = 0
+) -> None:
     """Shapes and ids every readout path relies on; raises PromptError, ValueError otherwise."""
     if x_TLE.ndim != 3 or x_TLE.shape[1] < 1:
         raise ValueError(f"rows must be (positions, layers, width); got {tuple(x_TLE.shape)}")
@@ -65,6 +66,10 @@ def check_request(x_TLE: Tensor, head: Head, k: int, targets_TM: Tensor) -> None
         )
     if not 1 <= k <= head.vocab:
         raise PromptError(f"top must be between 1 and the vocabulary's {head.vocab:,}; got {k:,}")
+    if not 0 <= candidates <= head.vocab:
+        raise PromptError(
+            f"candidates must be between 0 and the vocabulary's {head.vocab:,}; got {candidates:,}"
+        )
     if targets_TM.numel() and int(targets_TM.max()) >= head.vocab:
         raise PromptError(
             f"token id {int(targets_TM.max())} is outside the vocabulary of {head.vocab:,}"

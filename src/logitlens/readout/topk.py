@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 BLOCK = 64
-_OPENED = 1 << 18  # elements of opened blocks handled at once: bounds the memory of a bad tile
+_OPENED = 1 << 18  # elements of opened blocks handled together: bounds the memory of a bad tile
 
 
 class RunningTopK:
-    """Values (N, K) highest first, and ids (N, K) int64; −1 where there is none yet."""
+    """Values (N, K) highest first, and ids (N, K) int64, −1 while there are fewer."""
 
     def __init__(self, rows: int, k: int, device: torch.device):
         self.k = k
@@ -58,7 +58,7 @@ class RunningTopK:
         start, total = 0, row.numel()
         while start < total:
             stop = min(total, start + _OPENED // BLOCK)
-            if stop < total:  # never split a row's blocks: its candidates are merged at once
+            if stop < total:  # never split a row's blocks: its candidates are merged together
                 last = int(row[stop - 1])
                 first = int(torch.searchsorted(row, last))
                 stop = first if first > start else int(torch.searchsorted(row, last, right=True))
@@ -102,6 +102,14 @@ class RunningTopK:
         values, order = values.sort(dim=-1, descending=True, stable=True)
         self.values_NK[rows_R] = values[:, : self.k]
         self.ids_NK[rows_R] = ids.gather(1, order[:, : self.k])
+
+
+def leading(z_NV: Tensor, k: int) -> Tensor:
+    """Ids (N, k) of the likeliest tokens of whole rows of logits."""
+    top = RunningTopK(z_NV.shape[0], k, z_NV.device)
+    if k and z_NV.shape[0]:
+        top.update(z_NV, block_maxima(z_NV))
+    return top.ids_NK
 
 
 def block_maxima(z_NC: Tensor, out_NB: Tensor | None = None) -> Tensor:

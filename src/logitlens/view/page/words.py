@@ -31,6 +31,7 @@ _STREAMS = {
     "attn": "what a block's attention adds to the residual stream",
     "mlp": "what a block's MLP adds to the residual stream",
 }
+CANDIDATES = 5  # of a reading that was asked for no other number
 ZERO_WIDTH_JOINER = "\u200d"  # holds emoji together
 _SPECIAL = re.compile(r"<\|.*\|>|</?s>|<(bos|eos|pad|unk|cls|sep|mask|start_of_turn|end_of_turn)>")
 _ROLE_OPENERS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|start|>")
@@ -90,6 +91,7 @@ def code(reading: Reading) -> str:
     bundled = meta.get("model") in (None, "demo")
     facts = {
         "top": reading.shape[2],
+        **({"candidates": C} if (C := reading.candidate_ids.shape[1]) != CANDIDATES else {}),
         "lens": f"{reading.lens_name}:{file}" if file and not bundled else reading.lens_name,
         **({"track": reading.track_ids.tolist()} if len(reading.track_ids) else {}),
         **_part(reading),
