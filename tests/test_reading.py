@@ -204,6 +204,7 @@ def test_public_names_are_pinned():
         "LensModel",
         "Residuals",
         "Reading",
+        "Scores",
         "Lens",
         "LogitLensError",
         "ModelNotAvailable",

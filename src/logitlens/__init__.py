@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from logitlens.model.lens_model import LensModel
     from logitlens.model.load import load
     from logitlens.reading import Reading
+    from logitlens.scores import Scores
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ __all__ = [  # in reading order
     "LensModel",
     "Residuals",
     "Reading",
+    "Scores",
     "Lens",
     "LogitLensError",
     "ModelNotAvailable",
@@ -70,6 +72,7 @@ _LAZY = {
     "LensModel": "logitlens.model.lens_model",
     "Residuals": "logitlens.model.capture",
     "Reading": "logitlens.reading",
+    "Scores": "logitlens.scores",
     "Lens": "logitlens.lenses",
 }
 

@@ -58,7 +58,8 @@ class Reading:
     candidate_ids       (T, C) int32                    the C top tokens of the model's own last row,
     candidate_logprobs  (L, T, C) float32               followed through every layer; C = 0 where
     candidate_ranks     (L, T, C) int32                 they were not recorded
-    track_ids           (M,) int32                      tokens asked for
+    track_ids           (M,) int32                      tokens asked for; −2, −3, …: sets of them, whose
+                                                        members are in meta["track_sets"]
     track_logprobs      (L, T, M) float32
     track_ranks         (L, T, M) int32
     vocab               id → display piece, for every id that occurs
@@ -179,6 +180,11 @@ class Reading:
     def piece(self, token: int) -> str:
         """The display piece of a token id; `⟨id⟩` for one without text."""
         return self.vocab.get(token, f"⟨{token}⟩")
+
+    @property
+    def track(self) -> list[str]:
+        """(M,) the piece of every tracked token, and the name of every set of them."""
+        return [self.piece(int(token)) for token in self.track_ids]
 
     @property
     def positions(self) -> list[int]:
@@ -420,6 +426,7 @@ META = {
     "positions?": ([int], None), "prompt?": (str, None), "prompt_tokens?": int, "truncated?": int,
     "model?": (str, None), "revision?": (str, None), "n_blocks?": int, "stream?": (str, None),
     "dtype?": (str, None), "device?": (str, None), "special_ids?": [int], "vocab_bytes?": {str: str},
+    "track_sets?": {str: [int]},
 }  # fmt: skip
 """What views rely on in `Reading.meta`; other entries may be anything."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,7 +205,7 @@ def _header(raw: bytes) -> Mapping[str, Any]:
 
 
 def _vocab(pieces: Mapping[str, str]) -> dict[int, str]:
-    strange = next((i for i in pieces if not (i.isascii() and i.isdigit() and len(i) < 12)), None)
+    strange = next((i for i in pieces if not re.fullmatch("-?[0-9]{1,11}", i)), None)
     if strange is not None:
         raise FormatError(f"the vocabulary has an id {strange[:40]!r}: expected a whole number")
     return {int(i): piece for i, piece in pieces.items()}

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -23,6 +23,7 @@ from logitlens.errors import LensMismatch, PromptError, UnsupportedModel
 from logitlens.lenses import Lens, resolve
 from logitlens.model.capture import Progress, Residuals
 from logitlens.model.tokens import whole
+from logitlens.model.track import Track, Tracked, tracked_of
 from logitlens.reading import Reading
 from logitlens.readout.engine import Engine, choose
 from logitlens.readout.read import Table, statistics
@@ -33,21 +34,18 @@ if TYPE_CHECKING:
     from logitlens.model.lens_model import LensModel
 
 
-Track = Iterable[int | str] | int | str | None
-
-
 @dataclass(frozen=True)
 class Request:
     """What a reading shows in every cell, validated before the model runs.
 
-    top         K            track_ids   (M,)
+    top         K            track       tokens and sets of them
     candidates  C            lens        the map
     positions   which of the prompt's, in order
     """
 
     top: int
     candidates: int
-    track_ids: list[int]
+    track: Tracked
     lens: Lens
     positions: list[int]
 
@@ -74,42 +72,14 @@ def request_of(
         raise PromptError(
             f"candidates={candidates!r}: expected 0 to {model.vocab_size}, the size of the vocabulary"
         )
-    track_ids = [model.tokens.single(token, model.vocab_size) for token in several(track)]
+    tracked = tracked_of(track, model.tokens, model.vocab_size)
     found = resolve(lens, model)
     if stream != "resid" and found.name != "logit":
         raise LensMismatch(
             f"the {found.name} lens is fitted to the residual stream after each block; read "
             f"stream={stream!r} with lens='logit'"
         )
-    return Request(k, c, track_ids, found, select_positions(positions, length))
-
-
-def tracks_of(track: Any, prompts: int) -> list[Any]:
-    """What to track in each of several prompts: one list for each, or the same for all."""
-    tokens = several(track)
-    lists = [isinstance(item, (list, tuple)) for item in tokens]
-    if not any(lists):
-        return [tokens] * prompts
-    if not all(lists) or len(tokens) != prompts:
-        raise PromptError(
-            f"track={track!r}: expected tokens to follow in every prompt, or one list of tokens for "
-            f"each of the {prompts} prompts"
-        )
-    return tokens
-
-
-def several(track: Any) -> list[Any]:
-    """Tokens to track as a list: a text alone is one token, not its letters. Raises PromptError."""
-    if track is None:
-        return []
-    if isinstance(track, str) or whole(track) is not None:
-        return [track]
-    try:
-        if isinstance(track, (bytes, Mapping)):
-            raise TypeError
-        return list(track)
-    except TypeError:
-        raise PromptError(f"track={track!r}: expected tokens, each by its text or its id") from None
+    return Request(k, c, tracked, found, select_positions(positions, length))
 
 
 class ReadingBuilder:
@@ -162,14 +132,14 @@ class ReadingBuilder:
             final[place[p]] = self.final[p] = torch.empty(
                 model.vocab_size, dtype=torch.float32, device=h_LTD[-1].device
             )
-        tracked_TM = where.new_tensor(request.track_ids).expand(len(where), -1)
+        tracked_TF = where.new_tensor(request.track.flat).expand(len(where), -1)
         statistics(
             h_LTD,
             [depths[i] for i in kept],
             model.tail,
             request.lens,
             k=request.top,
-            targets_TM=torch.cat([self.next_T[where, None], tracked_TM], dim=1),
+            targets_TM=torch.cat([self.next_T[where, None], tracked_TF], dim=1),
             candidates=request.candidates,
             engine=self.engine,
             into=self.table,
@@ -200,7 +170,7 @@ class ReadingBuilder:
         occurring = {
             *shown,
             *next_T.tolist(),
-            *request.track_ids,
+            *request.track.flat,
             *arrays.get("candidate_ids", np.empty(0)).ravel().tolist(),
             # A depth at a time: of all at once, a table several times as large would be made.
             *(i for ids in arrays["top_ids"] for i in torch.from_numpy(ids).unique().tolist()),
@@ -211,6 +181,10 @@ class ReadingBuilder:
         meta["vocab_bytes"] = {str(i): b for i, b in tokens.fragments(occurring).items()}
         meta["special_ids"] = sorted(i for i in occurring if tokens.is_special(i))
         meta["nonfinite_cells"] = int((~finite).sum())
+        if request.track.names:
+            members = dict(zip(request.track.ids, request.track.members))
+            meta["track_sets"] = {str(i): members[i] for i in request.track.names}
+        track_logprobs, track_ranks = request.track.joined(targets[:, :, 1:], ranks[:, :, 1:])
         all_pieces = tokens.pieces(self.ids_T.tolist())
         return Reading(
             ids=np.array(shown),
@@ -220,10 +194,10 @@ class ReadingBuilder:
             next_ids=next_T.numpy(),
             next_logprobs=targets[:, :, 0],
             next_ranks=ranks[:, :, 0],
-            track_ids=np.array(request.track_ids, np.int32),
-            track_logprobs=targets[:, :, 1:],
-            track_ranks=ranks[:, :, 1:],
-            vocab={i: tokens.piece(i) for i in sorted(occurring)},
+            track_ids=np.array(request.track.ids, np.int32),
+            track_logprobs=track_logprobs,
+            track_ranks=track_ranks,
+            vocab=request.track.names | {i: tokens.piece(i) for i in sorted(occurring)},
             meta=meta,
         )
 
@@ -257,28 +231,33 @@ class ReadingBuilder:
         return check
 
     def _meta(self, part: Residuals, check: Check, seconds: float) -> dict[str, Any]:
-        model = self.model
-        parameter = next(model.hf.parameters())
         return {
             "positions": self.request.positions,
-            "model": _display_name(model.name),
-            "class": type(model.hf).__name__,
-            "revision": model.revision,
-            "n_blocks": model.n_blocks,
-            "width": model.width,
-            "vocab_size": model.vocab_size,
-            "lens": self.request.lens.describe(),
+            **provenance(self.model, self.request.lens, check),
             "stream": part.stream,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": str(parameter.device),
-            "attn_implementation": getattr(model.hf.config, "_attn_implementation", None),
             "kernel": self.engine.name if self.engine else "",
-            "tail": model.tail.kind,
-            "check": check.to_meta(),
-            "versions": dict(_versions()),
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "readout_seconds": round(seconds, 4),
         }
+
+
+def provenance(model: LensModel, lens: Lens, check: Check) -> dict[str, Any]:
+    """What made the numbers, and how they compare with the model's own: for `meta`."""
+    return {
+        "model": _display_name(model.name),
+        "class": type(model.hf).__name__,
+        "revision": model.revision,
+        "n_blocks": model.n_blocks,
+        "width": model.width,
+        "vocab_size": model.vocab_size,
+        "lens": lens.describe(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(next(model.hf.parameters()).device),
+        "attn_implementation": getattr(model.hf.config, "_attn_implementation", None),
+        "tail": model.tail.kind,
+        "check": check.to_meta(),
+        "versions": dict(_versions()),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def depths_of(layers: Sequence[str]) -> list[int]:

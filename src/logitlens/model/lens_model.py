@@ -21,11 +21,15 @@ from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.lenses import Lens, resolve
 from logitlens.model import batches, chunks
 from logitlens.model import capture as capturing
-from logitlens.model.assemble import ReadingBuilder, Request, Track, request_of, tracks_of
+from logitlens.model import score as scoring
+from logitlens.model.assemble import ReadingBuilder, Request, request_of
 from logitlens.model.capture import Progress, Residuals
 from logitlens.model.prompt import Prompt, ids_of
+from logitlens.model.score import Answer
 from logitlens.model.tokens import Vocabulary
+from logitlens.model.track import Track, tracks_of
 from logitlens.reading import Reading
+from logitlens.scores import Scores
 from logitlens.select import Selection, layer_label, renamed, select_layers
 
 
@@ -162,7 +166,9 @@ class LensModel:
         prompt      text or token ids (list, array, tensor, what a tokenizer returned)
         top         K, how many of the likeliest tokens to keep in each cell
         candidates  C, how many of the final row's top tokens to follow exactly through every layer
-        track       tokens (exact text or ids) whose log-probability and rank are kept in every cell
+        track       tokens (exact text or ids) whose log-probability and rank are kept in every cell;
+                    sets of tokens by name, {"France": [" Paris", " Lyon"]}: the log of their summed
+                    probability, and the best rank among them
         lens        "logit", "tuned[:PATH]", "jacobian[:PATH]", or a lens object
         layers      which layers, by number (5: the output of block 5; -1: the last), slice ("0:12:2")
                     or name ("embed"); the last row, which is the model's own, is always kept
@@ -261,6 +267,37 @@ class LensModel:
                 for i, residuals in zip(batch, captured):
                     readings[i] = self._reading(given[i], *cut[i], requests[i], [(0, residuals)])
         return [readings[i] for i in range(len(given))]
+
+    def score(
+        self,
+        prompt: Prompt,
+        answers: str | Sequence[Answer],
+        *,
+        lens: str | Lens = "logit",
+        layers: Selection = None,
+        truncate: bool = False,
+        token_budget: int = 4096,
+    ) -> Scores:
+        """How likely whole answers are after a prompt, at every layer → `Scores`.
+
+            scores = model.score("The Eiffel Tower is in the city of", [" Paris", " New York"])
+            print(scores)
+
+        answers   texts or lists of token ids, of one or several tokens each. A token's probability is
+                  that given the prompt and the answer's tokens before it (teacher forcing)
+
+        Other arguments are those of `read`. Raises PromptError for an empty answer and for one that
+        does not fit into the context with its prompt, and what `read` raises.
+        """
+        self._look_again()
+        ids, _ = self._ids(prompt, truncate)
+        several = [answers] if isinstance(answers, str) else list(answers)
+        if not several:
+            raise PromptError("there are no answers to score: give some, like [' Paris']")
+        return scoring.score(
+            self, prompt, ids, several, lens=resolve(lens, self), depths=self._depths(layers),
+            token_budget=token_budget,
+        )  # fmt: skip
 
     @renamed(depths="layers")
     def capture(

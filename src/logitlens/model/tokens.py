@@ -132,11 +132,11 @@ class Vocabulary:
             )
         if not token:
             raise PromptError("the token to track is empty: give its text, or its id")
-        if (exact := self._exact(token)) is not None:
+        if (exact := self.exact(token)) is not None:
             return exact
         ids = self._ids_of(token, add_special_tokens=False)
         near = (f" {token}", token.lstrip(), self.piece(ids[0]) if len(ids) == 1 else "")
-        meant = next((text for text in near if text and self._exact(text) is not None), None)
+        meant = next((text for text in near if text and self.exact(text) is not None), None)
         if meant is not None and meant == getattr(self.tokenizer, "unk_token", None):
             raise PromptError(
                 f"{token!r} is not in the vocabulary: the tokenizer reads it as {meant!r}. Track a "
@@ -147,7 +147,11 @@ class Vocabulary:
         hint = f"Did you mean {meant!r} (one token)?" if meant else "Track one of its parts"
         raise PromptError(f"{token!r} {what}. {hint}")
 
-    def _exact(self, text: str) -> int | None:
+    def plain(self, text: str) -> list[int]:
+        """Text → ids without special tokens. Raises PromptError."""
+        return self._ids_of(text, add_special_tokens=False)
+
+    def exact(self, text: str) -> int | None:
         """The token whose own text this is, or None."""
         assert self.tokenizer is not None
         ids = self._ids_of(text, add_special_tokens=False)

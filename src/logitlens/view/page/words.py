@@ -83,6 +83,15 @@ def about(reading: Reading) -> dict[str, Any]:
     }
 
 
+def _track(reading: Reading) -> list[Any]:
+    """Tracked ids, and sets of ids by name, as `model.read` takes them."""
+    sets = reading.meta.get("track_sets") or {}
+    return [
+        {reading.piece(i): sets[str(i)]} if str(i) in sets else i
+        for i in reading.track_ids.tolist()
+    ]
+
+
 def code(reading: Reading) -> str:
     """Python that makes the reading again: the same model, prompt, layers and positions."""
     meta = reading.meta
@@ -93,7 +102,7 @@ def code(reading: Reading) -> str:
         "top": reading.shape[2],
         **({"candidates": C} if (C := reading.candidate_ids.shape[1]) != CANDIDATES else {}),
         "lens": f"{reading.lens_name}:{file}" if file and not bundled else reading.lens_name,
-        **({"track": reading.track_ids.tolist()} if len(reading.track_ids) else {}),
+        **({"track": _track(reading)} if len(reading.track_ids) else {}),
         **_part(reading),
     }
     load = {k: meta[k] for k in ("revision", "dtype") if meta.get(k)}

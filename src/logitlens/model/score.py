@@ -1,0 +1,267 @@
+"""Whole answers of several tokens, scored at every layer: each token given those before it.
+
+The answers to a prompt are read from as few passes as there are: an answer of one token needs the
+prompt alone, one of several the prompt and all but its last token, and answers that begin alike share
+what they share. Prompts of similar length run as one batch; only the rows asked for are read out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from logitlens.anatomy.check import Check, compare
+from logitlens.anatomy.forward import as_found
+from logitlens.errors import PromptError, UnsupportedModel
+from logitlens.lenses import Lens
+from logitlens.model import batches
+from logitlens.model.assemble import depths_of, provenance, readable
+from logitlens.model.capture import Residuals, capture
+from logitlens.model.tokens import whole
+from logitlens.readout.read import statistics
+from logitlens.readout.stats import FinalRows
+from logitlens.scores import Scores
+
+if TYPE_CHECKING:
+    from logitlens.model.lens_model import LensModel
+
+Answer = str | Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Where to look in one sequence of token ids, and for what.
+
+    positions   (P,) where, in order            targets   for each of them, the ids looked for
+    """
+
+    ids: list[int]
+    positions: list[int]
+    targets: list[list[int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What was read at the positions asked for, of one sequence by one lens.
+
+    layers            L labels
+    top_ids           (L, P) int32               entropy, kl      (L, P) float32
+    target_logprobs   (L, P, M) float32          target_ranks     (L, P, M) int32
+    finite            (L, P) bool                check            of the batch it was read in
+    """
+
+    layers: list[str]
+    arrays: dict[str, np.ndarray]
+    check: Check | None
+
+    def target(self, p: int, m: int) -> np.ndarray:
+        """(L,) the log-probability of a target."""
+        return self.arrays["target_logprobs"][:, p, m]
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A prompt and its answers as sequences to be read.
+
+    asked    the sequences           where   for each answer, for each token: sequence, position and
+                                             target in them
+    """
+
+    asked: list[Asked]
+    where: list[list[tuple[int, int, int]]]
+
+
+def question(
+    ids: list[int], answers: Sequence[Sequence[int]], extra: Sequence[int] = ()
+) -> Question:
+    """A prompt (T,) and answers, each (n,) ids; `extra` ids are looked for after the prompt as well."""
+    wanted: dict[tuple[int, ...], dict[int, int]] = {(): {}}  # what went before → id → target
+    for token in extra:
+        wanted[()].setdefault(token, len(wanted[()]))
+    for answer in answers:
+        for n, token in enumerate(answer):
+            here = wanted.setdefault(tuple(answer[:n]), {})
+            here.setdefault(token, len(here))
+    whole_ones = [
+        a for a in wanted if not any(len(b) > len(a) and b[: len(a)] == a for b in wanted)
+    ]
+    asked: list[Asked] = []
+    place: dict[tuple[int, ...], tuple[int, int]] = {}
+    for s, prefix in enumerate(whole_ones):
+        mine = [prefix[:n] for n in range(len(prefix) + 1)]
+        mine = [part for part in mine if part in wanted and part not in place]
+        place |= {part: (s, p) for p, part in enumerate(mine)}
+        positions = [len(ids) - 1 + len(part) for part in mine]
+        asked.append(Asked([*ids, *prefix], positions, [list(wanted[part]) for part in mine]))
+    where = [
+        [(*place[tuple(a[:n])], wanted[tuple(a[:n])][token]) for n, token in enumerate(a)]
+        for a in answers
+    ]
+    return Question(asked, where)
+
+
+def answer_ids(model: LensModel, prompt: Any, ids: list[int], answer: Answer) -> list[int]:
+    """The tokens of an answer as they follow the prompt. Raises PromptError.
+
+    Text is tokenised together with the prompt, and by itself where the two would be joined otherwise
+    than the prompt was read.
+    """
+    tokens = model.tokens
+    if not isinstance(answer, str):
+        found = [whole(token) for token in answer]
+        if not found or any(t is None or not 0 <= t < model.vocab_size for t in found):
+            raise PromptError(
+                f"the answer {list(answer)!r} is no list of token ids from 0 to {model.vocab_size - 1}"
+            )
+        return [t for t in found if t is not None]
+    if not answer:
+        raise PromptError("an answer is empty: give its text")
+    if isinstance(prompt, str):
+        both = tokens.encode(prompt + answer)
+        if both[: len(ids)] == ids and len(both) > len(ids):
+            return both[len(ids) :]
+    exact = tokens.exact(answer)
+    return tokens.plain(answer) if exact is None else [exact]
+
+
+def read_rows(
+    model: LensModel,
+    asked: Sequence[Asked],
+    lenses: Sequence[Lens],
+    *,
+    depths: list[int] | None = None,
+    token_budget: int = 4096,
+) -> Iterator[tuple[int, list[Rows]]]:
+    """Yields (index of a sequence, its rows by every lens), in the order in which they are read.
+
+    Raises UnsupportedModel where a last row is not the model's own output. Rows whose logits are not
+    finite are given as they are, and not compared.
+    """
+    lengths = [len(each.ids) for each in asked]
+    alone_beyond = batches.rescales_beyond(model.hf.config)
+    if len(set(lengths)) > 1 and not model._pads_change_nothing:
+        alone_beyond = 0  # only sequences of one length share a batch
+    for batch in batches.batches(lengths, token_budget, alone_beyond=alone_beyond):
+        mine = [asked[i] for i in batch]
+        with as_found(model.hf), torch.no_grad():
+            captured = capture(
+                model, [a.ids for a in mine], depths=depths, check=[a.positions[-1] for a in mine]
+            )
+            by_lens = [_read(model, mine, captured, lens) for lens in lenses]
+        for i, *rows in zip(batch, *by_lens):
+            yield i, rows
+
+
+def _read(
+    model: LensModel, asked: list[Asked], captured: list[Residuals], lens: Lens
+) -> list[Rows]:
+    """One batch by one lens."""
+    depths = depths_of(captured[0].layers)
+    kept = readable(lens, depths)
+    h_LND = [
+        torch.cat([part.h[i][each.positions] for part, each in zip(captured, asked)]) for i in kept
+    ]
+    targets = [ids for each in asked for ids in each.targets]
+    M = max(1, *(len(ids) for ids in targets)) if targets else 1
+    targets_NM = torch.tensor(
+        [[*ids, *[-1] * (M - len(ids))] for ids in targets], dtype=torch.long, device="cpu"
+    )
+    last_S = np.cumsum([len(each.positions) for each in asked]) - 1
+    final: FinalRows = {
+        int(n): torch.empty(model.vocab_size, dtype=torch.float32, device=h_LND[-1].device)
+        for n in last_S
+    }
+    arrays = statistics(
+        h_LND, [depths[i] for i in kept], model.tail, lens, k=1, targets_TM=targets_NM, final=final
+    )
+    arrays["top_ids"] = arrays["top_ids"][..., 0]
+    check = _checked(model, captured, h_LND[-1], final, last_S, arrays)
+    labels = [captured[0].layers[i] for i in kept]
+    stops = (last_S + 1).tolist()
+    starts = [0, *stops[:-1]]
+    return [
+        Rows(labels, {name: array[:, a:b] for name, array in arrays.items()}, check)
+        for a, b in zip(starts, stops)
+    ]
+
+
+def _checked(
+    model: LensModel,
+    captured: list[Residuals],
+    h_ND: torch.Tensor,
+    final: FinalRows,
+    last_S: np.ndarray,
+    arrays: dict[str, np.ndarray],
+) -> Check | None:
+    """Compare the last position of every sequence with the model's own logits; refuse a difference.
+
+    None: no row of the batch was finite.
+    """
+    good = [s for s, n in enumerate(last_S) if arrays["finite"][-1, n]]
+    if not good:
+        return None
+    own_PV = torch.cat([captured[s].final_logits for s in good])
+    rows = [int(last_S[s]) for s in good]
+    check = compare(own_PV, torch.stack([final[n] for n in rows]), model.tail, h_ND[rows])
+    top_P = torch.from_numpy(arrays["top_ids"][-1, rows].astype(np.int64))
+    own_P = own_PV.double().cpu().log_softmax(-1).gather(1, top_P[:, None])[:, 0]
+    shown_P = torch.from_numpy(arrays["top_logprobs"][-1, rows, 0]).double()
+    check = check.widened(float((shown_P - own_P).abs().max()))
+    if not check.ok:
+        raise UnsupportedModel(
+            f"{model.name}: the last row is not the model's own output: {check.line()}"
+        )
+    return check
+
+
+def token_values(
+    rows: Sequence[Rows], where: Sequence[tuple[int, int, int]], name: str
+) -> np.ndarray:
+    """(L, n) `target_logprobs` or `target_ranks` of an answer's n tokens."""
+    return np.stack([rows[s].arrays[name][:, p, m] for s, p, m in where], axis=-1)
+
+
+def score(
+    model: LensModel,
+    prompt: Any,
+    ids: list[int],
+    answers: Sequence[Answer],
+    *,
+    lens: Lens,
+    depths: list[int] | None,
+    token_budget: int,
+) -> Scores:
+    """The scores of answers to one prompt; see `LensModel.score`."""
+    found = [answer_ids(model, prompt, ids, answer) for answer in answers]
+    longest = len(ids) + max(len(a) for a in found) - 1
+    if model.context is not None and longest > model.context:
+        raise PromptError(
+            f"prompt and answer have {longest + 1} tokens and the model's context holds "
+            f"{model.context}: shorten them"
+        )
+    asking = question(ids, found)
+    read = dict(read_rows(model, asking.asked, [lens], depths=depths, token_budget=token_budget))
+    rows = [read[s][0] for s in range(len(asking.asked))]
+    if not all(r.arrays["finite"][-1].all() for r in rows):
+        raise UnsupportedModel(
+            f"{model.name}: the model's own logits are not finite (nan or inf); check the weights, or "
+            "load with dtype='float32'"
+        )
+    worst = max((r.check for r in rows if r.check), key=lambda check: check.worst)
+    pieces = model.tokens.pieces
+    return Scores(
+        answers=[a if isinstance(a, str) else "".join(pieces(i)) for a, i in zip(answers, found)],
+        pieces=[pieces(i) for i in found],
+        layers=rows[0].layers,
+        token_logprobs=[token_values(rows, w, "target_logprobs") for w in asking.where],
+        token_ranks=[token_values(rows, w, "target_ranks") for w in asking.where],
+        meta={
+            **provenance(model, lens, worst),
+            "prompt": prompt if isinstance(prompt, str) else None,
+            "prompt_tokens": len(ids),
+        },
+    )

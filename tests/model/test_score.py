@@ -1,0 +1,106 @@
+"""`model.score`: whole answers, each token given those before it, at every layer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import logitlens
+from logitlens import PromptError, UnsupportedModel
+from logitlens.model.score import question
+from tests.models import tiny_gpt2, tiny_llama, tiny_tokenizer
+
+PROMPT = "The Eiffel Tower is in the city of"
+ANSWERS = [" Paris", " the tower", " the city of Paris", [5, 6], [5], [5, 7, 8]]
+
+
+@pytest.fixture(scope="module", params=[tiny_gpt2, tiny_llama], ids=["gpt2", "llama"])
+def model(request):
+    return logitlens.load(request.param(), tokenizer=tiny_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def scores(model):
+    return model.score(PROMPT, ANSWERS)
+
+
+def test_every_token_of_an_answer_is_the_following_token_of_a_reading(model, scores):
+    ids = model.read(PROMPT, top=1).ids.tolist()
+    for a, answer in enumerate(ANSWERS):
+        tokens = (
+            answer if isinstance(answer, list) else model.tokens.encode(PROMPT + answer)[len(ids) :]
+        )
+        whole = model.read([*ids, *tokens], top=1)
+        n = len(tokens)
+        here = slice(len(ids) - 1, len(ids) - 1 + n)
+        np.testing.assert_allclose(
+            scores.token_logprobs[a], whole.next_logprobs[:, here], atol=1e-4, rtol=1e-5
+        )
+        assert (scores.token_ranks[a] == whole.next_ranks[:, here]).mean() > 0.95  # ties round
+        assert len(scores.pieces[a]) == n
+
+
+def test_the_last_row_is_what_the_model_itself_gives_to_the_answer(model, scores):
+    ids = model.tokens.encode(PROMPT)
+    tokens = [5, 7, 8]
+    with torch.no_grad():
+        logits = model.hf(torch.tensor([[*ids, *tokens]])).logits[0].double().log_softmax(-1)
+    truth = sum(float(logits[len(ids) - 1 + n, token]) for n, token in enumerate(tokens))
+    assert scores.logprobs[-1, 5] == pytest.approx(truth, abs=1e-3)
+
+
+def test_all_answers_of_two_tokens_have_probability_one_together(model):
+    """Of a model of V tokens, the V answers that begin alike add up to their beginning."""
+    V = model.vocab_size
+    scores = model.score([1, 2, 3], [[4], *([4, v] for v in range(V))])
+    beginning, rest = scores.logprobs[:, 0], np.exp(scores.logprobs[:, 1:]).sum(-1)
+    np.testing.assert_allclose(rest, np.exp(beginning), rtol=1e-4)
+
+
+def test_answers_that_begin_alike_share_their_sequences():
+    found = question([1, 2], [[5], [5, 6], [5, 6, 7], [8, 9], [9]])
+    assert [each.ids for each in found.asked] == [[1, 2, 5, 6], [1, 2, 8]]
+    assert found.asked[0].positions == [1, 2, 3]
+    assert found.asked[0].targets == [[5, 8, 9], [6], [7]]
+    assert found.asked[1].positions == [2]
+    assert found.where[2] == [(0, 0, 0), (0, 1, 0), (0, 2, 0)]
+    assert found.where[3] == [(0, 0, 1), (1, 0, 0)]
+
+
+def test_batches_of_any_size_give_the_same_scores(model, scores):
+    alone = model.score(PROMPT, ANSWERS, token_budget=1)
+    np.testing.assert_allclose(alone.logprobs, scores.logprobs, atol=1e-4, rtol=1e-5)
+
+
+def test_layers_are_chosen_as_in_read_and_the_check_is_carried(model, scores):
+    some = model.score(PROMPT, " Paris", layers=[0])
+    assert some.layers == ["0", str(model.n_blocks - 1)]
+    assert some.meta["check"]["ok"]
+    assert " Paris" in str(scores)
+    assert len(scores.best()) == len(scores.layers)
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([], "no answers"),
+        ([""], "empty"),
+        ([[]], "token ids"),
+        ([[10**6]], "token ids"),
+        ([[1] * 64], "context"),
+    ],
+    ids=["none", "empty", "no ids", "outside", "long"],
+)
+def test_answers_that_cannot_be_scored_are_refused_in_one_line(model, answers, said):
+    with pytest.raises(PromptError, match=said) as refused:
+        model.score(PROMPT, answers)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_model_that_gives_nan_is_refused():
+    broken = logitlens.load(tiny_gpt2(), tokenizer=tiny_tokenizer())
+    with torch.no_grad():
+        broken.hf.transformer.wte.weight[9].fill_(float("nan"))
+    with pytest.raises(UnsupportedModel):
+        broken.score([1, 9, 3], [[4]])
