@@ -49,9 +49,12 @@ def _main(folder: Path, arguments: list[str]) -> None:
         _wait_for(folder / "load")
         model = load(*args, **options)
         holds: list[Path] = []
-        model.anatomy.blocks[2].register_forward_hook(
-            lambda *_: [_wait_for(p) for p in holds] and None
-        )
+
+        def hold(*_):
+            for path in holds:
+                _wait_for(path)
+
+        model.anatomy.blocks[2].register_forward_hook(hold)
         model.read([5, 6, 7])  # a model with a new hook is looked at again: before it is held
         holds.append(folder / "run")
         return model

@@ -48,9 +48,14 @@ class Stop:
 
     def __init__(self, model, block, act=None):
         self.reached, self.go, self.act = threading.Event(), threading.Event(), act
+        self.armed = False
         self.handle = model.anatomy.blocks[block].register_forward_hook(self.hook)
+        model.read([5, 6, 7])  # a model with a new hook is looked at again: before it is held
+        self.armed = True
 
     def hook(self, *_):
+        if not self.armed:
+            return
         self.reached.set()
         if self.act:
             raise self.act
