@@ -213,9 +213,11 @@ class Hub:
 
     def receiving(self) -> bool:
         """Whether bytes arrive, here or in another process that downloads the same file."""
-        now, blobs = time.time(), self.blobs.glob("*.incomplete") if self.blobs else ()
-        sizes = [file.stat() for file in blobs]
-        return self.began or any(s.st_size and now - s.st_mtime < 60 for s in sizes)
+        try:
+            partial = [f.stat() for f in self.blobs.glob("*.incomplete")] if self.blobs else []
+        except (OSError, AttributeError):  # it has just arrived
+            return True
+        return self.began or any(p.st_size and time.time() - p.st_mtime < 60 for p in partial)
 
 
 def _within(seconds: float, work: Callable[[Hub], T]) -> T:

@@ -32,8 +32,11 @@ def lens_text(reading: Reading) -> str:
         return f"{name} lens: fitted"
     source = str(lens.get("source") or lens.get("file") or "")
     tag = f"#{str(lens['hash'])[:8]}" if lens.get("hash") else ""
+    tried = lens.get("interpretation")
+    doubt = isinstance(tried, Mapping) and tried.get("as_read") is False
+    warning = "NOT the map that it is read as" if doubt else ""
     return f"{name} lens: fitted" + "".join(
-        f", {safe.visible(part)}" for part in (source, tag) if part
+        f", {safe.visible(part)}" for part in (source, tag, warning) if part
     )
 
 
