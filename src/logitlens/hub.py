@@ -1,8 +1,8 @@
 """The Hugging Face hub: the cache first, then one short probe, then what was asked for.
 
 With a dead name server one look-up takes half a minute before it fails, and the client library goes
-on trying for minutes where connections are reset. So whatever asks the network here runs in a
-thread that is given up after a short silence. Honours HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT,
+on retrying for minutes where connections are reset. So every request here runs in a thread that is
+given up after a short silence. Honours HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT,
 HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE and the proxy variables.
 """
 
@@ -137,8 +137,8 @@ def probe() -> None:
 def ask(work: Callable[[Hub], T]) -> T:
     """`work` with a hub that answers.
 
-    Raises Away as `probe` does, or where the hub falls silent for SILENCE seconds or answers
-    something else than a hub would; ModelNotAvailable where it refuses.
+    Raises Away as `probe` does, where the hub falls silent for SILENCE seconds, or where what
+    answers is not a hub; ModelNotAvailable where it refuses.
     """
     probe()
     return _within(SILENCE, work)
@@ -153,7 +153,7 @@ class Hub:
         self.began = self.given_up = False
 
     def answers(self) -> None:
-        """One request, which any answer satisfies; it takes the name server and proxies along."""
+        """One request; any answer will do. It goes through the name server and proxies as all others do."""
         from huggingface_hub import constants
         from huggingface_hub.utils import get_session
 
@@ -246,13 +246,13 @@ def _within(seconds: float, work: Callable[[Hub], T]) -> T:
     except ModelNotAvailable:
         raise
     except Exception as error:
-        raise Away(f"{endpoint()} could not be read ({told(error)})") from error
+        raise Away(f"{endpoint()} could not be read ({short(error)})") from error
     finally:
         hub.given_up = True
 
 
 def _not_ours(record: logging.LogRecord) -> bool:
-    """Whether a line of the client library is to be seen: not "Retrying …" from our threads."""
+    """Whether a line of the client library may be shown: not "Retrying …" from our threads."""
     return record.threadName != THREAD
 
 
@@ -288,7 +288,8 @@ def _shown(text: str) -> str:
     return re.sub(r"(\w+://)?[^\s'\"]*@", r"\1", text)
 
 
-def told(error: Exception) -> str:
+def short(error: Exception) -> str:
+    """An error's name and the start of its text, on one line."""
     return f"{type(error).__name__}: " + _shown(" ".join(str(error).split()))[:160]
 
 

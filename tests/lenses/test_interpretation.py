@@ -1,4 +1,4 @@
-"""What a lens file means, told from its numbers: every look-alike of really fitted lenses is found out."""
+"""What a lens file means: every look-alike of really fitted lenses is found out from its numbers."""
 
 from __future__ import annotations
 

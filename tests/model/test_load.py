@@ -85,7 +85,7 @@ def test_something_else_entirely():
     assert "got int" in refusal(17)
 
 
-# -- directories that are no model ----------------------------------------------------------------
+# -- directories that are not a model -------------------------------------------------------------
 
 
 def test_an_empty_directory(tmp_path):

@@ -1,4 +1,4 @@
-"""Lenses: maps from a residual at a depth into the final basis."""
+"""Lenses: maps from the residual of a layer into the final basis."""
 
 from logitlens.lenses.base import Lens, LogitLens
 from logitlens.lenses.find import open_lens, resolve

@@ -11,10 +11,12 @@ from logitlens.anatomy.readable import Readable
 
 @runtime_checkable
 class Lens(Protocol):
-    """A map from a residual at a depth into the final basis.
+    """A map from the residual of a layer into the final basis.
 
     `name` is "logit", "tuned" or "jacobian". What `apply` returns is read through the model's own
-    final norm and unembedding. The last depth N is never mapped: there the model speaks itself.
+    final norm and unembedding. A depth counts states of the stream: 0 is what the first block
+    receives, d the output of block d − 1. The last one, N, is never mapped: its row is the model's
+    own output.
     """
 
     name: str
@@ -24,7 +26,7 @@ class Lens(Protocol):
         ...
 
     def apply(self, h_ND: Tensor, depth: int) -> Tensor:
-        """Residual rows (N, D) at `depth` → rows (N, D) in the final basis."""
+        """Residual rows (N, D) of state `depth` → rows (N, D) in the final basis."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -37,7 +39,7 @@ class Lens(Protocol):
 
 
 class LogitLens:
-    """The raw residual, unadjusted (nostalgebraist 2020, "interpreting GPT: the logit lens")."""
+    """The raw residual, without a fitted map (nostalgebraist 2020, "interpreting GPT: the logit lens")."""
 
     name = "logit"
 

@@ -1,7 +1,7 @@
-"""From what a user says (`"tuned"`, `"tuned:PATH"`, a lens object) to a lens that fits the model.
+"""From what a user names (`"tuned"`, `"tuned:PATH"`, a lens object) to a lens that fits the model.
 
-A bare name is looked for beside the model, in the local lens folder, in the bundle and on the hub,
-in this order; the first that fits the model is taken.
+A bare name is looked up beside the model, in the local lens folder, among the bundled lenses and on
+the hub, in this order; the first that fits the model is taken.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def find(kind: str, model: Readable) -> FittedLens:
 
 
 def candidates(kind: str, model: Readable) -> Iterator[Path]:
-    """Local places where a lens of `kind` for `model` may lie, likeliest first."""
+    """Local files and folders that may hold a lens of `kind` for `model`, likeliest first."""
     beside = Path(os.path.expanduser(model.name))
     if beside.is_dir():
         yield from (f for d in (beside, beside / "lenses") for f in _files_of_kind(d, kind))
@@ -167,7 +167,7 @@ def candidates(kind: str, model: Readable) -> Iterator[Path]:
 
 
 def _may_fit(file: Path, model: Readable) -> bool:
-    """Whether the header alone lets this lens be the model's: others' files are not complained of."""
+    """Whether the header alone allows this lens for the model: others' files are skipped in silence."""
     try:
         header = store.read_header(file)
         header.check_model(model)

@@ -1,7 +1,7 @@
 """Which unembedding a lens was made for: a fingerprint that survives a change of dtype.
 
-The head is fed a few fixed rows, and its logits are added up, with fixed signs, in a few groups of
-tokens, so every row of the unembedding has its share. The same weights in float32, bfloat16 or int8
+The head is fed a few fixed rows, and its logits are summed, with fixed signs, over groups of tokens,
+so every row of the unembedding has its share. The same weights in float32, bfloat16 or int8
 answer alike; other weights answer differently. It needs no access to the weights, so quantised,
 offloaded and sharded heads have a fingerprint too.
 """
@@ -20,7 +20,7 @@ from logitlens.anatomy.readable import Readable
 from logitlens.readout.head import Head
 
 ROWS, GROUPS = 4, 64
-TILE = 2048  # tokens multiplied at once
+TILE = 2048  # tokens in one product
 ALL, SAMPLE = "all", "sample"
 FLOAT_TOLERANCE = 0.02  # relative: float32 against bfloat16 weights differ by about 0.004
 CALLED_TOLERANCE = 0.1  # heads that may only be called are often quantised: int8 differs by 0.02
@@ -41,14 +41,14 @@ class Fingerprint:
 
     @property
     def hash(self) -> str:
-        """A short name for people; equality is decided by `difference`, which forgives rounding."""
+        """A short name for people; equality is decided by `difference`, which tolerates rounding."""
         text = f"{self.vocab} {self.width} " + " ".join(f"{a:.3g}" for a in self.answers)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def difference(self, other: Fingerprint) -> float:
-        """How far the answers are apart, relative to their size; inf where the shapes differ.
+        """How far apart the answers are, relative to their size; inf where the shapes differ.
 
-        Of "all", in the group where it is most: one row of the unembedding may have changed.
+        Of "all", in the group where it is largest: one row of the unembedding may have changed.
         """
         shapes = [(f.vocab, f.width, len(f.answers), f.covers) for f in (self, other)]
         if shapes[0] != shapes[1]:

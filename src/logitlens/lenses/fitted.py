@@ -101,7 +101,7 @@ class FittedLens:
         self.header.check_model(model)
 
     def part(self, depth: int, part: str, like: Tensor) -> Tensor | None:
-        """A tensor of a depth on the device of `like`, in float32; None where there is none."""
+        """A tensor of a depth on the device of `like`, in float32; None where the map has no such part."""
         name = f"{depth}.{part}"
         if name not in self.tensors:
             return None
@@ -136,7 +136,7 @@ class FittedLens:
             "layers": [layer_label(depth) for depth in sorted(head.depths)],
             "corpus": head.corpus,
             "source": head.source,
-            # The name, not the place: a reading is passed on, and says nothing of this machine.
+            # The name, not the place: a reading is shared, and reveals nothing of this machine.
             "file": Path(self.path).name if self.path else None,
             **({"unembedding": head.unembedding.hash} if head.unembedding else {}),
             **({"interpretation": self.verdict.to_meta()} if self.verdict else {}),

@@ -1,4 +1,4 @@
-"""What a fitted lens knows of itself: for which model, from what text, and how well it did."""
+"""What the file of a fitted lens says: for which model, from what text, and how well it does."""
 
 from __future__ import annotations
 

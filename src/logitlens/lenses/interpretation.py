@@ -1,4 +1,4 @@
-"""Which map a lens file holds: its numbers tried in every way in which look-alikes mean them.
+"""Which map a lens file holds: its numbers, tried in every way in which look-alikes mean them.
 
 A file says neither where its maps apply nor whether they are residual, transposed, or lead to the
 last block's output. All of these give some reading, and only one is right:

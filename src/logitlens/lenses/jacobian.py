@@ -1,4 +1,4 @@
-"""The Jacobian lens: h carried to the end by the mean Jacobian, J h.
+"""The Jacobian lens: h carried to the last block's output by the mean Jacobian, J h.
 
 Anthropic 2026, "Verbalizable Representations Form a Global Workspace in Language Models" and
 anthropics/jacobian-lens. J is fitted on the raw stream and the model's own, unfolded norm follows.

@@ -99,6 +99,6 @@ def push(path: Path, repository: str, *, private: bool = False) -> str:
         raise LensNotAvailable(f"cannot push {path}: {away}") from None
     except Exception as error:
         raise LensNotAvailable(
-            f"the hub refused {repository} ({hub.told(error)}); sign in with `hf auth login`"
+            f"the hub refused {repository} ({hub.short(error)}); sign in with `hf auth login`"
         ) from None
     return str(info)

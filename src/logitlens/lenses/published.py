@@ -32,7 +32,7 @@ CONFIG = {
 
 
 class PublishedTunedLens(TunedLens):
-    """A tuned-lens directory; it names its model and, by a hash of their own, the unembedding."""
+    """A tuned-lens directory; it names its model and, by a hash of its own kind, the unembedding."""
 
     confirmed: bool | None = None  # whether the unembedding was found to be the lens's own
 
@@ -45,8 +45,8 @@ class PublishedTunedLens(TunedLens):
         self.confirmed = _tuned_lens_hash(weight_VE) == theirs
         if self.confirmed:
             return
-        # Their hash rounds to one digit, which int8 heads or another numpy may turn over; the
-        # package itself only warns. With the model's name wrong as well there is no doubt left.
+        # Their hash rounds to one digit, which int8 heads or another numpy may change; the package
+        # itself only warns. Where the model's name is wrong as well there is no doubt left.
         if _basename(self.header.model) != _basename(model.name):
             raise LensMismatch(
                 f"{self.header.described()} was fitted for another unembedding than {model.name} "
