@@ -98,11 +98,15 @@ def test_chunks_of_any_size(chunk):
 
 
 @pytest.mark.parametrize("name", STRAY)
-def test_a_window_that_only_the_configuration_has_is_none(name):
+def test_a_window_that_only_the_configuration_has_is_none(name, monkeypatch):
     """transformers' own cache would forget what the model attends to, from position 8 on."""
     with quiet():
         model = logitlens.load(build(name, sliding_window=8))
-    equal(model.read(LONG, chunk=20), model.read(LONG))
+    whole = model.read(LONG)
+    equal(model.read(LONG, chunk=20), whole)
+    equal(model.read(LONG, chunk=60), whole)
+    monkeypatch.setattr(chunks, "PROBE", 16)
+    equal(model.read(LONG, chunk=30), whole)
 
 
 @pytest.mark.parametrize("positions", ["-3:", "3,20", [0], "::7"])

@@ -170,7 +170,7 @@ def _difference(model: LensModel, length: int, chunk: int) -> str | None:
     ids = probe_ids(model.hf, model.tokenizer, length)[0].tolist()
     last = [len(model.anatomy.blocks)]
     (whole,) = capture(model, [ids], depths=last)
-    stops = [*ends(length - 1, chunk), length]
+    stops = sorted({1, *ends(length, chunk), length - 1, length})
     for _ in zip(range(2), capture_chunks(model, ids[::-1], stops)):
         pass  # what a model keeps elsewhere than in the cache will show
     chunks = [residuals for _, residuals in capture_chunks(model, ids, stops, depths=last)]
