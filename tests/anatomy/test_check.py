@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +21,11 @@ from logitlens.anatomy.tail import Tail
 from logitlens.errors import UnsupportedModel
 from logitlens.reading import check_sentence
 from logitlens.readout.head import Head
+from tests.anatomy import rounding
 from tests.anatomy.tails import at_scale, in_another_order, loaded, wrong
 from tests.architectures.build import build
 from tests.models import tiny_gpt2, tiny_llama
+from tests.processors import RESTRICTED
 
 IDS = [5, 60, 7, 82, 9, 10, 11, 33, 34]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -277,3 +284,25 @@ def test_a_difference_of_what_is_shown_counts_against_the_bound():
     assert not check.widened(float("nan")).ok
     assert not check.widened(float("nan")).widened(1e-6).ok
     assert Check(0.0, 0.0, 1, True, "float32").widened(0.0).ok
+
+
+# -- every class, scale, dtype, order and processor -----------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("processor", ["this one", *RESTRICTED])
+def test_of_many_classes_nothing_right_is_refused_and_nothing_wrong_passes(processor):
+    names = [] if processor == "this one" else rounding.FEW
+    command = [sys.executable, "-m", "tests.anatomy.rounding", *names]
+    environment = os.environ | RESTRICTED.get(processor, {}) | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert sum(c["tried"] for what, c in counts.items() if what.startswith("right")) > 1000
+    assert {what: c["odd"] for what, c in counts.items() if c["odd"]} == {}
+    for what, c in counts.items():
+        wrong = not what.startswith(("right", "loaded"))
+        assert c["passed"] == (0 if wrong else c["tried"]), what

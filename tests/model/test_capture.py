@@ -34,6 +34,11 @@ def state(hf):
     }
 
 
+def close(a, b) -> bool:
+    """Equal but for the order in which a library sums: two passes may differ in it."""
+    return torch.allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
 def test_depths_and_labels(model):
     (r,) = capture(model, PROMPTS[:1])
     assert r.layers == ["embed", "0", "1", "2", "3"]
@@ -49,7 +54,7 @@ def test_the_raw_stream_and_not_the_normed_one(model):
     with torch.no_grad():
         out = model.hf(input_ids=torch.tensor(PROMPTS[:1]), output_hidden_states=True)
     for ours, theirs in zip(r.h[:-1], out.hidden_states[:-1]):
-        assert torch.equal(ours, theirs[0])
+        assert close(ours, theirs[0])
     assert not torch.allclose(r.h[-1], out.hidden_states[-1][0], atol=1e-2)
 
 
@@ -57,7 +62,7 @@ def test_some_depths_only(model):
     (r,) = capture(model, PROMPTS[:1], depths=[4, 1])
     (whole,) = capture(model, PROMPTS[:1])
     assert r.layers == ["0", "3"]
-    assert torch.equal(r.h[0], whole.h[1])
+    assert close(r.h[0], whole.h[1])
 
 
 def test_logits_at_all_positions_or_the_last(model):
@@ -78,7 +83,7 @@ def test_a_batch_changes_nothing(model):
 
 def test_prompts_of_one_batch_may_repeat_and_be_of_one_token(model):
     same = capture(model, [[7], [7], [7, 8]])
-    assert torch.equal(same[0].h[-1], same[1].h[-1])
+    assert close(same[0].h[-1], same[1].h[-1])
     assert same[0].h[0].shape == (1, 32)
 
 
@@ -112,16 +117,15 @@ def test_training_mode_is_left_as_found():
     assert not hf.transformer.h[1].training
     assert hf.transformer.h[0].training
     hf.eval()
-    assert torch.equal(
-        torch.tensor(reading.top_ids), torch.tensor(logitlens.load(hf).read(PROMPTS[0]).top_ids)
-    )
+    alone = logitlens.load(hf).read(PROMPTS[0])
+    assert close(torch.tensor(reading.top_logprobs), torch.tensor(alone.top_logprobs))
 
 
 def test_under_inference_mode_and_with_gradients_on(model):
     (plain,) = capture(model, PROMPTS[:1])
     with torch.inference_mode():
         (r,) = capture(model, PROMPTS[:1])
-        assert torch.equal(r.h[2], plain.h[2])
+        assert close(r.h[2], plain.h[2])
     with torch.enable_grad():
         (r,) = capture(model, PROMPTS[:1])
         assert not r.h[2].requires_grad

@@ -175,7 +175,7 @@ def test_b_blocks_with_routers_and_multipliers_pass_the_stream_on(name):
     model = logitlens.load(hf)
     (residuals,) = capture(model, [IDS])
     for ours, theirs in zip(residuals.h[:-1], states(hf)[:-1]):
-        assert torch.equal(ours, theirs[0])
+        assert equal(ours, theirs[0])
 
 
 def test_b_a_cache_does_not_shorten_the_stream():
