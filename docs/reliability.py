@@ -118,7 +118,8 @@ def main(chosen: list[str]) -> None:
         print(f"{part.__name__}\n{found}\n", flush=True)
         text = PAGE.read_text(encoding="utf-8")
         pattern = rf"(<!-- {part.__name__} -->\n).*?(<!-- /{part.__name__} -->)"
-        new, count = re.subn(pattern, lambda m: f"{m[1]}{found}\n{m[2]}", text, flags=re.S)
+        kept = found.replace("\\", r"\\")
+        new, count = re.subn(pattern, rf"\g<1>{kept}\n\2", text, flags=re.S)
         assert count == 1, f"docs/reliability.md has no place for {part.__name__}"
         PAGE.write_text(new, encoding="utf-8")
 
