@@ -115,7 +115,10 @@ def _parsed(part: str, noun: str, text: str) -> int | slice | str:
     ends = part.split(":")
     if len(ends) > 3 or not all(_NUMBER.fullmatch(e.strip()) or not e.strip() for e in ends):
         raise PromptError(f"cannot read {noun}s from {text!r}: expected {_EXPECTED[noun]}")
-    return slice(*(int(e) if e.strip() else None for e in ends))
+    start, stop, step = (int(e) if e.strip() else None for e in (*ends, "")[:3])
+    if step == 0:
+        raise PromptError(f"cannot read {noun}s from {text!r}: the step of a slice cannot be 0")
+    return slice(start, stop, step)
 
 
 _EXPECTED = {

@@ -106,6 +106,12 @@ def test_the_models_own_errors_are_refusals():
     assert not interrupted(ValueError())
 
 
+def test_a_timeout_of_a_packages_own_is_a_timeout():
+    """Packages that stop a thread raise a class of their own in it, derived from Exception."""
+    for name in ("TimeoutException", "FunctionTimedOut", "CallTimedOut"):
+        assert interrupted(type(name, (Exception,), {})())
+
+
 # -- compiled -------------------------------------------------------------------------------------
 
 

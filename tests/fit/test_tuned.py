@@ -276,6 +276,11 @@ def test_early_stop():
         ({"holdout": 1.0}, "holdout=1.0"),
         ({"precision": "half"}, "precision='half'"),
         ({"dtype": "int8"}, "dtype='int8'"),
+        ({"lr": -0.1}, "lr=-0.1: expected a finite number, 0 or more"),
+        ({"clip": float("nan")}, "clip=nan: expected a finite number, above 0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0: expected a finite number, 0 or more"),
+        ({"warmup": -1}, "warmup=-1"),
+        ({"patience": 0}, "patience=0"),
     ],
 )
 def test_bad_settings_are_one_line(change, message):

@@ -218,3 +218,31 @@ def test_text_of_a_chat_template_gets_no_second_first_token(sentencepiece, appen
 def test_prompts_without_content_are_refused(byte_level, text, says):
     with pytest.raises(PromptError, match=says):
         Vocabulary(byte_level).encode(text)
+
+
+class PanicException(BaseException):
+    """What a panic of the tokenizers library is in Python: no Exception."""
+
+
+@pytest.mark.parametrize("error", [PanicException("index\nout of bounds"), TypeError("index out")])
+def test_what_a_tokenizer_raises_is_one_line(byte_level, error, monkeypatch):
+    tokenizer = copy.deepcopy(byte_level)
+    vocabulary = Vocabulary(tokenizer)
+
+    def fail(self, *args, **options):
+        raise error
+
+    monkeypatch.setattr(type(tokenizer), "__call__", fail)
+    with pytest.raises(
+        PromptError, match=f"raises {type(error).__name__} on 'some text': index out"
+    ):
+        vocabulary.encode("some text")
+
+
+def test_an_interrupt_in_a_tokenizer_is_an_interrupt(byte_level, monkeypatch):
+    def interrupt(self, *args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(byte_level), "__call__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        Vocabulary(byte_level).encode("some text")

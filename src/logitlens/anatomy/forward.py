@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import signal
 import sys
 import threading
@@ -110,7 +111,10 @@ def interrupted(error: BaseException | None) -> bool:
     handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
     while error is not None:
         frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-        if isinstance(error, TimeoutError) or any(f.f_code in handlers for f in frames):
+        # Packages that stop a thread from outside raise a class of their own, wherever it is.
+        named = re.search("time(d)?_?out", type(error).__name__, re.I)
+        late = isinstance(error, TimeoutError) or named
+        if late or any(f.f_code in handlers for f in frames):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -28,6 +28,15 @@ class Number(click.FloatRange):
         return number
 
 
+class Folder(click.Path):
+    """A folder to write into. An empty name is a variable that was not set, not the folder we are in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("expected a folder's name, not an empty one", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 COUNT = click.IntRange(min=1)
 ABOVE_0 = Number(min=0, min_open=True)
 
@@ -46,7 +55,7 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
         click.argument("corpus", metavar="CORPUS"),
         click.option(
             "-o", "--out", required=True, metavar="DIR",
-            type=click.Path(path_type=Path, file_okay=False),
+            type=Folder(path_type=Path, file_okay=False),
             help="Folder for the lens and, until it is done, the checkpoint.",
         ),
         click.option("--field", default="text", show_default=True, metavar="NAME",

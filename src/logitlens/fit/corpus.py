@@ -139,6 +139,8 @@ def records(source: str | os.PathLike[str], field: str = "text") -> Iterator[str
         for file in _hub_files(str(source)):
             yield from _parquet(file, field)
         return
+    if not str(source):
+        raise PromptError("the corpus has an empty name: give a file, a folder, or hf://datasets/…")
     path = Path(os.path.expanduser(source))
     if path.is_dir():
         files = sorted(

@@ -26,7 +26,7 @@ from logitlens.errors import FitError, PromptError
 from logitlens.fit import checkpoint, data_parallel, gradients
 from logitlens.fit.corpus import Corpus
 from logitlens.fit.folder import Folder, identity
-from logitlens.fit.settings import check_counts, check_dtype, plain
+from logitlens.fit.settings import check_counts, check_dtype, check_numbers, plain
 from logitlens.lenses import Header, JacobianLens
 from logitlens.model.batches import batches
 
@@ -60,8 +60,7 @@ class Settings:
     def check(self, model: Readable) -> None:
         """Raise PromptError for values that cannot be meant."""
         check_counts(self, "prompts", "length", "tokens_per_pass")
-        if self.skip_first < 0:
-            raise PromptError(f"skip_first={self.skip_first}: expected 0 or more")
+        check_numbers(self, least=["skip_first", "seed", "checkpoint_seconds"])
         if self.length < self.skip_first + 2:
             raise PromptError(
                 f"length={self.length}: with the first {self.skip_first} positions and the last left "

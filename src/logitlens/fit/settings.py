@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +17,19 @@ def check_counts(settings: Any, *names: str) -> None:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise PromptError(f"{name}={value}: expected at least 1")
+
+
+def check_numbers(
+    settings: Any, *, above: Collection[str] = (), least: Collection[str] = ()
+) -> None:
+    """Raise PromptError where a number that is not None is not finite, or not `above` 0, or below 0."""
+    for name in (*above, *least):
+        value = getattr(settings, name)
+        if value is not None and not (
+            math.isfinite(value) and (value > 0 or (value == 0 and name in least))
+        ):
+            expected = "above 0" if name in above else "0 or more"
+            raise PromptError(f"{name}={value}: expected a finite number, {expected}")
 
 
 def check_dtype(settings: Any) -> None:

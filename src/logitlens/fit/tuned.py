@@ -26,7 +26,7 @@ from logitlens.fit.divergence import Divergence
 from logitlens.fit.folder import Folder, identity
 from logitlens.fit.optim import make_optimizer, schedule
 from logitlens.fit.sequences import Schedule, split
-from logitlens.fit.settings import check_counts, check_dtype, plain
+from logitlens.fit.settings import check_counts, check_dtype, check_numbers, plain
 from logitlens.lenses import Header, TunedLens, fingerprint
 
 FILE = "tuned.safetensors"
@@ -77,7 +77,13 @@ class Settings:
 
     def check(self) -> None:
         """Raise PromptError for values that cannot be meant."""
-        check_counts(self, "steps", "tokens_per_step", "length", "holdout_tokens", "rank")
+        check_counts(
+            self, "steps", "tokens_per_step", "length", "holdout_tokens", "rank", "evaluate_every",
+            "patience", "checkpoint_every",
+        )  # fmt: skip
+        check_numbers(
+            self, above=["clip"], least=["lr", "weight_decay", "warmup", "momentum", "seed"]
+        )
         if not 0 < self.holdout < 1:
             raise PromptError(f"holdout={self.holdout}: expected a share between 0 and 1")
         if self.precision not in ("float32", "bfloat16"):

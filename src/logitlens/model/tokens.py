@@ -110,7 +110,17 @@ class Vocabulary:
         assert self.tokenizer is not None
         # We refuse or cut long prompts ourselves: no warning of the tokenizer's beside that.
         options.setdefault("verbose", False)
-        return [int(i) for i in self.tokenizer(text, **options)["input_ids"]]
+        try:
+            return [int(i) for i in self.tokenizer(text, **options)["input_ids"]]
+        except BaseException as error:
+            # A panic of the tokenizers library is no Exception; an interrupt is none either.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise PromptError(
+                f"the tokenizer raises {type(error).__name__} on {text[:60]!r}: {reason}; "
+                "give other text, or token ids"
+            ) from error
 
     def single(self, token: Any, vocab_size: int) -> int:
         """A token to track, by id or by its exact text, as an id.
