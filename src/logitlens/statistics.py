@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # numpy is imported by those who compute, so that --help need
 
     from logitlens.reading import Reading
 
-Scale = Literal["", "probability", "linear", "rank", "yes or no"]
+Scale = Literal["", "probability", "linear", "log", "rank", "yes or no"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Statistic:
     unit       "nats", "id", "rank", …
     label      what a legend says, without the unit
     color      the name by which people choose it as a colour; "": not a colour
-    scale      how a colour runs: "probability" 0 … 1 (of a log-probability), "linear" from 0,
-               "rank" logarithmic from 1, "yes or no"; nan, and a rank of 0, are missing
+    scale      how a colour runs: "probability" 0 … 1 (of a log-probability), "linear" from 0, "log"
+               from 0.01, "rank" logarithmic from 1, "yes or no"; nan, and a rank of 0, are missing
     confident  which end means that the layer is sure of its answer
     optional   a file or a reading may lack it: its array is empty then
     derive     computes a colour that is not stored, (L, T)
@@ -100,13 +100,13 @@ TABLE: tuple[Statistic, ...] = (
     Statistic("entropy", "LT", "float32", "nats", "entropy",
               color="entropy", scale="linear", confident="low"),
     Statistic("kl", "LT", "float32", "nats", "KL to the final layer",
-              color="kl", scale="linear", confident="low"),
+              color="kl", scale="log", confident="low"),
     Statistic("next_ids", "T", "int32", "id"),
     Statistic("next_ranks", "LT", "int32", "rank", "rank of the token that follows",
               color="rank", scale="rank", confident="low"),
     Statistic("next_logprobs", "LT", "float32", "nats", "probability of the token that follows",
               color="next", scale="probability"),
-    Statistic("final", "LT", "int32", "rank", "rank of the final top token",
+    Statistic("final", "LT", "int32", "rank", "rank of the answer, the final top token",
               color="final", scale="rank", confident="low", derive=_rank_of_the_final_token),
     Statistic("agree", "LT", "bool", "", "same top token as the final layer",
               color="agree", scale="yes or no", derive=_agreement),

@@ -79,6 +79,7 @@ def test_unknown_names_are_refused(eiffel):
 def test_scales_run_from_0_to_the_confident_end(eiffel, name):
     scale = color.scale(eiffel, name)
     missing = np.isnan(scale.values)
+    missing[0] = True  # embed is not painted
     assert (np.isnan(scale.unit) == missing).all()
     assert ((scale.unit[~missing] >= 0) & (scale.unit[~missing] <= 1)).all()
     assert [place for _, place in scale.ticks] == sorted(place for _, place in scale.ticks)
@@ -91,7 +92,38 @@ def test_scales_run_from_0_to_the_confident_end(eiffel, name):
 def test_the_token_after_the_last_position_is_missing_not_zero(eiffel):
     for name in ("rank", "next"):
         assert np.isnan(color.scale(eiffel, name).unit[:, -1]).all()
-        assert np.isfinite(color.scale(eiffel, name).unit[:, :-1]).all()
+        assert np.isfinite(color.scale(eiffel, name).unit[1:, :-1]).all()
+
+
+def test_embed_neither_sets_the_range_of_a_scale_nor_is_painted(eiffel):
+    """It repeats the input: of 50 nats of KL, all other rows would be one colour."""
+    kl = eiffel.kl.copy()
+    kl[0] = 50.0
+    far = eiffel.replace(kl=kl)
+    assert color.scale(far, "kl").ticks == color.scale(eiffel, "kl").ticks
+    assert np.isnan(color.scale(far, "kl").unit[0]).all()
+    alone = color.scale(eiffel.replace(**{n: v[:1] for n, v in vars_of(eiffel).items()}), "kl")
+    assert np.isfinite(alone.unit).all()  # unless there is nothing else
+
+
+def vars_of(reading):
+    """Every array that has layers, and their labels."""
+    names = [s.name for s in statistics.stored() if s.per_cell]
+    return {"layers": reading.layers, **{name: getattr(reading, name) for name in names}}
+
+
+def test_the_end_of_a_scale_says_that_there_is_more(eiffel):
+    entropy = np.full_like(eiffel.entropy, 2.0)
+    assert color.scale(eiffel.replace(entropy=entropy), "entropy").ticks[0][0] == "2"
+    entropy[1, 0] = 7.0
+    assert color.scale(eiffel.replace(entropy=entropy), "entropy").ticks[0][0] == "≥2"
+
+
+def test_kl_is_logarithmic(eiffel):
+    kl = np.full_like(eiffel.kl, 10.0)
+    kl[2], kl[3], kl[4] = 1.0, 0.1, 0.01
+    unit = color.scale(eiffel.replace(kl=kl), "kl").unit
+    np.testing.assert_allclose(unit[1:5, 0], [0, 1 / 3, 2 / 3, 1], atol=1e-6)
 
 
 def test_kl_of_the_final_depth_is_the_confident_end(eiffel):
@@ -105,7 +137,7 @@ def test_kl_of_the_final_depth_is_the_confident_end(eiffel):
         ("probability", 0.996, ">99%"), ("probability", 0.994, "99%"), ("probability", 0.1, "10%"),
         ("probability", 0.0995, "10%"),
         ("probability", 0.0994, "9.9%"), ("probability", 0.0005, "0.1%"),
-        ("probability", 0.0004, "<.1%"), ("probability", 0.0, "<.1%"),
+        ("probability", 0.0004, "10⁻³"), ("probability", 3.2e-9, "10⁻⁸"), ("probability", 0.0, "0"),
         ("probability", float("nan"), "–"), ("linear", float("inf"), "∞"), ("linear", 0.0, "0.0"),
         ("linear", 10.83, "10.8"),
         ("linear", 123.4, "123"), ("rank", 1, "1"), ("rank", 9999, "9999"), ("rank", 10000, "10k"),

@@ -100,7 +100,8 @@ def test_ink_is_legible_on_every_cell(eiffel, name, cmap):
 def test_missing_values_are_masked_not_zero(eiffel):
     _, ax, _ = draw(eiffel, color="rank")
     assert ax.collections[0].get_array().mask[:, -1].all()
-    assert not ax.collections[0].get_array().mask[:, :-1].any()
+    assert not ax.collections[0].get_array().mask[1:, :-1].any()
+    assert ax.collections[0].get_array().mask[0].all(), "embed is not painted"
 
 
 @pytest.mark.slow

@@ -126,7 +126,10 @@ def command(
     if as_json:
         print_json(readings)
     elif not quiet:
-        show(readings, color=color, width=width, values=values, theme=theme)
+        from logitlens.view import terminal
+
+        options = {"color": color, "values": values, "theme": theme}
+        output_console(width).print(terminal.render_lenses(readings, **options))
 
 
 def show(

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from logitlens import statistics
 from logitlens.errors import FormatError
 from logitlens.reading import Reading
+from logitlens.select import EMBED
 from logitlens.statistics import Statistic
 
 RGB = tuple[int, int, int]
@@ -64,7 +65,8 @@ class Scale:
     statistic   its record
     label       for people, with its unit
     values      (L, T) float64, nan where there is no value (never drawn as 0)
-    unit        (L, T) float64, 0 … 1 with 1 the confident end, nan where there is no value
+    unit        (L, T) float64, 0 … 1 with 1 the confident end; nan where there is no value, and in the
+                row `embed`, which is not painted
     ticks       (text, place in 0 … 1) from left to right along the legend
     """
 
@@ -86,39 +88,85 @@ def scale(reading: Reading, color: str) -> Scale:
     """
     statistic = statistics.by_color(color)
     values = statistic.values(reading)
+    counted_L = counted(reading)
+    seen = values[counted_L]
+    finite = seen[np.isfinite(seen)]
     if statistic.scale == "rank":
-        unit, ticks = _log_rank(values)
+        unit, ticks = _rank_scale(values, finite)
+    elif statistic.scale == "log":
+        unit, ticks = _log_scale(values, finite)
     elif statistic.scale == "linear":
-        unit, ticks = _linear_scale(values)
+        unit, ticks = _linear_scale(values, finite)
     else:
         unit, ticks = values, _YES_NO if statistic.scale == "yes or no" else _PROB_TICKS
     if statistic.confident == "low":
         unit, ticks = 1 - unit, tuple((text, 1 - at) for text, at in reversed(ticks))
-    unit_of = f", {statistic.unit}" if statistic.scale == "linear" and statistic.unit else ""
-    return Scale(statistic, statistic.label + unit_of, values, np.clip(unit, 0, 1), ticks)
+    unit_of = (
+        f", {statistic.unit}" if statistic.unit and statistic.scale in ("linear", "log") else ""
+    )
+    unit = np.where(counted_L[:, None], np.clip(unit, 0, 1), np.nan)
+    return Scale(statistic, statistic.label + unit_of, values, unit, ticks)
+
+
+def counted(reading: Reading) -> NDArray[np.bool_]:
+    """(L,) the rows that set a scale and are painted: all but `embed`.
+
+    What the first block receives is mostly the input itself, told with great confidence: painted, it
+    would be the brightest row of a picture, and the range of its KL would leave the others one colour.
+    """
+    rows = np.array([label != EMBED for label in reading.layers])
+    return rows if rows.any() else ~rows
 
 
 _PROB_TICKS = (("0", 0.0), ("0.25", 0.25), ("0.5", 0.5), ("0.75", 0.75), ("1", 1.0))
-
-
 _YES_NO = (("no", 0.0), ("yes", 1.0))
+_LEAST = 0.01  # where a logarithmic scale begins, nats
+_BEYOND = 0.95  # the quantile of the cells at which a scale ends
 
 Ticks = tuple[tuple[str, float], ...]
 
 
-def _linear_scale(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], Ticks]:
-    """From 0 to the largest value of this reading, rounded up."""
-    finite = values[np.isfinite(values)]
-    top = _round_up(float(finite.max()) if finite.size else 1.0)
-    return values / top, tuple((f"{top * part:.3g}", part) for part in (0, 0.25, 0.5, 0.75, 1))
+def _end(finite: NDArray[np.float64], least: float) -> float:
+    """Where a scale ends, before it is rounded up."""
+    return max(float(np.quantile(finite, _BEYOND)) if finite.size else least, least)
 
 
-def _log_rank(ranks: NDArray[np.float64]) -> tuple[NDArray[np.float64], Ticks]:
-    """From 1 to the power of ten above the largest rank of this reading."""
-    finite = ranks[np.isfinite(ranks)]
-    decades = max(1, math.ceil(math.log10(float(finite.max()))) if finite.size else 1)
-    ticks = tuple((format_value("rank", 10.0**d), d / decades) for d in range(decades + 1))
-    return np.log10(ranks) / decades, ticks
+def _linear_scale(
+    values: NDArray[np.float64], finite: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], Ticks]:
+    """From 0 to the 95 % quantile of this reading, rounded up; `≥` where cells are beyond it."""
+    top = _round_up(_end(finite, 0.0))
+    ticks = [(f"{top * part:.3g}", part) for part in (0, 0.25, 0.5, 0.75, 1)]
+    return values / top, _marked(ticks, finite, top)
+
+
+def _log_scale(
+    values: NDArray[np.float64], finite: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], Ticks]:
+    """Logarithmic from 0.01 or less to the 95 % quantile of this reading, rounded up."""
+    top = _round_up(_end(finite, 10 * _LEAST))
+    span = math.log10(top / _LEAST)
+    with np.errstate(divide="ignore"):
+        unit = np.log10(np.maximum(values, _LEAST) / _LEAST) / span
+    decades = [d for d in (0.1, 1.0, 10.0, 100.0) if d < top / 1.9]
+    ticks = [(f"≤{_LEAST:g}", 0.0), *((f"{d:g}", math.log10(d / _LEAST) / span) for d in decades)]
+    return unit, _marked([*ticks, (f"{top:.3g}", 1.0)], finite, top)
+
+
+def _rank_scale(
+    ranks: NDArray[np.float64], finite: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], Ticks]:
+    """From 1 to the power of ten above the 95 % quantile of this reading."""
+    decades = max(1, math.ceil(math.log10(_end(finite, 1.0))))
+    ticks = [(format_value("rank", 10.0**d), d / decades) for d in range(decades + 1)]
+    return np.log10(ranks) / decades, _marked(ticks, finite, 10.0**decades)
+
+
+def _marked(ticks: list[tuple[str, float]], finite: NDArray[np.float64], top: float) -> Ticks:
+    """The ticks, the last with `≥` where cells are beyond it."""
+    beyond = finite.size and float(finite.max()) > top * (1 + 1e-9)
+    name, at = ticks[-1]
+    return (*ticks[:-1], ("≥" + name if beyond else name, at))
 
 
 def _round_up(value: float) -> float:
@@ -131,7 +179,7 @@ def _round_up(value: float) -> float:
 
 
 def format_value(scale: str, value: float) -> str:
-    """A value on a scale of `logitlens.statistics` in at most four characters; `–` for none."""
+    """A value on a scale of `logitlens.statistics` in at most five characters; `–` for none."""
     if not math.isfinite(value):
         return "–" if math.isnan(value) else "∞"
     if scale == "probability":
@@ -144,12 +192,17 @@ def format_value(scale: str, value: float) -> str:
 
 
 def _percent(p: float) -> str:
-    """`62%`, `0.3%`, `<.1%`, `>99%`; 100% from 99.95 % on."""
+    """`62%`, `0.3%`, `10⁻⁶`, `>99%`; 100% from 99.95 % on."""
     if 0.995 <= p < 0.9995:
         return ">99%"
     if p >= 0.0995:
         return f"{100 * p:.0f}%"
-    return f"{100 * p:.1f}%" if p >= 0.0005 else "<.1%"
+    if p >= 0.0005:
+        return f"{100 * p:.1f}%"
+    return "10" + str(round(math.log10(p))).translate(_RAISED) if p > 0 else "0"
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def _short_count(n: int) -> str:

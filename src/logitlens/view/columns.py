@@ -39,6 +39,23 @@ def fit_columns(natural: Sequence[int], room: int, extra: int = 0) -> Columns:
     return Columns(first, _widen([min(n, cap) for n in kept], kept, room, most))
 
 
+def bands_of(natural: Sequence[int], room: int, extra: int = 0) -> list[Columns]:
+    """All columns, in as few bands as they need, of about as many columns each."""
+    bands: list[Columns] = []
+    stop = len(natural)
+    while stop:
+        bands.insert(0, fit_columns(natural[:stop], room, extra))
+        stop = bands[0].first
+    each = -(-len(natural) // len(bands))
+    even = [
+        (start, fit_columns(natural[start : start + each], room, extra))
+        for start in range(0, len(natural), each)
+    ]
+    if any(band.first for _, band in even):
+        return bands
+    return [Columns(start, band.widths) for start, band in even]
+
+
 def _widen(widths: list[int], natural: Sequence[int], room: int, most: int) -> list[int]:
     widths = list(widths)
     spare = room - sum(widths) - len(widths)

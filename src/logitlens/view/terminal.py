@@ -12,29 +12,31 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from io import StringIO
 from pathlib import Path
 from typing import Unpack
 
 import numpy as np
-from rich.color import Color
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.style import Style
 from rich.text import Text
 
 from logitlens.files import write_text
 from logitlens.reading import Reading
-from logitlens.select import Selection, renamed
+from logitlens.select import EMBED, Selection, renamed
 from logitlens.view import color as paint
 from logitlens.view import text as safe
-from logitlens.view.columns import fit_columns, stride_rows
+from logitlens.view.brush import DIM, Brush, faint_spaces, map_for
+from logitlens.view.columns import Columns, bands_of, stride_rows
+from logitlens.view.followed import table
 from logitlens.view.options import GridOptions, Theme
 from logitlens.view.words import check_line, cut_line, source_line, word
 
-_DIM = Style(dim=True)
 _LEGEND = 31
+_SETTLED = "settled"
 _LEAST_ROWS = 12
 
 
@@ -54,12 +56,13 @@ def render(
     """Something for a rich Console to print.
 
     color       what the background shows, one of `logitlens.statistics.colors()`: prob, entropy, kl, …
-    width       columns to fit in (default: the console's); where not all positions fit, the last
-                ones are shown and a line says so
+    width       columns to fit in (default: the console's); where not all positions fit, the grid
+                wraps into bands; in a terminal the last ones that fit its height are shown, and a
+                line says so
     height      lines to fit in (default: the terminal's; no limit elsewhere); where not all layers
                 fit, every second, third … counted from the last is shown and a line says so
     layers, positions   what to show, by number, slice or label (`logitlens.select`)
-    top         how many of the final layer's top tokens to list below (default 5, 0: none)
+    top         how many of the last position's candidates to follow below (default 5, 0: none)
     values      write the values into the cells (default: only where colours cannot show them)
     theme       the ground: `dark`, `light`, or `auto`, from COLORFGBG where set, else dark
 
@@ -76,7 +79,7 @@ def render(
         height=height if layers is None else 1 << 30,
         top=5 if top is None else top,
         values=values,
-        map="day" if _is_light(theme) else "night",
+        map=map_for(theme),
     )
 
 
@@ -99,6 +102,56 @@ def save(reading: Reading, path: str | os.PathLike[str], **options: Unpack[GridO
     write_text(Path(path), text(reading, **options) + "\n")
 
 
+def render_lenses(readings: Sequence[Reading], **options: Unpack[GridOptions]) -> Lenses:
+    """One prompt read through several lenses: their grids, then one table with a row for each."""
+    return Lenses([render(reading, **options) for reading in readings])
+
+
+@dataclass(frozen=True, eq=False)
+class Lenses:
+    """Grids of the same positions, with one legend and one table; made by `render_lenses`."""
+
+    grids: list[Grid]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from _laid_out(self.grids, console, options)
+
+
+def _laid_out(grids: list[Grid], console: Console, options: ConsoleOptions) -> Iterator[Text]:
+    """The grids; then once for all of them legend, followed tokens and checks."""
+    first = grids[0]
+    width = min(first.width or options.max_width, options.max_width)
+    brush = Brush.of(console, first.map)
+    limit = console.size.height if first.height is None and console.is_terminal else first.height
+    cut = ""
+    for n, grid in enumerate(grids):
+        rows = grid.rows_for(limit)
+        bands = grid.bands_for(rows, width, brush, limit)
+        if n:
+            yield Text()
+        yield source_line(grid.reading)
+        for band in bands:
+            yield Text()
+            yield from grid.lines(rows, band, brush)
+        whole = len(grid.columns)
+        cut = cut or cut_line(len(grid.rows), rows, whole, whole - bands[0].first)
+    yield Text()
+    yield first.legend(brush)
+    column, readings = first.columns[-1], [grid.reading for grid in grids]
+    followed = table(
+        readings, column, width=width, brush=brush, candidates=first.top,
+        rows=first.rows_for(limit) if len(grids) == 1 else None,
+    )  # fmt: skip
+    lines = list(followed) if first.top else []
+    yield from [Text(), *lines] if lines else []
+    if not first.reading.candidate_ids.shape[1]:
+        yield from first.likeliest(column)
+    checks = {reading.check_text()[1]: check_line(reading) for reading in readings}
+    yield from checks.values()
+    if cut:
+        yield Text(cut, style=DIM)
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """A reading laid out for whatever console prints it; made by `render`."""
@@ -113,39 +166,45 @@ class Grid:
     values: bool | None
     map: str
 
+    @cached_property
+    def since(self) -> list[int]:
+        """(T,) the row from which the final top token stays the top token."""
+        return [self.reading.row(layer) for layer in self.reading.settled()]
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = min(self.width or options.max_width, options.max_width)
-        brush = _Brush.of(console, self.map)
-        shows_values = self.values if self.values is not None else not brush.paints
-        limit = self.height
-        if limit is None and console.is_terminal:
-            limit = console.size.height
-        rows = self._rows_that_fit(limit)
-        label_width = max(len("layer"), *(safe.width(safe.visible(d)) for d in self.reading.layers))
-        size = self._value_width(rows) if shows_values else 0
-        natural = [self._natural(c, rows, size) for c in self.columns]
-        fitted = fit_columns(natural, width - label_width, size and size + 1)
-        columns = self.columns[fitted.first :]
+        yield from _laid_out([self], console, options)
 
-        yield source_line(self.reading)
-        yield Text()
-        for line in self._grid(rows, columns, fitted.widths, label_width, brush, size):
-            line.no_wrap, line.overflow = True, "crop"
-            yield line
-        yield Text()
-        yield self._legend(label_width, brush, width)
-        yield from self._likeliest(columns[-1], brush)
-        yield from self._tracked(columns[-1], width, brush)
-        yield check_line(self.reading)
-        cut = cut_line(len(self.rows), rows, len(self.columns), len(columns), width)
-        if cut:
-            yield Text(cut, style=_DIM)
-
-    def _rows_that_fit(self, limit: int | None) -> list[int]:
-        around = 10 + 4 * len(self.reading.track_ids)
+    def rows_for(self, limit: int | None) -> list[int]:
+        """The layers that fit so many lines, at an even stride where not all of them do."""
+        around = self._around + 3
         if limit is None or len(self.rows) + around <= limit:
             return self.rows
         return [self.rows[i] for i in stride_rows(len(self.rows), max(_LEAST_ROWS, limit - around))]
+
+    def bands_for(
+        self, rows: list[int], width: int, brush: Brush, limit: int | None
+    ) -> list[Columns]:
+        """The positions in bands; where lines are few, as many of the last bands as fit."""
+        size = self._value_width(rows) if self._shows_values(brush) else 0
+        natural = [self._natural(c, rows, size) for c in self.columns]
+        bands = bands_of(natural, width - self._label, size and size + 1)
+        return (
+            bands if limit is None else bands[-max(1, (limit - self._around) // (len(rows) + 3)) :]
+        )
+
+    def _shows_values(self, brush: Brush) -> bool:
+        return self.values if self.values is not None else not brush.paints
+
+    @property
+    def _label(self) -> int:
+        """Columns of the names of the rows."""
+        return max(len(_SETTLED), *(safe.width(safe.visible(d)) for d in self.reading.layers))
+
+    @property
+    def _around(self) -> int:
+        """Lines above and below the bands."""
+        C = min(self.top, self.reading.candidate_ids.shape[1])
+        return 8 + C + 2 * len(self.reading.track_ids)
 
     def _value_width(self, rows: list[int]) -> int:
         return max(len(self._value(row, column)) for row in rows for column in self.columns)
@@ -161,46 +220,52 @@ class Grid:
         cells = max(safe.width(word(self.reading, row, column)) for row in rows)
         return max(head, cells + extra, 3)
 
-    def _grid(
-        self,
-        rows: list[int],
-        columns: list[int],
-        widths: list[int],
-        label: int,
-        brush: _Brush,
-        size: int,
-    ) -> Iterator[Text]:
+    def lines(self, rows: list[int], band: Columns, brush: Brush) -> Iterator[Text]:
+        """One band: the tokens of the prompt, the layers, and from which layer on each has settled."""
+        label = self._label
+        size = self._value_width(rows) if self._shows_values(brush) else 0
+        columns = self.columns[band.first : band.first + len(band.widths)]
         head = Text()
-        head.append("layer".rjust(label), style=_DIM)
-        for column, width in zip(columns, widths):
+        head.append("layer".rjust(label), style=DIM)
+        for column, width in zip(columns, band.widths):
             head.append(" ")
             shown = safe.fit(safe.visible(self.reading.pieces[column]), width)
-            head.append_text(_faint_spaces(shown, Style(bold=True)))
-        yield head
+            head.append_text(faint_spaces(shown, Style(bold=True)))
+        lines = [head]
         last = len(self.reading.layers) - 1
         for row in rows:
             line = Text(style=Style(bold=row == last))
             shown = safe.fit(safe.visible(self.reading.layers[row]), label, "right")
             line.append(shown, style=Style(dim=row != last))
-            for column, width in zip(columns, widths):
+            for column, width in zip(columns, band.widths):
                 line.append(" ")
                 line.append_text(self._cell(row, column, width, brush, size))
-            yield line
+            lines.append(line)
+        line = Text(_SETTLED.rjust(label), style=DIM)
+        for column, width in zip(columns, band.widths):
+            since = int(self.since[column])
+            shown = safe.fit(safe.visible(self.reading.layers[since]), width)
+            line.append(" ")
+            line.append_text(brush.cell(shown, 1 - since / max(1, last), DIM))
+        for each in [*lines, line]:
+            each.no_wrap, each.overflow = True, "crop"
+            yield each
 
-    def _cell(self, row: int, column: int, width: int, brush: _Brush, size: int) -> Text:
+    def _cell(self, row: int, column: int, width: int, brush: Brush, size: int) -> Text:
         shown = word(self.reading, row, column)
         if size and width > size + 2:
             shown = safe.fit(shown, width - size - 1) + " " + self._value(row, column).rjust(size)
         else:
             shown = safe.fit(shown, width)
-        return brush.cell(shown, float(self.scale.unit[row, column]))
+        embed = DIM if self.reading.layers[row] == EMBED else None
+        return brush.cell(shown, float(self.scale.unit[row, column]), embed)
 
-    def _legend(self, label: int, brush: _Brush, width: int) -> Text:
-        lead = " " * (label + 1)
+    def legend(self, brush: Brush) -> Text:
+        lead = " " * (self._label + 1)
         if not brush.paints:
             unit = ", %" if self.scale.statistic.scale == "probability" else ""
             what = "its probability" if self.scale.statistic.color == "prob" else self.scale.label
-            return Text(f"{lead}cells: top token, {what}{unit}", style=_DIM)
+            return Text(f"{lead}cells: top token, {what}{unit}", style=DIM)
         bar = [" "] * _LEGEND
         for name, place in self.scale.ticks:
             start = round(place * (_LEGEND - len(name)))
@@ -208,104 +273,25 @@ class Grid:
         line = Text(lead)
         for i, char in enumerate(bar):
             line.append_text(brush.cell(char, i / (_LEGEND - 1)))
-        line.append(f"  {self.scale.label}", style=_DIM)
+        line.append(f"  {self.scale.label}", style=DIM)
         return line
 
-    def _likeliest(self, column: int, brush: _Brush) -> Iterator[Text]:
+    def likeliest(self, column: int) -> Iterator[Text]:
         """What the model itself says after the last position shown."""
         reading = self.reading
         count = min(self.top, reading.top_ids.shape[2])
         if count < 1:
             return
         line = Text()
-        line.append("next  ", style=_DIM)
+        line.append("next  ", style=DIM)
         for k in range(count):
             token, p = (
                 int(reading.top_ids[-1, column, k]),
                 float(np.exp(reading.top_logprobs[-1, column, k])),
             )
-            line.append("   " if k else "", style=_DIM)
+            line.append("   " if k else "", style=DIM)
             line.append(
                 safe.isolate(safe.clip(safe.visible(reading.piece(token)), 20)), Style(bold=k == 0)
             )
-            line.append(f" {paint.format_value('probability', p)}", style=_DIM)
+            line.append(f" {paint.format_value('probability', p)}", style=DIM)
         yield line
-
-    def _tracked(self, column: int, width: int, brush: _Brush) -> Iterator[Text]:
-        """Probability and rank of every tracked token at each layer, at the last position shown."""
-        reading = self.reading
-        size, lead = 6, 6
-        per_line = max(1, (width - lead) // size)
-        for m, token in enumerate(reading.track_ids):
-            name = safe.quote(reading.piece(int(token)))
-            after = safe.quote(reading.pieces[column])
-            yield Text(f"track {name} after {after}", style=Style(bold=True))
-            for start in range(0, len(self.rows), per_line):
-                rows = self.rows[start : start + per_line]
-                heads, probs, ranks = (
-                    Text.assemble((name.ljust(lead), _DIM)) for name in ("layer", "prob", "rank")
-                )
-                for row in rows:
-                    p = float(np.exp(reading.track_logprobs[row, column, m]))
-                    rank = int(reading.track_ranks[row, column, m]) or float("nan")
-                    heads.append(
-                        safe.visible(reading.layers[row]).rjust(size - 1) + " ", style=_DIM
-                    )
-                    probs.append_text(
-                        brush.cell(paint.format_value("probability", p).rjust(size - 1), p)
-                    )
-                    probs.append(" ")
-                    ranks.append(paint.format_value("rank", rank).rjust(size - 1) + " ")
-                for line in (heads, probs, ranks):
-                    line.no_wrap, line.overflow = True, "crop"
-                    yield line
-
-
-@dataclass(frozen=True)
-class _Brush:
-    """How this console paints: `truecolor`, `256`, or not at all."""
-
-    system: str | None
-    map: str
-
-    @staticmethod
-    def of(console: Console, map: str) -> _Brush:
-        usable = console.color_system if console.color_system in ("truecolor", "256") else None
-        return _Brush(None if console.no_color else usable, map)
-
-    @property
-    def paints(self) -> bool:
-        return self.system is not None
-
-    def cell(self, shown: str, t: float) -> Text:
-        """Text on the colour of `t`; without a value, or without colours, on none."""
-        if not self.paints or not np.isfinite(t):
-            return Text(shown)
-        if self.system == "256":
-            number, background = paint.step_256(t, self.map)
-            ground = Color.from_ansi(number)
-            ink = Color.from_ansi(paint.ink_256(background))
-            return Text(shown, style=Style(color=ink, bgcolor=ground))
-        background = paint.rgb(t, self.map)
-        ink_rgb = paint.ink(background)
-        style = Style(color=Color.from_rgb(*ink_rgb), bgcolor=Color.from_rgb(*background))
-        faint = tuple(round(0.45 * i + 0.55 * b) for i, b in zip(ink_rgb, background))
-        return _faint_spaces(
-            shown, style, Style(color=Color.from_rgb(*faint), bgcolor=style.bgcolor)
-        )
-
-
-def _faint_spaces(shown: str, style: Style, faint: Style = _DIM) -> Text:
-    """Text whose leading ␣ recedes: it belongs to nearly every token and says little."""
-    out = Text(shown, style=style)
-    lead = len(shown) - len(shown.lstrip(" \u2068"))
-    if shown[lead : lead + 1] == safe.SPACE and len(shown[lead:].strip()) > 1:
-        out.stylize(faint, lead, lead + 1)
-    return out
-
-
-def _is_light(theme: Theme) -> bool:
-    if theme != "auto":
-        return theme == "light"
-    ground = os.environ.get("COLORFGBG", "").rpartition(";")[2]
-    return ground in ("7", "15")

@@ -31,6 +31,7 @@ def lens_text(reading: Reading) -> str:
     if not isinstance(lens, Mapping):
         return f"{name} lens: fitted"
     source = str(lens.get("source") or lens.get("file") or "")
+    source = "" if source.startswith("logitlens-lens/") else source  # our own file format
     tag = f"#{str(lens['hash'])[:8]}" if lens.get("hash") else ""
     tried = lens.get("interpretation")
     doubt = isinstance(tried, Mapping) and tried.get("as_read") is False
@@ -66,16 +67,15 @@ def check_line(reading: Reading) -> Text:
     return Text.assemble((f"{mark} ", style), sentence)
 
 
-def cut_line(all_rows: int, rows: Sequence[int], all_columns: int, columns: int, width: int) -> str:
+def cut_line(all_rows: int, rows: Sequence[int], all_columns: int, columns: int) -> str:
     """What of the grid is not shown, and how to ask for it; empty where nothing is."""
     parts = []
     if columns < all_columns:
-        parts.append(f"the last {columns} of {all_columns} positions fit {width} columns")
+        parts.append(f"the last {columns} of {all_columns} positions (--positions)")
     if len(rows) < all_rows:
-        parts.append(
-            f"{len(rows)} of {all_rows} layers fit the height, every {_ordinal(rows[-1] - rows[-2])}"
-        )
-    return f"shown: {'; '.join(parts)} (choose with positions and layers)" if parts else ""
+        every = _ordinal(rows[-1] - rows[-2])
+        parts.append(f"{len(rows)} of {all_rows} layers, every {every} (--layers)")
+    return f"shown: {'; '.join(parts)}" if parts else ""
 
 
 def _ordinal(n: int) -> str:
