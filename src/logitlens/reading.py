@@ -46,6 +46,7 @@ class Reading:
     """What a model would say at L layers × T positions of one prompt.
 
     ids, pieces         (T,) int32, list[str]           tokens at the positions read
+    generated           (T,) bool                       written by the model itself
     layers              L labels: `embed`, `0`, … `N-1`; layer i is the output of block i, and the
                         last row is always the model's own
     top_ids             (L, T, K) int32                 the top tokens, likeliest first
@@ -71,6 +72,7 @@ class Reading:
 
     ids: Ints
     pieces: list[str]
+    generated: NDArray[np.bool_]
     layers: list[str]
     top_ids: Ints
     top_logprobs: Floats

@@ -94,6 +94,7 @@ def _agreement(reading: Reading) -> NDArray[Any]:
 
 TABLE: tuple[Statistic, ...] = (
     Statistic("ids", "T", "int32", "id"),
+    Statistic("generated", "T", "bool", optional=True),
     Statistic("top_ids", "LTK", "int32", "id"),
     Statistic("top_logprobs", "LTK", "float32", "nats", "probability of the top token",
               color="prob", scale="probability"),

@@ -83,6 +83,17 @@ class Check:
             worst=_larger(self.worst, worst),
         )
 
+    def joined(self, other: Check) -> Check:
+        """This check and that of other positions of the same tail, as one."""
+        return replace(
+            self,
+            max_abs_diff=_larger(self.max_abs_diff, other.max_abs_diff),
+            tolerance=max(self.tolerance, other.tolerance),
+            positions=self.positions + other.positions,
+            top1_agree=self.top1_agree and other.top1_agree,
+            worst=_larger(self.worst, other.worst),
+        )
+
     def line(self) -> str:
         """One sentence for people."""
         return check_sentence({**asdict(self), "ok": self.ok})[1]

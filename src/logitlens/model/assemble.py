@@ -83,7 +83,11 @@ def request_of(
 
 
 class ReadingBuilder:
-    """The cells of one prompt (T,) of token ids, added a chunk of its positions at a time."""
+    """The cells of one prompt (T,) of token ids, added a chunk of its positions at a time.
+
+    A model that writes makes the prompt longer: `follow` adds each token that it has chosen, and
+    `room` is how many positions there may be beyond those of the prompt.
+    """
 
     def __init__(
         self,
@@ -91,19 +95,33 @@ class ReadingBuilder:
         ids: Sequence[int],
         request: Request,
         progress: Progress | None = None,
+        *,
+        room: int = 0,
     ):
         self.model, self.request, self.progress = model, request, progress
+        self.given = len(ids)
         self.ids_T = torch.as_tensor(ids, dtype=torch.long)
         self.next_T = torch.cat([self.ids_T[1:], self.ids_T.new_tensor([-1])])
-        self.table = Table(len(request.positions))
-        self.part: Residuals | None = None  # the one whose final rows are checked
+        self.positions = list(request.positions)  # in order
+        self.table = Table(len(self.positions) + room)
+        self.part: Residuals | None = None  # the last one that shows a position
+        self.verdict: Check | None = None  # of all parts that were checked …
+        self.checked = 0  # … and the positions up to there
         self.start = 0
         self.final: FinalRows = {}
         self.engine: Engine | None = None  # chosen for all positions, with the first chunk
         self.seconds = 0.0
 
-    def add(self, start: int, part: Residuals) -> None:
+    def follow(self, token: int) -> None:
+        """A token that the model has written: the next position."""
+        self.positions.append(len(self.ids_T))
+        self.ids_T = torch.cat([self.ids_T, self.ids_T.new_tensor([token])])
+        self.next_T = torch.cat([self.next_T, self.next_T.new_tensor([-1])])
+
+    def add(self, start: int, part: Residuals, *, chosen: int = -1) -> None:
         """Read out the residuals of the positions from `start` on; chunks come in order.
+
+        chosen   the token that the model has chosen to follow the last of all positions
 
         Raises PromptError where they have another width than the model.
         """
@@ -114,9 +132,10 @@ class ReadingBuilder:
                 f"the residuals are {part.h[-1].shape[-1]} wide and the model {model.width}: "
                 "read them out with the model they were captured from"
             )
+        self.next_T[-1] = chosen
         stop = start + len(part.ids)
-        first, end = (bisect_left(request.positions, p) for p in (start, stop))
-        where = torch.tensor(request.positions[first:end], dtype=torch.long, device="cpu")
+        first, end = (bisect_left(self.positions, p) for p in (start, stop))
+        where = torch.tensor(self.positions[first:end], dtype=torch.long, device="cpu")
         if not len(where):
             return
         self.part, self.start, self.final = part, start, {}  # the last part that shows a position
@@ -126,7 +145,7 @@ class ReadingBuilder:
         if len(where) < len(part.ids):
             h_LTD = [h_TD[where - start] for h_TD in h_LTD]
         if self.engine is None:
-            self.engine = choose(model.tail.head, len(request.positions) * len(kept))
+            self.engine = choose(model.tail.head, self.table.T * len(kept))
         final, place = {}, {p: i for i, p in enumerate((where - start).tolist())}
         for p in set(part.final_positions) & set(place):
             final[place[p]] = self.final[p] = torch.empty(
@@ -148,23 +167,43 @@ class ReadingBuilder:
         )
         self.seconds += time.perf_counter() - began
 
-    def reading(self, *, prompt: str | None, dropped: int) -> Reading:
-        """All chunks as one Reading. Raises UnsupportedModel where the last row is not the model's
-        own output, or not finite."""
+    def check(self) -> Check:
+        """Compare the last row of the part added last with the model's own logits; see `_checked`.
+
+        Returns what was found of all parts so far that were compared.
+        """
+        assert self.part is not None, "no residuals were added"
+        found = self._checked(self.part)
+        self.verdict = found if self.verdict is None else self.verdict.joined(found)
+        self.checked = self.table.filled
+        return self.verdict
+
+    def reading(
+        self, *, prompt: str | None, dropped: int, last: int | None = None, **facts: Any
+    ) -> Reading:
+        """All chunks, or the `last` so many positions of them, as one Reading.
+
+        facts   further entries of its meta
+
+        Raises UnsupportedModel where the last row is not the model's own output, or not finite.
+        """
         began = time.perf_counter()
         model, request, part = self.model, self.request, self.part
         assert part is not None, "no residuals were added"
-        arrays = dict(self.table.arrays)
+        stop = self.checked or self.table.filled
+        read = slice(stop - last if last else 0, stop)
+        arrays = self.table.part(read)
+        positions = self.positions[read]
         finite = arrays.pop("finite")
         if not finite[-1].all():
-            bad = request.positions[int(np.argmin(finite[-1]))]
+            bad = positions[int(np.argmin(finite[-1]))]
             raise UnsupportedModel(
                 f"{model.name}: the model's own logits at position {bad} are not finite (nan or inf); "
                 "check the weights, or load with dtype='float32'"
             )
-        check = self._checked(part, arrays)
+        check = self.verdict or self.check()
         targets, ranks = arrays.pop("target_logprobs"), arrays.pop("target_ranks")
-        where = torch.tensor(request.positions, dtype=torch.long, device="cpu")
+        where = torch.tensor(positions, dtype=torch.long, device="cpu")
         next_T, tokens = self.next_T[where], model.tokens
         shown = [int(i) for i in self.ids_T[where]]
         occurring = {
@@ -177,7 +216,8 @@ class ReadingBuilder:
         }
         occurring.discard(-1)
         meta = self._meta(part, check, self.seconds + time.perf_counter() - began)
-        meta |= {"prompt": prompt, "prompt_tokens": len(self.ids_T), "truncated": dropped}
+        meta |= {"positions": positions, "prompt": prompt, "prompt_tokens": self._ran()}
+        meta |= {"truncated": dropped, **facts}
         meta["vocab_bytes"] = {str(i): b for i, b in tokens.fragments(occurring).items()}
         meta["special_ids"] = sorted(i for i in occurring if tokens.is_special(i))
         meta["nonfinite_cells"] = int((~finite).sum())
@@ -188,7 +228,8 @@ class ReadingBuilder:
         all_pieces = tokens.pieces(self.ids_T.tolist())
         return Reading(
             ids=np.array(shown),
-            pieces=[all_pieces[i] for i in request.positions],
+            pieces=[all_pieces[i] for i in positions],
+            generated=where.numpy() >= self.given,
             layers=[part.layers[i] for i in readable(request.lens, depths_of(part.layers))],
             **arrays,
             next_ids=next_T.numpy(),
@@ -201,14 +242,18 @@ class ReadingBuilder:
             meta=meta,
         )
 
-    def _checked(self, part: Residuals, arrays: dict[str, np.ndarray]) -> Check:
+    def _ran(self) -> int:
+        """How many tokens the model was given: all but the last that it has written itself."""
+        return max(self.given, len(self.ids_T) - 1)
+
+    def _checked(self, part: Residuals) -> Check:
         """Compare the last row with the logits the model itself computed; refuse a difference.
 
         Two comparisons: every logit that the readout made of the final row, and the numbers that
         will be shown, against the model's own. Where the position is not among those shown, the
         tail computes the row for the check alone.
         """
-        model = self.model
+        model, arrays = self.model, self.table.arrays
         h_PD = part.h[-1][part.final_positions]
         missing = [p for p in part.final_positions if p not in self.final]
         if missing:
@@ -217,8 +262,8 @@ class ReadingBuilder:
         check = compare(part.final_logits, ours_PV, model.tail, h_PD)
         logprobs_PV = part.final_logits.double().cpu().log_softmax(-1)
         for row, position in enumerate(part.final_positions):
-            if self.start + position in self.request.positions:
-                t = self.request.positions.index(self.start + position)
+            t = bisect_left(self.positions, self.start + position)
+            if t < self.table.filled and self.positions[t] == self.start + position:
                 ids_K = torch.from_numpy(arrays["top_ids"][-1, t].astype(np.int64))
                 shown_K = torch.from_numpy(arrays["top_logprobs"][-1, t]).double()
                 own_K = logprobs_PV[row, ids_K]
@@ -232,7 +277,6 @@ class ReadingBuilder:
 
     def _meta(self, part: Residuals, check: Check, seconds: float) -> dict[str, Any]:
         return {
-            "positions": self.request.positions,
             **provenance(self.model, self.request.lens, check),
             "stream": part.stream,
             "kernel": self.engine.name if self.engine else "",

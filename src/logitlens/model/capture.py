@@ -104,7 +104,7 @@ def capture(
         extra |= {"use_cache": True, cache.argument: cache.kept}
     if keeps := not isinstance(check, str) and "logits_to_keep" in accepts(hf):
         extra["logits_to_keep"] = torch.tensor(asked, dtype=torch.long, device=batch.ids_BT.device)
-    parts, labels = _parts(model, found, stream, wanted, len(ids))
+    parts, labels = parts_of(model, found, stream, wanted, len(ids))
     output, h_LBTD = _run(hf, found, batch.ids_BT, parts, extra, progress)
     if cache is not None:
         cache.kept = getattr(output, cache.argument, None)
@@ -150,7 +150,7 @@ def pads_change_nothing(model: Readable) -> bool:
     return apart.rounding <= ROUNDING * len(model.anatomy.blocks) ** 0.5
 
 
-def _parts(
+def parts_of(
     model: Readable, anatomy: Anatomy, stream: str, depths: list[int], batch: int
 ) -> tuple[list[Part], list[str]]:
     """What to hook, and the label of every row captured, in order."""
@@ -186,10 +186,10 @@ def _run(
         with refusing(hf, f"on {B} × {T} tokens"), as_found(hf), ExitStack() as stack:
             seen = [stack.enter_context(context) for context, _ in parts]
             if progress:
-                stack.enter_context(_reporting(anatomy, progress))
+                stack.enter_context(reporting(anatomy, progress))
             output = forward(hf, ids_BT, **extra)
             logits_of(hf, output)
-    except _Ended as ended:
+    except Ended as ended:
         raise ended.reason from None
     out = []
     for kept, (_, depths) in zip(seen, parts):
@@ -209,22 +209,32 @@ def _run(
     return output, out
 
 
-class _Ended(BaseException):
-    """Raised by the progress callback; re-raised unchanged."""
+class Ended(BaseException):
+    """Raised by a caller's own function, inside a model's pass; its reason is raised unchanged."""
 
     def __init__(self, reason: BaseException):
         self.reason = reason
 
 
-def _reporting(anatomy: Anatomy, progress: Progress) -> AbstractContextManager[None]:
+def ending(function: Callable[..., object]) -> Callable[..., None]:
+    """A caller's function; what it raises is no error of the model's, and ends the pass."""
+
+    def call(*args: Any) -> None:
+        try:
+            function(*args)
+        except BaseException as error:
+            raise Ended(error) from error
+
+    return call
+
+
+def reporting(anatomy: Anatomy, progress: Progress) -> AbstractContextManager[None]:
     """Inside, `progress` is called after every block."""
+    tell = ending(progress)
 
     def hook(block: int) -> Hook:
         def report(module: nn.Module, args: Any, output: Any) -> None:
-            try:
-                progress("blocks", block + 1, len(anatomy.blocks))
-            except BaseException as error:
-                raise _Ended(error) from error
+            tell("blocks", block + 1, len(anatomy.blocks))
 
         return report
 

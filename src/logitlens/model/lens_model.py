@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from logitlens.anatomy.blocks import Anatomy
 from logitlens.anatomy.check import Check
@@ -19,14 +20,16 @@ from logitlens.anatomy.tail import Tail, look_at
 from logitlens.anatomy.tensor_parallel import with_shards
 from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.lenses import Lens, resolve
-from logitlens.model import batches, chunks
+from logitlens.model import batches, chunks, sampling
 from logitlens.model import capture as capturing
+from logitlens.model import generate as generating
 from logitlens.model import score as scoring
 from logitlens.model.assemble import ReadingBuilder, Request, request_of
 from logitlens.model.capture import Progress, Residuals
+from logitlens.model.generate import Each
 from logitlens.model.prompt import Prompt, ids_of
 from logitlens.model.score import Answer
-from logitlens.model.tokens import Vocabulary
+from logitlens.model.tokens import Vocabulary, whole
 from logitlens.model.track import Track, tracks_of
 from logitlens.reading import Reading
 from logitlens.scores import Scores
@@ -69,6 +72,7 @@ class LensModel:
         self._snapshot = Snapshot(anatomy, self.tail)
         self._sublayers: Sublayers | None = None
         self._chunk_verdicts: dict[tuple[int, int], str | None] = {}  # see `chunks.why_not`
+        self._rereadings: dict[Any, dict[str, Any]] = {}  # see `generate.written`
         for name in ("_pads_change_nothing", "_unembedding_fingerprints"):
             vars(self).pop(name, None)
 
@@ -350,6 +354,94 @@ class LensModel:
                 residuals.prompt, ids, dropped, request, [(0, residuals)], progress
             )
 
+    # -- writing ------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        generation_config: GenerationConfig | None = None,
+        each: Each | None = None,
+        top: int = 10,
+        candidates: int = 5,
+        track: Track = (),
+        lens: str | Lens = "logit",
+        layers: Selection = None,
+        positions: Selection = None,
+        truncate: bool = False,
+        stream: str = "resid",
+        progress: Progress | None = None,
+    ) -> Reading:
+        """Let the model write after a prompt, and read every pass as it comes → one `Reading`.
+
+            reading = model.generate("The capital of France is", max_new_tokens=8)
+            reading.meta["generation"]["text"]            # what it wrote
+            reading.settled()[~reading.generated][-1]     # where its first token was settled
+
+        max_new_tokens      how many tokens at most (40, or what still fits the context)
+        temperature         0: the likeliest token; above: drawn, as from `top_p`, `top_k` and `seed`
+        stop                texts that end it when they are written
+        generation_config   settings of transformers; the arguments above come first. What neither
+                            names is the model's own default, as in `hf.generate`
+        each                called with a Reading of one position as soon as its token is chosen,
+                            `next_ids[0]`. StopIteration ends the generation; anything else that it
+                            raises reaches the caller
+        positions           which of the prompt's; those that are written are always kept
+
+        The decoding is transformers' `generate`, with its cache: the tokens are those of
+        `hf.generate` with the same settings and `torch.manual_seed(seed)`. The prompt's T positions
+        and every token but the last have a column; what a column led to is its `next_ids`, and
+        `generated` says which tokens the model wrote. Every column that led to a token is compared
+        with the logits of the very pass that it was chosen from.
+
+        `meta["generation"]`: `ids`, `text`, `stopped` ("eos", "stop", "max_new_tokens", …), `seed`,
+        `settings`, and of each token `logprobs`, the model's own, beside `sampled_logprobs`, of the
+        distribution it was drawn from (0 where the likeliest was taken); `reread`: whether, and how
+        nearly, one pass over the same tokens gives the same, which a model with a cache of its own
+        may not.
+
+        Other arguments and errors are those of `read`. What ends a generation early (also Ctrl-C) has
+        the attribute `reading`: everything until then, or None. Raises PromptError for several
+        sequences, beams and assistants, UnsupportedModel for logits that are not numbers.
+        """
+        self._look_again()
+        if seed is not None and whole(seed) is None:
+            raise PromptError(f"seed={seed!r}: expected a whole number")
+        settings = sampling.settings_of(
+            self, generation_config, max_new_tokens=max_new_tokens, temperature=temperature,
+            top_p=top_p, top_k=top_k, stop=stop,
+        )  # fmt: skip
+        ids, dropped = self._ids(prompt, truncate, room=settings.max_new_tokens or 1)
+        settings = sampling.with_length(settings, len(ids), self.context)
+        request = request_of(
+            self, len(ids), top=top, candidates=candidates, track=track, lens=lens,
+            positions=positions, stream=stream,
+        )  # fmt: skip
+        request = replace(request, positions=sorted({*request.positions, len(ids) - 1}))
+        builder = ReadingBuilder(self, ids, request, room=(settings.max_new_tokens or 1) - 1)
+        return generating.written(
+            self, builder, settings, seed=seed, each=each, progress=progress,
+            depths=self._depths(layers, stream), stream=stream,
+            prompt=prompt if isinstance(prompt, str) else None, dropped=dropped,
+        )  # fmt: skip
+
+    def stream(self, prompt: Prompt, **options: Any) -> Generator[Reading, None, Reading]:
+        """`generate` as an iterator: one-position Readings as the tokens are chosen.
+
+            for column in model.stream("Once upon a time", max_new_tokens=20):
+                print(column.piece(column.next_ids[0]), end="", flush=True)
+
+        Options are those of `generate`, but for `each`. The generator returns the whole Reading
+        (`reading = yield from model.stream(…)`); leaving the loop ends the generation.
+        """
+        return generating.columns(lambda each: self.generate(prompt, each=each, **options))
+
     # -- helpers ------------------------------------------------------------------------------
 
     def _reading(
@@ -366,8 +458,12 @@ class LensModel:
             builder.add(start, residuals)
         return builder.reading(prompt=prompt if isinstance(prompt, str) else None, dropped=dropped)
 
-    def _ids(self, prompt: Prompt, truncate: bool) -> tuple[list[int], int]:
-        return ids_of(prompt, self.tokens, self.vocab_size, context=self.context, truncate=truncate)
+    def _ids(self, prompt: Prompt, truncate: bool, room: int = 0) -> tuple[list[int], int]:
+        """Ids and how many were dropped; `room`: positions to leave behind them in the context."""
+        context = self.context
+        if truncate and context is not None:
+            context = max(1, context - room)
+        return ids_of(prompt, self.tokens, self.vocab_size, context=context, truncate=truncate)
 
     def _depths(self, layers: Selection, stream: str = "resid") -> list[int] | None:
         """Depths to keep; the last one always, because it is checked and the base of KL."""

@@ -75,6 +75,12 @@ class Vocabulary:
                 start += 1
         return out
 
+    def text(self, tokens: Sequence[int]) -> str:
+        """What tokens say one after the other; � where they are no whole characters."""
+        raws = (self.raw(i) for i in tokens)
+        parts = (self.piece(i).encode() if raw is None else raw for i, raw in zip(tokens, raws))
+        return b"".join(parts).decode("utf-8", "replace")
+
     def encode(self, text: str) -> list[int]:
         """Text → ids with the tokenizer's own special tokens. Raises PromptError."""
         if self.tokenizer is None:

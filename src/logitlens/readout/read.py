@@ -51,13 +51,25 @@ class Table:
         """The next positions."""
         t = block["finite"].shape[1]
         for name, part in block.items():
-            before = part.shape[: 0 if name == "candidate_ids" else 1]  # the axes before positions
+            before = part.shape[: _axis(name)]  # the axes before positions
             if name not in self.arrays:
                 shape = (*before, self.T, *part.shape[len(before) + 1 :])
                 self.arrays[name] = np.empty(shape, part.dtype)
             whole = (slice(None),) * len(before)
             self.arrays[name][*whole, self.filled : self.filled + t] = part
         self.filled += t
+
+    def part(self, positions: slice) -> dict[str, np.ndarray]:
+        """Views of the arrays at some positions."""
+        return {
+            name: array[(slice(None),) * _axis(name) + (positions,)]
+            for name, array in self.arrays.items()
+        }
+
+
+def _axis(name: str) -> int:
+    """Which axis of an array counts positions."""
+    return 0 if name == "candidate_ids" else 1
 
 
 @torch.no_grad()

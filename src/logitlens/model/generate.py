@@ -1,0 +1,381 @@
+"""The lens while a model writes: transformers' own `generate`, watched by the hooks of `capture`.
+
+transformers prepares the run, decodes and stops; its cache is its own. Watched are the blocks, whose
+rows are read out as soon as a pass has made them; the logits processors, which show the pass's own
+logits and the scores that a token is taken from; and the stopping criteria, which show the token.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.generation.logits_process import LogitsProcessorList
+from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
+
+from logitlens.anatomy.check import distance
+from logitlens.anatomy.forward import accepts, as_found, input_device, refusing
+from logitlens.errors import UnsupportedModel
+from logitlens.model.assemble import ReadingBuilder
+from logitlens.model.capture import (
+    Ended,
+    Progress,
+    Residuals,
+    capture,
+    ending,
+    parts_of,
+    reporting,
+)
+from logitlens.model.chunks import ROUNDING
+from logitlens.model.sampling import plain, refuse_several
+from logitlens.reading import Reading
+from logitlens.select import layer_label
+
+if TYPE_CHECKING:
+    from logitlens.model.lens_model import LensModel
+
+Each = Callable[[Reading], object]
+
+REREAD = 2048  # tokens that are read again in one pass, to compare
+
+# What ended a generation, by the criterion of transformers that says so.
+_REASONS = {
+    "EosTokenCriteria": "eos",
+    "StopStringCriteria": "stop",
+    "MaxTimeCriteria": "max_time",
+    "MaxLengthCriteria": "max_new_tokens",
+}
+
+
+def written(
+    model: LensModel,
+    builder: ReadingBuilder,
+    settings: GenerationConfig,
+    *,
+    seed: int | None,
+    each: Each | None,
+    progress: Progress | None,
+    depths: Sequence[int] | None,
+    stream: str,
+    **facts: Any,
+) -> Reading:
+    """Let the model write after the builder's prompt → the Reading of all its passes.
+
+    facts   of the Reading: `prompt` and `dropped`
+
+    What is raised on the way has the attribute `reading`: what there was until then, or None.
+    """
+    if progress:
+        progress = builder.progress = ending(progress)
+    run = _Run(model, builder, settings, seed=seed, each=each, facts=facts)
+    try:
+        run(progress, depths, stream)
+        run.reread = _reread(model, builder, run)
+    except BaseException as error:
+        reason = error.reason if isinstance(error, Ended) else error
+        interrupted = isinstance(reason, (KeyboardInterrupt, GeneratorExit))
+        run.stopped = "interrupted" if interrupted else f"{type(reason).__name__}: {reason}"
+        reason.__dict__["reading"] = run.reading() if run.tokens else None
+        if isinstance(error, Ended):
+            raise reason from None
+        raise
+    return run.reading()
+
+
+def _reread(model: LensModel, builder: ReadingBuilder, run: _Run) -> dict[str, Any] | None:
+    """How far the last column is from what the model computes for the same tokens in one pass.
+
+    Some models compute something else with their cache, by more than rounding; then `ok` is False.
+    Measured in the first generation of each class of lengths (powers of two, up to REREAD tokens).
+    """
+    ids = builder.ids_T[:-1].tolist()
+    settings = run.effective
+    kind = (1 << (len(ids) - 1).bit_length(), settings.cache_implementation, settings.use_cache)
+    if kind not in model._rereadings:
+        if len(ids) > REREAD:
+            return None
+        with as_found(model.hf):
+            (whole,) = capture(model, [ids], depths=[model.n_blocks])
+        apart = distance(whole.final_logits, run.logits_1V, model.dtype)
+        ok = apart.rounding <= ROUNDING * model.n_blocks**0.5
+        model._rereadings[kind] = {"ok": ok, "nats": apart.nats, "tokens": len(ids)}
+    return model._rereadings[kind]
+
+
+def columns(run: Callable[[Each], Reading]) -> Generator[Reading, None, Reading]:
+    """What `run` hands to its `each`, one at a time, and at the end the whole Reading.
+
+    It runs in a thread of its own, and does not wait: whoever takes the columns may read with the
+    same model. It ends when no more columns are wanted.
+    """
+    handed: SimpleQueue[Reading | None] = SimpleQueue()
+    left = threading.Event()
+    ends: list[Reading | BaseException] = []
+
+    def each(column: Reading) -> None:
+        if left.is_set():
+            raise StopIteration
+        handed.put(column)
+
+    def work() -> None:
+        try:
+            ends.append(run(each))
+        except BaseException as error:
+            ends.append(error)
+        handed.put(None)
+
+    thread = threading.Thread(target=work, name="logitlens-generate")
+    thread.start()
+    try:
+        while (column := handed.get()) is not None:
+            yield column
+    finally:
+        left.set()
+        thread.join()
+    (end,) = ends
+    if isinstance(end, BaseException):
+        raise end
+    return end
+
+
+class _Run:
+    """One generation.
+
+    tokens      ids written so far             stopped   why it ended
+    logprobs    of each, in the model's own distribution
+    sampled     of each, in the distribution that it was drawn from
+    """
+
+    def __init__(
+        self,
+        model: LensModel,
+        builder: ReadingBuilder,
+        settings: GenerationConfig,
+        *,
+        seed: int | None,
+        each: Each | None,
+        facts: dict[str, Any],
+    ):
+        self.model, self.builder, self.settings = model, builder, settings
+        self.each, self.facts = each, facts
+        self.seed = seed
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.sampled: list[float] = []
+        self.stopped = ""
+        self.reread: dict[str, Any] | None = None
+
+    def __call__(
+        self, progress: Progress | None, depths: Sequence[int] | None, stream: str
+    ) -> None:
+        model, hf = self.model, self.model.hf
+        anatomy = model.anatomy
+        wanted = list(range(model.n_blocks + 1)) if depths is None else sorted(set(depths))
+        generate = getattr(hf, "generate", None)
+        if generate is None or "custom_generate" not in inspect.signature(generate).parameters:
+            raise UnsupportedModel(
+                f"{model.name}: {type(hf).__name__} has no generate of transformers: expected a "
+                "causal language model of transformers, loaded without inputs"
+            )
+        ids_1T = self.builder.ids_T[None].to(input_device(hf))
+        options: dict[str, Any] = {"generation_config": self.settings}
+        if "attention_mask" in accepts(hf):
+            options["attention_mask"] = torch.ones_like(ids_1T)
+        if self.settings.stop_strings and model.tokenizer is not None:
+            stops = StopStringCriteria(model.tokenizer, self.settings.stop_strings)
+            options["stopping_criteria"] = StoppingCriteriaList([stops])
+            self.settings.stop_strings = None  # which need a tokenizer that is not handed on
+        if self.settings.pad_token_id is None:  # never written: there is one sequence
+            self.settings.pad_token_id = _pad_of(hf)
+        with ExitStack() as stack:
+            stack.enter_context(refusing(hf, "while it generates"))
+            stack.enter_context(as_found(hf))
+            self.parts, self.labels = parts_of(model, anatomy, stream, wanted, 1)
+            self.stream = stream
+            self.kept = [stack.enter_context(context) for context, _ in self.parts]
+            if progress:
+                stack.enter_context(reporting(anatomy, self._of_the_prompt(progress)))
+            generate(ids_1T, custom_generate=self._decode, **options)
+
+    def _of_the_prompt(self, progress: Progress) -> Progress:
+        """Blocks are reported while they read the prompt; later passes are too short."""
+
+        def report(what: str, done: int, of: int) -> None:
+            if not self.tokens:
+                progress(what, done, of)
+
+        return report
+
+    def _decode(
+        self,
+        hf: Any,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **options: Any,
+    ) -> Any:
+        """What transformers calls to decode, with everything prepared: its own loop, watched."""
+        refuse_several(generation_config)
+        if input_ids.tolist() != [self.builder.ids_T.tolist()]:
+            raise UnsupportedModel(
+                f"{self.model.name}: {type(hf).__name__} changes the prompt before it generates"
+            )
+        self.effective = generation_config
+        with _seeded(self._seed() if generation_config.do_sample else None, input_ids.device):
+            return hf._sample(
+                input_ids,
+                logits_processor=_Processors(logits_processor, self),
+                stopping_criteria=_Criteria(stopping_criteria, self),
+                generation_config=generation_config,
+                **options,
+            )
+
+    def _seed(self) -> int:
+        """The seed; where none was given, one that torch draws, so that any run can be repeated."""
+        if self.seed is None:
+            drawn = torch.randint(1 << 31, (), dtype=torch.long, device="cpu")
+            self.seed = int(drawn)
+        return self.seed
+
+    def scored(self, logits_1V: Tensor, scores_1V: Tensor) -> None:
+        """The logits of a pass, and what became of them."""
+        self.logits_1V, self.scores_1V = logits_1V, scores_1V
+        if bool((logits_1V.isnan() | (logits_1V == torch.inf)).any()):
+            raise UnsupportedModel(
+                f"{self.model.name}: the model's own logits at position "
+                f"{len(self.builder.ids_T) - 1} are not finite (nan or inf) after "
+                f"{len(self.tokens)} tokens; check the weights, or load with dtype='float32'"
+            )
+
+    def chosen(self, token: int) -> bool:
+        """The token that a pass has led to. Returns whether `each` wants no more."""
+        total, first = len(self.builder.ids_T), not self.tokens
+        start = 0 if first else total - 1
+        part = self._part(start, total)
+        own = float(self.logits_1V.double().log_softmax(-1)[0, token])
+        drawn = float(self.scores_1V.double().log_softmax(-1)[0, token])
+        self.builder.add(start, part, chosen=token)
+        self.builder.check()
+        self.builder.follow(token)
+        self._forget()  # a replayed tail runs the blocks
+        self.tokens.append(token)
+        self.logprobs.append(own)
+        self.sampled.append(drawn if self.effective.do_sample else 0.0)
+        if self.each is None:
+            return False
+        try:
+            ending(self.each)(self.reading(last=1))
+        except Ended as ended:
+            if not isinstance(ended.reason, StopIteration):
+                raise
+            self.stopped = "each"
+        self._forget()  # `each` may have read something with the same model
+        return bool(self.stopped)
+
+    def _forget(self) -> None:
+        """Rows that are no pass of this generation."""
+        for kept in self.kept:
+            kept.clear()
+
+    def _part(self, start: int, total: int) -> Residuals:
+        """The residuals of the positions from `start` on, from the passes since the last token."""
+        hf, anatomy, new = self.model.hf, self.model.anatomy, total - start
+        h = []
+        for kept, (_, depths) in zip(self.kept, self.parts):
+            for depth in depths:
+                found = kept.pop(depth, [])
+                rows = sum(h_1tD.shape[1] for h_1tD in found)
+                # A model without a cache runs the whole text again.
+                if rows not in (new, total) or any(
+                    x.shape[::2] != (1, anatomy.width) for x in found
+                ):
+                    raise UnsupportedModel(
+                        f"{type(hf).__name__}: layer {layer_label(depth)} made {rows} rows for "
+                        f"{new} of {total} tokens while it generates; expected one a token"
+                    )
+                h.append((found[0] if len(found) == 1 else torch.cat(found, 1))[0, rows - new :])
+            kept.clear()
+        return Residuals(
+            ids=self.builder.ids_T[start:total],
+            h=h,
+            layers=self.labels,
+            final_logits=self.logits_1V,
+            final_positions=[new - 1],
+            stream=self.stream,
+        )
+
+    def reading(self, last: int | None = None) -> Reading:
+        """Everything so far; or its `last` positions, with what was written there."""
+        count = len(self.tokens) if last is None else last
+        sampling = bool(self.effective.do_sample)
+        generation = {
+            "prompt_tokens": self.builder.given,
+            "ids": self.tokens[-count:],
+            "text": self.model.tokens.text(self.tokens[-count:]),
+            "logprobs": self.logprobs[-count:],
+            "sampled_logprobs": self.sampled[-count:],
+            "stopped": self.stopped or None,
+            "reread": self.reread,
+            "seed": self.seed if sampling else None,
+            "settings": plain(self.effective),
+        }
+        return self.builder.reading(**self.facts, last=last, generation=generation)
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Inside, random numbers are those of the seed; outside, as if none had been drawn."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _pad_of(hf: Any) -> int | None:
+    own = getattr(hf, "generation_config", None)
+    pad, eos = getattr(own, "pad_token_id", None), getattr(own, "eos_token_id", None)
+    if pad is not None:
+        return pad
+    return (eos[0] if isinstance(eos, list) else eos) or 0
+
+
+class _Processors(LogitsProcessorList):
+    """The logits processors that transformers prepared; `run` sees what went in and what came out."""
+
+    def __init__(self, processors: LogitsProcessorList, run: _Run):
+        super().__init__(processors)
+        self.run = run
+
+    def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
+        before = scores.clone() if len(self) else scores  # some work in place
+        after = super().__call__(input_ids, scores, **options)
+        self.run.scored(before, after)
+        return after
+
+
+class _Criteria(StoppingCriteriaList):
+    """The stopping criteria that transformers prepared; `run` sees every token, and may stop too."""
+
+    def __init__(self, criteria: StoppingCriteriaList, run: _Run):
+        super().__init__(criteria)
+        self.run = run
+
+    def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
+        run = self.run
+        if not run.stopped:  # on some devices transformers runs one pass more
+            asked = [c for c in self if bool(c(input_ids, scores, **options).all())]
+            ended = run.chosen(int(input_ids[0, -1]))
+            if asked and not ended:
+                names = [type(criterion).__name__ for criterion in asked]
+                run.stopped = next((r for n, r in _REASONS.items() if n in names), names[0])
+        return input_ids.new_full((1,), bool(run.stopped), dtype=torch.bool)

@@ -1,0 +1,146 @@
+"""The settings of a generation: arguments and a `GenerationConfig` of transformers, as one that is checked."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from transformers import GenerationConfig
+
+from logitlens.errors import PromptError
+from logitlens.model.tokens import whole
+
+if TYPE_CHECKING:
+    from logitlens.model.lens_model import LensModel
+
+LENGTH = 40  # tokens to write where nobody says how many
+# Settings of transformers that write something else than one sequence by one model, and the values
+# at which they do not.
+ONE_SEQUENCE: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+    "prompt_lookup_num_tokens": (),
+    "assistant_early_exit": (),
+    "use_mtp": (),
+    "penalty_alpha": (0,),
+    "dola_layers": (),
+    "guidance_scale": (1,),
+    "constraints": (),
+    "force_words_ids": (),
+    "token_healing": (),
+}
+_SILENT = (
+    "_", "assistant_", "bos_", "disable_compile", "max_length", "num_assistant_", "pad_", "target_",
+    "temperature", "top_", "transformers_version", "use_cache",
+)  # fmt: skip
+
+
+def settings_of(
+    model: LensModel,
+    given: GenerationConfig | None,
+    *,
+    max_new_tokens: int | None,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    stop: str | Sequence[str],
+) -> GenerationConfig:
+    """The settings for transformers. Raises PromptError for a value that means nothing.
+
+    What neither the arguments nor `given` name is the model's own default, as in `hf.generate`;
+    but without `given` the likeliest token is taken unless a temperature is named.
+    """
+    if given is not None and not isinstance(given, GenerationConfig):
+        raise PromptError(
+            f"generation_config: expected a transformers GenerationConfig, got {type(given).__name__}"
+        )
+    settings = copy.deepcopy(given) if given is not None else GenerationConfig(num_beams=1)
+    if temperature is None and given is None:
+        temperature = 0.0
+    if temperature is not None:
+        if not _is_number(temperature) or not 0 <= temperature < math.inf:
+            raise PromptError(
+                f"temperature={temperature!r}: expected 0 (the likeliest token) or more, like 0.8"
+            )
+        settings.do_sample = temperature > 0
+        settings.temperature = float(temperature) if temperature else 1.0
+    if top_p is not None and not (_is_number(top_p) and 0 < top_p <= 1):
+        raise PromptError(f"top_p={top_p!r}: expected a probability above 0, up to 1")
+    if top_k is not None and ((k := whole(top_k)) is None or k < 1):
+        raise PromptError(f"top_k={top_k!r}: expected 1 or more tokens to choose from")
+    if not settings.do_sample:
+        for name, value in (("top_p", top_p), ("top_k", top_k)):
+            if value is not None:
+                raise PromptError(
+                    f"{name}={value!r} changes nothing where the likeliest token is taken: give a "
+                    "temperature above 0 too"
+                )
+        settings.top_p, settings.top_k = 1.0, 50  # else transformers warns of the model's own
+    if top_p is not None:
+        settings.top_p = float(top_p)
+    if top_k is not None:
+        settings.top_k = int(top_k)
+    if max_new_tokens is not None:
+        if (n := whole(max_new_tokens)) is None or n < 1:
+            raise PromptError(f"max_new_tokens={max_new_tokens!r}: expected at least 1")
+        settings.max_new_tokens, settings.max_length = n, None
+    texts = [stop] if isinstance(stop, str) else list(stop)
+    if not all(isinstance(text, str) and text for text in texts):
+        raise PromptError(f"stop={stop!r}: expected texts that end the generation")
+    if texts and model.tokenizer is None:
+        raise PromptError(f"stop={stop!r} needs a tokenizer: load the model with tokenizer=…")
+    settings.stop_strings = texts or settings.stop_strings
+    # Nothing of a pass is kept but its rows; no compiled graph, which would not see the hooks.
+    settings.return_dict_in_generate = settings.output_scores = settings.output_logits = False
+    settings.output_attentions = settings.output_hidden_states = False
+    settings.disable_compile = True
+    return settings
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, (bool, str)) and isinstance(value, (int, float))
+
+
+def with_length(settings: GenerationConfig, tokens: int, context: int | None) -> GenerationConfig:
+    """The settings with a number of tokens to write that fits behind a prompt of so many tokens.
+
+    Raises PromptError where what was asked for does not fit.
+    """
+    room = None if context is None else context - tokens
+    asked = settings.max_new_tokens
+    if asked is None and settings.max_length is not None:
+        asked = max(1, settings.max_length - tokens)
+    if room is not None and (asked or 1) > room:
+        raise PromptError(
+            f"the prompt has {tokens} tokens and the model's context holds {context}: expected "
+            f"max_new_tokens of at most {max(room, 0)}, got {asked or LENGTH}; ask for fewer, or "
+            "shorten the prompt (truncate=True, --truncate)"
+        )
+    settings.max_new_tokens = asked or min(LENGTH, room or LENGTH)
+    settings.max_length = None
+    return settings
+
+
+def refuse_several(settings: GenerationConfig) -> None:
+    """Raises PromptError for what writes something else than one sequence by one model."""
+    for name, plain_values in ONE_SEQUENCE.items():
+        value = getattr(settings, name, None)
+        if value is not None and value is not False and value not in plain_values:
+            raise PromptError(
+                f"{name}={value!r}: expected one sequence written by one model, greedy or sampled"
+            )
+
+
+def plain(settings: GenerationConfig) -> dict[str, Any]:
+    """The settings that say something: those that change the scores or the end, and the usual ones."""
+    usual = ("do_sample", "max_new_tokens")
+    if settings.do_sample:
+        usual += ("temperature", "top_p", "top_k")
+    told = {
+        name: value
+        for name, value in settings.to_diff_dict().items()
+        if value not in (None, False, 0, 1) and not name.startswith(_SILENT)
+    }
+    return told | {name: getattr(settings, name, None) for name in usual}
