@@ -205,6 +205,8 @@ def test_public_names_are_pinned():
         "Residuals",
         "Reading",
         "Scores",
+        "Attribution",
+        "edit",
         "Lens",
         "LogitLensError",
         "ModelNotAvailable",

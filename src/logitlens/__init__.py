@@ -39,6 +39,8 @@ from logitlens.errors import (
 )
 
 if TYPE_CHECKING:
+    from logitlens import edit
+    from logitlens.attribution import Attribution
     from logitlens.lenses import Lens
     from logitlens.model.capture import Residuals
     from logitlens.model.lens_model import LensModel
@@ -54,6 +56,8 @@ __all__ = [  # in reading order
     "Residuals",
     "Reading",
     "Scores",
+    "Attribution",
+    "edit",
     "Lens",
     "LogitLensError",
     "ModelNotAvailable",
@@ -73,11 +77,14 @@ _LAZY = {
     "Residuals": "logitlens.model.capture",
     "Reading": "logitlens.reading",
     "Scores": "logitlens.scores",
+    "Attribution": "logitlens.attribution",
     "Lens": "logitlens.lenses",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "edit":
+        return importlib.import_module("logitlens.edit")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_LAZY[name]), name)

@@ -428,6 +428,7 @@ META = {
     "positions?": ([int], None), "prompt?": (str, None), "prompt_tokens?": int, "truncated?": int,
     "model?": (str, None), "revision?": (str, None), "n_blocks?": int, "stream?": (str, None),
     "dtype?": (str, None), "device?": (str, None), "special_ids?": [int], "vocab_bytes?": {str: str},
+    "edits?": [{"text?": str}],
     "track_sets?": {str: [int]},
 }  # fmt: skip
 """What views rely on in `Reading.meta`; other entries may be anything."""

@@ -29,7 +29,7 @@ def test_ways_of_adding(add, expected):
     h, a, b = torch.randn(3, 2, 3, 4, generator=torch.Generator().manual_seed(0))
     values = {"a": a, "b": b, "a / 2": a / 2, "a + b": a + b}
     with additions.Additions() as mode:
-        mode.begin(h)
+        mode.begin(0, h)
         path = mode.end(add(h, a, b))
     if expected is None:
         assert path is None

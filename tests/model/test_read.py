@@ -410,5 +410,6 @@ def test_a_model_shows_what_its_users_need(model):
     assert {name for name in names if not name.startswith("_")} == {
         "hf", "tokenizer", "anatomy", "tail", "check", "name", "revision", "tokens",
         "n_blocks", "width", "vocab_size", "dtype", "context", "sublayers",
-        "read", "read_batch", "generate", "stream", "score", "capture", "readout",
+        "read", "read_batch", "generate", "stream", "score", "capture", "readout", "attribute",
+        "direction",
     }  # fmt: skip

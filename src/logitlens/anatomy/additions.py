@@ -62,19 +62,25 @@ Path = list[tuple[State, Value]]  # a block's additions: the state each led to, 
 # Called after every block with its number, its additions (None where it did more to the stream than
 # add to it), the stream it received and the one it returned.
 Took = Callable[[int, Path | None, Tensor, Tensor], None]
+# Called with a depth and the stream there: None, or the stream that takes its place.
+See = Callable[[int, Tensor], Tensor | None]
+# Called with a block, the number of an addition in it (from 1) and what is about to be added: None,
+# or what is added in its place.
+Change = Callable[[int, int, Value], Value | None]
 
 
 class Additions(TorchDispatchMode):
     """Follows the stream through the block that is running; see `recording`."""
 
-    def __init__(self):
+    def __init__(self, change: Change | None = None):
         super().__init__()
         self.rows: Sequence[Tensor] | None = None  # what replaces the stream after each addition
+        self.change = change
         self.known: dict[int, Value] = {}
-        self.size = -1
+        self.size, self.block = -1, -1
 
-    def begin(self, stream: Tensor) -> None:
-        self.known, self.size = {}, stream.numel()
+    def begin(self, block: int, stream: Tensor) -> None:
+        self.known, self.size, self.block = {}, stream.numel(), block
         self.shape = stream.shape
         self._note(stream, State(0))
 
@@ -125,12 +131,16 @@ class Additions(TorchDispatchMode):
         out = func(*args, **kwargs)
         if kwargs.get("alpha", 1) != 1:
             y = Value(y.tensor * kwargs["alpha"])
-        pairs = ((x.origin, y), (y.origin, x))
-        states = [(before, added) for before, added in pairs if isinstance(before, State)]
+        pairs = ((x, y), (y, x))
+        states = [(v.origin, v, added) for v, added in pairs if isinstance(v.origin, State)]
         if len(states) == 2:
             self.known.pop(id(out), None)
         elif states:
-            before, added = states[0]
+            before, stream, added = states[0]
+            new = self.change(self.block, before.number + 1, added) if self.change else None
+            if new is not None:
+                added = new
+                out.copy_(stream.tensor.view(out.shape) + added.tensor.view(out.shape))
             state = State(before.number + 1, before, added)
             if self.rows is not None and state.number < len(self.rows):
                 out.copy_(self.rows[state.number].view(out.shape))
@@ -148,14 +158,21 @@ def _is_one(factor: Any) -> bool:
 
 @contextmanager
 def recording(
-    anatomy: Anatomy, took: Took, replace: Callable[[Tensor], Sequence[Tensor]] | None = None
+    anatomy: Anatomy,
+    took: Took,
+    replace: Callable[[Tensor], Sequence[Tensor]] | None = None,
+    *,
+    see: See | None = None,
+    change: Change | None = None,
 ) -> Iterator[None]:
     """Inside, `took` is called after every block.
 
     replace   the stream a block receives → tensors that take its place: the first at the block's
               entry, the next after the first addition, and so on; None: the stream stays as it is
+    see       called with the stream at every depth; what it returns is what the model goes on with
+    change    called with everything that is added to the stream; what it returns is added instead
     """
-    mode = Additions()
+    mode = Additions(change)
     entered: list[Tensor] = []
 
     def before(block: int) -> Hook:
@@ -167,17 +184,22 @@ def recording(
                 mode.rows = replace(stream)
                 stream = mode.rows[0].clone().view(stream.shape)
                 given = replace_leaf(given, slot, stream)
+            elif block == 0 and see is not None and (new := see(0, stream)) is not None:
+                stream = new
+                given = replace_leaf(given, slot, stream)
             entered[:] = [stream, stream if replace is not None else stream.clone()]
-            mode.begin(stream)
+            mode.begin(block, stream)
             return given["args"], given["kwargs"]
 
         return hook
 
     def after(block: int) -> Hook:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
             stream = leaf(output, anatomy.exits[block])
             took(block, mode.end(stream), entered[1], stream)
-            entered[:] = [stream]
+            new = see(block + 1, stream) if see is not None else None
+            entered[:] = [stream if new is None else new]
+            return None if new is None else replace_leaf(output, anatomy.exits[block], new)
 
         return hook
 

@@ -16,7 +16,7 @@ which also shows which state of the stream a sublayer read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -24,7 +24,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from logitlens.anatomy.additions import Path, Sum, Value, recording
+from logitlens.anatomy.additions import Change, Path, See, Sum, Value, recording
 from logitlens.anatomy.blocks import Anatomy
 from logitlens.anatomy.forward import as_found, forward, refusing
 from logitlens.errors import UnsupportedModel
@@ -190,42 +190,80 @@ def _probe_rows(stream: Tensor, anatomy: Anatomy) -> list[Tensor]:
     return out
 
 
+# Called after every block with its number, the stream it received, what was added to it, one
+# contribution after another, and the stream it returned.
+Took = Callable[[int, Tensor, list[tuple[Part, Value]], Tensor], None]
+
+
 @contextmanager
-def hooks(
-    anatomy: Anatomy, sublayers: Sublayers, stream: str, blocks: Sequence[int], batch: int
-) -> Iterator[dict[int, list[Tensor]]]:
-    """Like `capture.residual_hooks`: inside, each pass adds copies (B, T, D) of a block's stream.
+def contributions(
+    anatomy: Anatomy,
+    sublayers: Sublayers,
+    took: Sequence[Took],
+    *,
+    see: See | None = None,
+    change: Change | None = None,
+) -> Iterator[None]:
+    """Inside, each of `took` is called after every block; `see` and `change` as in `recording`.
 
-    Keys are depths: block i's contribution is under i + 1, the depth it leads to. Every pass checks
-    that contributions sum to the change of the stream; UnsupportedModel is raised where they do not.
+    Every pass checks that contributions sum to the change of the stream; UnsupportedModel is raised
+    where they do not.
     """
-    kept: dict[int, list[Tensor]] = {}
-    wanted = set(blocks)
 
-    def took(block: int, path: Path | None, entering: Tensor, leaving: Tensor) -> None:
+    def after(block: int, path: Path | None, entering: Tensor, leaving: Tensor) -> None:
         parts = sublayers.blocks[block]
         if path is None or len(path) != len(parts):
             raise UnsupportedModel(
                 f"block {block} of {anatomy.blocks_path} added {len(path or [])} times to its stream; "
                 f"{len(parts)} times when it was probed"
             )
-        added = [value.tensor.view(leaving.shape) for _, value in path]
-        _check_law(anatomy, block, entering, added, leaving)
-        if block not in wanted:
-            return
-        if stream == "mid":
-            chosen = [entering, *added[: sublayers.middle(block)]]
-        else:
-            kind = MIXES if stream == "attn" else ROWWISE
-            chosen = [t for p, (_, v) in zip(parts, path) for t in _of_kind(p, v, kind)]
-        out = reduce(torch.add, (t.view(leaving.shape) for t in chosen))
-        kept.setdefault(block + 1, []).append(anatomy.rows(out.detach(), batch).clone())
+        added = [(part, value) for part, (_, value) in zip(parts, path)]
+        tensors = [value.tensor.view(leaving.shape) for _, value in added]
+        _check_law(anatomy, block, entering, tensors, leaving)
+        for each in took:
+            each(block, entering, added, leaving)
 
-    with recording(anatomy, took):
-        yield kept
+    with recording(anatomy, after, see=see, change=change):
+        yield
 
 
-def _of_kind(part: Part, value: Value, kind: str) -> Iterator[Tensor]:
+def keeper(
+    anatomy: Anatomy, sublayers: Sublayers, stream: str, blocks: Sequence[int], batch: int
+) -> tuple[dict[int, list[Tensor]], Took]:
+    """A dictionary, and what adds to it, in each pass, copies (B, T, D) of a block's stream.
+
+    Keys are depths: block i's contribution is under i + 1, the depth it leads to.
+    """
+    kept: dict[int, list[Tensor]] = {}
+    wanted = set(blocks)
+
+    def took(
+        block: int, entering: Tensor, added: list[tuple[Part, Value]], leaving: Tensor
+    ) -> None:
+        if block in wanted:
+            middle = sublayers.middle(block) if stream == "mid" else None
+            out = total(stream, entering, added, middle)
+            rows = anatomy.rows(out.view(leaving.shape).detach(), batch)
+            kept.setdefault(block + 1, []).append(rows.clone())
+
+    return kept, took
+
+
+def total(
+    stream: str, entering: Tensor, added: list[tuple[Part, Value]], middle: int | None
+) -> Tensor:
+    """What a block's "attn" or "mlp" added to its stream, or its stream in the "mid"dle."""
+    shape = entering.shape
+    if stream == "mid":
+        chosen = [entering, *(value.tensor for _, value in added[:middle])]
+    else:
+        kind = MIXES if stream == "attn" else ROWWISE
+        chosen = [t for part, value in added for t in of_kind(part, value, kind)]
+    return reduce(torch.add, (t.view(shape) for t in chosen))
+
+
+def of_kind(part: Part, value: Value, kind: str) -> Iterator[Tensor]:
+    """The terms of a contribution that are of a kind; what is constant counts as one that mixes."""
     if part.parts is None:
         if (part.kind == ROWWISE) == (kind == ROWWISE):
             yield value.tensor
@@ -234,8 +272,8 @@ def _of_kind(part: Part, value: Value, kind: str) -> Iterator[Tensor]:
         raise UnsupportedModel(
             "a block sums its sublayers in another order than when it was probed"
         )
-    yield from _of_kind(part.parts[0], value.origin.left, kind)
-    yield from _of_kind(part.parts[1], value.origin.right, kind)
+    yield from of_kind(part.parts[0], value.origin.left, kind)
+    yield from of_kind(part.parts[1], value.origin.right, kind)
 
 
 def _check_law(

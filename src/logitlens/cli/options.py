@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from logitlens import LensModel
+    from logitlens.edit import Edit
     from logitlens.reading import Reading
 
 _LOADING = (
@@ -91,6 +92,22 @@ def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_READING):
         function = option(function)
     return function
+
+
+def edit_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--edit."""
+    return click.option(
+        "--edit", "edits", multiple=True, metavar="EDIT|FILE",
+        help="Change the stream while the model runs: 'add:layer=5,token= Paris,scale=4', "
+        "project_out, swap, ablate, patch, or a .json file of edits; repeatable.",
+    )(function)  # fmt: skip
+
+
+def edits_of(texts: Sequence[str]) -> list[Edit]:
+    """What --edit says. Raises PromptError, FormatError, OSError."""
+    from logitlens import edit
+
+    return [each for text in texts for each in edit.parse(text)]
 
 
 def renamed_option(new: str) -> Callable[[click.Context, click.Parameter, Any], None]:

@@ -13,6 +13,8 @@ from logitlens.cli.options import (
     PromptCommand,
     busy,
     check_outputs,
+    edit_option,
+    edits_of,
     errors,
     load_model,
     model_options,
@@ -64,6 +66,7 @@ STREAMS = ("resid", "mid", "attn", "mlp")
     "--chunk", type=click.IntRange(min=1), metavar="N",
     help="Process long prompts N positions at a time through the KV cache, to bound memory.",
 )  # fmt: skip
+@edit_option
 @click.option(
     "-o", "--output", "outputs", multiple=True, metavar="FILE",
     help="Write .html .png .svg .pdf .txt .json or .parquet; repeatable.",
@@ -93,6 +96,7 @@ def command(
     stream: str,
     truncate: bool,
     chunk: int | None,
+    edits: tuple[str, ...],
     outputs: tuple[str, ...],
     as_json: bool,
     quiet: bool,
@@ -108,8 +112,10 @@ def command(
     """
     paths = check_outputs(outputs)
     text = prompt_text(prompt)
+    changes = edits_of(edits)
     model = load_model(source, **loading)
     run = {"layers": layers, "truncate": truncate, "stream": stream}
+    run |= {"edits": changes} if changes else {}
     shown = {"top": top, "track": [*track, *track_id], "positions": positions}
     with busy("reading") as progress:
         if chunk:

@@ -31,6 +31,7 @@ from logitlens.readout.stats import FinalRows
 from logitlens.select import Selection, layer_number, select_positions
 
 if TYPE_CHECKING:
+    from logitlens.model.edits import Prepared
     from logitlens.model.lens_model import LensModel
 
 
@@ -277,17 +278,20 @@ class ReadingBuilder:
 
     def _meta(self, part: Residuals, check: Check, seconds: float) -> dict[str, Any]:
         return {
-            **provenance(self.model, self.request.lens, check),
+            "positions": self.request.positions,
+            **provenance(self.model, self.request.lens, check, part.edits),
             "stream": part.stream,
             "kernel": self.engine.name if self.engine else "",
             "readout_seconds": round(seconds, 4),
         }
 
 
-def provenance(model: LensModel, lens: Lens, check: Check) -> dict[str, Any]:
+def provenance(
+    model: LensModel, lens: Lens, check: Check, edits: Prepared | None = None
+) -> dict[str, Any]:
     """What made the numbers, and how they compare with the model's own: for `meta`."""
     return {
-        "model": _display_name(model.name),
+        "model": display_name(model.name),
         "class": type(model.hf).__name__,
         "revision": model.revision,
         "n_blocks": model.n_blocks,
@@ -301,6 +305,7 @@ def provenance(model: LensModel, lens: Lens, check: Check) -> dict[str, Any]:
         "check": check.to_meta(),
         "versions": dict(_versions()),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        **(edits.to_meta() if edits is not None else {}),
     }
 
 
@@ -316,7 +321,7 @@ def readable(lens: Lens, captured: Sequence[int]) -> list[int]:
     return [i for i, d in enumerate(captured) if has is None or d in has or i == last]
 
 
-def _display_name(name: str) -> str:
+def display_name(name: str) -> str:
     """A directory's own name rather than its path on this machine."""
     return Path(name).resolve().name if os.path.isdir(name) else name
 

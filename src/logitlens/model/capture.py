@@ -8,9 +8,9 @@ Long prompts may run in chunks, see `chunks`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,14 @@ from logitlens.anatomy.check import distance
 from logitlens.anatomy.forward import accepts, as_found, forward, input_device, logits_of, refusing
 from logitlens.anatomy.probe import probe_ids
 from logitlens.anatomy.readable import Readable
-from logitlens.anatomy.sublayers import STREAMS, hooks
+from logitlens.anatomy.sublayers import STREAMS, Took, contributions, keeper
 from logitlens.anatomy.watch import Hook, hooked
 from logitlens.errors import LogitLensError, PromptError, UnsupportedModel
 from logitlens.model.batches import padded
 from logitlens.select import layer_label
+
+if TYPE_CHECKING:
+    from logitlens.model.edits import Changes, Prepared
 
 ROUNDING = 2.0  # of `distance`, times √blocks; beyond it prompts are merely run alone
 
@@ -45,6 +48,7 @@ class Residuals:
     stream           "resid"; or "mid", "attn", "mlp" (see `sublayers`): rows of block d − 1 for depth d,
                      labelled "0.attn", …; the last row is still the final residual, the base of
                      every comparison
+    edits            what was changed while the model ran; None: nothing
     """
 
     ids: Tensor
@@ -55,6 +59,7 @@ class Residuals:
     stream: str = "resid"
     prompt: str | None = None
     position_offset: int = 0
+    edits: Prepared | None = None
 
 
 @dataclass(eq=False)
@@ -74,6 +79,8 @@ def capture(
     check: Sequence[int] | str | None = None,
     progress: Progress | None = None,
     cache: Cache | None = None,
+    edits: Prepared | None = None,
+    watch: Took | None = None,
 ) -> list[Residuals]:
     """Token ids of several prompts → their residuals, from one forward pass.
 
@@ -83,6 +90,8 @@ def capture(
                None: the last one; "all": every position
     progress   called with ("blocks", done, N) as blocks return; what it raises ends the pass
     cache      of one prompt: the positions before these ids; these are added to it
+    edits      what is changed in the stream while the model runs; see `edits.prepare`
+    watch      called after every block with what was added to its stream; see `contributions`
 
     Raises PromptError for an empty prompt, UnsupportedModel where the model's forward fails, its
     blocks do not run once each, or its stream has another shape than when it was loaded.
@@ -104,7 +113,8 @@ def capture(
         extra |= {"use_cache": True, cache.argument: cache.kept}
     if keeps := not isinstance(check, str) and "logits_to_keep" in accepts(hf):
         extra["logits_to_keep"] = torch.tensor(asked, dtype=torch.long, device=batch.ids_BT.device)
-    parts, labels = parts_of(model, found, stream, wanted, len(ids))
+    changes = edits.over([len(i) for i in ids]) if edits is not None else None
+    parts, labels = parts_of(model, found, stream, wanted, len(ids), changes, watch)
     output, h_LBTD = _run(hf, found, batch.ids_BT, parts, extra, progress)
     if cache is not None:
         cache.kept = getattr(output, cache.argument, None)
@@ -127,6 +137,7 @@ def capture(
                 final_logits=logits[b, [kept.index(p) for p in where[b]]].float(),
                 final_positions=list(where[b]),
                 stream=stream,
+                edits=edits,
             )
         )
     return out
@@ -151,25 +162,55 @@ def pads_change_nothing(model: Readable) -> bool:
 
 
 def parts_of(
-    model: Readable, anatomy: Anatomy, stream: str, depths: list[int], batch: int
+    model: Readable,
+    anatomy: Anatomy,
+    stream: str,
+    depths: list[int],
+    batch: int,
+    changes: Changes | None = None,
+    watch: Took | None = None,
 ) -> tuple[list[Part], list[str]]:
-    """What to hook, and the label of every row captured, in order."""
-    if stream == "resid":
-        part = residual_hooks(anatomy, depths, batch), depths
-        return [part], [layer_label(d) for d in depths]
-    has = model.sublayers.require(stream, type(model.hf).__name__)
-    blocks = [i for i in has if i + 1 in depths]
-    if not blocks:
-        raise PromptError(
-            f"none of the layers chosen has the stream {stream!r}: expected some of "
-            f"{', '.join(map(str, has))}"
-        )
-    inner = [i + 1 for i in blocks]
+    """What to hook, in this order, and the label of every row captured.
+
+    What is edited is read as the edit left it: its hooks come before those that keep the stream.
+    """
+    watchers = [watch] if watch is not None else []
+    see, change = (None, None) if changes is None else (changes.see, changes.change)
+    kept: dict[int, list[Tensor]] = {}
+    inner: list[int] = []
     last = len(anatomy.blocks)
-    sublayer = hooks(anatomy, model.sublayers, stream, blocks, batch), inner
-    final = residual_hooks(anatomy, [last], batch), [last]
-    labels = [f"{i}.{stream}" for i in blocks] + [layer_label(last)]
-    return [sublayer, final], labels
+    labels = [layer_label(d) for d in depths]
+    if stream != "resid":
+        has = model.sublayers.require(stream, type(model.hf).__name__)
+        blocks = [i for i in has if i + 1 in depths]
+        if not blocks:
+            raise PromptError(
+                f"none of the layers chosen has the stream {stream!r}: expected some of "
+                f"{', '.join(map(str, has))}"
+            )
+        kept, keep = keeper(anatomy, model.sublayers, stream, blocks, batch)
+        watchers.append(keep)
+        inner, depths = [i + 1 for i in blocks], [last]
+        labels = [f"{i}.{stream}" for i in blocks] + [layer_label(last)]
+    context: AbstractContextManager[Any] = nullcontext()
+    if watchers or change is not None:
+        context = contributions(anatomy, model.sublayers, watchers, see=see, change=change)
+    elif changes is not None and see is not None:
+        context = anatomy.following(changes.depths, see)
+    parts: list[Part] = [
+        (_giving(context, kept), inner),
+        (residual_hooks(anatomy, depths, batch), depths),
+    ]
+    return parts, labels
+
+
+@contextmanager
+def _giving(
+    context: AbstractContextManager[Any], kept: dict[int, list[Tensor]]
+) -> Iterator[dict[int, list[Tensor]]]:
+    """Inside the context; what it keeps is in `kept`."""
+    with context:
+        yield kept
 
 
 def _run(

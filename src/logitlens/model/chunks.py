@@ -33,6 +33,7 @@ from logitlens.model.capture import Cache, Progress, Residuals, capture
 from logitlens.model.tokens import whole
 
 if TYPE_CHECKING:
+    from logitlens.model.edits import Prepared
     from logitlens.model.lens_model import LensModel
 
 MASK = 2 << 20  # positions of a chunk × positions up to its end: a model makes a mask of that size
@@ -90,10 +91,12 @@ def capture_chunks(
     stream: str = "resid",
     progress: Progress | None = None,
     check: int | None = None,
+    edits: Prepared | None = None,
 ) -> Iterator[tuple[int, Residuals]]:
     """Token ids → (first position, residuals) of the chunks that end at `stops`, as they are run.
 
     check   the position whose own logits its chunk keeps; of other chunks it is the last one
+    edits   what is changed while the model runs; its positions are those of the whole prompt
 
     Raises UnsupportedModel where the model keeps no cache, and what `capture` raises.
     """
@@ -104,6 +107,7 @@ def capture_chunks(
             model, [ids[start:stop]], depths=depths, stream=stream, cache=cache,
             progress=_of_all(progress, number, len(stops)),
             check=[check - start] if check is not None and start <= check < stop else None,
+            edits=edits.chunk(start, len(ids)) if edits is not None and len(stops) > 1 else edits,
         )  # fmt: skip
         if cache is not None and start == 0:
             if cache.kept is None:

@@ -7,7 +7,9 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import GenerationConfig
 
 from logitlens.anatomy.blocks import Anatomy
@@ -18,10 +20,14 @@ from logitlens.anatomy.snapshot import Snapshot
 from logitlens.anatomy.sublayers import Sublayers, find_sublayers
 from logitlens.anatomy.tail import Tail, look_at
 from logitlens.anatomy.tensor_parallel import with_shards
+from logitlens.attribution import Attribution
+from logitlens.edit import Edit
 from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.lenses import Lens, resolve
+from logitlens.model import attribute as attributing
 from logitlens.model import batches, chunks, sampling
 from logitlens.model import capture as capturing
+from logitlens.model import edits as editing
 from logitlens.model import generate as generating
 from logitlens.model import score as scoring
 from logitlens.model.assemble import ReadingBuilder, Request, request_of
@@ -34,6 +40,8 @@ from logitlens.model.track import Track, tracks_of
 from logitlens.reading import Reading
 from logitlens.scores import Scores
 from logitlens.select import Selection, layer_label, renamed, select_layers
+
+Edits = Edit | Iterable[Edit] | None
 
 
 class LensModel:
@@ -159,6 +167,7 @@ class LensModel:
         truncate: bool = False,
         stream: str = "resid",
         chunk: int | None = None,
+        edits: Edits = (),
         progress: Progress | None = None,
     ) -> Reading:
         """Read one prompt at every layer → one `Reading`.
@@ -182,6 +191,8 @@ class LensModel:
         stream      "resid": the residual stream after each block; "mid": between attention and MLP;
                     "attn", "mlp": what a sublayer adds to the stream, read as if it were one
         chunk       process long prompts N positions at a time through the KV cache, to bound memory
+        edits       changes made to the stream while the model runs, see `logitlens.edit`; the last
+                    row is checked against the edited model's own logits
         progress    called with ("blocks", done, of) as the model's blocks return, and with
                     ("positions", done, of) as positions are read out; an exception it raises ends
                     the reading and reaches the caller
@@ -202,11 +213,12 @@ class LensModel:
             stream=stream,
         )
         depths = self._depths(layers, stream)
+        prepared = editing.prepare(self, edits)
         with as_found(self.hf):
             stops = [len(ids)] if chunk is None else chunks.stops_of(self, len(ids), chunk)
             captured = chunks.capture_chunks(
                 self, ids, stops, depths=depths, stream=stream, progress=progress,
-                check=request.positions[-1],
+                check=request.positions[-1], edits=prepared,
             )  # fmt: skip
             return self._reading(prompt, ids, dropped, request, captured, progress)
 
@@ -224,6 +236,7 @@ class LensModel:
         truncate: bool = False,
         token_budget: int = 4096,
         stream: str = "resid",
+        edits: Edits = (),
     ) -> list[Reading]:
         """Read several prompts → one `Reading` each, in order; padded and batched inside.
 
@@ -257,6 +270,7 @@ class LensModel:
             for (ids, _), tokens in zip(cut, tracks_of(track, len(given)))
         ]
         depths = self._depths(layers, stream)
+        prepared = editing.prepare(self, edits)
         lengths = [len(ids) for ids, _ in cut]
         alone_beyond = batches.rescales_beyond(self.hf.config)
         if len(set(lengths)) > 1 and not self._pads_change_nothing:
@@ -266,7 +280,7 @@ class LensModel:
             with as_found(self.hf):
                 captured = capturing.capture(
                     self, [cut[i][0] for i in batch], depths=depths, stream=stream,
-                    check=[requests[i].positions[-1] for i in batch],
+                    check=[requests[i].positions[-1] for i in batch], edits=prepared,
                 )  # fmt: skip
                 for i, residuals in zip(batch, captured):
                     readings[i] = self._reading(given[i], *cut[i], requests[i], [(0, residuals)])
@@ -311,6 +325,7 @@ class LensModel:
         layers: Selection = None,
         truncate: bool = False,
         stream: str = "resid",
+        edits: Edits = (),
         progress: Progress | None = None,
     ) -> Residuals:
         """The first half of `read`: the raw residual stream at each layer, (T, D) each."""
@@ -318,8 +333,9 @@ class LensModel:
         ids, dropped = self._ids(prompt, truncate)
         depths = self._depths(layers, stream)
         (residuals,) = capturing.capture(
-            self, [ids], depths=depths, stream=stream, progress=progress
-        )
+            self, [ids], depths=depths, stream=stream, progress=progress,
+            edits=editing.prepare(self, edits),
+        )  # fmt: skip
         residuals.prompt = prompt if isinstance(prompt, str) else None
         residuals.position_offset = dropped
         return residuals
@@ -346,7 +362,9 @@ class LensModel:
         shown = request.positions[-1]
         with as_found(self.hf):
             if shown not in residuals.final_positions:  # a position that is shown is checked
-                (again,) = capturing.capture(self, [ids], depths=[self.n_blocks], check=[shown])
+                (again,) = capturing.capture(
+                    self, [ids], depths=[self.n_blocks], check=[shown], edits=residuals.edits
+                )
                 residuals = replace(
                     residuals, final_logits=again.final_logits, final_positions=[shown]
                 )
@@ -441,6 +459,56 @@ class LensModel:
         (`reading = yield from model.stream(…)`); leaving the loop ends the generation.
         """
         return generating.columns(lambda each: self.generate(prompt, each=each, **options))
+
+    # -- which part did it ----------------------------------------------------------------------
+
+    def attribute(
+        self,
+        prompt: Prompt,
+        token: int | str | None = None,
+        *,
+        versus: int | str | None = None,
+        position: Selection = -1,
+        by: str = "sublayer",
+        truncate: bool = False,
+        edits: Edits = (),
+    ) -> Attribution:
+        """What every component added to one logit, or to the difference of two → `Attribution`.
+
+            found = model.attribute("The Eiffel Tower is in the city of", " Paris", versus=" Rome")
+
+        token, versus   each by its exact text or id; token=None: what the model says there
+        by              "sublayer": embeddings and what every attention and MLP added; "layer": what
+                        every block did
+
+        With the final norm's statistics held at this row's own values the logit before a softcap is
+        a sum; the parts sum to the model's own logit, which is checked. Raises PromptError, and
+        UnsupportedModel where the logit is no such sum, or not the model's own.
+        """
+        self._look_again()
+        ids, _ = self._ids(prompt, truncate)
+        text = prompt if isinstance(prompt, str) else None
+        return attributing.attribute(
+            self, ids, token, versus=versus, position=position, by=by, prompt=text,
+            edits=editing.prepare(self, edits),
+        )  # fmt: skip
+
+    def direction(
+        self,
+        token: int | str,
+        versus: int | str | None = None,
+        *,
+        layer: int | str,
+        lens: str | Lens = "logit",
+    ) -> NDArray[np.float32]:
+        """The direction of a token at a layer (D,), of length 1: for `edit.add` and the others.
+
+        The token's row of the unembedding (minus that of `versus`), taken back through the final
+        norm's gain and the lens; a step along it raises the token's logit most, up to the norm's own
+        statistics. Raises PromptError, LensMismatch, UnsupportedModel.
+        """
+        self._look_again()
+        return editing.direction(self, token, versus, layer=layer, lens=lens)
 
     # -- helpers ------------------------------------------------------------------------------
 

@@ -53,6 +53,9 @@ def source_text(reading: Reading) -> str:
         )
     if dropped := meta.get("truncated"):
         parts.append(f"cut: the first {dropped} tokens were not read")
+    for edit in meta.get("edits") or ():
+        text = edit.get("text") if isinstance(edit, Mapping) else None
+        parts.append(f"edited: {safe.visible(str(text or 'in a way unknown'))}")
     return " · ".join(parts)
 
 

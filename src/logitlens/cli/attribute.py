@@ -1,0 +1,88 @@
+"""`logitlens attribute`: which components wrote a token, as bars that sum to the model's own logit."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from logitlens.attribution import SUFFIXES
+from logitlens.cli.options import (
+    check_outputs,
+    edit_option,
+    edits_of,
+    errors,
+    load_model,
+    model_options,
+    output_console,
+    prompt_text,
+)
+
+BY = ("sublayer", "layer")
+
+
+@click.command("attribute")
+@click.argument("prompt", metavar="PROMPT|-")
+@click.argument("token", required=False)
+@model_options
+@click.option("--versus", metavar="TOKEN", help="Attribute the difference to this token's logit.")
+@click.option(
+    "--position", type=int, default=-1, show_default=True, help="After which position, from 0."
+)
+@click.option(
+    "--by", type=click.Choice(BY), default="sublayer", show_default=True,
+    help="What the components are: each attention and MLP, or each layer.",
+)  # fmt: skip
+@click.option(
+    "--truncate", is_flag=True, help="Read the last positions that fit the model's context."
+)
+@click.option(
+    "--bars", type=click.IntRange(min=1), default=24, show_default=True, metavar="N",
+    help="Components to show by themselves, the largest; the others are one bar.",
+)  # fmt: skip
+@edit_option
+@click.option(
+    "-o", "--output", "outputs", multiple=True, metavar="FILE",
+    help="Write .json .parquet .png .svg .pdf or .txt; repeatable.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
+@click.option("--width", type=click.IntRange(40, 10_000), metavar="COLUMNS", help="Width.")
+def command(
+    prompt: str,
+    token: str | None,
+    source: str,
+    versus: str | None,
+    position: int,
+    by: str,
+    truncate: bool,
+    bars: int,
+    edits: tuple[str, ...],
+    outputs: tuple[str, ...],
+    as_json: bool,
+    width: int | None,
+    **loading: Any,
+) -> None:
+    """Show which components wrote a token: a waterfall that sums to the model's own logit.
+
+    TOKEN is the exact text of one token, like " Paris"; without it, the token that the model puts
+    first is attributed.
+    """
+    paths = check_outputs(outputs, SUFFIXES)
+    text = prompt_text(prompt)
+    changes = edits_of(edits)
+    model = load_model(source, **loading)
+    found = model.attribute(
+        text, token, versus=versus, position=position, by=by, truncate=truncate, edits=changes
+    )
+    for path in paths:
+        errors().print(f"wrote {found.save(path)}", markup=False, soft_wrap=True)
+    if as_json:
+        ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
+        click.echo(json.dumps(found.to_dict(), ensure_ascii=ascii_only, allow_nan=False))
+        return
+    from logitlens.view import waterfall
+
+    console = output_console(width)
+    console.print(waterfall.render(found, width=console.width, top=bars))

@@ -1,0 +1,304 @@
+"""Edits applied: what is changed in the stream while a model runs; nothing stays on the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from logitlens import edit as editing
+from logitlens.anatomy.additions import Change, See, Sum, Value
+from logitlens.anatomy.held import pull_back, token_weights
+from logitlens.anatomy.sublayers import MIXES, ROWWISE, Part
+from logitlens.edit import Edit
+from logitlens.errors import LensMismatch, PromptError, UnsupportedModel
+from logitlens.lenses import Lens, resolve
+from logitlens.model import capture as capturing
+from logitlens.model.assemble import display_name
+from logitlens.select import layer_label, select_layers, select_positions
+
+if TYPE_CHECKING:
+    from logitlens.anatomy.blocks import Anatomy
+    from logitlens.anatomy.sublayers import Sublayers
+    from logitlens.model.lens_model import LensModel
+
+Rows = Callable[[Tensor, Tensor], Tensor]  # rows (N, D) at the positions, all rows (T, D) → (N, D)
+
+
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """What edits do in one pass over a batch.
+
+    depths   where the stream is changed     see      changes it; see `Anatomy.following`
+    change   changes what sublayers add, see `additions.recording`; None: nothing there
+    """
+
+    depths: list[int]
+    see: See
+    change: Change | None
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Edits made ready for a model: layers, vectors and rows are found, the source prompts were run.
+
+    start, length   of a prompt that runs in chunks: where this chunk begins, and how long the whole is
+    """
+
+    edits: list[Edit]
+    model: LensModel
+    start: int = 0
+    length: int | None = None
+
+    def chunk(self, start: int, length: int) -> Prepared:
+        """The same edits for the chunk of a prompt of `length` tokens that begins at `start`."""
+        return replace(self, start=start, length=length)
+
+    def to_meta(self) -> dict[str, Any]:
+        """For `Reading.meta`: the edits, and their vectors by hash."""
+        return editing.to_data(self.edits)
+
+    def over(self, lengths: Sequence[int]) -> Changes | None:
+        """What is done in a pass over prompts (or one prompt's chunk) of these lengths.
+
+        Raises PromptError for a position beyond a prompt.
+        """
+        whole: dict[int, list[tuple[list[list[int]], Edit]]] = {}
+        parts: dict[tuple[int, str], list[tuple[list[list[int]], Edit]]] = {}
+        for e in self.edits:
+            where = [self._positions(e, length) for length in lengths]
+            if not any(where) or (e.scale == 0 and e.kind != "patch"):
+                continue
+            if e.how == "mean" and self.length is not None:
+                raise PromptError(f"{e}: the mean over a prompt needs it whole, without chunk")
+            at = where, e
+            if e.stream == "resid":
+                whole.setdefault(_depth(e), []).append(at)
+            else:
+                parts.setdefault((_depth(e) - 1, e.stream), []).append(at)
+        if not whole and not parts:
+            return None
+        anatomy = self.model.anatomy
+
+        def see(depth: int, stream: Tensor) -> Tensor | None:
+            return _changed(anatomy, stream, whole.get(depth, []), lengths)
+
+        change = None
+        if parts:
+            change = _changing(anatomy, self.model.sublayers, parts, lengths)
+        return Changes(sorted(whole), see, change)
+
+    def _positions(self, e: Edit, length: int) -> list[int]:
+        total = length if self.length is None else self.length
+        try:
+            chosen = select_positions(e.positions, total)
+        except PromptError as error:
+            raise PromptError(f"{e}: {error}") from None
+        return [p - self.start for p in chosen if self.start <= p < self.start + length]
+
+
+def prepare(model: LensModel, edits: Edit | Iterable[Edit] | None) -> Prepared | None:
+    """Edits for a model; None where there are none.
+
+    Raises PromptError for what this model has not: a layer, a sublayer, a vector of its width; and
+    for edits that were saved with another model.
+    """
+    given = [edits] if isinstance(edits, Edit) else list(edits or ())
+    for e in given:
+        if not isinstance(e, Edit):
+            raise PromptError(
+                f"edits hold {type(e).__name__}: expected what logitlens.edit makes, like "
+                "edit.add(vector, layer=5)"
+            )
+    return Prepared([_prepared(model, e) for e in given], model) if given else None
+
+
+def _prepared(model: LensModel, e: Edit) -> Edit:
+    name = display_name(model.name)
+    if e.model is not None and e.model != name:
+        raise PromptError(f"{e}: saved with the model {e.model}, and this is {name}")
+    labels = [layer_label(depth) for depth in range(model.n_blocks + 1)]
+    try:
+        (depth,) = select_layers(e.layer, labels)
+    except (PromptError, ValueError) as error:
+        raise PromptError(f"{e}: {error}") from None
+    if e.stream != "resid":
+        if depth == 0:
+            raise PromptError(f"{e}: expected a block, 0 to {model.n_blocks - 1}")
+        if not model.sublayers.has(e.stream, depth - 1):
+            raise PromptError(f"{e}: block {depth - 1} adds no {e.stream} of its own to the stream")
+    e = replace(e, layer=labels[depth], text=str(e))
+    if e.source is not None and not e.vectors:
+        e = replace(e, vectors=(_source_rows(model, e, depth),))
+    vectors = tuple(
+        v if isinstance(v, np.ndarray) else direction(model, v, layer=labels[depth])
+        for v in e.vectors
+    )
+    for v in vectors:
+        if v.shape[-1] != model.width:
+            raise PromptError(f"{e}: its vector is {v.shape[-1]} wide and the model {model.width}")
+    if e.kind == "swap":
+        a, b = (v / np.linalg.norm(v) for v in vectors)
+        if abs(float(a @ b)) > 1 - 1e-6:
+            raise PromptError(f"{e}: the two directions are the same")
+    return replace(e, vectors=vectors)
+
+
+def _source_rows(model: LensModel, e: Edit, depth: int) -> np.ndarray:
+    """What the source prompt, run without edits, has at the layer (N, D)."""
+    assert e.source is not None
+    ids, _ = model._ids(e.source, False)
+    last = [depth] if e.stream == "resid" else [depth, model.n_blocks]
+    (residuals,) = capturing.capture(model, [ids], depths=last, stream=e.stream)
+    chosen = e.from_positions if e.from_positions is not None else e.positions
+    try:
+        where = select_positions(chosen, len(ids))
+    except PromptError as error:
+        raise PromptError(f"{e}: in the prompt it is taken from, {error}") from None
+    return residuals.h[0][where].float().cpu().numpy()
+
+
+def _depth(e: Edit) -> int:
+    return 0 if e.layer == "embed" else int(e.layer) + 1
+
+
+def _changed(
+    anatomy: Anatomy,
+    stream: Tensor,
+    edits: Sequence[tuple[list[list[int]], Edit]],
+    lengths: Sequence[int],
+) -> Tensor | None:
+    """A tensor of the stream's shape with its rows edited; None where none is."""
+    if not edits:
+        return None
+    rows_BTD = anatomy.rows(stream.detach(), len(lengths)).clone()
+    for where, e in edits:
+        for b, positions in enumerate(where):
+            if positions:
+                at = torch.tensor(positions, dtype=torch.long, device=rows_BTD.device)
+                new_ND = _edited(e, rows_BTD[b, at], rows_BTD[b, : lengths[b]])
+                rows_BTD[b, at] = new_ND.to(rows_BTD.dtype)
+    return anatomy.stream(rows_BTD).reshape(stream.shape).contiguous()
+
+
+def _edited(e: Edit, h_ND: Tensor, all_TD: Tensor) -> Tensor:
+    """Rows as an edit leaves them."""
+    if e.kind == "ablate":
+        mean_D = all_TD.float().mean(0)
+        return (mean_D if e.how == "mean" else torch.zeros_like(mean_D)).expand(len(h_ND), -1)
+    vectors = [torch.from_numpy(v).to(h_ND.device) for v in e.vectors]
+    if e.kind == "patch":
+        if len(vectors[0]) != len(h_ND):
+            raise PromptError(
+                f"{e}: {len(vectors[0])} rows for {len(h_ND)} positions: expected as many"
+            )
+        return vectors[0]
+    x_ND = h_ND.float()
+    if e.kind == "add":
+        return x_ND + e.scale * vectors[0]
+    unit = [v / v.norm() for v in vectors]
+    if e.kind == "project_out":
+        return x_ND - e.scale * (x_ND @ unit[0])[:, None] * unit[0]
+    basis_D2 = torch.stack(unit, dim=1)
+    # The coordinates along two directions that need not be orthogonal, exchanged.
+    c_N2 = x_ND @ torch.linalg.pinv(basis_D2.double()).float().T
+    return x_ND + e.scale * (c_N2.flip(-1) - c_N2) @ basis_D2.T
+
+
+def _changing(
+    anatomy: Anatomy,
+    sublayers: Sublayers,
+    edits: dict[tuple[int, str], list[tuple[list[list[int]], Edit]]],
+    lengths: Sequence[int],
+) -> Change:
+    """What is added to the stream instead of what "attn" or "mlp" adds.
+
+    Raises UnsupportedModel where a patch would have to take the place of several terms.
+    """
+
+    def change(block: int, number: int, value: Value) -> Value | None:
+        parts = sublayers.blocks[block]
+        if number > len(parts):
+            return None  # `contributions` will say that the block adds more often than it did
+        out = value
+        for stream in ("attn", "mlp"):
+            if wanted := edits.get((block, stream)):
+                kind = MIXES if stream == "attn" else ROWWISE
+                terms = [p for part in parts for p in part.kinds() if _counts(p, kind)]
+                if len(terms) > 1 and any(e.kind == "patch" for _, e in wanted):
+                    raise UnsupportedModel(
+                        f"block {block} of {anatomy.blocks_path} adds its {stream} in several steps: "
+                        "it cannot be patched as one"
+                    )
+                out = _replaced(anatomy, parts[number - 1], out, kind, wanted, lengths)
+        return None if out is value else out
+
+    return change
+
+
+def _counts(part: Part, kind: str) -> bool:
+    return (part.kind == ROWWISE) == (kind == ROWWISE)
+
+
+def _replaced(
+    anatomy: Anatomy,
+    part: Part,
+    value: Value,
+    kind: str,
+    edits: Sequence[tuple[list[list[int]], Edit]],
+    lengths: Sequence[int],
+) -> Value:
+    """A contribution with the terms of one kind edited."""
+    if part.parts is None:
+        if not _counts(part, kind):
+            return value
+        new = _changed(anatomy, value.tensor, edits, lengths)
+        return value if new is None else Value(new, value.origin)
+    if not isinstance(value.origin, Sum):
+        raise UnsupportedModel(
+            "a block sums its sublayers in another order than when it was probed"
+        )
+    left = _replaced(anatomy, part.parts[0], value.origin.left, kind, edits, lengths)
+    right = _replaced(anatomy, part.parts[1], value.origin.right, kind, edits, lengths)
+    if left is value.origin.left and right is value.origin.right:
+        return value
+    shape = value.tensor.shape
+    return Value(left.tensor.view(shape) + right.tensor.view(shape), Sum(left, right))
+
+
+def direction(
+    model: LensModel,
+    token: int | str,
+    versus: int | str | None = None,
+    *,
+    layer: int | str,
+    lens: str | Lens = "logit",
+) -> np.ndarray:
+    """The direction of a token at a layer (D,) float32, of length 1; see `LensModel.direction`."""
+    labels = [layer_label(d) for d in range(model.n_blocks + 1)]
+    (depth,) = select_layers(layer, labels)
+    asked = [model.tokens.single(t, model.vocab_size) for t in (token, versus) if t is not None]
+    if len(set(asked)) < len(asked):
+        raise PromptError(f"versus={versus!r} is the token itself: compare it with another one")
+    tail, found = model.tail, resolve(lens, model)
+    generator = torch.Generator().manual_seed(1)
+    shape = (1, model.width)
+    h_1D = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+    h_1D = h_1D.to(next(model.hf.parameters()).device)
+    w_RE, _ = token_weights(tail, tail.head_input(h_1D)[0], asked)
+    w_1E = w_RE[:1] - (w_RE[1:] if len(asked) > 1 else 0)
+    u_1D = pull_back(tail, h_1D[0], w_1E).u_RD
+    has = found.depths()
+    if found.name != "logit" and depth < model.n_blocks:
+        if has is not None and depth not in has:
+            raise LensMismatch(f"the {found.name} lens has no map for layer {labels[depth]}")
+        with torch.enable_grad():
+            x_1D = h_1D.clone().requires_grad_()
+            out_1D = found.apply(x_1D, depth)
+            (u_1D,) = torch.autograd.grad(out_1D, x_1D, u_1D.to(out_1D))
+    u_D = u_1D[0].double().cpu()
+    return (u_D / u_D.norm()).float().numpy()

@@ -1,0 +1,127 @@
+"""Edits as plain data: built, read from a line, saved, loaded, and refused in one line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from logitlens import FormatError, LogitLensError, PromptError, edit
+
+VECTOR = np.arange(1, 5, dtype=np.float32)
+
+
+def same(a: edit.Edit, b: edit.Edit) -> bool:
+    def key(e):
+        return json.dumps(edit.to_data([e]), sort_keys=True)
+
+    return key(a) == key(b)
+
+
+ALL = [
+    edit.add(VECTOR, layer=5, positions=-1, scale=4.0, generated=True),
+    edit.add(" Paris", layer="embed"),
+    edit.project_out(VECTOR, layer=-1, positions=slice(2, None)),
+    edit.swap(VECTOR, VECTOR[::-1], layer=2, positions=[0, 3], scale=0.5),
+    edit.ablate(3, "mlp", how="mean", positions="-4:"),
+    edit.patch("Rome is in", layer=5, positions=-1, from_positions=-1, stream="attn"),
+    edit.patch([3, 4, 5], layer=5),
+]
+
+
+@pytest.mark.parametrize("one", ALL, ids=lambda e: e.kind)
+def test_a_file_gives_an_edit_back(tmp_path, one):
+    path = edit.save([one], tmp_path / "edits.json")
+    (again,) = edit.load(path)
+    assert same(again, one)
+    assert str(again) == str(one)
+    assert edit.parse(str(path))[0].kind == one.kind
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("add:layer=5,token= Paris,scale=4", edit.add(" Paris", "5", scale=4)),
+        ("add:layer=5,token=, ,scale=4", edit.add(", ", "5", scale=4)),
+        ("project_out:layer=-1,token=Paris,positions=3,4", edit.project_out("Paris", "-1", "3,4")),
+        ("swap:layer=2,a= Paris,b= Rome,generated=yes", edit.swap(" Paris", " Rome", "2", generated=True)),
+        ("ablate:block=3,stream=attn,how=mean", edit.ablate(3, "attn", "mean")),
+        ("patch:layer=5,prompt=In Rome, at,positions=-1,from=-2", edit.patch("In Rome, at", "5", "-1", "-2")),
+    ],
+)  # fmt: skip
+def test_a_line_says_what_an_edit_is(line, expected):
+    (found,) = edit.parse(line)
+    assert same(found, expected)
+
+
+def test_a_vector_of_a_line_is_a_file(tmp_path):
+    np.save(tmp_path / "v.npy", VECTOR)
+    (found,) = edit.parse(f"add:layer=5,vector={tmp_path / 'v.npy'}")
+    assert same(found, edit.add(VECTOR, "5"))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: edit.parse("steer:layer=5"), "no edit 'steer:layer=5'"),
+        (lambda: edit.parse("add"), "expected one like 'add:layer=5"),
+        (lambda: edit.parse("add:token= Paris"), "lacks layer="),
+        (lambda: edit.parse("add:layer=5,strength=4"), "lacks token="),
+        (lambda: edit.parse("add:layer=5,token=a,scale=x"), "could not convert"),
+        (lambda: edit.parse("ablate:block=3,stream=mlp,scale=2"), "ablate takes block, stream"),
+        (lambda: edit.parse("add:5"), "expected key=value"),
+        (lambda: edit.add([1, np.nan], 3), "nan or inf"),
+        (lambda: edit.add([[1.0, 2.0]], 3), "one dimension"),
+        (lambda: edit.add(None, 3), "a vector"),
+        (lambda: edit.add(object(), 3), "cannot take object for a vector"),
+        (lambda: edit.add(VECTOR, 3, scale=np.inf), "scale=inf"),
+        (lambda: edit.project_out(np.zeros(4), 3), "no direction"),
+        (lambda: edit.ablate(3, "resid"), "expected one of attn, mlp"),
+        (lambda: edit.ablate(3, "mlp", how="noise"), "expected zero or mean"),
+        (lambda: edit.control(edit.ablate(3, "mlp")), "expected an edit along vectors"),
+    ],
+)
+def test_mistakes_are_one_line(make, said):
+    with pytest.raises(LogitLensError, match=said) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kind": "steer"}, "no edit 'steer'"),
+        ({"layer": None}, "expected"),
+        ({"vectors": [{"hash": "00"}]}, "is missing"),
+        ({"scale": "much"}, "expected a number"),
+        ({"vectors": []}, "add has 0 vectors"),
+    ],
+)
+def test_damaged_edits_in_a_file_are_refused(tmp_path, change, said):
+    data = {"format": edit.FORMAT, "version": edit.VERSION, **edit.to_data([ALL[0]])}
+    data["edits"][0].update(change)
+    path = tmp_path / "edits.json"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(FormatError, match=said):
+        edit.load(path)
+
+
+def test_a_vector_that_was_tampered_with_is_noticed(tmp_path):
+    data = {"format": edit.FORMAT, "version": edit.VERSION, **edit.to_data([ALL[0]])}
+    (stored,) = data["vectors"].values()
+    stored["float32"] = "AAAA" + stored["float32"][4:]
+    path = tmp_path / "edits.json"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(FormatError, match="its hash is another"):
+        edit.load(path)
+
+
+def test_a_control_is_as_long_and_points_elsewhere():
+    one = ALL[0]
+    other = edit.control(one)
+    assert np.linalg.norm(other.vectors[0]) == pytest.approx(np.linalg.norm(VECTOR), rel=1e-5)
+    assert not np.allclose(other.vectors[0], VECTOR)
+    assert not np.allclose(edit.control(one, seed=1).vectors[0], other.vectors[0])
+    with pytest.raises(PromptError):
+        edit.control(edit.add(" Paris", 5))
