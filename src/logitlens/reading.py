@@ -224,10 +224,14 @@ class Reading:
 
         A layer is its number, as everywhere, or "embed".
         """
+        return self._names(self._settled_rows())
+
+    def _settled_rows(self) -> NDArray[np.intp]:
+        """(T,) the same as rows of the arrays: of a sublayer's stream, two may have one number."""
         agrees = self.top_ids[:, :, 0] == self.top_ids[-1, :, 0]
         # Counting from the end: how many rows in a run agree with the last one.
         run = np.cumprod(agrees[::-1], axis=0).sum(axis=0)
-        return self._names(len(self.layers) - run)
+        return len(self.layers) - run
 
     def first(self, token: int | str) -> NDArray[np.object_]:
         """(T,) the first layer whose top token is `token`: its number, "embed", or None for never.

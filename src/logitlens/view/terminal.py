@@ -169,7 +169,7 @@ class Grid:
     @cached_property
     def since(self) -> list[int]:
         """(T,) the row from which the final top token stays the top token."""
-        return [self.reading.row(layer) for layer in self.reading.settled()]
+        return self.reading._settled_rows().tolist()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from _laid_out([self], console, options)
