@@ -166,6 +166,42 @@ def test_readout_checks_positions_against_the_edited_model(model):
     equal(model.readout(residuals, positions=[3]), model.read(IDS, edits=EDITS, positions=[3]))
 
 
+def test_a_generation_is_edited_in_its_prompt_and_where_asked_in_what_is_written(model):
+    """Against a plain hook that does the same in every pass of transformers' own generation."""
+    prompt, new = IDS, 4
+    plain = model.generate(prompt, max_new_tokens=new, temperature=0)
+    for generated in (False, True):
+        e = edit.add(VECTOR, 1, positions=-1, scale=9.0, generated=generated)
+        reading = model.generate(prompt, max_new_tokens=new, temperature=0, edits=e)
+        passes = []
+
+        def hook(module, args, output, generated=generated, passes=passes):
+            if not passes or generated:
+                output[:, -1] += 9 * torch.from_numpy(VECTOR)
+            passes.append(1)
+            return output
+
+        handle = model.hf.model.layers[1].register_forward_hook(hook)
+        ids = model.hf.generate(torch.tensor([prompt]), max_new_tokens=new, do_sample=False)
+        handle.remove()
+        assert reading.meta["generation"]["ids"] == ids[0, len(prompt) :].tolist()
+        assert reading.meta["generation"]["ids"] != plain.meta["generation"]["ids"]
+        assert reading.meta["generation"]["reread"]["ok"]
+        assert reading.meta["edits"][0]["generated"] is generated
+    with pytest.raises(PromptError, match="needs it whole"):
+        model.generate(prompt, max_new_tokens=2, edits=edit.ablate(1, "mlp", "mean"))
+
+
+def test_what_each_reads_while_a_generation_is_edited_is_not(model):
+    plain, seen = model.read(OTHER), []
+    model.generate(
+        IDS, max_new_tokens=2, temperature=0, edits=[*EDITS, edit.add(VECTOR, 1, generated=True)],
+        each=lambda column: seen.append(model.read(OTHER)),
+    )  # fmt: skip
+    for reading in seen:
+        equal(reading, plain)
+
+
 @pytest.mark.parametrize("suffix", [".json", ".parquet"])
 def test_a_reading_keeps_its_edits_and_they_can_be_applied_again(model, tmp_path, suffix):
     if suffix == ".parquet":

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from logitlens.anatomy.sublayers import Sublayers
     from logitlens.model.lens_model import LensModel
 
-Rows = Callable[[Tensor, Tensor], Tensor]  # rows (N, D) at the positions, all rows (T, D) → (N, D)
-
 
 @dataclass(frozen=True, eq=False)
 class Changes:
@@ -46,7 +44,8 @@ class Changes:
 class Prepared:
     """Edits made ready for a model: layers, vectors and rows are found, the source prompts were run.
 
-    start, length   of a prompt that runs in chunks: where this chunk begins, and how long the whole is
+    start, length   of a prompt that runs in chunks, or is written on: where this pass begins, and the
+                    length of the prompt that positions are chosen from
     """
 
     edits: list[Edit]
@@ -67,38 +66,65 @@ class Prepared:
 
         Raises PromptError for a position beyond a prompt.
         """
-        whole: dict[int, list[tuple[list[list[int]], Edit]]] = {}
-        parts: dict[tuple[int, str], list[tuple[list[list[int]], Edit]]] = {}
-        for e in self.edits:
-            where = [self._positions(e, length) for length in lengths]
-            if not any(where) or (e.scale == 0 and e.kind != "patch"):
-                continue
+        where = {id(e): [self._positions(e, length) for length in lengths] for e in self.edits}
+        active = [e for e in self.edits if any(where[id(e)])]
+        return self._changes(active, lambda e, T: where[id(e)], lengths)
+
+    def writing(self, so_far: Callable[[], int | None]) -> Changes | None:
+        """What is done in every pass of a generation; `so_far` is how long the text is by then, or
+        None in a pass that does not belong to it."""
+
+        def where(e: Edit, T: int) -> list[list[int]]:
+            total = so_far()
+            return [[] if total is None else replace(self, start=total - T)._positions(e, T)]
+
+        return self._changes(self.edits, where, None)
+
+    def _changes(
+        self,
+        edits: Sequence[Edit],
+        where: Callable[[Edit, int], list[list[int]]],
+        lengths: Sequence[int] | None,
+    ) -> Changes | None:
+        active = [e for e in edits if e.scale != 0 or e.kind == "patch"]
+        for e in active:
             if e.how == "mean" and self.length is not None:
                 raise PromptError(f"{e}: the mean over a prompt needs it whole, without chunk")
-            at = where, e
-            if e.stream == "resid":
-                whole.setdefault(_depth(e), []).append(at)
-            else:
-                parts.setdefault((_depth(e) - 1, e.stream), []).append(at)
-        if not whole and not parts:
+        if not active:
             return None
         anatomy = self.model.anatomy
 
-        def see(depth: int, stream: Tensor) -> Tensor | None:
-            return _changed(anatomy, stream, whole.get(depth, []), lengths)
+        def changed(stream: Tensor, wanted: Sequence[Edit]) -> Tensor | None:
+            if not wanted:
+                return None
+            batch = 1 if lengths is None else len(lengths)
+            rows_BTD = anatomy.rows(stream.detach(), batch)
+            T = rows_BTD.shape[1]
+            places = [(where(e, T), e) for e in wanted]
+            if not any(positions for each, _ in places for positions in each):
+                return None
+            new_BTD = _edited_rows(rows_BTD.clone(), places, lengths or [T])
+            return anatomy.stream(new_BTD).reshape(stream.shape).contiguous()
 
-        change = None
-        if parts:
-            change = _changing(anatomy, self.model.sublayers, parts, lengths)
-        return Changes(sorted(whole), see, change)
+        def see(depth: int, stream: Tensor) -> Tensor | None:
+            return changed(stream, [e for e in whole if _depth(e) == depth])
+
+        whole = [e for e in active if e.stream == "resid"]
+        parts = [e for e in active if e.stream != "resid"]
+        change = _changing(anatomy, self.model.sublayers, parts, changed) if parts else None
+        return Changes(sorted({_depth(e) for e in whole}), see, change)
 
     def _positions(self, e: Edit, length: int) -> list[int]:
-        total = length if self.length is None else self.length
+        """Where in a pass of `length` positions an edit acts."""
+        prompt = length if self.length is None else self.length
         try:
-            chosen = select_positions(e.positions, total)
+            chosen = select_positions(e.positions, prompt)
         except PromptError as error:
             raise PromptError(f"{e}: {error}") from None
-        return [p - self.start for p in chosen if self.start <= p < self.start + length]
+        stop = self.start + length
+        if e.generated:
+            chosen += range(prompt, stop)
+        return [p - self.start for p in chosen if self.start <= p < stop]
 
 
 def prepare(model: LensModel, edits: Edit | Iterable[Edit] | None) -> Prepared | None:
@@ -166,23 +192,17 @@ def _depth(e: Edit) -> int:
     return 0 if e.layer == "embed" else int(e.layer) + 1
 
 
-def _changed(
-    anatomy: Anatomy,
-    stream: Tensor,
-    edits: Sequence[tuple[list[list[int]], Edit]],
-    lengths: Sequence[int],
-) -> Tensor | None:
-    """A tensor of the stream's shape with its rows edited; None where none is."""
-    if not edits:
-        return None
-    rows_BTD = anatomy.rows(stream.detach(), len(lengths)).clone()
-    for where, e in edits:
+def _edited_rows(
+    rows_BTD: Tensor, places: Sequence[tuple[list[list[int]], Edit]], lengths: Sequence[int]
+) -> Tensor:
+    """The same rows, changed in place by each edit at its positions of each prompt."""
+    for where, e in places:
         for b, positions in enumerate(where):
             if positions:
                 at = torch.tensor(positions, dtype=torch.long, device=rows_BTD.device)
                 new_ND = _edited(e, rows_BTD[b, at], rows_BTD[b, : lengths[b]])
                 rows_BTD[b, at] = new_ND.to(rows_BTD.dtype)
-    return anatomy.stream(rows_BTD).reshape(stream.shape).contiguous()
+    return rows_BTD
 
 
 def _edited(e: Edit, h_ND: Tensor, all_TD: Tensor) -> Tensor:
@@ -209,11 +229,11 @@ def _edited(e: Edit, h_ND: Tensor, all_TD: Tensor) -> Tensor:
     return x_ND + e.scale * (c_N2.flip(-1) - c_N2) @ basis_D2.T
 
 
+Changed = Callable[[Tensor, Sequence[Edit]], "Tensor | None"]
+
+
 def _changing(
-    anatomy: Anatomy,
-    sublayers: Sublayers,
-    edits: dict[tuple[int, str], list[tuple[list[list[int]], Edit]]],
-    lengths: Sequence[int],
+    anatomy: Anatomy, sublayers: Sublayers, edits: Sequence[Edit], changed: Changed
 ) -> Change:
     """What is added to the stream instead of what "attn" or "mlp" adds.
 
@@ -225,16 +245,17 @@ def _changing(
         if number > len(parts):
             return None  # `contributions` will say that the block adds more often than it did
         out = value
-        for stream in ("attn", "mlp"):
-            if wanted := edits.get((block, stream)):
-                kind = MIXES if stream == "attn" else ROWWISE
-                terms = [p for part in parts for p in part.kinds() if _counts(p, kind)]
-                if len(terms) > 1 and any(e.kind == "patch" for _, e in wanted):
-                    raise UnsupportedModel(
-                        f"block {block} of {anatomy.blocks_path} adds its {stream} in several steps: "
-                        "it cannot be patched as one"
-                    )
-                out = _replaced(anatomy, parts[number - 1], out, kind, wanted, lengths)
+        for stream, kind in (("attn", MIXES), ("mlp", ROWWISE)):
+            wanted = [e for e in edits if e.stream == stream and _depth(e) == block + 1]
+            if not wanted:
+                continue
+            terms = [p for part in parts for p in part.kinds() if _counts(p, kind)]
+            if len(terms) > 1 and any(e.kind == "patch" for e in wanted):
+                raise UnsupportedModel(
+                    f"block {block} of {anatomy.blocks_path} adds its {stream} in several steps: "
+                    "it cannot be patched as one"
+                )
+            out = _replaced(parts[number - 1], out, kind, wanted, changed)
         return None if out is value else out
 
     return change
@@ -245,25 +266,18 @@ def _counts(part: Part, kind: str) -> bool:
 
 
 def _replaced(
-    anatomy: Anatomy,
-    part: Part,
-    value: Value,
-    kind: str,
-    edits: Sequence[tuple[list[list[int]], Edit]],
-    lengths: Sequence[int],
+    part: Part, value: Value, kind: str, edits: Sequence[Edit], changed: Changed
 ) -> Value:
     """A contribution with the terms of one kind edited."""
     if part.parts is None:
-        if not _counts(part, kind):
-            return value
-        new = _changed(anatomy, value.tensor, edits, lengths)
+        new = changed(value.tensor, edits) if _counts(part, kind) else None
         return value if new is None else Value(new, value.origin)
     if not isinstance(value.origin, Sum):
         raise UnsupportedModel(
             "a block sums its sublayers in another order than when it was probed"
         )
-    left = _replaced(anatomy, part.parts[0], value.origin.left, kind, edits, lengths)
-    right = _replaced(anatomy, part.parts[1], value.origin.right, kind, edits, lengths)
+    left = _replaced(part.parts[0], value.origin.left, kind, edits, changed)
+    right = _replaced(part.parts[1], value.origin.right, kind, edits, changed)
     if left is value.origin.left and right is value.origin.right:
         return value
     shape = value.tensor.shape

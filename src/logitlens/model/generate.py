@@ -39,6 +39,7 @@ from logitlens.reading import Reading
 from logitlens.select import layer_label
 
 if TYPE_CHECKING:
+    from logitlens.model.edits import Prepared
     from logitlens.model.lens_model import LensModel
 
 Each = Callable[[Reading], object]
@@ -64,6 +65,7 @@ def written(
     progress: Progress | None,
     depths: Sequence[int] | None,
     stream: str,
+    edits: Prepared | None = None,
     **facts: Any,
 ) -> Reading:
     """Let the model write after the builder's prompt → the Reading of all its passes.
@@ -75,6 +77,7 @@ def written(
     if progress:
         progress = builder.progress = ending(progress)
     run = _Run(model, builder, settings, seed=seed, each=each, facts=facts)
+    run.edits = edits.chunk(0, len(builder.ids_T)) if edits is not None else None
     try:
         run(progress, depths, stream)
         run.reread = _reread(model, builder, run)
@@ -98,15 +101,16 @@ def _reread(model: LensModel, builder: ReadingBuilder, run: _Run) -> dict[str, A
     ids = builder.ids_T[:-1].tolist()
     settings = run.effective
     kind = (1 << (len(ids) - 1).bit_length(), settings.cache_implementation, settings.use_cache)
-    if kind not in model._rereadings:
+    known = model._rereadings if run.edits is None else {}  # an edited model is another one
+    if kind not in known:
         if len(ids) > REREAD:
             return None
         with as_found(model.hf):
-            (whole,) = capture(model, [ids], depths=[model.n_blocks])
+            (whole,) = capture(model, [ids], depths=[model.n_blocks], edits=run.edits)
         apart = distance(whole.final_logits, run.logits_1V, model.dtype)
         ok = apart.rounding <= ROUNDING * model.n_blocks**0.5
-        model._rereadings[kind] = {"ok": ok, "nats": apart.nats, "tokens": len(ids)}
-    return model._rereadings[kind]
+        known[kind] = {"ok": ok, "nats": apart.nats, "tokens": len(ids)}
+    return known[kind]
 
 
 def columns(run: Callable[[Each], Reading]) -> Generator[Reading, None, Reading]:
@@ -171,6 +175,8 @@ class _Run:
         self.sampled: list[float] = []
         self.stopped = ""
         self.reread: dict[str, Any] | None = None
+        self.edits: Prepared | None = None
+        self.between = False  # two passes: what runs then is not edited
 
     def __call__(
         self, progress: Progress | None, depths: Sequence[int] | None, stream: str
@@ -197,12 +203,18 @@ class _Run:
         with ExitStack() as stack:
             stack.enter_context(refusing(hf, "while it generates"))
             stack.enter_context(as_found(hf))
-            self.parts, self.labels = parts_of(model, anatomy, stream, wanted, 1)
+            edits = self.edits
+            changes = edits.writing(self._so_far) if edits is not None else None
+            self.parts, self.labels = parts_of(model, anatomy, stream, wanted, 1, changes)
             self.stream = stream
             self.kept = [stack.enter_context(context) for context, _ in self.parts]
             if progress:
                 stack.enter_context(reporting(anatomy, self._of_the_prompt(progress)))
             generate(ids_1T, custom_generate=self._decode, **options)
+
+    def _so_far(self) -> int | None:
+        """How long the text is in this pass; None between passes."""
+        return None if self.between else len(self.builder.ids_T)
 
     def _of_the_prompt(self, progress: Progress) -> Progress:
         """Blocks are reported while they read the prompt; later passes are too short."""
@@ -257,6 +269,13 @@ class _Run:
 
     def chosen(self, token: int) -> bool:
         """The token that a pass has led to. Returns whether `each` wants no more."""
+        self.between = True
+        try:
+            return self._chosen(token)
+        finally:
+            self.between = False
+
+    def _chosen(self, token: int) -> bool:
         total, first = len(self.builder.ids_T), not self.tokens
         start = 0 if first else total - 1
         part = self._part(start, total)
@@ -310,6 +329,7 @@ class _Run:
             final_logits=self.logits_1V,
             final_positions=[new - 1],
             stream=self.stream,
+            edits=self.edits,
         )
 
     def reading(self, last: int | None = None) -> Reading:

@@ -394,6 +394,7 @@ class LensModel:
         positions: Selection = None,
         truncate: bool = False,
         stream: str = "resid",
+        edits: Edits = (),
         progress: Progress | None = None,
     ) -> Reading:
         """Let the model write after a prompt, and read every pass as it comes → one `Reading`.
@@ -446,6 +447,7 @@ class LensModel:
         return generating.written(
             self, builder, settings, seed=seed, each=each, progress=progress,
             depths=self._depths(layers, stream), stream=stream,
+            edits=editing.prepare(self, edits),
             prompt=prompt if isinstance(prompt, str) else None, dropped=dropped,
         )  # fmt: skip
 
