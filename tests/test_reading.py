@@ -206,6 +206,7 @@ def test_public_names_are_pinned():
         "Reading",
         "Scores",
         "Attribution",
+        "PatchGrid",
         "edit",
         "Lens",
         "LogitLensError",

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from logitlens.model.capture import Residuals
     from logitlens.model.lens_model import LensModel
     from logitlens.model.load import load
+    from logitlens.patch_grid import PatchGrid
     from logitlens.reading import Reading
     from logitlens.scores import Scores
 
@@ -57,6 +58,7 @@ __all__ = [  # in reading order
     "Reading",
     "Scores",
     "Attribution",
+    "PatchGrid",
     "edit",
     "Lens",
     "LogitLensError",
@@ -78,6 +80,7 @@ _LAZY = {
     "Reading": "logitlens.reading",
     "Scores": "logitlens.scores",
     "Attribution": "logitlens.attribution",
+    "PatchGrid": "logitlens.patch_grid",
     "Lens": "logitlens.lenses",
 }
 

@@ -411,5 +411,5 @@ def test_a_model_shows_what_its_users_need(model):
         "hf", "tokenizer", "anatomy", "tail", "check", "name", "revision", "tokens",
         "n_blocks", "width", "vocab_size", "dtype", "context", "sublayers",
         "read", "read_batch", "generate", "stream", "score", "capture", "readout", "attribute",
-        "direction",
+        "direction", "patch_grid",
     }  # fmt: skip

@@ -255,7 +255,7 @@ def _changing(
                     f"block {block} of {anatomy.blocks_path} adds its {stream} in several steps: "
                     "it cannot be patched as one"
                 )
-            out = _replaced(parts[number - 1], out, kind, wanted, changed)
+            out = replaced(parts[number - 1], out, kind, wanted, changed)
         return None if out is value else out
 
     return change
@@ -265,9 +265,7 @@ def _counts(part: Part, kind: str) -> bool:
     return (part.kind == ROWWISE) == (kind == ROWWISE)
 
 
-def _replaced(
-    part: Part, value: Value, kind: str, edits: Sequence[Edit], changed: Changed
-) -> Value:
+def replaced(part: Part, value: Value, kind: str, edits: Sequence[Edit], changed: Changed) -> Value:
     """A contribution with the terms of one kind edited."""
     if part.parts is None:
         new = changed(value.tensor, edits) if _counts(part, kind) else None
@@ -276,8 +274,8 @@ def _replaced(
         raise UnsupportedModel(
             "a block sums its sublayers in another order than when it was probed"
         )
-    left = _replaced(part.parts[0], value.origin.left, kind, edits, changed)
-    right = _replaced(part.parts[1], value.origin.right, kind, edits, changed)
+    left = replaced(part.parts[0], value.origin.left, kind, edits, changed)
+    right = replaced(part.parts[1], value.origin.right, kind, edits, changed)
     if left is value.origin.left and right is value.origin.right:
         return value
     shape = value.tensor.shape

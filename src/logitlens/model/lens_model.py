@@ -25,7 +25,7 @@ from logitlens.edit import Edit
 from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.lenses import Lens, resolve
 from logitlens.model import attribute as attributing
-from logitlens.model import batches, chunks, sampling
+from logitlens.model import batches, chunks, patching, sampling
 from logitlens.model import capture as capturing
 from logitlens.model import edits as editing
 from logitlens.model import generate as generating
@@ -37,6 +37,7 @@ from logitlens.model.prompt import Prompt, ids_of
 from logitlens.model.score import Answer
 from logitlens.model.tokens import Vocabulary, whole
 from logitlens.model.track import Track, tracks_of
+from logitlens.patch_grid import PatchGrid
 from logitlens.reading import Reading
 from logitlens.scores import Scores
 from logitlens.select import Selection, layer_label, renamed, select_layers
@@ -493,6 +494,41 @@ class LensModel:
         return attributing.attribute(
             self, ids, token, versus=versus, position=position, by=by, prompt=text,
             edits=editing.prepare(self, edits),
+        )  # fmt: skip
+
+    def patch_grid(
+        self,
+        clean: Prompt,
+        corrupted: Prompt,
+        token: int | str,
+        versus: int | str | None = None,
+        *,
+        stream: str = "resid",
+        layers: Selection = None,
+        positions: Selection = None,
+        position: Selection = -1,
+        progress: Progress | None = None,
+    ) -> PatchGrid:
+        """How much of the clean prompt's answer each cell brings back in the corrupted one.
+
+            grid = model.patch_grid(clean, corrupted, " Paris", versus=" Rome")
+            grid.restored                     # (L, T): 0 as corrupted, 1 as clean
+
+        token, versus   the answer, and what its logit is compared with (None: nothing)
+        stream          what is patched: "resid", after each layer; what an "attn" or "mlp" adds
+        position        where the answer is read
+
+        Both prompts have as many tokens. For every layer and position the corrupted prompt runs with
+        that cell taken from the clean run, as `edit.patch` does; many at once, and only what is above
+        the cell. The unpatched run beside them is checked against the corrupted prompt's own logits.
+        Raises PromptError, UnsupportedModel.
+        """
+        self._look_again()
+        ids = [self._ids(prompt, False)[0] for prompt in (clean, corrupted)]
+        texts = [prompt if isinstance(prompt, str) else None for prompt in (clean, corrupted)]
+        return patching.patch_grid(
+            self, ids[0], ids[1], token, versus, stream=stream, layers=layers, positions=positions,
+            position=position, progress=progress, prompts=texts,
         )  # fmt: skip
 
     def direction(

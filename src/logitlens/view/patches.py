@@ -1,0 +1,114 @@
+"""A grid of patches, in the terminal and as a figure: layers down, positions across, what each brings back."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.color import Color
+from rich.style import Style
+from rich.text import Text
+
+from logitlens.errors import MissingExtra
+from logitlens.view import color as paint
+from logitlens.view import text as safe
+from logitlens.view.figure import _shown_figure
+from logitlens.view.fonts import Fonts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from logitlens.patch_grid import PatchGrid
+
+_CELL = 8
+_DIM, _BOLD = Style(dim=True), Style(bold=True)
+
+
+def title(grid: PatchGrid) -> str:
+    """What was patched, and what is measured."""
+    what = safe.quote(grid.piece(grid.token))
+    if grid.versus is not None:
+        what += f" minus {safe.quote(grid.piece(grid.versus))}"
+    stream = str(grid.meta.get("stream") or "resid")
+    of = "the stream after each layer" if stream == "resid" else f"what each {stream} adds"
+    return f"logit of {what} · patched: {of} · {safe.visible(str(grid.meta.get('model')))}"
+
+
+def sentence(grid: PatchGrid) -> str:
+    """The two ends of the scale."""
+    off = grid.meta.get("unpatched_nats")
+    check = f"; run again unpatched, within {off:.1e} nats" if isinstance(off, float) else ""
+    return (
+        f"1 is the clean prompt ({grid.clean['logit']:+.3f}), 0 the corrupted one "
+        f"({grid.corrupted['logit']:+.3f}){check}"
+    )
+
+
+def heads(grid: PatchGrid) -> list[str]:
+    """The corrupted prompt's tokens; where the clean one has another, that comes first."""
+    return [
+        safe.visible(mine) if mine == clean else f"{safe.visible(clean)}→{safe.visible(mine)}"
+        for mine, clean in zip(grid.pieces, grid.clean_pieces)
+    ]
+
+
+def render(grid: PatchGrid, *, width: int = 100) -> Text:
+    """The grid for a rich Console; the last positions where not all fit."""
+    lead = max(5, *(len(label) for label in grid.layers))
+    count = max(1, min(len(grid.pieces), (width - lead) // (_CELL + 1)))
+    columns = range(len(grid.pieces) - count, len(grid.pieces))
+    out = Text(no_wrap=True, overflow="crop")
+    out.append(f"{title(grid)}\n", style=_BOLD)
+    names = heads(grid)
+    out.append("layer".ljust(lead), style=_DIM)
+    for t in columns:
+        out.append(" " + safe.fit(names[t], _CELL, "right"), style=_DIM)
+    for label, row in zip(grid.layers, grid.restored):
+        out.append(f"\n{label.rjust(lead)}", style=_DIM)
+        for t in columns:
+            out.append(" ")
+            out.append(f"{row[t]:+.2f}".rjust(_CELL), style=_style(row[t]))
+    if count < len(names):
+        out.append(f"\nthe last {count} of {len(names)} positions fit {width} columns", style=_DIM)
+    out.append(f"\n{sentence(grid)}", style=_DIM)
+    return out
+
+
+def _style(value: float) -> Style:
+    if not np.isfinite(value):
+        return Style()
+    ground = paint.rgb(float(np.clip(value, 0, 1)), "night")
+    ink = paint.ink(ground)
+    return Style(color=Color.from_rgb(*ink), bgcolor=Color.from_rgb(*ground))
+
+
+def text(grid: PatchGrid, *, width: int | None = None) -> str:
+    """The grid as plain text. Width: COLUMNS or the terminal's, else 120."""
+    columns = width or shutil.get_terminal_size((120, 50)).columns
+    lines = render(grid, width=columns).plain.splitlines()
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def figure(grid: PatchGrid) -> Figure:
+    """The grid as a matplotlib heatmap. Raises MissingExtra without matplotlib."""
+    try:
+        drawn = _shown_figure()
+    except ImportError:
+        raise MissingExtra("matplotlib", "plot", "a figure") from None
+    names, head = heads(grid), title(grid)
+    fonts = Fonts.covering("".join([head, *names]))
+    L, T = grid.logits.shape
+    drawing = drawn(figsize=(2.2 + 0.55 * T, 1.6 + 0.26 * L), layout="constrained")
+    axes = drawing.add_subplot()
+    limit = max(1.0, float(np.nanmax(np.abs(grid.restored), initial=0.0)))
+    image = axes.imshow(grid.restored, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    shown = [fonts.shown(name).replace("$", r"\$") for name in names]
+    axes.set_xticks(range(T), shown, rotation=45, ha="right", fontsize=8, family=fonts.families)
+    axes.set_yticks(range(L), grid.layers, fontsize=8)
+    axes.set_xlabel(sentence(grid), fontsize=7)
+    axes.set_title(fonts.shown(head).replace("$", r"\$"), fontsize=9, family=fonts.families)
+    bar = drawing.colorbar(image, ax=axes)
+    bar.set_label("restored", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return drawing
