@@ -26,7 +26,7 @@ VERBS = {  # in the order of --help; the line is the first of the command's own 
     "read": "Read one prompt and show what the model would say after every layer.",
     "compare": "Show two readings side by side: two prompts, lenses or models.",
     "attribute": "Show which components wrote a token: a waterfall that sums to the model's own logit.",
-    "patch": "Show which cells of a clean run bring its answer back in a corrupted one.",
+    "patch": "Show how much of the clean prompt's answer each patched cell brings back.",
     "view": "Open stored readings as a page, or convert them.",
     "serve": "Explore prompts in the browser, on this machine only.",
     "fit": "Fit a tuned or a Jacobian lens to a model.",
