@@ -209,6 +209,10 @@ def test_public_names_are_pinned():
         "PatchGrid",
         "edit",
         "Lens",
+        "table",
+        "curves",
+        "compare",
+        "Comparison",
         "LogitLensError",
         "ModelNotAvailable",
         "LensNotAvailable",
@@ -263,3 +267,15 @@ def test_json_nested_beyond_reason_is_one_line(tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(FormatError, match="nested deeper|not JSON"):
         Reading.load(path)
+
+
+def test_a_page_of_one_reading_loads_like_a_file(tmp_path):
+    from logitlens.view import page
+
+    reading = random_reading()
+    loaded = Reading.load(reading.save(tmp_path / "x.html"))
+    assert loaded.top_ids.tolist() == reading.top_ids.tolist()
+    np.testing.assert_allclose(loaded.kl, reading.kl, rtol=1e-3)
+    page.save([reading, reading], tmp_path / "two.html")
+    with pytest.raises(FormatError, match=r"holds 2 readings: .*page\.load"):
+        Reading.load(tmp_path / "two.html")

@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from logitlens.patch_grid import PatchGrid
     from logitlens.reading import Reading
     from logitlens.scores import Scores
+    from logitlens.tables import table
+    from logitlens.view.comparison import Comparison, compare
+    from logitlens.view.plots import curves
 
 __version__ = "0.1.0"
 
@@ -61,6 +64,10 @@ __all__ = [  # in reading order
     "PatchGrid",
     "edit",
     "Lens",
+    "table",
+    "curves",
+    "compare",
+    "Comparison",
     "LogitLensError",
     "ModelNotAvailable",
     "LensNotAvailable",
@@ -82,6 +89,10 @@ _LAZY = {
     "Attribution": "logitlens.attribution",
     "PatchGrid": "logitlens.patch_grid",
     "Lens": "logitlens.lenses",
+    "table": "logitlens.tables",
+    "curves": "logitlens.view.plots",
+    "compare": "logitlens.view.comparison",
+    "Comparison": "logitlens.view.comparison",
 }
 
 

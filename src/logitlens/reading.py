@@ -14,9 +14,9 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +30,7 @@ from logitlens.statistics import Statistic
 if TYPE_CHECKING:  # views are found at call time, so that the border holds at import
     import pandas
     import pyarrow
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from logitlens.view.options import FigureOptions, FileOptions
@@ -361,10 +362,22 @@ class Reading:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Reading:
-        """Read a .json or .parquet file. Raises FormatError (truncated, foreign, newer), OSError."""
+        """Read a .json or .parquet file, or a page of ours that holds one reading.
+
+        Numbers of a page are rounded to float16. Raises FormatError (truncated, foreign, newer,
+        several readings), OSError.
+        """
         from logitlens import reading_io
 
-        return reading_io.load(Path(path))
+        if Path(path).suffix.lower() not in (".html", ".htm"):
+            return reading_io.load(Path(path))
+        readings = _view("page").load(path)
+        if len(readings) != 1:
+            raise FormatError(
+                f"{os.fspath(path)} holds {len(readings)} readings: "
+                "logitlens.view.page.load(path) returns all of them"
+            )
+        return readings[0]
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary, the content of a .json file."""
@@ -393,12 +406,41 @@ class Reading:
 
     # -- seeing -------------------------------------------------------------------------------
 
-    def figure(self, **options: Unpack[FigureOptions]) -> Figure:
-        """The classic heatmap as a matplotlib Figure; see `logitlens.view.figure.figure`.
+    @overload
+    def figure(self, *, ax: None = None, **options: Unpack[FigureOptions]) -> Figure: ...
+    @overload
+    def figure(self, *, ax: Axes, **options: Unpack[FigureOptions]) -> Axes: ...
+    def figure(self, *, ax: Axes | None = None, **options: Unpack[FigureOptions]) -> Figure | Axes:
+        """The classic heatmap as a matplotlib Figure, or in `ax`; see `logitlens.view.figure.figure`.
 
         reading.figure(color="entropy", layers="0:", positions="-8:")
+        reading.figure(figsize=(3.3, 2.5), words=False)        # a column of a paper
+        reading.figure(ax=axes[0], title="logit lens")
         """
-        return _view("figure").figure(self, **options)
+        return _view("figure").figure(self, ax=ax, **options)
+
+    def trajectories(
+        self,
+        tokens: Sequence[int | str] | None = None,
+        *,
+        position: int = -1,
+        by: Literal["prob", "rank"] | None = None,
+        figsize: tuple[float, float] | None = None,
+        ax: Axes | None = None,
+    ) -> Figure | Axes:
+        """Probability and rank of tokens at one position, layer by layer, as a matplotlib Figure.
+
+            reading.trajectories()                          # the answer and its rivals
+            reading.trajectories([" Paris"], by="rank", ax=ax)
+
+        tokens     texts or ids; default: tracked tokens and candidates
+        by         "prob", "rank"; default: both in one Figure, "prob" with `ax`
+
+        Returns the Figure, or `ax`. Raises PromptError, FormatError, MissingExtra.
+        """
+        return _view("plots").trajectories(
+            self, tokens, position=position, by=by, figsize=figsize, ax=ax
+        )
 
     def __str__(self) -> str:
         return _view("terminal").text(self)

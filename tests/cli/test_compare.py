@@ -2,11 +2,7 @@
 
 import json
 
-import numpy as np
-
-from logitlens.cli.compare import summary
 from logitlens.view import page
-from tests.view.conftest import make
 
 
 def test_two_prompts_become_one_page(cli, tmp_path):
@@ -29,35 +25,20 @@ def test_lenses_and_models_multiply_and_each_model_is_loaded_once(cli):
     assert len(captures) == 2, "one forward pass serves every lens"
 
 
-def test_without_a_file_the_grids_are_printed_under_their_names_with_a_summary(cli):
-    result = cli("compare", "one", "two", "three", "--lens", "logit", "--lens", "tuned")
+def test_without_a_file_what_changed_is_printed_for_each_of_the_others(cli):
+    result = cli("compare", "one", "two", "three", "--color", "kl", "--positions", "-3:")
     assert result.exit_code == 0
-    assert result.stdout.count("embed") == 6
-    lines = result.stdout.splitlines()
-    titles = [line for line in lines if line.startswith(tuple(f"{n} · " for n in range(1, 7)))]
-    assert len(set(titles)) == 6, "names tell them apart"
-    assert lines[-5:] == [
-        f"{n} vs 1: 10 aligned positions; top tokens agree at 10 of them in the last layer and in "
-        "70 of 70 cells; mean entropy +0.00 nats"
-        for n in range(2, 7)
-    ]
+    for letter in "BC":
+        assert f"{letter} − A: KL to the final layer, nats" in result.stdout
+    assert result.stdout.count("same top token in 21 of 21 cells, and at 3 of 3") == 2
 
 
-def test_the_summary_counts_cells_of_aligned_tokens_and_layers():
-    a = make(["The", " Eiff", "el", " is"], layers=3, seed=0)
-    b = make(["The", " Tower", " is"], layers=3, seed=1)
-    c = make(["x"], layers=5, seed=2)
-    lines = summary([a, b, c])
-    pairs = [(0, 0), (1, 1), (3, 2)]
-    last = sum(a.words[2][i] == b.words[2][j] for i, j in pairs)
-    same = sum(a.words[d][i] == b.words[d][j] for d in range(3) for i, j in pairs)
-    gap = np.mean([b.entropy[d, j] - a.entropy[d, i] for d in range(3) for i, j in pairs])
-    assert lines[0] == (
-        f"2 vs 1: 3 aligned positions; top tokens agree at {last} of them in the last layer and in "
-        f"{same} of 9 cells; mean entropy {gap:+.2f} nats"
-    )
-    assert 0 < same < 9, "the numbers above mean something"
-    assert " of 5 cells" in lines[1], "the rows of the deeper one, each beside the nearest"
+def test_two_readings_become_a_figure_and_more_a_page_only(cli, tmp_path):
+    out = tmp_path / "both.txt"
+    assert cli("compare", "one", "two", "-o", str(out)).exit_code == 0
+    assert "B − A" in out.read_text("utf-8")
+    result = cli("compare", "one", "two", "three", "-o", str(tmp_path / "x.png"))
+    assert (result.exit_code, ".html" in result.stderr) == (2, True)
 
 
 def test_too_many_readings_load_nothing(cli):

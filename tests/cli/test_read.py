@@ -196,3 +196,20 @@ def test_an_encoding_without_the_signs_is_no_error():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env)
     assert done.returncode == 0, done.stderr
     assert b"\\u2423Paris" in done.stdout
+
+
+def test_figures_over_layers(cli, tmp_path):
+    pytest.importorskip("matplotlib")
+    for plot, names in (
+        ("curves", ["x.svg"]),
+        ("settled", ["x.svg"]),
+        ("trajectories", ["x.logit.svg", "x.tuned.svg"]),
+    ):
+        folder = tmp_path / plot
+        folder.mkdir()
+        result = cli(
+            "read", "x", "--lens", "logit", "--lens", "tuned", "--track", " Paris", "-q",
+            "--plot", plot, "-o", str(folder / "x.svg"),
+        )  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        assert sorted(path.name for path in folder.iterdir()) == names

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -82,6 +83,12 @@ def test_spaces_are_shown_on_demand(eiffel):
     assert words(draw(eiffel, spaces=True)[1], 10)[-1][-1] == "␣Paris"
 
 
+def _rgb(colour):
+    import matplotlib.colors
+
+    return tuple(round(255 * c) for c in matplotlib.colors.to_rgb(colour))
+
+
 @pytest.mark.parametrize("cmap", ["day", "night", "seed", "viridis"])
 @pytest.mark.parametrize("name", statistics.colors())
 def test_ink_is_legible_on_every_cell(eiffel, name, cmap):
@@ -91,7 +98,8 @@ def test_ink_is_legible_on_every_cell(eiffel, name, cmap):
     assert len(ax.texts) == unit.size
     for text, face, t in zip(ax.texts, faces.reshape(-1, 4), unit.reshape(-1)):
         if t is np.ma.masked:
-            assert text.get_color() == "black"
+            grey = (0xE5, 0xE7, 0xEB)
+            assert color.contrast(_rgb(text.get_color()), grey) >= color.LEGIBLE
             continue
         ink = tuple(int(text.get_color()[i : i + 2], 16) for i in (1, 3, 5))
         assert color.contrast(ink, tuple(round(255 * c) for c in face[:3])) >= color.LEGIBLE
@@ -107,13 +115,38 @@ def test_missing_values_are_masked_not_zero(eiffel):
 @pytest.mark.slow
 def test_large_grids_keep_their_words_apart(reading_of):
     reading = reading_of([" word", "ish", " Notre-Dame", " of"] * 15, layers=49)
-    fig, ax, renderer = draw(reading)
+    fig, ax, renderer = draw(reading, words=True)
     assert len(ax.texts) == 49 * 60
     assert_words_lie_in_their_cells(fig, ax, renderer, sample=7)
     assert ax.texts[0].get_fontsize() >= 7
     width, height = fig.get_size_inches()
     assert width < 60
     assert height < 20
+
+
+def test_a_large_grid_fits_a_page_and_its_labels_keep_apart(reading_of):
+    reading = reading_of([" word", "ish", " Notre-Dame", " of"] * 15, layers=49)
+    for options in ({}, {"figsize": (7, 5)}, {"figsize": (3.3, 2.5), "caption": False}):
+        fig, ax, renderer = draw(reading, **options)
+        assert not ax.texts, "no word could be read"
+        assert fig.get_size_inches().max() <= 12
+        heights = [t.get_window_extent(renderer) for t in ax.get_yticklabels()]
+        assert all(a.y0 >= b.y1 - 1 for a, b in pairwise(heights))
+        assert ax.get_yticklabels()[-1].get_text() == "47", "the last layer is always named"
+
+
+def test_words_can_be_left_out_and_axes_of_ones_own_are_drawn_into(eiffel):
+    from matplotlib.figure import Figure
+
+    assert not draw(eiffel, words=False)[1].texts
+    fig = Figure(figsize=(9, 3))
+    left, right = fig.subplots(1, 2)
+    assert eiffel.figure(ax=left, title="logit $lens$") is left
+    eiffel.figure(ax=right, color="kl", layers="1:", words=False)
+    assert len(left.texts) == 70
+    assert left.get_title() == "logit $lens$"
+    assert len(right.get_yticklabels()) == 5
+    fig.canvas.draw()
 
 
 @pytest.mark.parametrize("figsize", [(10, 6), (5, 3)])

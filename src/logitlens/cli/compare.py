@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from logitlens import statistics
 from logitlens.cli.options import (
     busy,
     check_outputs,
+    errors,
     load_model,
     loading_options,
     output_console,
@@ -33,8 +34,15 @@ MOST = 8  # readings on one page
 )  # fmt: skip
 @reading_options
 @click.option(
+    "--color", type=click.Choice(statistics.colors()), default="prob", show_default=True,
+    help="What is subtracted.",
+)  # fmt: skip
+@click.option("--layers", metavar="LAYERS", help="Layers to show: 5, 0:12:2, -4:, or embed,4,8.")
+@click.option("--positions", metavar="POSITIONS", help="Positions to show: -8:, or 3,9.")
+@click.option(
     "-o", "--output", metavar="FILE",
-    help="Write a page (.html). Default: print the grids one below the other.",
+    help="Write a page (.html); of two readings also a figure (.png .svg .pdf) or text (.txt). "
+    "Default: print what changed.",
 )  # fmt: skip
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
 @click.option(
@@ -47,6 +55,9 @@ def command(
     lenses: tuple[str, ...],
     top: int,
     track: tuple[str, ...],
+    color: str,
+    layers: str | None,
+    positions: str | None,
     output: str | None,
     open_browser: bool,
     as_json: bool,
@@ -56,7 +67,11 @@ def command(
 
     Give two prompts, or one prompt with two --lens or two -m, or more, up to eight readings. Tokens
     are aligned where the prompts agree, layers by label or by their relative depth in the model.
+    Printed are what changed in words, and a grid of differences between the first reading, A, and
+    each other.
     """
+    from logitlens.view.comparison import Comparison
+
     count = len(prompts) * len(models) * len(lenses)
     if count < 2:
         raise click.UsageError(
@@ -66,27 +81,30 @@ def command(
         raise click.UsageError(f"that is {count} readings; at most {MOST} fit on one page")
     if prompts.count("-") > 1:
         raise click.UsageError("standard input can be read once: give - for one prompt only")
-    if output and Path(output).suffix.lower() != ".html":
+    suffix = Path(output).suffix.lower() if output else ".html"
+    if suffix != ".html" and (count > 2 or suffix in (".json", ".parquet")):
         raise click.UsageError(
-            f"a comparison is written as .html, not as {Path(output).suffix or output!r}"
+            f"a comparison of {count} readings is written as .html, not as {suffix or output!r}"
         )
     targets: list[Path | None] = list(check_outputs([output])) if output else [None]
     texts = [prompt_text(prompt) for prompt in prompts]
     readings = list(read_all(texts, models, lenses, top, track, loading))
-    if output or open_browser:
+    pairs = [
+        Comparison(readings[0], other, color, layers, positions, letters="A" + letter)
+        for letter, other in zip("BCDEFGH", readings[1:])
+    ]
+    if suffix != ".html":
+        pairs[0].save(str(output))
+        errors().print(f"wrote {output}", markup=False, soft_wrap=True)
+    elif output or open_browser:
         from logitlens.cli.view import open_page
 
-        open_page(readings, targets[0], None, open_browser)
+        open_page(readings, targets[0], None, open_browser, color=color)
     if as_json:
         print_json(readings)
     elif not (output or open_browser):
-        from logitlens.cli.read import show
-        from logitlens.view import page
-
-        titles = [f"{n} · {name}" for n, name in enumerate(page.labels(readings), 1)]
-        show(readings, titles=titles, color="prob")
-        for line in ["", *summary(readings)]:
-            output_console().print(line, markup=False, soft_wrap=True)
+        for n, pair in enumerate(pairs):
+            output_console().print(*([""] if n else []), pair, sep="\n")
 
 
 def read_all(
@@ -110,26 +128,3 @@ def read_all(
                 ]
         del model
     return readings
-
-
-def summary(readings: Sequence[Reading]) -> list[str]:
-    """One line for each reading after the first: where it agrees with the first, and its entropy."""
-    from logitlens.view.page import align
-
-    first = readings[0]
-    lines = []
-    for n, other in enumerate(readings[1:], 2):
-        columns = align.columns([first.pieces, other.pieces])
-        _, rows = align.layers([first.layers, other.layers])
-        places = [(i, j) for i, j in zip(*columns) if min(i, j) >= 0]
-        layers = [(d, e) for d, e in zip(*rows) if min(d, e) >= 0]
-        last = sum(first.words[-1][i] == other.words[-1][j] for i, j in places)
-        cells = [(d, i, e, j) for d, e in layers for i, j in places]
-        same = sum(first.words[d][i] == other.words[e][j] for d, i, e, j in cells)
-        gap = sum(float(other.entropy[e, j] - first.entropy[d, i]) for d, i, e, j in cells)
-        lines.append(
-            f"{n} vs 1: {len(places)} aligned positions; top tokens agree at {last} of them in the "
-            f"last layer and in {same} of {len(cells)} cells; mean entropy "
-            f"{gap / max(1, len(cells)):+.2f} nats"
-        )
-    return lines

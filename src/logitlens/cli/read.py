@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ from logitlens.errors import FormatError
 if TYPE_CHECKING:
     from logitlens import Reading
 
+PLOTS = ("heatmap", "trajectories", "curves", "settled")
 STREAMS = ("resid", "mid", "attn", "mlp")
 
 
@@ -71,6 +71,11 @@ STREAMS = ("resid", "mid", "attn", "mlp")
     "-o", "--output", "outputs", multiple=True, metavar="FILE",
     help="Write .html .png .svg .pdf .txt .json or .parquet; repeatable.",
 )  # fmt: skip
+@click.option(
+    "--plot", type=click.Choice(PLOTS), default="heatmap", show_default=True,
+    help="What a .png, .svg or .pdf shows: the grid; tokens over layers; --color over layers, a line "
+    "for each lens; from which layer on positions have settled.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead, one line for each lens.")
 @click.option("-q", "--quiet", is_flag=True, help="Print no grid; for use with -o.")
 @click.option(
@@ -98,6 +103,7 @@ def command(
     chunk: int | None,
     edits: tuple[str, ...],
     outputs: tuple[str, ...],
+    plot: str,
     as_json: bool,
     quiet: bool,
     width: int | None,
@@ -127,7 +133,7 @@ def command(
                 model.readout(residuals, lens=lens, progress=progress, **shown) for lens in lenses
             ]
     for path in paths:
-        for written in save(readings, list(lenses), path, color):
+        for written in save(readings, list(lenses), path, color, plot):
             errors().print(f"wrote {written}", markup=False, soft_wrap=True)
     if as_json:
         print_json(readings)
@@ -138,32 +144,22 @@ def command(
         output_console(width).print(terminal.render_lenses(readings, **options))
 
 
-def show(
-    readings: list[Reading],
-    *,
-    titles: Sequence[str] = (),
-    width: int | None = None,
-    **options: Any,
-) -> None:
-    """Print the grids of readings, one below the other, each under its title."""
-    from logitlens.view import terminal
+def save(
+    readings: list[Reading], names: list[str], path: Path, color: str, plot: str = "heatmap"
+) -> list[Path]:
+    """Write one page or curves of all readings, or one file each (`eiffel.tuned.png`); returns what was
+    written."""
+    drawn = plot != "heatmap" and path.suffix.lower() in (".png", ".svg", ".pdf")
+    if drawn and plot != "trajectories":
+        from logitlens.view import figure, plots
 
-    console = output_console(width)
-    for i, reading in enumerate(readings):
-        if i:
-            console.print()
-        if titles:
-            console.print(titles[i], style="bold", markup=False, soft_wrap=True)
-        console.print(terminal.render(reading, **options))
-
-
-def save(readings: list[Reading], names: list[str], path: Path, color: str) -> list[Path]:
-    """Write one page of all readings, or one file each (`eiffel.tuned.png`); returns what was written."""
+        figure.write(plots.curves(readings, color if plot == "curves" else plot), path)
+        return [path]
     viewed: dict[str, Any] = (
         {"color": color} if path.suffix.lower() not in (".json", ".parquet") else {}
     )
     if len(readings) == 1:
-        return [readings[0].save(path, **viewed)]
+        return [_saved(readings[0], path, drawn, viewed)]
     if path.suffix.lower() == ".html":
         from logitlens.view import page
 
@@ -175,6 +171,16 @@ def save(readings: list[Reading], names: list[str], path: Path, color: str) -> l
     if not path.stem:
         raise FormatError(f"{path} has no name before its suffix")
     return [
-        r.save(path.with_suffix(f".{kind}{path.suffix}"), **viewed)
+        _saved(r, path.with_suffix(f".{kind}{path.suffix}"), drawn, viewed)
         for r, kind in zip(readings, kinds)
     ]
+
+
+def _saved(reading: Reading, path: Path, drawn: bool, viewed: dict[str, Any]) -> Path:
+    """One reading by its suffix, or its trajectories."""
+    if not drawn:
+        return reading.save(path, **viewed)
+    from logitlens.view import figure
+
+    figure.write(reading.trajectories(), path)
+    return path

@@ -67,7 +67,11 @@ def load(path: Path) -> list[Reading]:
 
 
 def open_page(
-    readings: list[Reading], target: Path | None, title: str | None, open_browser: bool | None
+    readings: list[Reading],
+    target: Path | None,
+    title: str | None,
+    open_browser: bool | None,
+    color: str = "prob",
 ) -> None:
     """Write the page (without `target`, to a temporary file), print its path, and open it if asked."""
     from logitlens.view import page
@@ -76,7 +80,7 @@ def open_page(
         open_browser = target is None
     if target is None:
         target = Path(tempfile.mkdtemp(prefix="logitlens-")) / "page.html"
-    page.save(readings, target, title=title)
+    page.save(readings, target, title=title, color=color)
     click.echo(str(target))
     if open_browser and not webbrowser.open(target.resolve().as_uri()):
         errors().print("no browser could be opened; open the file above yourself", markup=False)

@@ -28,7 +28,7 @@ from logitlens.statistics import Statistic
 
 RGB = tuple[int, int, int]
 
-MAPS = ("night", "day", "seed")
+MAPS = ("night", "day", "seed", "less-more-day", "less-more-night")
 
 # sRGB stops at even steps, made by recipes/palette.py; between them colours are linear.
 _STOPS = {
@@ -42,12 +42,17 @@ _STOPS = {
         "39adbf2fa5be269dbc1f95ba1c8db71b85b51d7cb12174ad246ca82863a32b5b9d2d52972f4a902f4289"
         "2f3b812e33782d2c702b2567291e5e"
     ),
+    # differences, from less to more; the page has the same ones (web/src/colour.ts)
+    "less-more-day": "08478f4f93c9b9d5e8f6f4f0f3c699dd8433944300",
+    "less-more-night": "8cc8ff3f86c41f4468262a30653c15b96c22ffb866",
     # seaborn.diverging_palette(255, 0): its two ends and its middle.
     "seed": "4676caf2f1f1d53d69",
 }
 _STEPS_256 = {
     "night": (234, 237, 24, 25, 31, 37, 43, 114, 156, 227),
     "day": (255, 152, 80, 38, 31, 25, 19, 17),
+    "less-more-day": (24, 67, 152, 255, 223, 172, 130),
+    "less-more-night": (117, 68, 24, 235, 94, 172, 215),
 }
 
 _BLACK: RGB = (0, 0, 0)

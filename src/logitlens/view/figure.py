@@ -16,16 +16,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import numpy as np
 
 from logitlens.errors import FormatError, MissingExtra
 from logitlens.files import write_bytes
 from logitlens.reading import Reading
-from logitlens.select import Selection, renamed
+from logitlens.select import EMBED, Selection, renamed
 from logitlens.view import color as paint
 from logitlens.view import text as safe
+from logitlens.view.columns import stride_rows
 from logitlens.view.fonts import Fonts
 from logitlens.view.options import FigureOptions
 from logitlens.view.words import source_text, word
@@ -35,13 +36,18 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
+    from logitlens.view.comparison import Comparison
+
 _INCH = 72.0  # points
 _GREY = "#6b7280"
+_WORDS = 800  # cells up to which a figure is as large as its words need
+_LEAST = 5.0  # points: smaller words cannot be read
 _NO_VALUE = "#e5e7eb"
+_MUTED = "#5b6470"
 
 
 @cache
-def _shown_figure() -> type[Figure]:
+def shown_figure() -> type[Figure]:
     """A Figure that a notebook shows by itself, though pyplot, which would see to it, is not used."""
     from matplotlib.figure import Figure
 
@@ -65,9 +71,11 @@ def figure(
     title: str | None = None,
     caption: bool = True,
     spaces: bool = False,
+    words: bool | None = None,
     fontsize: float | None = None,
     figsize: tuple[float, float] | None = None,
-) -> Figure:
+    ax: Axes | None = None,
+) -> Figure | Axes:
     """Draw a reading.
 
     color       what the colour shows, one of `logitlens.statistics.colors()`: prob, entropy, kl, …
@@ -77,41 +85,56 @@ def figure(
     title       a line above; none by default
     caption     below: model, lens, and how close the last row is to the model's own logits
     spaces      show a token's one leading space as `␣`; left out by default, as in the tutorial
-    fontsize    points; default 9, down to 7 for large grids
+    words       write the top token into each cell; default: where it can be read, from 5 points on
+    fontsize    points; default: 9, or as much as the cells of `figsize` or `ax` hold
     figsize     inches (width, height); default: as large as the words need
+    ax          draw into these Axes, beside others: returned instead of a Figure; no caption
 
     Words too wide for their cell are cut with `…`; characters that no installed font has are shown as
-    `\\uXXXX`. Raises FormatError (unknown colour, map, or an empty choice) and MissingExtra.
+    `\\uXXXX`; of crowded labels every second, third … is written. Raises FormatError (unknown colour,
+    map, or an empty choice) and MissingExtra.
     """
     mpl = _matplotlib()
-
-    row_ids = reading.rows(layers)
-    column_ids = reading.columns(positions)
+    rows, columns = reading.rows(layers), reading.columns(positions)
     scale = paint.scale(reading, color)
-    colormap = _colormap(cmap)
+    colormap = colormap_of(cmap)
     trim = (lambda shown: shown) if spaces else safe.without_lead
-    words = [[trim(word(reading, row, column)) for column in column_ids] for row in row_ids]
-    heads = [trim(safe.visible(reading.pieces[column])) for column in column_ids]
-    labels = [safe.visible(reading.layers[row]) for row in row_ids]
-
-    size = fontsize or (9.0 if len(row_ids) * len(column_ids) <= 600 else 7.0)
-    everything = "".join(heads + labels + [w for line in words for w in line])
-    fonts = Fonts.covering(everything + (title or ""))
-    place = _Layout.of(words, heads, labels, fonts, size, figsize, bool(title), caption)
+    heads = [trim(safe.visible(reading.pieces[column])) for column in columns]
+    labels = [safe.visible(reading.layers[row]) for row in rows]
+    fixed = ax is not None or figsize is not None
+    if words is None:  # as large as many words need, a figure fits no page
+        words = fixed or len(rows) * len(columns) <= _WORDS
+    texts = (
+        [[trim(word(reading, row, column)) for column in columns] for row in rows] if words else []
+    )
+    fonts = Fonts.covering(
+        "".join([*heads, *labels, *(w for line in texts for w in line), title or ""])
+    )
+    unit = scale.unit[np.ix_(rows, columns)]
+    muted = [reading.layers[row] == EMBED for row in rows]
 
     with mpl.rc_context({"text.usetex": False}):
-        fig = _shown_figure()(figsize=(place.width / _INCH, place.height / _INCH))
-        ax = fig.add_axes(place.grid)
-        unit = scale.unit[np.ix_(row_ids, column_ids)]
-        masked = np.ma.masked_invalid(unit)
-        mesh = ax.pcolormesh(
-            masked, cmap=colormap, vmin=0, vmax=1, edgecolors="white", linewidth=0.5
-        )
-        ax.set_facecolor(_NO_VALUE)
-        ax.invert_yaxis()
-        _axes(ax, heads, labels, fonts, size)
-        _words(ax, words, unit, colormap, fonts, size, place.cell)
-        _bar(fig, place, mesh, scale, size)
+        if ax is not None:
+            box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
+            cell, line = _INCH * box.width / len(columns), _INCH * box.height / len(rows)
+            size = min(fontsize or 9.0, max(_LEAST, 0.62 * min(line, 0.45 * cell)))
+            small = max(5.0, min(fontsize or 9.0, mpl.rcParams["font.size"]))
+            mesh = _heatmap(ax, unit, colormap)
+            _axes(ax, heads, labels, fonts, small, cell, line)
+            if texts and 0.62 * line >= _LEAST and cell >= 3 * _LEAST:
+                _words(ax, texts, unit, muted, colormap, fonts, size, cell)
+            _ticks(ax.figure.colorbar(mesh, ax=ax, pad=0.02), scale, small)
+            if title:
+                ax.set_title(fonts.shown(title), fontfamily=fonts.families, parse_math=False)
+            return ax
+        size, place = _placed(texts, heads, labels, fonts, fontsize, figsize, bool(title), caption)
+        fig = shown_figure()(figsize=(place.width / _INCH, place.height / _INCH))
+        grid = fig.add_axes(place.grid)
+        mesh = _heatmap(grid, unit, colormap)
+        _axes(grid, heads, labels, fonts, size, place.cell, place.line)
+        if texts and place.readable(size):
+            _words(grid, texts, unit, muted, colormap, fonts, size, place.cell)
+        _ticks(fig.colorbar(mesh, cax=fig.add_axes(place.bar(size))), scale, size)
         if title:
             fig.suptitle(
                 fonts.shown(title), x=place.middle, y=1 - 0.6 * size / place.height, va="top",
@@ -133,13 +156,20 @@ def save(
 
     `options` are those of `figure`. Raises FormatError, MissingExtra, OSError.
     """
+    write(figure(reading, **options), path, dpi=dpi)
+
+
+def write(fig: Figure | Axes, path: str | os.PathLike[str], *, dpi: int = 200) -> None:
+    """A Figure (or that of Axes) as .png, .svg or .pdf, atomically and undated. Raises OSError."""
     mpl = _matplotlib()
+    figure = fig.get_figure(root=True) or fig
     kind = Path(path).suffix.lower().lstrip(".")
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
-    fig = figure(reading, **options)
     drawn = io.BytesIO()  # matplotlib's own files stay open where the disk is full
     with mpl.rc_context({"svg.hashsalt": "logitlens"}):
-        fig.savefig(drawn, format=kind, dpi=dpi, metadata=dates, bbox_inches="tight")
+        cast("Figure", figure).savefig(
+            drawn, format=kind, dpi=dpi, metadata=dates, bbox_inches="tight"
+        )
     write_bytes(path, drawn.getvalue())
 
 
@@ -151,7 +181,8 @@ def _matplotlib() -> Any:
     return matplotlib
 
 
-def _colormap(name: str | Colormap | None) -> Colormap:
+def colormap_of(name: str | Colormap | None) -> Colormap:
+    """One of ours by name, else matplotlib's. Raises FormatError."""
     import matplotlib
     from matplotlib.colors import Colormap, ListedColormap
 
@@ -191,7 +222,7 @@ class _Layout:
         title: bool,
         caption: bool,
     ) -> _Layout:
-        rows, columns = len(words), len(words[0])
+        rows, columns = len(labels), len(heads)
         left = max(fonts.measure(label, size) for label in labels) + 3.2 * size
         right = 7.5 * size  # gap, bar, its numbers and its label
         # A head rotated by 45° is as high as it is wide: 1/√2 of its length and of its own height.
@@ -200,7 +231,15 @@ class _Layout:
         )
         top += 2.2 * size if title else 0
         bottom = 2.6 * size if caption else 0.6 * size
-        if figsize is None:
+        if figsize is not None:
+            cell = (_INCH * figsize[0] - left - right) / columns
+            line = (_INCH * figsize[1] - top - bottom) / rows
+            if cell <= 0 or line <= 0:
+                raise FormatError(
+                    f"{figsize[0]:g} × {figsize[1]:g} inches leave no room for cells beside labels of "
+                    f"{size:g} points: give a smaller fontsize, or leave figsize out"
+                )
+        elif words:
             widths = sorted(fonts.measure(w, size) for w in {w for line in words for w in line})
             wanted = widths[int(0.9 * (len(widths) - 1))] + size
             cell, line = float(np.clip(wanted, 4.5 * size, 7.5 * size)), 2.3 * size
@@ -208,13 +247,10 @@ class _Layout:
             cell = max(cell, 24 * size / columns)
             line = max(line, 9 * size / rows)
         else:
-            cell = (_INCH * figsize[0] - left - right) / columns
-            line = (_INCH * figsize[1] - top - bottom) / rows
-            if cell < size or line < size:
-                raise FormatError(
-                    f"{columns} positions × {rows} layers do not fit {figsize[0]:g} × {figsize[1]:g} inches "
-                    f"at {size:g} points: leave figsize out, or choose fewer with layers= and positions="
-                )
+            cell, line = (max(least, room / n) for least, room, n in (
+                (1.0, min(36.0 * size, 1.6 * size * columns), columns),
+                (1.0, min(26.0 * size, 1.4 * size * rows), rows),
+            ))  # fmt: skip
         width, height = left + columns * cell + right, bottom + rows * line + top
         return _Layout(width, height, left, bottom, cell, line, columns, rows)
 
@@ -228,6 +264,10 @@ class _Layout:
     def grid(self) -> tuple[float, float, float, float]:
         return self.box(self.left, self.bottom, self.columns * self.cell, self.rows * self.line)
 
+    def readable(self, size: float) -> bool:
+        """Whether words of this size fit into the cells."""
+        return size >= _LEAST and self.line >= 1.5 * size and self.cell >= 2.8 * size
+
     def bar(self, size: float) -> tuple[float, float, float, float]:
         right = self.left + self.columns * self.cell + 1.2 * size
         return self.box(right, self.bottom, 1.4 * size, self.rows * self.line)
@@ -238,19 +278,84 @@ class _Layout:
         return (self.left + self.columns * self.cell / 2) / self.width
 
 
+def difference(ax: Axes, comparison: Comparison) -> None:
+    """B − A in `ax`, from blue over white to orange; see `logitlens.view.comparison`."""
+    from logitlens import statistics
+    from logitlens.view.comparison import signed
+
+    a, reach = comparison.a, comparison.reach
+    statistic = statistics.by_color(comparison.color)
+    heads = [safe.without_lead(safe.visible(a.pieces[i])) for i, _ in comparison.columns]
+    labels = [safe.visible(a.layers[p]) for p, _ in comparison.rows]
+    unit = 0.5 + comparison.difference() / (2 * reach)
+    unit[[label == EMBED for label in labels]] = np.nan
+    box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
+    mesh = _heatmap(ax, unit, colormap_of("less-more-day"))
+    sizes = _INCH * box.width / len(heads), _INCH * box.height / len(labels)
+    _axes(ax, heads, labels, Fonts.covering("".join(heads)), 9.0, *sizes)
+    bar = ax.figure.colorbar(mesh, ax=ax, pad=0.02)
+    bar.set_ticks([0, 0.5, 1], labels=[signed(statistic, -reach), "same", signed(statistic, reach)])
+    bar.set_label(f"B − A: {statistic.label}")
+    bar.outline.set_visible(False)
+    ax.set_title("B − A")
+
+
+def _placed(
+    words: Sequence[Sequence[str]],
+    heads: Sequence[str],
+    labels: Sequence[str],
+    fonts: Fonts,
+    fontsize: float | None,
+    figsize: tuple[float, float] | None,
+    title: bool,
+    caption: bool,
+) -> tuple[float, _Layout]:
+    """The largest text that fits, from 9 points down to 5, and where things are with it."""
+    sizes = [fontsize] if fontsize else [9.0] if figsize is None else [9.0, 8.0, 7.0, 6.0, 5.0]
+    for size in sizes:
+        place = _Layout.of(words, heads, labels, fonts, size, figsize, title, caption)
+        if figsize is None or not words or place.readable(size):
+            return size, place
+    size = fontsize or 7.0  # of the labels; there is no room for words
+    return size, _Layout.of([], heads, labels, fonts, size, figsize, title, caption)
+
+
+def _heatmap(ax: Axes, unit: np.ndarray, colormap: Colormap) -> Any:
+    """The colours; thin white lines between cells that are large enough for them."""
+    thin = 0.5 if unit.size <= 2 * _WORDS else 0.0
+    mesh = ax.pcolormesh(
+        np.ma.masked_invalid(unit), cmap=colormap, vmin=0, vmax=1,
+        edgecolors="white" if thin else "face", linewidth=thin, rasterized=unit.size > 20_000,
+    )  # fmt: skip
+    ax.set_facecolor(_NO_VALUE)
+    ax.invert_yaxis()
+    return mesh
+
+
 def _head(text: str) -> str:
     return safe.clip(text, 16)
 
 
-def _axes(ax: Axes, heads: Sequence[str], labels: Sequence[str], fonts: Fonts, size: float) -> None:
+def _axes(
+    ax: Axes,
+    heads: Sequence[str],
+    labels: Sequence[str],
+    fonts: Fonts,
+    size: float,
+    cell: float,
+    line: float,
+) -> None:
+    """Labels of positions and layers; where they would overlap, every second, third …"""
     style: dict[str, Any] = {"fontfamily": fonts.families, "fontsize": size}
     ax.xaxis.tick_top()
     ax.xaxis.set_label_position("top")
-    shown = [fonts.shown(_head(head)) for head in heads]
+    xs = stride_rows(len(heads), max(1, int(len(heads) * cell / (1.3 * size))))
+    ys = stride_rows(len(labels), max(1, int(len(labels) * line / (1.15 * size))))
+    shown = [fonts.shown(_head(heads[i])) for i in xs]
     ax.set_xticks(
-        np.arange(len(heads)) + 0.5, shown, rotation=45, ha="left", rotation_mode="anchor", **style
+        np.array(xs) + 0.5, shown, rotation=45, ha="left", rotation_mode="anchor", **style
     )
-    ax.set_yticks(np.arange(len(labels)) + 0.5, [fonts.shown(label) for label in labels], **style)
+    ax.set_yticks(np.array(ys) + 0.5, [fonts.shown(labels[i]) for i in ys], **style)
     for label in (*ax.get_xticklabels(), *ax.get_yticklabels()):
         label.set_parse_math(False)  # a token may well hold dollar signs
     ax.set_xlabel("Input tokens", fontsize=size + 1)
@@ -264,6 +369,7 @@ def _words(
     ax: Axes,
     words: Sequence[Sequence[str]],
     unit: np.ndarray,
+    muted: Sequence[bool],
     colormap: Colormap,
     fonts: Fonts,
     size: float,
@@ -272,18 +378,15 @@ def _words(
     cut = _cutter(fonts, size, width - 0.5 * size)
     for y, line in enumerate(words):
         for x, shown in enumerate(line):
-            ink = (
-                "black"
-                if np.isnan(unit[y, x])
-                else _hex(paint.ink(_background(colormap, unit[y, x])))
-            )
+            ink = _MUTED if muted[y] else "black"
+            if not np.isnan(unit[y, x]):
+                ink = _hex(paint.ink(_background(colormap, unit[y, x])))
             text = ax.text(
                 x + 0.5, y + 0.5, cut(shown), color=ink, ha="center", va="center_baseline",
                 fontfamily=fonts.families, fontsize=size, parse_math=False,
             )  # fmt: skip
-            text.set_in_layout(
-                False
-            )  # words lie inside the axes; measuring thousands again is slow
+            # Words are inside the axes; measuring thousands of them again is slow.
+            text.set_in_layout(False)
 
 
 def _cutter(fonts: Fonts, size: float, room: float) -> Callable[[str], str]:
@@ -314,16 +417,15 @@ def _hex(rgb: paint.RGB) -> str:
     return "#{:02x}{:02x}{:02x}".format(*rgb)
 
 
-def _bar(fig: Figure, place: _Layout, mesh: Any, scale: paint.Scale, size: float) -> None:
-    bar = fig.colorbar(mesh, cax=fig.add_axes(place.bar(size)))
+def _ticks(bar: Any, scale: paint.Scale, size: float) -> None:
     bar.set_ticks([at for _, at in scale.ticks], labels=[name for name, _ in scale.ticks])
     bar.set_label(scale.label[0].upper() + scale.label[1:], fontsize=size + 1)
     bar.ax.tick_params(labelsize=size, length=2)
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    bar.outline.set_visible(False)
 
 
 def _caption(fig: Figure, reading: Reading, fonts: Fonts, size: float, place: _Layout) -> None:
-    """Model, lens and proof, below the grid, in as many lines as its width needs."""
+    """Model, lens and check, below the grid, in as many lines as its width needs."""
     parts = [*source_text(reading).split(" · "), reading.check_text()[1]]
     small, lines = max(6.0, size - 2), [""]
     room = place.left + place.columns * place.cell

@@ -35,6 +35,7 @@ class FigureOptions(TypedDict, total=False):
     title: str | None
     caption: bool
     spaces: bool
+    words: bool | None
     fontsize: float | None
     figsize: tuple[float, float] | None
 
