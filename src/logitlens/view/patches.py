@@ -13,7 +13,7 @@ from rich.text import Text
 from logitlens.errors import MissingExtra
 from logitlens.view import color as paint
 from logitlens.view import text as safe
-from logitlens.view.figure import _shown_figure
+from logitlens.view.figure import shown_figure
 from logitlens.view.fonts import Fonts
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def text(grid: PatchGrid, *, width: int | None = None) -> str:
 def figure(grid: PatchGrid) -> Figure:
     """The grid as a matplotlib heatmap. Raises MissingExtra without matplotlib."""
     try:
-        drawn = _shown_figure()
+        drawn = shown_figure()
     except ImportError:
         raise MissingExtra("matplotlib", "plot", "a figure") from None
     names, head = heads(grid), title(grid)

@@ -166,7 +166,7 @@ def _groups(readings: Sequence[Reading]) -> Mapping[str, list[Reading]]:
 def _means(reading: Reading, by: str, labels: Sequence[str]) -> np.ndarray:
     """The mean over positions at each layer (of ranks, of their logarithm); nan for none."""
     if by == _SETTLED:
-        since = [reading.layers[reading.row(layer)] for layer in reading.settled()]
+        since = [reading.layers[row] for row in reading._settled_rows()]
         return np.array([np.mean([s == label for s in since]) for label in labels])
     statistic = statistics.by_color(by)
     values = statistic.values(reading)

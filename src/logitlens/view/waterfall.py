@@ -12,7 +12,7 @@ from rich.text import Text
 
 from logitlens.errors import MissingExtra
 from logitlens.view import text as safe
-from logitlens.view.figure import _shown_figure
+from logitlens.view.figure import shown_figure
 from logitlens.view.fonts import Fonts
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def figure(found: Attribution, *, top: int = TOP) -> Figure:
     Raises MissingExtra without matplotlib.
     """
     try:
-        drawn = _shown_figure()
+        drawn = shown_figure()
     except ImportError:
         raise MissingExtra("matplotlib", "plot", "a figure") from None
     head, foot = title(found), sentences(found)[-1]
