@@ -409,7 +409,7 @@ def test_a_model_shows_what_its_users_need(model):
     names = {*vars(model), *vars(type(model))}
     assert {name for name in names if not name.startswith("_")} == {
         "hf", "tokenizer", "anatomy", "tail", "check", "name", "revision", "tokens",
-        "n_blocks", "width", "vocab_size", "dtype", "context", "sublayers",
+        "n_blocks", "width", "vocab_size", "dtype", "context", "sublayers", "heads",
         "read", "read_batch", "generate", "stream", "score", "capture", "readout", "attribute",
         "direction", "patch_grid",
     }  # fmt: skip

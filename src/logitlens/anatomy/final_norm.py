@@ -83,13 +83,14 @@ def find_steps(
                 if call.end < event:
                     reached += [
                         (x.h_BTD, call.start, [Step.of(call, x, y, scale), *steps])
-                        for x, y, scale in _explanations(call, y_BTE)
+                        for x, y, scale in explanations(call, y_BTE)
                     ]
         frontier = reached
     return None
 
 
-def _explanations(call: Call, y_BTE: Tensor) -> Iterator[tuple[Rows, Rows, float]]:
+def explanations(call: Call, y_BTE: Tensor) -> Iterator[tuple[Rows, Rows, float]]:
+    """What a call received and returned, and the factor, where `y` is what it returned."""
     for out in call.outputs:
         factor = ratio(y_BTE, out.h_BTD)
         if factor is None:

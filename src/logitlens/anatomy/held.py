@@ -36,6 +36,13 @@ class Held:
     centred: bool = False
     matrix_ED: Tensor | None = None
 
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """What of the output comes from x: (N, D) → (N, E), without the bias."""
+        if self.matrix_ED is not None:
+            return x_ND @ self.matrix_ED.T
+        x_ND = x_ND - x_ND.mean(-1, keepdim=True) if self.centred else x_ND
+        return self.factor * self.gain_E * x_ND
+
     def transposed(self, w_RE: Tensor) -> Tensor:
         """What `w` weighs in y, as weights of x: (R, E) → (R, D)."""
         if self.matrix_ED is not None:

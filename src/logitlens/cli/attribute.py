@@ -20,7 +20,7 @@ from logitlens.cli.options import (
     prompt_text,
 )
 
-BY = ("sublayer", "layer")
+BY = ("sublayer", "layer", "head")
 
 
 @click.command("attribute")
@@ -33,7 +33,7 @@ BY = ("sublayer", "layer")
 )
 @click.option(
     "--by", type=click.Choice(BY), default="sublayer", show_default=True,
-    help="What the components are: each attention and MLP, or each layer.",
+    help="What the components are: each attention and MLP, each layer, or each head and MLP.",
 )  # fmt: skip
 @click.option(
     "--truncate", is_flag=True, help="Read the last positions that fit the model's context."

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from logitlens.anatomy.additions import Value
 from logitlens.anatomy.check import SUMS, UNIT, UNIT32, compare
+from logitlens.anatomy.heads import BlockHeads, Heads
 from logitlens.anatomy.held import pull_back, token_weights
-from logitlens.anatomy.sublayers import Part, Took, total
+from logitlens.anatomy.sublayers import TOLERANCE, Part, Took, total
 from logitlens.anatomy.watch import Hook, hooked
 from logitlens.attribution import Attribution
 from logitlens.errors import PromptError, UnsupportedModel
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from logitlens.model.edits import Prepared
     from logitlens.model.lens_model import LensModel
 
-BY = ("sublayer", "layer")
+BY = ("sublayer", "layer", "head")
 
 
 class Trace:
@@ -43,6 +44,7 @@ class Trace:
         self.components: list[tuple[str, Tensor]] = []  # label, (D,) float64
         self.states: list[Tensor] = []  # the stream after each addition
         self.embedded: list[tuple[str, Tensor]] = []
+        self.inputs: dict[int, Tensor] = {}  # by block, of the map that puts heads together
 
     def row(self, stream: Tensor) -> Tensor:
         return self.model.anatomy.rows(stream, 1)[0, self.position].double().cpu()
@@ -58,10 +60,35 @@ class Trace:
             for stream in ("attn", "mlp"):
                 if sublayers.has(stream, block):
                     rows = total(stream, entering, added, None).view(leaving.shape)
-                    self.adds(f"{block}.{stream}", anatomy.rows(rows, 1)[0, self.position])
+                    row_D = anatomy.rows(rows, 1)[0, self.position].double().cpu()
+                    if stream == "attn" and block in self.inputs:
+                        self.by_head(block, row_D)
+                    else:
+                        self.adds(f"{block}.{stream}", row_D)
             self.states.append(self.row(leaving))
 
         return took
+
+    def by_head(self, block: int, attn_D: Tensor) -> None:
+        """Heads and bias in the place of what attention added. Raises UnsupportedModel where they do
+        not sum to it."""
+        heads = self.model.heads.blocks[block]
+        assert isinstance(heads, BlockHeads)
+        out_HD, bias_D = heads.rows(self.inputs[block])
+        change_D = attn_D - out_HD.sum(0)
+        scale = float(attn_D.abs().max()) + float(out_HD.abs().max())
+        allowed = TOLERANCE.get(self.model.dtype, 1e-4) * scale
+        off = float((change_D - bias_D).abs().max())
+        if not off <= allowed:
+            raise UnsupportedModel(
+                f"the heads of block {block} and their bias do not sum to what its attention added: "
+                f"they differ by {off:.2g} (tolerance {allowed:.1g})"
+            )
+        for head, row_D in enumerate(out_HD):
+            self.adds(f"{block}.head{head}", row_D)
+        if bool(bias_D.any()):
+            self.adds(f"{block}.attn bias", bias_D)
+        self.states.append(attn_D)
 
     def enters(self, block: int, h_D: Tensor) -> None:
         """The stream that a block receives; what was changed since the last one is an edit's."""
@@ -196,16 +223,28 @@ def attribute(
     )
 
 
+def _heads(model: LensModel) -> Heads:
+    """The model's heads; blocks without any keep their attention whole. Raises UnsupportedModel."""
+    if not any(isinstance(h, BlockHeads) for h in model.heads.blocks):
+        raise UnsupportedModel(
+            f"{model.name} has no heads that can be told apart: of block 0, {model.heads.blocks[0]}; "
+            "try by='sublayer'"
+        )
+    return model.heads
+
+
 def _run(
     model: LensModel, ids: Sequence[int], trace: Trace, by: str, edits: Prepared | None
 ) -> Residuals:
     """One pass in which the trace is filled; the final residual and the logits at its position."""
     last = model.n_blocks
     try:
-        watch = trace.watch() if by == "sublayer" else None
+        watch = trace.watch() if by != "layer" else None
     except UnsupportedModel as reason:
         raise UnsupportedModel(f"{reason}; try by='layer'") from reason
     with ExitStack() as stack:
+        if by == "head":
+            trace.inputs = stack.enter_context(_heads(model).inputs(trace.position))
         stack.enter_context(hooked(after=trace.embeddings()))
         (residuals,) = capturing.capture(
             model, [ids], depths=[last] if watch else None, check=[trace.position],

@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 from logitlens.anatomy.blocks import Anatomy
 from logitlens.anatomy.check import Check
 from logitlens.anatomy.forward import as_found, turn
+from logitlens.anatomy.heads import Heads, find_heads
 from logitlens.anatomy.probe import probe_ids
 from logitlens.anatomy.snapshot import Snapshot
 from logitlens.anatomy.sublayers import Sublayers, find_sublayers
@@ -80,6 +81,7 @@ class LensModel:
         self.tail = with_shards(tail, self.hf)
         self._snapshot = Snapshot(anatomy, self.tail)
         self._sublayers: Sublayers | None = None
+        self._heads: Heads | None = None
         self._chunk_verdicts: dict[tuple[int, int], str | None] = {}  # see `chunks.why_not`
         self._rereadings: dict[Any, dict[str, Any]] = {}  # see `generate.written`
         for name in ("_pads_change_nothing", "_unembedding_fingerprints"):
@@ -139,6 +141,14 @@ class LensModel:
             ids_T = probe_ids(self.hf, self.tokenizer)[0]
             self._sublayers = find_sublayers(self.hf, self.anatomy, ids_T)
         return self._sublayers
+
+    @property
+    def heads(self) -> Heads:
+        """The attention heads of every block, found on first use. Raises UnsupportedModel."""
+        if self._heads is None:
+            ids_T = probe_ids(self.hf, self.tokenizer)[0]
+            self._heads = find_heads(self.hf, self.anatomy, self.sublayers, ids_T)
+        return self._heads
 
     def __repr__(self) -> str:
         return (
@@ -482,7 +492,7 @@ class LensModel:
 
         token, versus   each by its exact text or id; token=None: what the model says there
         by              "sublayer": embeddings and what every attention and MLP added; "layer": what
-                        every block did
+                        every block did; "head": as sublayer, attention head by head
 
         With the final norm's statistics held at this row's own values the logit before a softcap is
         a sum; the parts sum to the model's own logit, which is checked. Raises PromptError, and

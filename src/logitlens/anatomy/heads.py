@@ -1,0 +1,246 @@
+"""Attention heads: what each of them adds to the stream, found by watching, without names.
+
+What attention adds is explained backwards through the calls inside the block, as the tail is: up to
+norms and factors after it, it is what one linear map returned. That map's input was put together from
+a tensor of heads (…, H, width of each) by a view, which shows how many there are; its columns, taken
+apart in the same way, are what every head adds. Heads and bias sum to the contribution.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from logitlens.anatomy.additions import Value
+from logitlens.anatomy.blocks import Anatomy
+from logitlens.anatomy.final_norm import LONGEST, Step, explanations
+from logitlens.anatomy.forward import as_found, forward, refusing
+from logitlens.anatomy.held import held
+from logitlens.anatomy.sublayers import MIXES, POSITIONS, Part, Sublayers, contributions, of_kind
+from logitlens.anatomy.watch import Axes, Call, Hook, Rows, hooked, leaf, same, watching
+
+_VIEWS = {
+    torch.ops.aten.view.default,
+    torch.ops.aten._unsafe_view.default,
+    torch.ops.aten._reshape_alias.default,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class BlockHeads:
+    """The heads of one block's attention.
+
+    count       H                      module   the linear map, and where it receives its input
+    weight_DE   its weight             bias_D   its bias, or None
+    scale       a factor after it      steps    norms between it and the stream
+    """
+
+    count: int
+    module: nn.Module
+    slot: tuple[Any, ...]
+    axes: Axes
+    weight_DE: Tensor
+    bias_D: Tensor | None
+    scale: float
+    steps: list[Step]
+
+    def rows(self, z_E: Tensor) -> tuple[Tensor, Tensor]:
+        """The linear map's input at one position → what each head adds to the stream (H, D), and
+        what the biases add (D,); float64, norms' statistics held."""
+        z_E, w_DE = z_E.double().cpu(), self.weight_DE.double().cpu()
+        w_DHe, z_He = w_DE.unflatten(1, (self.count, -1)), z_E.unflatten(0, (self.count, -1))
+        out_HD = torch.einsum("dhe,he->hd", w_DHe, z_He)
+        bias_D = torch.zeros_like(out_HD[0])
+        if self.bias_D is not None:
+            bias_D = self.bias_D.double().cpu()
+        out_HD, bias_D = out_HD * self.scale, bias_D * self.scale
+        for step in self.steps:
+            x_D = out_HD.sum(0) + bias_D
+            form = held(step, x_D.to(step.dtype))
+            out_HD = form.forward(out_HD) * step.scale
+            bias_D = (form.forward(bias_D[None])[0] + form.bias_E) * step.scale
+        return out_HD, bias_D
+
+
+@dataclass(frozen=True, eq=False)
+class Heads:
+    """The heads of every block; where a block's were not found, the reason."""
+
+    blocks: tuple[BlockHeads | str, ...]
+
+    @contextmanager
+    def inputs(self, position: int) -> Iterator[dict[int, Tensor]]:
+        """Inside, a pass over one prompt fills a dictionary: block → its map's input there (E,)."""
+        kept: dict[int, Tensor] = {}
+
+        def hook(block: int, heads: BlockHeads) -> Hook:
+            def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
+                given = leaf({"args": args, "kwargs": kwargs}, heads.slot)
+                kept[block] = heads.axes.rows(given, 1).flatten(2)[0, position].clone()
+
+            return keep
+
+        found = [(i, h) for i, h in enumerate(self.blocks) if isinstance(h, BlockHeads)]
+        with hooked(before=[(h.module, hook(i, h)) for i, h in found]):
+            yield kept
+
+
+class _Merges(TorchDispatchMode):
+    """Remembers, by the width that results, how many heads the last view put together."""
+
+    def __init__(self):
+        super().__init__()
+        self.merged: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in _VIEWS and isinstance(out, Tensor):
+            before, after = tuple(args[0].shape), tuple(out.shape)
+            if len(before) > 2 and before[-1] * before[-2] == after[-1] and len(after) > 1:
+                self.merged[after[-1]] = before[-2]
+        return out
+
+
+@torch.no_grad()
+def find_heads(model: nn.Module, anatomy: Anatomy, sublayers: Sublayers, ids_T: Tensor) -> Heads:
+    """The heads of every block, from one probe of tokens `ids_T`."""
+    ids_2T = ids_T.flatten()[:POSITIONS].expand(2, -1)
+    B, T = ids_2T.shape
+    targets: dict[int, Tensor | str] = {}
+    counts: dict[str, int] = {}
+    calls: list[Call] = []
+    modules = [
+        (f"{i}.{name}", module)
+        for i, block in enumerate(anatomy.blocks)
+        for name, module in block.named_modules()
+        if name
+    ]
+    mode = _Merges()
+
+    def took(
+        block: int, entering: Tensor, added: list[tuple[Part, Value]], leaving: Tensor
+    ) -> None:
+        terms = [t for part, value in added for t in _mixing(part, value)]
+        if not terms:
+            targets[block] = "it has no attention"
+        elif len(terms) > 1:
+            targets[block] = "its attention adds in several steps"
+        else:
+            targets[block] = anatomy.rows(terms[0].view(leaving.shape).detach(), B).clone()
+
+    def count(path: str) -> Hook:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            given = args[0] if args else None
+            if isinstance(given, Tensor) and given.shape[-1] in mode.merged:
+                counts[path] = mode.merged[given.shape[-1]]
+
+        return hook
+
+    def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
+        mode.merged.clear()
+
+    with (
+        refusing(model, "while its heads are watched"),
+        as_found(model),
+        contributions(anatomy, sublayers, [took]),
+        hooked(
+            before=[
+                *((block, begin) for block in anatomy.blocks),
+                *((module, count(path)) for path, module in modules),
+            ]
+        ),
+        watching(modules, B, T, calls),
+        mode,
+    ):
+        forward(model, ids_2T)
+    often = Counter(id(module) for _, module in modules)  # a block's modules may be another's, too
+    return Heads(
+        tuple(
+            _block(
+                targets.get(i, "it did not run"),
+                [c for c in calls if c.path.startswith(f"{i}.") and often[id(c.module)] == 1],
+                counts,
+            )
+            for i in range(len(anatomy.blocks))
+        )
+    )
+
+
+def _mixing(part: Part, value: Value) -> Iterator[Tensor]:
+    """The terms of a contribution that mix positions; a constant beside them is no head's."""
+    if part.parts is None:
+        if part.kind == MIXES:
+            yield value.tensor
+        return
+    kinds = {p.kind for p in part.kinds()}
+    if MIXES in kinds:
+        yield from of_kind(part, value, MIXES)
+
+
+def _block(target: Tensor | str, calls: Sequence[Call], counts: dict[str, int]) -> BlockHeads | str:
+    if isinstance(target, str):
+        return target
+    found = _projection(target, calls)
+    if found is None:
+        return "what its attention adds is not what one linear map returned"
+    call, x, weight_DE, scale, steps = found
+    E = weight_DE.shape[1]
+    heads = counts.get(call.path, 0)
+    if heads < 2 or E % heads:
+        return "the linear map's input was not put together from heads"
+    bias = getattr(call.module, "bias", None)
+    return BlockHeads(
+        heads, call.module, x.slot, x.axes, weight_DE,
+        bias.detach() if isinstance(bias, Tensor) else None, scale, steps,
+    )  # fmt: skip
+
+
+def _projection(
+    target_BTD: Tensor, calls: Sequence[Call]
+) -> tuple[Call, Rows, Tensor, float, list[Step]] | None:
+    """The linear map whose output, through norms and factors, is the target; the nearest."""
+    frontier: list[tuple[Tensor, float, list[Step]]] = [(target_BTD, torch.inf, [])]
+    for _ in range(LONGEST):
+        reached = []
+        for y_BTD, before, steps in frontier:
+            for call in calls:
+                if call.end > before:
+                    continue
+                for x, out, factor in explanations(call, y_BTD):
+                    weight_DE = _weight(call, x, out)
+                    if weight_DE is not None:
+                        return call, x, weight_DE, factor, steps
+                    if x.h_BTD.shape == y_BTD.shape and not call.module._modules:
+                        step = Step.of(call, x, out, factor)
+                        reached.append((x.h_BTD, call.start, [step, *steps]))
+        frontier = reached
+    return None
+
+
+def _weight(call: Call, x: Rows, out: Rows) -> Tensor | None:
+    """(D, E), where a call is a plain product with its module's weight and bias; else None."""
+    weight, bias = getattr(call.module, "weight", None), getattr(call.module, "bias", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
+        return None
+    if weight.device.type == "meta" or type(weight) not in (Tensor, nn.Parameter):
+        return None
+    E, D = x.h_BTD.shape[-1], out.h_BTD.shape[-1]
+    for matrix_DE in (weight.detach(), weight.detach().T):  # GPT-2 keeps it transposed
+        if matrix_DE.shape == (D, E):
+            bias_D = None if bias is None else bias.detach().double()
+            ours = nn.functional.linear(x.tensor.double(), matrix_DE.double(), bias_D)
+            if same(ours.to(out.tensor.dtype), out.tensor) or _near(ours, out.tensor):
+                return matrix_DE
+    return None
+
+
+def _near(ours: Tensor, theirs: Tensor) -> bool:
+    allowed = 64 * torch.finfo(theirs.dtype).eps * float(theirs.abs().max())
+    return float((ours - theirs.double()).abs().max()) <= allowed
