@@ -222,7 +222,7 @@ class Desk {
       this.stop.disabled = false
     }
     const cancelling = this.job && this.stop.disabled
-    if (!cancelling) this.say(words(event))
+    if (!cancelling || event.state == "stalled") this.say(words(event))
     this.progress.textContent = progress(event)
     if (event.state == "running") {
       this.bar.max = event.total!
