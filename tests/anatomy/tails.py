@@ -45,13 +45,15 @@ def loaded(name: str, dtype: torch.dtype) -> Any:
 
 @torch.no_grad()
 def at_scale(lens: Any, deviation: float) -> Seen:
-    """The same model with a head so large that its own output has this standard deviation."""
-    seen = _seen(lens)
-    head = lens.hf.get_output_embeddings()
-    raw_PV = seen.logits_PV
-    if lens.tail.head.weight_VE is not None:
-        raw_PV = lens.tail.head.raw(lens.tail.head_input(seen.h_PD)) * lens.tail.head.scale
-    head.weight.mul_(deviation / float(raw_PV.std()))
+    """The same model with a head so large that its own output has this standard deviation, beside its bias."""
+    weight = lens.hf.get_output_embeddings().weight
+    original, factor = weight.clone(), 1.0
+    weight.zero_()
+    bias_PV = _seen(lens).logits_PV
+    weight.copy_(original)
+    for target in (0.1, 0.1, deviation):  # measured where no softcap acts
+        factor *= target / float((_seen(lens).logits_PV - bias_PV).std())
+        weight.copy_(original * factor)
     return _seen(lens)
 
 

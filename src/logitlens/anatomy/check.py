@@ -167,13 +167,21 @@ def _slack(raw_PV: Tensor, tail: TailLike, h_PD: Tensor, unit: float) -> tuple[T
     E, called = x_PE.shape[-1], head.weight_VE is None
     if called:
         allowed_PV = plain_PV.masked_fill(plain_PV > -FORBIDDEN, 0.0)
-        usual_PV = sums_PV = allowed_PV.square().mean(-1, keepdim=True).sqrt() + plain_PV
+        rms_P1 = allowed_PV.square().mean(-1, keepdim=True).sqrt()
+        if head.softcap is not None:
+            # Far beyond a softcap large logits look alike; small ones still show how large all are.
+            small_P1 = plain_PV.kthvalue(max(1, head.vocab // 16), keepdim=True).values / 0.0784
+            beyond_P1 = plain_PV.amax(-1, keepdim=True) > 8 * head.softcap
+            rms_P1 = torch.where(beyond_P1, torch.maximum(rms_P1, small_P1), rms_P1)
+        usual_PV = sums_PV = rms_P1 + plain_PV
     else:
         size_PV = x_PE.float().norm(dim=-1, keepdim=True).cpu() * norms(head)
         usual_PV, sums_PV = size_PV / E**0.5, _partial(x_PE, head) * size_PV + plain_PV
     if head.bias_V is not None:
         sums_PV = sums_PV + head.bias_V.float().cpu().abs()
     slack_PV = SUMS * E**0.5 * UNIT32 * sums_PV
+    if called:  # what is replayed may go through a product before the head's
+        slack_PV *= 2
     parts_PV = PARTS * unit * usual_PV
     if x_PE.device.type != "cpu":
         slack_PV += parts_PV
