@@ -24,6 +24,7 @@ from logitlens.errors import FormatError, LogitLensError, ModelNotAvailable, out
 
 VERBS = {  # in the order of --help; the line is the first of the command's own help
     "read": "Read one prompt and show what the model would say after every layer.",
+    "generate": "Let the model go on after a prompt, and show what it would have said after every layer.",
     "compare": "Show two readings side by side: two prompts, lenses or models.",
     "attribute": "Show which components wrote a token: a waterfall that sums to the model's own logit.",
     "patch": "Show how much of the clean prompt's answer each patched cell brings back.",

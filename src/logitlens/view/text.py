@@ -51,6 +51,11 @@ def visible(piece: str) -> str:
     return "".join(out)
 
 
+def flowing(text: str) -> str:
+    """`text` to print as text: spaces and line ends stay, everything else that is active is shown."""
+    return "".join(char if char in " \n" else _shown(char) for char in text)
+
+
 def _shown(char: str) -> str:
     if char in _NAMED:
         return _NAMED[char]
