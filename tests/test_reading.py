@@ -207,6 +207,7 @@ def test_public_names_are_pinned():
         "Scores",
         "Attribution",
         "PatchGrid",
+        "VectorTable",
         "edit",
         "Lens",
         "table",

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from logitlens.reading import Reading
     from logitlens.scores import Scores
     from logitlens.tables import table
+    from logitlens.vector_table import VectorTable
     from logitlens.view.comparison import Comparison, compare
     from logitlens.view.plots import curves
 
@@ -62,6 +63,7 @@ __all__ = [  # in reading order
     "Scores",
     "Attribution",
     "PatchGrid",
+    "VectorTable",
     "edit",
     "Lens",
     "table",
@@ -88,6 +90,7 @@ _LAZY = {
     "Scores": "logitlens.scores",
     "Attribution": "logitlens.attribution",
     "PatchGrid": "logitlens.patch_grid",
+    "VectorTable": "logitlens.vector_table",
     "Lens": "logitlens.lenses",
     "table": "logitlens.tables",
     "curves": "logitlens.view.plots",

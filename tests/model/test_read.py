@@ -411,5 +411,5 @@ def test_a_model_shows_what_its_users_need(model):
         "hf", "tokenizer", "anatomy", "tail", "check", "name", "revision", "tokens",
         "n_blocks", "width", "vocab_size", "dtype", "context", "sublayers", "heads",
         "read", "read_batch", "generate", "stream", "score", "capture", "readout", "attribute",
-        "direction", "patch_grid",
+        "direction", "patch_grid", "read_vectors", "weights",
     }  # fmt: skip

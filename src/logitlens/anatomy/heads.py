@@ -23,7 +23,15 @@ from logitlens.anatomy.blocks import Anatomy
 from logitlens.anatomy.final_norm import LONGEST, Step, explanations
 from logitlens.anatomy.forward import as_found, forward, refusing
 from logitlens.anatomy.held import held
-from logitlens.anatomy.sublayers import MIXES, POSITIONS, Part, Sublayers, contributions, of_kind
+from logitlens.anatomy.sublayers import (
+    MIXES,
+    POSITIONS,
+    ROWWISE,
+    Part,
+    Sublayers,
+    contributions,
+    of_kind,
+)
 from logitlens.anatomy.watch import Axes, Call, Hook, Rows, hooked, leaf, same, watching
 
 _VIEWS = {
@@ -71,9 +79,14 @@ class BlockHeads:
 
 @dataclass(frozen=True, eq=False)
 class Heads:
-    """The heads of every block; where a block's were not found, the reason."""
+    """The heads of every block; where a block's were not found, the reason.
+
+    writers   "attn" and "mlp" → of every block, the weight (D, E) of the linear map whose output that
+              sublayer adds, or the reason why there is none
+    """
 
     blocks: tuple[BlockHeads | str, ...]
+    writers: dict[str, tuple[Tensor | str, ...]]
 
     @contextmanager
     def inputs(self, position: int) -> Iterator[dict[int, Tensor]]:
@@ -113,7 +126,7 @@ def find_heads(model: nn.Module, anatomy: Anatomy, sublayers: Sublayers, ids_T: 
     """The heads of every block, from one probe of tokens `ids_T`."""
     ids_2T = ids_T.flatten()[:POSITIONS].expand(2, -1)
     B, T = ids_2T.shape
-    targets: dict[int, Tensor | str] = {}
+    targets: dict[tuple[str, int], Tensor | str] = {}
     counts: dict[str, int] = {}
     calls: list[Call] = []
     modules = [
@@ -127,13 +140,15 @@ def find_heads(model: nn.Module, anatomy: Anatomy, sublayers: Sublayers, ids_T: 
     def took(
         block: int, entering: Tensor, added: list[tuple[Part, Value]], leaving: Tensor
     ) -> None:
-        terms = [t for part, value in added for t in _mixing(part, value)]
-        if not terms:
-            targets[block] = "it has no attention"
-        elif len(terms) > 1:
-            targets[block] = "its attention adds in several steps"
-        else:
-            targets[block] = anatomy.rows(terms[0].view(leaving.shape).detach(), B).clone()
+        for stream, kind in (("attn", MIXES), ("mlp", ROWWISE)):
+            terms = [t for part, value in added for t in _terms(part, value, kind)]
+            if not terms:
+                targets[stream, block] = f"it has no {stream}"
+            elif len(terms) > 1:
+                targets[stream, block] = f"its {stream} adds in several steps"
+            else:
+                rows = anatomy.rows(terms[0].view(leaving.shape).detach(), B)
+                targets[stream, block] = rows.clone()
 
     def count(path: str) -> Hook:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -161,35 +176,41 @@ def find_heads(model: nn.Module, anatomy: Anatomy, sublayers: Sublayers, ids_T: 
     ):
         forward(model, ids_2T)
     often = Counter(id(module) for _, module in modules)  # a block's modules may be another's, too
+    own = [
+        [c for c in calls if c.path.startswith(f"{i}.") and often[id(c.module)] == 1]
+        for i in range(len(anatomy.blocks))
+    ]
+    maps = {
+        stream: [_map(targets.get((stream, i), "it did not run"), own[i]) for i in range(len(own))]
+        for stream in ("attn", "mlp")
+    }
     return Heads(
-        tuple(
-            _block(
-                targets.get(i, "it did not run"),
-                [c for c in calls if c.path.startswith(f"{i}.") and often[id(c.module)] == 1],
-                counts,
-            )
-            for i in range(len(anatomy.blocks))
-        )
+        tuple(_block(found, counts) for found in maps["attn"]),
+        {s: tuple(m if isinstance(m, str) else m[2] for m in found) for s, found in maps.items()},
     )
 
 
-def _mixing(part: Part, value: Value) -> Iterator[Tensor]:
-    """The terms of a contribution that mix positions; a constant beside them is no head's."""
+def _terms(part: Part, value: Value, kind: str) -> Iterator[Tensor]:
+    """The terms of a contribution that are of a kind; a constant beside attention is no head's."""
     if part.parts is None:
-        if part.kind == MIXES:
+        if part.kind == kind:
             yield value.tensor
-        return
-    kinds = {p.kind for p in part.kinds()}
-    if MIXES in kinds:
-        yield from of_kind(part, value, MIXES)
+    elif kind in {p.kind for p in part.kinds()}:
+        yield from of_kind(part, value, kind)
 
 
-def _block(target: Tensor | str, calls: Sequence[Call], counts: dict[str, int]) -> BlockHeads | str:
+Map = tuple[Call, Rows, Tensor, float, list[Step]]
+
+
+def _map(target: Tensor | str, calls: Sequence[Call]) -> Map | str:
     if isinstance(target, str):
         return target
-    found = _projection(target, calls)
-    if found is None:
-        return "what its attention adds is not what one linear map returned"
+    return _projection(target, calls) or "what it adds is not what one linear map returned"
+
+
+def _block(found: Map | str, counts: dict[str, int]) -> BlockHeads | str:
+    if isinstance(found, str):
+        return found
     call, x, weight_DE, scale, steps = found
     E = weight_DE.shape[1]
     heads = counts.get(call.path, 0)
@@ -202,9 +223,7 @@ def _block(target: Tensor | str, calls: Sequence[Call], counts: dict[str, int]) 
     )  # fmt: skip
 
 
-def _projection(
-    target_BTD: Tensor, calls: Sequence[Call]
-) -> tuple[Call, Rows, Tensor, float, list[Step]] | None:
+def _projection(target_BTD: Tensor, calls: Sequence[Call]) -> Map | None:
     """The linear map whose output, through norms and factors, is the target; the nearest."""
     frontier: list[tuple[Tensor, float, list[Step]]] = [(target_BTD, torch.inf, [])]
     for _ in range(LONGEST):

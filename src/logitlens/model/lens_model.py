@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 from transformers import GenerationConfig
 
 from logitlens.anatomy.blocks import Anatomy
@@ -31,6 +32,7 @@ from logitlens.model import capture as capturing
 from logitlens.model import edits as editing
 from logitlens.model import generate as generating
 from logitlens.model import score as scoring
+from logitlens.model import vectors as vectoring
 from logitlens.model.assemble import ReadingBuilder, Request, request_of
 from logitlens.model.capture import Progress, Residuals
 from logitlens.model.generate import Each
@@ -42,6 +44,7 @@ from logitlens.patch_grid import PatchGrid
 from logitlens.reading import Reading
 from logitlens.scores import Scores
 from logitlens.select import Selection, layer_label, renamed, select_layers
+from logitlens.vector_table import VectorTable
 
 Edits = Edit | Iterable[Edit] | None
 
@@ -540,6 +543,42 @@ class LensModel:
             self, ids[0], ids[1], token, versus, stream=stream, layers=layers, positions=positions,
             position=position, progress=progress, prompts=texts,
         )  # fmt: skip
+
+    def read_vectors(
+        self,
+        vectors: ArrayLike | Tensor,
+        *,
+        layer: int | str | None = None,
+        lens: str | Lens = "logit",
+        norm: bool = True,
+        top: int = 10,
+        both_signs: bool = True,
+    ) -> VectorTable:
+        """Any directions (N, D) read as rows of the stream → the tokens each raises most.
+
+            model.read_vectors(model.weights("mlp_out", block=5), layer=5, top=5)
+
+        layer        where the vectors belong; needed by a fitted lens only
+        norm         through the final norm, with each vector's own statistics; False: the head alone
+        both_signs   read the opposite of each vector, too
+
+        Vectors are read a few at a time: an array on the disk (numpy.memmap) stays there. The logits
+        of a direction have no scale of their own. Raises PromptError, LensMismatch.
+        """
+        self._look_again()
+        return vectoring.read_vectors(
+            self, vectors, layer=layer, lens=lens, norm=norm, top=top, both_signs=both_signs
+        )
+
+    def weights(self, name: str, block: int | None = None) -> Tensor:
+        """Rows of weights that are directions of the stream (N, D), as the model holds them.
+
+        "embed", "unembed": one for each token; "attn_out", "mlp_out" of a block: one for each number
+        that its output map receives (a neuron of the MLP), before any norm after it. Raises
+        PromptError, and UnsupportedModel where no one map writes it (experts).
+        """
+        self._look_again()
+        return vectoring.weights(self, name, block)
 
     def direction(
         self,
