@@ -86,7 +86,7 @@ def test_keys_reach_everything(open_page):
     grid.focus()
     live = tab.locator("[aria-live=polite]")
     for keys, layer, position in [
-        ("ArrowDown ArrowDown ArrowRight", "1", 1),
+        ("Control+Home ArrowDown ArrowDown ArrowRight", "1", 1),
         ("End", "1", 7),
         ("Control+End", "11", 7),
         ("Control+Home", "embed", 0),
@@ -172,17 +172,18 @@ def test_groups_add_probabilities(open_page):
 def test_a_group_is_made_and_undone_from_the_keyboard(open_page):
     reading = eiffel()
     first, second = (reading.piece(int(i)).replace(" ", "·") for i in reading.top_ids[12, 7, :2])
-    tab = open_page([reading], "cell=[12,7]")
+    tab = open_page([reading], "cell=[12,7]&pins=[]")
     tab.locator("[role=grid]").focus()
     for key in ("Enter", "Enter", "ArrowDown", "Shift+Enter", "Escape"):
         tab.keyboard.press(key)
     settle(tab)
     chips = tab.locator(".chip bdi")
-    assert chips.all_inner_texts() == [f"{first} + {second}"]
+    assert chips.all_inner_texts()[0] == f"{first} + {second}"
     for label in (f"Remove {first} + {second}", f"Pin {first}"):
         tab.locator(f'.chip button[aria-label="{label}"]').press("Enter")
         settle(tab)
-    assert chips.all_inner_texts() == [first]
+    assert chips.all_inner_texts()[0] == first
+    assert len(chips.all_inner_texts()) > 1, "suggestions stay beside the pins"
 
 
 def test_what_is_read_aloud_is_the_cell(open_page):
@@ -213,9 +214,31 @@ def test_every_token_keeps_its_own_direction(open_page):
     assert tab.evaluate(alone) == []
 
 
+def test_a_page_opens_on_the_answer_with_tracked_tokens_pinned_and_embed_muted(
+    open_page, demo_model
+):
+    reading = demo_model.read("The Eiffel Tower is in the city of", track=[" Rome"])
+    tab = open_page([reading])
+    assert "position 9, after ·of" in tab.locator("[role=gridcell]").inner_text()
+    chips = tab.locator(".chip bdi").all_inner_texts()
+    assert chips[:2] == ["·Rome", "·Paris"], "the pin, then the answer"
+    assert len(chips) == 6, "and the other candidates"
+    circles = tab.locator(".chart").first.locator("circle")
+    assert circles.count() == 2 * 9, "both are known at every layer"
+    assert "not recorded" not in tab.locator(".panel").inner_text()
+    titles = tab.locator(".chart .t")
+    assert "after “·of” (9)" in titles.first.text_content()
+    tab.mouse.move(*cell_at(tab, 5, 6))
+    settle(tab)
+    assert "after “·in” (6)" in titles.first.text_content(), "the charts follow the pointer"
+    early = tab.locator(".prompt .tk").nth(4)  # Tower: settled from layer 0 on
+    assert "settled from layer 0" in early.get_attribute("title")
+    assert "color-mix" in early.get_attribute("style")
+
+
 def test_candidates_are_the_tokens_that_were_top_at_any_layer(open_page):
     reading = eiffel()
-    tab = open_page([reading], "cell=[12,4]")
+    tab = open_page([reading], "cell=[12,4]&pins=[]")
     shown = [t.replace("·", " ") for t in tab.locator(".chip bdi").all_inner_texts()]
     tops = {reading.piece(int(i)) for i in reading.top_ids[:, 4, 0]}
     assert set(shown) <= tops
@@ -242,6 +265,7 @@ def test_a_saved_page_opens_on_the_colour_it_was_saved_with(chromium, tmp_path):
     legends = {
         "probability": "0%",
         "linear": "0",
+        "log": "≤0.01",
         "rank": "1",
         "yes or no": "no",
     }
@@ -282,7 +306,7 @@ def test_a_statistic_nobody_has_heard_of_is_in_the_menu_the_card_the_charts_and_
     assert float(re.search(r"([\d.e+]+) units", row)[1]) == pytest.approx(value, rel=0.005)
     titles = tab.locator(".chart .t").all_text_contents()
     assert titles[3].startswith("Norm of the stream (units) over layers")
-    assert tab.locator(".chart").nth(3).locator("circle").count() == 13
+    assert tab.locator(".chart").nth(3).locator("circle").count() == 12, "embed is left out"
     assert "norm of the stream" in tab.locator("[role=gridcell]").inner_text()
     tab.click("text=Save")
     with tab.expect_download() as download:
@@ -519,7 +543,7 @@ def test_light_and_dark_follow_the_host(open_page):
 
 def test_a_hostile_vocabulary_is_shown_and_harmless(open_page):
     reading = synthetic.hostile()
-    tab = open_page([reading], "w=90")
+    tab = open_page([reading], "w=90&cell=[0,0]")
     assert "owned" not in tab.title() or "</script>" in tab.title()
     heads = tab.locator("[role=columnheader] bdi").all_inner_texts()
     assert heads[2] == "↵"
@@ -612,7 +636,8 @@ def test_a_notebook_cell_shows_the_page_in_a_frame_that_reaches_nothing(chromium
     tab.evaluate("document.body.dataset.jpThemeLight = 'true'")
     frame.locator(".ll[data-theme=light]").wait_for()
     frame.locator("[role=grid]").focus()
-    tab.keyboard.press("ArrowDown")
+    for key in ("Control+Home", "ArrowDown"):
+        tab.keyboard.press(key)
     assert "layer 0, position 0" in frame.locator("[aria-live=polite]").inner_text()
     assert tab.locator("iframe").first.get_attribute("sandbox") == (
         "allow-scripts allow-downloads allow-modals"

@@ -8,7 +8,7 @@ import type { Frame, Reading, Statistic } from "./format"
 import { findIds, findPositions } from "./search"
 import { fromHash, toHash, type State } from "./state"
 import { clip, visible } from "./text"
-import { follow, pinModes, statisticMode, type Mode, type Pin } from "./values"
+import { follow, LEAST, pinModes, statisticMode, type Mode, type Pin } from "./values"
 
 export interface Cell {
   reading: Reading
@@ -57,7 +57,7 @@ export class App {
     this.start = {
       color: statistics[0]!.name,
       text: "token",
-      map: "cividis",
+      map: "house",
       w: 0,
       h: 0,
       view: this.several ? "side" : "one",
@@ -71,6 +71,10 @@ export class App {
       pos: [],
       q: "",
     }
+    // tokens that were asked for are pinned, and what the model answers last is looked at
+    const tracked = readings.flatMap(reading => reading.trackIds.map(id => [this.home(reading), id]))
+    this.start.pins = [...new Map(tracked.map(pin => [pin.join(), pin])).values()].slice(0, 8)
+    this.start.cell = [this.layers.length - 1, this.columnCount - 1]
     this.state = { ...this.start, ...fromHash(hash, this.start) }
     this.derive()
   }
@@ -149,7 +153,9 @@ export class App {
     return this.state.view == "diff"
   }
   get scale(): Scale {
-    return scale(this.isDiff ? (this.dark ? "dark" : "light") : this.state.map)
+    const { map } = this.state
+    if (this.isDiff) return scale(this.dark ? "dark" : "light")
+    return scale(map == "house" ? (this.dark ? "night" : "day") : map)
   }
 
   /** The position of reading A in a column, -1 for none. */
@@ -179,6 +185,7 @@ export class App {
   /** A cell on the scale of a mode (ranks in decades): NaN missing, ±Infinity beyond the scale. */
   measure(cell: Cell | null, mode = this.mode): number {
     const value = cell ? mode.value(cell.reading, cell.l, cell.t) : NaN
+    if (mode.scale == "log") return Math.log10(Math.max(value, LEAST))
     return mode.scale == "rank" ? Math.log10(value) : value
   }
   /** B minus A, on the scale of a mode; NaN where either is missing. */

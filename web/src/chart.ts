@@ -158,11 +158,16 @@ function drawLine(
 /** Names at the ends of their lines, pushed apart. */
 function nameLines(out: SVGElement, ends: [y: number, line: Line][], right: number) {
   let y = TOP - 8
-  for (const [end, { name, suffix, colour }] of ends.sort((a, b) => a[0] - b[0])) {
+  for (const [end, { name, suffix, colour, dash }] of ends.sort((a, b) => a[0] - b[0])) {
     y = Math.max(end, y + 13)
     out.append(
-      svg("rect", { x: right + 8, y: y - 4, width: 8, height: 8, rx: 2, fill: colour }),
-      text(right + 20, y + 4, clip(name, 11 - suffix.length) + suffix, "start", "n"),
+      svg("path", {
+        d: `M${right + 4} ${y}h14`,
+        stroke: colour,
+        "stroke-width": 3,
+        "stroke-dasharray": dash && "4 2",
+      }),
+      text(right + 23, y + 4, clip(name, 11 - suffix.length) + suffix, "start", "n"),
     )
   }
 }

@@ -1,6 +1,13 @@
 /* Colour scales and ink. Scales run dark → bright; a difference runs blue → orange. */
 
 const MAPS: Record<string, string> = {
+  // the house maps, as in the terminal and the figures (src/logitlens/view/color.py)
+  day:
+    "fafaf6f2f6e7e6f2dbd8efd1c8ebcbb9e7c7a9e2c499dcc38ad6c27bd0c16dcac15fc3c151bcc045b5c039adbf" +
+    "2fa5be269dbc1f95ba1c8db71b85b51d7cb12174ad246ca82863a32b5b9d2d52972f4a902f42892f3b812e33782d2c702b2567291e5e",
+  night:
+    "1b1f291f2435232941272e4e2b335b2f3867323f7435467f364e8a365694345f9d3068a52a72ac227bb21785b6" +
+    "078eb90098bb00a1bc00aabc00b3bc02bcbb13c4b924cdb735d5b248dcad5de3a673e89d8aec94a1f08ab8f280cef376e3f46ef7f569",
   cividis: "00224e1a386f434e6c61656f7d7c789b9476bcae6cdec958fee838",
   viridis: "440154472d7b3b528b2c728e21918c28ae805ec962addc30fde725",
   light: "08478f4f93c9b9d5e8f6f4f0f3c699dd8433944300",
@@ -25,7 +32,7 @@ export const contrast = (a: number, b: number) => (Math.max(a, b) + 0.05) / (Mat
 
 const made: Record<string, Scale> = {}
 export function scale(name: string): Scale {
-  return (made[name] ??= make(MAPS[name] ?? MAPS.cividis!))
+  return (made[name] ??= make(MAPS[name] ?? MAPS.day!))
 }
 
 function make(hex: string): Scale {

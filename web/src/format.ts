@@ -20,7 +20,7 @@ export interface Statistic {
   label: string
   unit: string
   /** how values are shown and spread over the colours */
-  scale: "probability" | "linear" | "rank" | "yes or no"
+  scale: "probability" | "linear" | "log" | "rank" | "yes or no"
   /** the end that is bright: where the model is sure, or has settled */
   bright: "high" | "low"
   /** whether it belongs to the cell or to one token */

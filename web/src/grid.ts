@@ -4,7 +4,7 @@
  * touch and scrollbars behave. Below 32 × 13 pixels a cell loses its words, below 5 its gap; the
  * colours of all cells in view are one small image, enlarged without smoothing. */
 import { framed, h } from "./dom"
-import { MISSING, PENDING, type Sheet, type Words } from "./sheet"
+import { MISSING, MUTED, PENDING, type Sheet, type Words } from "./sheet"
 import { fit, isRightToLeft } from "./text"
 
 interface Hooks {
@@ -314,7 +314,8 @@ export class Grid {
       for (let i = 0; i <= rowCount; i++)
         context.fillRect(x0, y0 + i * cellHeight - 1, columnCount * cellWidth, 1)
     }
-    const inkOf = (n: number) => ink[shades[n]!] ?? css.color
+    const grey = css.getPropertyValue("--soft")
+    const inkOf = (n: number) => (shades[n] == MUTED ? grey : (ink[shades[n]!] ?? css.color))
     context.textBaseline = "middle"
     if (cellWidth >= WITH_WORDS.width && cellHeight >= WITH_WORDS.height) {
       const texts: Text[] = []

@@ -12,7 +12,7 @@ import { Prompt } from "./prompt"
 import { findNext } from "./search"
 import { makeSheet, sentence, sheetIndices } from "./sheet"
 import type { State } from "./state"
-import { clip } from "./text"
+import { clip, letter } from "./text"
 import { Tools, type Actions } from "./tools"
 
 export interface Options {
@@ -47,7 +47,12 @@ export class Page {
   private panel: Panel
   private overview: Overview
   private redraw = framed(() => this.draw())
-  private redrawPanel = framed(() => this.panel.draw(...this.place))
+  /** the charts follow the pointer, else the chosen cell */
+  private redrawPanel = framed(() => {
+    const [row, column] = this.hovered ?? []
+    if (row == null) this.panel.draw(...this.place)
+    else this.panel.draw(this.app.shown[row]!, column!)
+  })
   private hovered?: Place
   /** the grid that was used last, among those side by side */
   private active = 0
@@ -130,6 +135,7 @@ export class Page {
       reading.changed = problem => {
         if (problem) this.say(problem)
         app.arrived()
+        this.prompt.refresh()
         this.refreshSheets()
         for (const grid of this.grids) if (grid.cursor) grid.speak()
       }
@@ -170,8 +176,13 @@ export class Page {
     this.grids = sheetIndices(app).map((r, n) => this.makeGrid(r, n))
     this.gridBox.classList.toggle("many", this.grids.length > 1)
     this.gridBox.replaceChildren(
-      ...this.grids.map(grid =>
-        h("figure", app.several && h("figcaption", grid.sheet.name), h("div.pane", grid.scroller)),
+      ...this.grids.map((grid, n) =>
+        h(
+          "figure",
+          app.several &&
+            h("figcaption", !app.isDiff && h("b.letter", letter(app.panes[n]!)), grid.sheet.name),
+          h("div.pane", grid.scroller),
+        ),
       ),
     )
     this.resizeCells()
@@ -282,6 +293,7 @@ export class Page {
       grid.draw()
     }
     this.markPrompt()
+    this.redrawPanel()
     if (popup.locked) return
     if (row < 0) popup.hide()
     else popup.show(this.app.shown[row]!, column, this.grid.rect(row, column), false)

@@ -11,9 +11,22 @@ import { candidates, type Pin } from "./values"
 /** Positions that a chart over positions shows at most. */
 const SPAN = 121
 
-/** What the charts follow: pins, or the top tokens of the current column. */
+/** What the charts follow: pins, then what the model answers there, then (without pins) its rivals. */
 function followed(app: App, column: number): Pin[] {
-  if (app.state.pins.length) return app.state.pins
+  const { pins } = app.state
+  if (!pins.length) return suggested(app, column)
+  const answers = app.panes.flatMap(r => {
+    const t = app.columns[r]![column]!
+    const [answer] = app.readings[r]!.candidateIds[t] ?? []
+    return answer == null ? [] : [[app.home(app.readings[r]!), answer]]
+  })
+  const named = pins.flatMap(([home, ...ids]) => ids.map(id => `${home},${id}`))
+  const unpinned = new Map(answers.map(pin => [pin.join(), pin]))
+  return [...pins, ...[...unpinned.values()].filter(pin => pin[1]! >= 0 && !named.includes(pin.join()))]
+}
+
+/** Tokens to follow at a column: the candidates of the readings in view. */
+function suggested(app: App, column: number): Pin[] {
   const lists = app.panes.map(r => {
     const reading = app.readings[r]!
     const t = app.columns[r]![column]!
@@ -75,19 +88,19 @@ export function plots(
   const out: Plot[] = [
     {
       ...overLayers,
-      title: `Probability over layers ${where}`,
+      title: `Probability (log scale) over layers ${where}`,
       axis: "probability",
       lines: tokenLines(app, pins, "logprob", columns, down),
     },
     {
       ...overLayers,
-      title: `Rank over layers ${where}`,
+      title: `Rank (log scale) over layers ${where}`,
       axis: "rank",
       lines: tokenLines(app, pins, "rank", columns, down),
     },
     {
       ...overPositions,
-      title: `Probability over positions at layer ${layers[layer]}`,
+      title: `Probability (log scale) over positions at layer ${layers[layer]}`,
       axis: "probability",
       lines: tokenLines(app, pins, "logprob", [column], across),
     },
@@ -95,7 +108,7 @@ export function plots(
   if (!mode.statistic) return out
   const { unit, scale } = mode.statistic
   const axis = scale == "rank" || scale == "probability" ? scale : "linear"
-  const name = scale == "linear" && unit ? `${mode.label} (${unit})` : mode.label
+  const name = (scale == "linear" || scale == "log") && unit ? `${mode.label} (${unit})` : mode.label
   return [
     ...out,
     {
@@ -163,6 +176,8 @@ function cellLines(app: App, columns: number[], tracks: Track[]): Line[] {
       colour: LINES[n % LINES.length]!,
       dash: DASHES[pane % DASHES.length]!,
       ys: yOf(app, r, track, ({ reading, l, t }) => {
+        // what repeats the input would set the scale of all others
+        if (reading.layer(l) == "embed" && reading.L > 1) return NaN
         const value = mode.value(reading, l, t)
         return mode.scale == "probability" ? Math.log(value) : value
       }),
@@ -183,19 +198,23 @@ export class Panel {
   draw(layer: number, column: number) {
     const { app, charts } = this
     const pins = followed(app, column)
-    this.chips.replaceChildren(...this.pinChips(pins), ...this.positionChips())
+    this.chips.replaceChildren(...this.pinChips(pins, column), ...this.positionChips())
     const width = charts.clientWidth || 900
     const perLine = width > 940 ? 3 : width > 620 ? 2 : 1
     const each = Math.floor((width - 12 * (perLine - 1)) / perLine)
     charts.replaceChildren(...plots(app, layer, column, each, this.go).map(chart))
-    const { trackIds } = app.readingA
-    if (pins.some(([, ...ids]) => ids.some(id => !trackIds.includes(id)))) {
+    const { trackIds, candidateIds } = app.readingA
+    const t = app.positionA(column)
+    const exact = new Set([...trackIds, ...((t >= 0 && candidateIds[t]) || [])])
+    if (app.readingA.ready(Math.max(0, t)) && pins.some(([, ...ids]) => ids.some(id => !exact.has(id)))) {
       const gaps = `Gaps: not among the top ${app.readingA.K} there, so not recorded.`
-      charts.append(h("p.note", `${gaps} Tracked tokens are exact everywhere.`))
+      charts.append(
+        h("p.note", `${gaps} Tracked tokens and those that the last row puts first are exact everywhere.`),
+      )
     }
   }
 
-  private pinChips(list: Pin[]): Node[] {
+  private pinChips(list: Pin[], column: number): Node[] {
     const { app } = this
     const { pins } = app.state
     const link = (label: string, onclick: () => void) => h("button.link", { onclick }, label)
@@ -220,6 +239,14 @@ export class Panel {
       out.push(link("ungroup", () => app.set({ pins: ungrouped() })))
     }
     out.push(link("clear", () => app.set({ pins: [] })))
+    const named = pins.flatMap(([home, ...ids]) => ids.map(id => `${home},${id}`))
+    const rest = suggested(app, column).filter(pin => !named.includes(pin.join()))
+    if (rest.length) out.push(h("span.lab", "Top tokens at this position"))
+    for (const pin of rest) {
+      const at = list.findIndex(other => other.join() == pin.join())
+      const add = () => app.set({ pins: [...pins, pin] })
+      out.push(chip(clip(app.pinName(pin), 28), "+", "Pin", add, at < 0 ? undefined : dot(at)))
+    }
     return out
   }
 

@@ -2,6 +2,7 @@
 import type { App } from "./app"
 import { clamp, h, range } from "./dom"
 import { clip, visible } from "./text"
+import { settled } from "./values"
 
 /** Columns shown at most, and the step by which the part moves. */
 const LENGTH = 500
@@ -51,9 +52,18 @@ export class Prompt {
     if (special.has(ids[t]!)) styles.push("special")
     if (app.foundPositions[state.a]!.has(t)) styles.push("found")
     if (state.pos.includes(column)) styles.push("pinned")
+    // tinted where the answer is settled, the more the earlier
+    const since = readingA.ready(t) && readingA.L > 1 ? settled(readingA, t) : readingA.L - 1
+    const early = Math.round(100 * (1 - since / Math.max(1, readingA.L - 1)))
     const token = h(
       "span",
-      { class: styles.join(" "), "data-column": column, onclick: () => this.go(column) },
+      {
+        class: styles.join(" "),
+        "data-column": column,
+        title: readingA.ready(t) && `answer settled from layer ${readingA.layer(since)}`,
+        style: early > 0 ? `background:color-mix(in srgb,var(--accbg) ${early}%,transparent)` : "",
+        onclick: () => this.go(column),
+      },
       h("bdi", shown(pieces[t]!)),
     )
     return role ? [h("span.role", role), token] : [token]

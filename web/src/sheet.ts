@@ -33,6 +33,8 @@ export interface Sheet {
 /** Shades of a cell without a value, and of one whose value has not arrived. */
 export const MISSING = -1
 export const PENDING = -2
+/** Shade of the row embed, which repeats the input: no colour, and words in grey. */
+export const MUTED = -3
 
 /** The sheet of reading r, or of the difference where that is in view. */
 export function makeSheet(app: App, r: number): Sheet {
@@ -57,6 +59,7 @@ export function makeSheet(app: App, r: number): Sheet {
 
     shade(row, column) {
       const layer = shown[row]!
+      if (app.layers[layer] == "embed" && app.layers.length > 1) return MUTED
       const value = isDiff
         ? app.difference(layer, column, mode)
         : app.measure(app.cell(r, layer, column), mode)

@@ -126,6 +126,7 @@ export class Tools {
     ]
     const steps = STEPS.map((n): Option => [n, String(n)])
     const maps: Option[] = [
+      ["house", "house"],
       ["cividis", "cividis"],
       ["viridis", "viridis"],
     ]

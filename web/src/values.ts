@@ -17,6 +17,9 @@ export interface Mode {
   statistic?: Statistic
 }
 
+/** Where a logarithmic scale begins, in the statistic's unit. */
+export const LEAST = 0.01
+
 /** A group of tokens that counts as one: [index of the reading whose ids these are, ...ids]. */
 export type Pin = number[]
 
@@ -51,6 +54,10 @@ function domain({ manifest, K }: Reading, { field, scale, bright }: Statistic): 
     return [Math.log10(Math.max(10, K, ...ends)), 0]
   }
   const [low, high] = manifest.range[field] ?? [0, 1]
+  if (scale == "log") {
+    const ends: [number, number] = [Math.log10(LEAST), Math.log10(Math.max(10 * LEAST, high))]
+    return bright == "high" ? ends : [ends[1], ends[0]]
+  }
   // a linear scale begins or ends at 0, or has it inside
   const ends: [number, number] = [Math.min(low, 0), Math.max(high, 0)]
   return bright == "high" ? ends : [ends[1], ends[0]]
@@ -112,8 +119,11 @@ export function follow(reading: Reading, l: number, t: number, ids: number[]): T
   return { logprob: p ? Math.log(p) : NaN, rank: best }
 }
 
-/** Tokens that were top at any layer of a position: the final one, then by their highest probability. */
+/** What to follow at a position: the candidates, which are known in every layer; of a reading that has
+ * none, the tokens that were top at any layer: the final one, then by their highest probability. */
 export function candidates(reading: Reading, t: number, n = 6): number[] {
+  const recorded = reading.candidateIds[t]?.filter(id => id >= 0) ?? []
+  if (recorded.length) return recorded.slice(0, n)
   const best = new Map<number, number>()
   const final = reading.finalId(t)
   for (let l = 0; l < reading.L; l++) {
@@ -142,10 +152,17 @@ export function ticks(mode: Mode, low: number, high: number): [text: string, pla
       [mode.format(1), 1],
     ]
   }
+  const largest = Math.max(low, high)
   return [0, 0.5, 1].map(place => {
     const value = low + place * (high - low)
-    if (mode.scale == "rank") return [decade(Math.round(value)), place]
-    return [mode.scale == "probability" ? 100 * value + "%" : shortNumber(value), place]
+    // scales end where all but a twentieth of the cells do
+    const more = value == largest && mode.scale != "probability" ? "≥" : ""
+    if (mode.scale == "rank") return [more + decade(Math.round(value)), place]
+    if (mode.scale == "log") {
+      const less = place != 0.5 && !more ? "≤" : ""
+      return [less + more + shortNumber(10 ** value), place]
+    }
+    return [mode.scale == "probability" ? Math.round(100 * value) + "%" : more + shortNumber(value), place]
   })
 }
 

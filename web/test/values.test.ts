@@ -11,6 +11,7 @@ function fake(rows: [number, number][], range = {}): Reading {
   return {
     L: rows.length,
     K: 2,
+    candidateIds: [[]],
     manifest: { range },
     topId,
     finalId: () => topId(rows.length - 1, 0),
@@ -46,6 +47,7 @@ describe("reducers", () => {
   it("candidates are those that were top at any layer, the final one first", () => {
     expect(candidates(reading, 0)).toEqual([9, 5, 7])
     expect(candidates(reading, 0, 2)).toHaveLength(2)
+    expect(candidates({ ...reading, candidateIds: [[7, 3, -1]] } as Reading, 0)).toEqual([7, 3])
   })
   it("settled is the first layer from which the final token stays top", () => {
     expect(settled(reading, 0)).toBe(3)
@@ -90,11 +92,17 @@ describe("colour modes follow the statistics of the manifest", () => {
     ])
     expect(statisticMode(statistic({ bright: "low" })).domain(reading)).toEqual([8, 0])
   })
+  it("a logarithmic scale begins at 0.01 and says that there is more", () => {
+    const kl = statisticMode(statistic({ field: "x", scale: "log", bright: "low" }))
+    const [dark, bright] = kl.domain(fake([[1, 2]], { x: [0, 10] }))
+    expect([dark, bright]).toEqual([1, -2])
+    expect(ticks(kl, dark, bright).map(([text]) => text)).toEqual(["≥10", "0.32", "≤0.01"])
+  })
   it("a statistic that nobody has heard of has its label and its unit", () => {
     const mode = statisticMode(statistic({ label: "norm of the stream", unit: "units" }))
     expect(mode.label).toBe("Norm of the stream")
     expect([mode.format(1), mode.short(1)]).toEqual(["1.00 units", "1.00"])
-    expect(ticks(mode, 0, 8).map(([text]) => text)).toEqual(["0", "4", "8"])
+    expect(ticks(mode, 0, 8).map(([text]) => text)).toEqual(["0", "4", "≥8"])
     expect(ticks(statisticMode(statistic({ scale: "probability" })), 0, 1).map(([text]) => text)).toEqual([
       "0%",
       "50%",

@@ -30,6 +30,7 @@ from logitlens.reading import Reading, tied_ranks
 from logitlens.reading_io import _plain as plain
 from logitlens.schema import inflate, parse_json
 from logitlens.statistics import Statistic
+from logitlens.view.color import counted
 from logitlens.view.page import fields, words
 
 FORMAT = "logitlens-page"
@@ -314,6 +315,7 @@ def _ranges(reading: Reading) -> dict[str, list[float]]:
             continue
         values = s.derive(reading) if s.derive else getattr(reading, s.name)
         values = values[..., 0] if values.ndim == 3 else values
+        values = values[counted(reading)]
         values = values[np.isfinite(values) & ((s.scale != "rank") | (values > 0))]
         if values.size:
             low, high = np.quantile(values.astype(np.float64), [0.05, 0.95], method="nearest")
