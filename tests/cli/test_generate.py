@@ -28,6 +28,14 @@ def tiny_cli(cli, tiny):
 PROMPT = "The Eiffel Tower"
 
 
+def test_edits_are_made_and_kept(tiny_cli, tiny, tmp_path):
+    path, line = tmp_path / "out.json", "ablate:block=1,stream=mlp"
+    assert tiny_cli("generate", PROMPT, "-n", "2", "--edit", line, "-o", str(path)).exit_code == 0
+    assert Reading.load(path).meta["edits"][0]["text"] == "1.mlp set to zero"
+    wrong = tiny_cli("generate", PROMPT, "--edit", "ablate:block=1")
+    assert (wrong.exit_code, "lacks stream=" in wrong.stderr) == (1, True)
+
+
 def test_the_text_and_then_the_grid_without_escapes(tiny_cli, tiny, tmp_path):
     path = tmp_path / "out.json"
     result = tiny_cli("generate", PROMPT, "-n", "4", "-k", "3", "-o", str(path))
@@ -67,7 +75,7 @@ def test_every_flag_arrives(cli):
     assert seen == {
         "max_new_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 4, "seed": 1,
         "stop": ("END",), "lens": "tuned", "top": 2, "track": ["x"], "layers": "0:",
-        "truncate": True, "progress": None,
+        "truncate": True, "progress": None, "edits": [],
     }  # fmt: skip
 
 

@@ -13,6 +13,8 @@ from logitlens.cli.options import (
     PromptCommand,
     busy,
     check_outputs,
+    edit_option,
+    edits_of,
     errors,
     load_model,
     model_options,
@@ -61,6 +63,7 @@ _LIVE_COLUMNS = 60  # more fit no terminal
 @click.option(
     "--truncate", is_flag=True, help="Go on from the last part of the prompt that fits the context."
 )
+@edit_option
 @click.option(
     "-o", "--output", "outputs", multiple=True, metavar="FILE",
     help="Write .html .png .svg .pdf .txt .json or .parquet; repeatable.",
@@ -98,6 +101,7 @@ def command(
     top_k: int | None,
     seed: int | None,
     stop: tuple[str, ...],
+    edits: tuple[str, ...],
     **loading: Any,
 ) -> None:
     """Let the model go on after a prompt, and show what it would have said after every layer.
@@ -112,6 +116,7 @@ def command(
         raise click.UsageError("--top-p and --top-k need a --temperature above 0, like 0.8")
     paths = check_outputs(outputs)
     text = prompt_text(prompt)
+    changes = edits_of(edits)
     model = load_model(source, **loading)
     shows = _Json() if as_json else _Shown(text, live=live, width=width, color=color, theme=theme)
     reading: Reading | None = None
@@ -127,6 +132,7 @@ def command(
                 text, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
                 top_k=top_k, seed=seed, stop=stop, each=each, lens=next(iter(lenses)), top=top,
                 track=list(track), layers=layers, truncate=truncate, progress=progress,
+                edits=changes,
             )  # fmt: skip
     except BaseException as error:
         reading = getattr(error, "reading", None)
