@@ -234,12 +234,13 @@ def facts(place: Path, rng: random.Random):
 def checkpoint(place: Path, rng: random.Random):
     import torch
 
-    from logitlens.fit import checkpoint as checkpoints
+    from logitlens.fit.checkpoint import NAME, Folder
 
     identity = {"corpus": "abc", "process": 0, "settings": {"lr": 1.0}}
     state = {"step": 3, "maps": {"0": torch.zeros(4, 4)}, "best": [1.0, 2.0]}
-    checkpoints.save(place, identity, state)
-    path = checkpoints.path_in(place)
+    folder = Folder(place, identity)
+    folder.save(state)
+    path = place / NAME
     good = path.read_bytes()
 
     def case():
@@ -250,7 +251,7 @@ def checkpoint(place: Path, rng: random.Random):
             holder = data if rng.random() < 0.4 else data[rng.choice(["identity", "state"])]
             holder[rng.choice(list(holder))] = copy.deepcopy(rng.choice(HOSTILE))
             torch.save(data, path)
-        checkpoints.load(place, identity)
+        folder.load()
 
     return case
 

@@ -183,17 +183,16 @@ def jacobian_command(
         text = _read(corpus, model, field, None, speak, settings)
         if part is not None:
             # The prompts of the whole fit are shared out, so that the shards merge into it.
-            chosen, _ = jacobian.choose(model, text, settings)
+            chosen = jacobian.choose(model, text, settings)
             text = Corpus(text.name, [ids.numpy() for ids in chosen]).shard(*part)
         with fit_progress.watched_jacobian(speak) as report:
             lens = jacobian.fit(model, text, settings, folder=out, report=report, fresh=fresh)
         if speak:
             fit_progress.tell_jacobian(lens, out / jacobian.FILE)
             if evaluate:
-                chosen, _ = jacobian.choose(model, text, settings)
-                _judge(
-                    model, f"jacobian:{out}", _held_out(model, text, chosen, settings), facts, out
-                )
+                used = len(jacobian.choose(model, text, settings))
+                held = _held_out(model, text, used, settings)
+                _judge(model, f"jacobian:{out}", held, facts, out)
 
 
 def _apart(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -248,12 +247,12 @@ def _read(
         return corpus.read(source, model, field=field, max_tokens=max_tokens)
 
 
-def _held_out(model: LensModel, text: Any, used: list[Any], settings: Any) -> Any:
+def _held_out(model: LensModel, text: Any, used: int, settings: Any) -> Any:
     """Sequences of documents behind those the Jacobian was averaged over; all where none are left."""
     from logitlens.fit.corpus import Corpus
 
     long = [d for d in text.documents if len(d) >= settings.skip_first + 2]
-    rest = Corpus(text.name, long[len(used) :] or long)
+    rest = Corpus(text.name, long[used:] or long)
     length = min(settings.length, model.context or settings.length, max(2, rest.tokens))
     return rest.chunks(length)[:128]
 

@@ -37,6 +37,8 @@ TEXT = ("kl", "next", "top1", "top10")
 FACTS = ("fact1", "fact5", "fact10")
 RANKS = (1, 5, 10)
 
+Measures = dict[str, np.ndarray]  # measure → its value for every sequence or fact, at every depth
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -103,11 +105,13 @@ def evaluate(
         if report is not None:
             report(done, total)
 
-    text = (
-        _on_text(model, named, sequences, token_budget, progress) if sequences is not None else {}
-    )
-    ranks = _on_facts(model, named, facts, token_budget, progress) if facts is not None else {}
-    rows = _table(model, named, text, ranks, np.random.default_rng(seed), bootstrap)
+    parts: list[dict[str, Measures]] = []
+    if sequences is not None:
+        parts.append(_on_text(model, named, sequences, token_budget, progress))
+    if facts is not None:
+        parts.append(_on_facts(model, named, facts, token_budget, progress))
+    measured = {name: {m: v for part in parts for m, v in part[name].items()} for name in named}
+    rows = _table(model, named, measured, np.random.default_rng(seed), bootstrap)
     meta = {
         "model": model.name,
         "revision": model.revision,
@@ -124,32 +128,22 @@ def evaluate(
 def _table(
     model: Readable,
     named: dict[str, Lens],
-    text: dict[str, dict[str, np.ndarray]],
-    ranks: dict[str, np.ndarray],
+    measured: dict[str, Measures],
     generator: np.random.Generator,
     bootstrap: int,
 ) -> list[dict[str, Any]]:
     """A row per lens and layer, and one ("any") of the best rank over layers."""
     rows = []
     for name, lens in named.items():
-        depths = _depths(model, lens)
-        table: dict[str, np.ndarray] = {}
-        if name in text:
-            for m, values_CL in text[name].items():
-                table[m] = _interval(values_CL, generator, bootstrap)
-        if name in ranks:
-            hit_FLK = ranks[name]
-            for k, m in enumerate(FACTS):
-                table[m] = _interval(hit_FLK[:, :, k], generator, bootstrap)
+        values, depths = measured[name], _depths(model, lens)
+        table = {m: _interval(values_NL, generator, bootstrap) for m, values_NL in values.items()}
         for i, depth in enumerate(depths):
             rows.append(_row(name, layer_label(depth), table, i))
-        if name in ranks:
-            best_FK = ranks[name][:, :-1].max(1) if len(depths) > 1 else ranks[name].max(1)
-            best = {
-                m: _interval(best_FK[:, k : k + 1], generator, bootstrap)
-                for k, m in enumerate(FACTS)
-            }
-            rows.append(_row(name, "any", best, 0))
+        if FACTS[0] in values:
+            before = max(1, len(depths) - 1)  # the last is the model's own answer
+            best = {m: values[m][:, :before].max(1, keepdims=True) for m in FACTS}
+            table = {m: _interval(best_F1, generator, bootstrap) for m, best_F1 in best.items()}
+            rows.append(_row(name, "any", table, 0))
     return rows
 
 
@@ -197,12 +191,12 @@ def _on_text(
     ids_CT: Tensor,
     token_budget: int,
     progress: Callable[[int], None],
-) -> dict[str, dict[str, np.ndarray]]:
-    """Lens → measure → (sequences, depths): means over the positions of a sequence."""
+) -> dict[str, Measures]:
+    """Lens → TEXT, (sequences, depths): means over the positions of a sequence."""
     T = ids_CT.shape[1]
     if T < 2:
         raise PromptError(f"sequences of {T} token have no next token: expected at least 2")
-    found: dict[str, dict[str, list[np.ndarray]]] = {n: {m: [] for m in TEXT} for n in named}
+    found = {name: {m: [] for m in TEXT} for name in named}
     for part in ids_CT.split(max(1, token_budget // T)):
         residuals = capture.capture(model, part.tolist())
         next_CT = torch.cat([part[:, 1:], part.new_full((len(part), 1), -1)], 1)
@@ -234,10 +228,10 @@ def _on_facts(
     facts: Facts,
     token_budget: int,
     progress: Callable[[int], None],
-) -> dict[str, np.ndarray]:
-    """Lens → (facts, depths, K): share of a fact's targets with rank ≤ 1, 5, 10."""
+) -> dict[str, Measures]:
+    """Lens → FACTS, (facts, depths): share of a fact's targets with rank ≤ 1, 5, 10."""
     order: list[int] = []
-    found: dict[str, list[np.ndarray]] = {name: [] for name in named}
+    found = {name: [] for name in named}
     for group in batches([len(f.ids) for f in facts.facts], token_budget):
         chosen = [facts.facts[i] for i in group]
         residuals = capture.capture(model, [f.ids for f in chosen])
@@ -258,7 +252,8 @@ def _on_facts(
         order += group
         progress(len(group))
     back = np.argsort(order)
-    return {name: np.concatenate(parts)[back] for name, parts in found.items()}
+    hits = {name: np.concatenate(parts)[back] for name, parts in found.items()}
+    return {n: {m: hit_FLK[:, :, k] for k, m in enumerate(FACTS)} for n, hit_FLK in hits.items()}
 
 
 def _hits(ranks_LFM: np.ndarray, owner_FM: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ takes (D / r) Σ q (Jᵀq)ᵀ, whose mean is J: D / r times cheaper a prompt, no
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +23,9 @@ from torch import Tensor
 from logitlens.anatomy.forward import input_device
 from logitlens.anatomy.readable import Readable
 from logitlens.errors import FitError, PromptError
-from logitlens.fit import checkpoint, data_parallel, gradients
+from logitlens.fit import data_parallel, gradients
+from logitlens.fit.checkpoint import Folder, identity, interruptible
 from logitlens.fit.corpus import Corpus
-from logitlens.fit.folder import Folder, identity
 from logitlens.fit.settings import check_counts, check_dtype, check_numbers, plain
 from logitlens.lenses import Header, JacobianLens
 from logitlens.model.batches import batches
@@ -194,7 +194,7 @@ class JacobianFit:
         settings.check(model)
         self.model, self.corpus, self.settings = model, corpus, settings
         self.report = report
-        self.prompts, self.skipped = choose(model, corpus, settings)
+        self.prompts = choose(model, corpus, settings)
         D = model.width
         depths = range(model.n_blocks) if settings.depths is None else settings.depths
         self.depths = tuple(sorted(depths))
@@ -211,8 +211,10 @@ class JacobianFit:
     def run(self) -> JacobianLens:
         """Average over all prompts. Raises FitError, KeyboardInterrupt after a checkpoint."""
         began = saved = time.perf_counter()
-        mine = list(self._batches())[data_parallel.rank() :: data_parallel.size()]
-        with checkpoint.interruptible() as asked:
+        lengths = [len(ids) for ids in self.prompts]
+        rounds = list(batches(lengths, self.settings.per_pass(self.model)))
+        mine = rounds[data_parallel.rank() :: data_parallel.size()]
+        with interruptible() as asked:
             for indices in mine[self.rounds :]:
                 prompts = [self.prompts[i] for i in indices]
                 sums = estimate(self.model, prompts, self.settings)
@@ -272,10 +274,6 @@ class JacobianFit:
         )
         return JacobianLens(tensors, header)
 
-    def _batches(self) -> Iterator[list[int]]:
-        per_pass = self.settings.per_pass(self.model)
-        yield from batches([len(ids) for ids in self.prompts], per_pass)
-
     def _save(self) -> None:
         names = ("sums", "squares", "count", "tokens", "rounds")
         self.folder.save({name: getattr(self, name) for name in names})
@@ -309,21 +307,15 @@ def fit(
     return lens
 
 
-def choose(model: Readable, corpus: Corpus, settings: Settings) -> tuple[list[Tensor], int]:
-    """The prompts (token ids, cut to the length) and how many documents were too short."""
+def choose(model: Readable, corpus: Corpus, settings: Settings) -> list[Tensor]:
+    """The prompts: token ids of the documents that are long enough, cut to the length."""
     length = min(settings.length, model.context or settings.length)
-    shortest, chosen, skipped = settings.skip_first + 2, [], 0
-    for document in corpus.documents:
-        if len(document) < shortest:
-            skipped += 1
-            continue
-        chosen.append(torch.from_numpy(document[:length].astype("int64")))
-        if len(chosen) == settings.prompts:
-            break
+    shortest = settings.skip_first + 2
+    chosen = [d for d in corpus.documents if len(d) >= shortest][: settings.prompts]
     if not chosen or length < shortest:
         raise PromptError(
             f"{corpus.name}: none of {len(corpus.documents)} documents has the {shortest} tokens a "
             f"Jacobian needs (the first {settings.skip_first} positions and the last are left out): "
             "longer documents, or a smaller --skip-first"
         )
-    return chosen, skipped
+    return [torch.from_numpy(document[:length].astype("int64")) for document in chosen]

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from logitlens.anatomy.readable import Readable
 from logitlens.errors import FitError, PromptError
-from logitlens.fit import batch, checkpoint, data_parallel
+from logitlens.fit import batch, data_parallel
 from logitlens.fit.affine import AffineMaps
+from logitlens.fit.checkpoint import Folder, identity, interruptible
 from logitlens.fit.corpus import Corpus
 from logitlens.fit.divergence import Divergence
-from logitlens.fit.folder import Folder, identity
 from logitlens.fit.optim import make_optimizer, schedule
 from logitlens.fit.sequences import Schedule, split
 from logitlens.fit.settings import check_counts, check_dtype, check_numbers, plain
@@ -31,7 +31,7 @@ from logitlens.lenses import Header, TunedLens, fingerprint
 
 FILE = "tuned.safetensors"
 _MAY_CHANGE = ("checkpoint_every", "dtype", "patience")  # without changing what a step does
-_STATE = ("step", "best", "best_maps", "best_mean", "logit", "stale", "history")
+_STATE = ("step", "best", "best_maps", "best_mean", "logit", "stale")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,6 @@ class TunedFit:
         )
         self.optimizer = make_optimizer(self.maps, settings)
         self.step = 0
-        self.history: list[dict[str, Any]] = []
         self.logit: dict[int, float] = {}
         self.best: dict[int, float] = {}
         self.best_maps: dict[str, Tensor] = {}
@@ -166,7 +165,7 @@ class TunedFit:
             self.best_mean = _mean(self.logit)
             for depth in self.depths:
                 self.best_maps.update(self.maps.of_depth(depth))
-        with torch.no_grad(), checkpoint.interruptible() as asked:
+        with torch.no_grad(), interruptible() as asked:
             while self.step < s.steps and not self._stale():
                 losses, tokens = self._update()
                 self.step += 1
@@ -288,7 +287,6 @@ class TunedFit:
         mean = _mean(self.best)
         self.stale = 0 if mean < self.best_mean else self.stale + 1
         self.best_mean = min(self.best_mean, mean)
-        self.history.append({"step": self.step, "heldout": {str(d): v for d, v in heldout.items()}})
         return heldout
 
     def _stale(self) -> bool:
