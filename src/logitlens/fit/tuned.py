@@ -24,7 +24,7 @@ from logitlens.fit.affine import AffineMaps
 from logitlens.fit.checkpoint import Folder, identity, interruptible
 from logitlens.fit.corpus import Corpus
 from logitlens.fit.divergence import Divergence
-from logitlens.fit.optim import make_optimizer, schedule
+from logitlens.fit.optim import make_optimizers, schedule
 from logitlens.fit.sequences import Schedule, split
 from logitlens.fit.settings import check_counts, check_dtype, check_numbers, plain
 from logitlens.lenses import Header, TunedLens, fingerprint
@@ -139,7 +139,8 @@ class TunedFit:
             seed=settings.seed,
             devices={depth: probe[depth].device for depth in self.depths},
         )
-        self.optimizer = make_optimizer(self.maps, settings)
+        self.optimizers = make_optimizers(self.maps, settings)
+        self.rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         self.step = 0
         self.logit: dict[int, float] = {}
         self.best: dict[int, float] = {}
@@ -178,7 +179,7 @@ class TunedFit:
                     self._save()
                 if self.report is not None:
                     seconds = time.perf_counter() - began
-                    lr = self.optimizer.param_groups[0]["lr"]
+                    lr = self.optimizers[0].param_groups[0]["lr"]
                     self.report(Progress(self.step, s.steps, losses, seen, seconds, lr, heldout))
                 if stopping:
                     raise KeyboardInterrupt
@@ -236,9 +237,9 @@ class TunedFit:
                 f"{self._good()}try a smaller --lr"
             )
         factor = schedule(self.step, s)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-        self.optimizer.step()
+        for optimizer, rate in zip(self.optimizers, self.rates):
+            optimizer.param_groups[0]["lr"] = rate * factor
+            optimizer.step()
         return losses, tokens
 
     def _pass(self, ids_BT: Tensor, divergence: Divergence, tokens: int | None) -> dict[int, float]:
@@ -302,7 +303,7 @@ class TunedFit:
         self.folder.save(
             {
                 "maps": {name: p.detach() for name, p in self.maps.parameters.items()},
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": {"parts": [o.state_dict() for o in self.optimizers]},
                 **{name: getattr(self, name) for name in _STATE},
             }
         )
@@ -312,7 +313,9 @@ class TunedFit:
             with torch.no_grad():
                 for name, parameter in self.maps.parameters.items():
                     parameter.copy_(state["maps"][name])
-            self.optimizer.load_state_dict(state["optimizer"])
+            saved = state["optimizer"]  # in older checkpoints the only optimizer's own state
+            for optimizer, part in zip(self.optimizers, saved.get("parts", [saved]), strict=True):
+                optimizer.load_state_dict(part)
             for name in _STATE:
                 setattr(self, name, state[name])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
