@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from logitlens.cli import fit_progress
-from logitlens.cli.options import LOADING, STORED, busy, load_model, model_options
+from logitlens.cli.options import LOADING, STORED, busy, load_model, model_options, together
 from logitlens.files import check_writable
 
 if TYPE_CHECKING:
     from logitlens import LensModel
+    from logitlens.fit.corpus import Corpus
 
 
 class Number(click.FloatRange):
@@ -50,29 +51,25 @@ def command() -> None:
     """
 
 
-def _common(function: Callable[..., Any]) -> Callable[..., Any]:
-    options = (
-        click.argument("corpus", metavar="CORPUS"),
-        click.option(
-            "-o", "--out", required=True, metavar="DIR",
-            type=Folder(path_type=Path, file_okay=False),
-            help="Folder for the lens and, until it is done, the checkpoint.",
-        ),
-        click.option("--field", default="text", show_default=True, metavar="NAME",
-                     help="JSONL field or Parquet column with the text."),
-        click.option("--length", type=COUNT, metavar="N", help="Tokens of one sequence."),
-        click.option("--store", "store", type=click.Choice(STORED),
-                     default="float16", show_default=True, help="Number type of the lens file."),
-        click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True,
-                     metavar="N"),
-        click.option("--fresh", is_flag=True, help="Start over, ignoring any checkpoint in DIR."),
-        click.option("--evaluate", is_flag=True,
-                     help="Judge the lens beside the logit lens when it is done."),
-        click.option("--facts", metavar="FILE", help="With --evaluate: prompts with answers, too."),
-    )  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
-    return function
+_common = together(
+    click.argument("corpus", metavar="CORPUS"),
+    click.option(
+        "-o", "--out", required=True, metavar="DIR",
+        type=Folder(path_type=Path, file_okay=False),
+        help="Folder for the lens and, until it is done, the checkpoint.",
+    ),
+    click.option("--field", default="text", show_default=True, metavar="NAME",
+                 help="JSONL field or Parquet column with the text."),
+    click.option("--length", type=COUNT, metavar="N", help="Tokens of one sequence."),
+    click.option("--store", "store", type=click.Choice(STORED),
+                 default="float16", show_default=True, help="Number type of the lens file."),
+    click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True,
+                 metavar="N"),
+    click.option("--fresh", is_flag=True, help="Start over, ignoring any checkpoint in DIR."),
+    click.option("--evaluate", is_flag=True,
+                 help="Judge the lens beside the logit lens when it is done."),
+    click.option("--facts", metavar="FILE", help="With --evaluate: prompts with answers, too."),
+)  # fmt: skip
 
 
 @command.command("tuned")
@@ -180,7 +177,9 @@ def jacobian_command(
             labels = [layer_label(depth) for depth in range(model.n_blocks)]
             given["depths"] = tuple(select_layers(layers, labels, model.n_blocks))
         settings = jacobian.Settings(**given)
-        text = _read(corpus, model, field, None, speak, settings)
+        # Documents, not tokens, are what is needed: more than enough, cut later.
+        enough = settings.prompts * settings.length * 4
+        text = _read(corpus, model, field, enough, speak)
         if part is not None:
             # The prompts of the whole fit are shared out, so that the shards merge into it.
             chosen = jacobian.choose(model, text, settings)
@@ -229,21 +228,10 @@ def _session(source: str, loading: dict[str, Any]) -> Iterator[tuple[LensModel, 
         data_parallel.end()
 
 
-def _read(
-    source: str,
-    model: LensModel,
-    field: str,
-    max_tokens: int | None,
-    speak: bool,
-    settings: Any = None,
-) -> Any:
+def _read(source: str, model: LensModel, field: str, max_tokens: int, speak: bool) -> Corpus:
     from logitlens.fit import corpus
 
-    if settings is not None:  # documents, not tokens, are what is needed: twice as many, cut later
-        max_tokens = settings.prompts * settings.length * 4
-    if not speak:
-        return corpus.read(source, model, field=field, max_tokens=max_tokens)
-    with busy(f"reading {source}"):
+    with busy(f"reading {source}") if speak else nullcontext():
         return corpus.read(source, model, field=field, max_tokens=max_tokens)
 
 

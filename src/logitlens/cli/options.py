@@ -23,7 +23,21 @@ if TYPE_CHECKING:
     from logitlens.edit import Edit
     from logitlens.reading import Reading
 
-_LOADING = (
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def together(*options: Decorator) -> Decorator:
+    """Several options as one decorator, in the order of --help."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+loading_options = together(
     click.option(
         "--tokenizer", metavar="NAME", help="Take the tokenizer of another hub name or directory."
     ),
@@ -44,7 +58,6 @@ _LOADING = (
         help="Read a checkpoint without weights that its configuration has no place for.",
     ),
 )
-
 LOADING = (
     "tokenizer",
     "revision",
@@ -54,25 +67,16 @@ LOADING = (
     "trust_remote_code",
     "ignore_unexpected",
 )  # what they are called as arguments of `logitlens.load`
-STORED = ["float16", "bfloat16", "float32"]  # number types of a lens file
 
-
-def loading_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--tokenizer, --revision, --dtype, --device-map, --attn, --trust-remote-code, …"""
-    for option in reversed(_LOADING):
-        function = option(function)
-    return function
-
-
-def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """-m/--model and the options of loading it."""
-    return click.option(
+model_options = together(
+    click.option(
         "-m", "--model", "source", default="demo", show_default=True, metavar="MODEL",
         help="Hub name or directory; demo is the bundled model and needs no network.",
-    )(loading_options(function))  # fmt: skip
+    ),
+    loading_options,
+)  # fmt: skip
 
-
-_READING = (
+reading_options = together(
     click.option(
         "--lens", "lenses", multiple=True, default=("logit",), show_default=True, metavar="LENS",
         help="logit, tuned[:PATH] or jacobian[:PATH]; repeat it for several.",
@@ -86,12 +90,7 @@ _READING = (
     ),
 )  # fmt: skip
 
-
-def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--lens, -k/--top, --track."""
-    for option in reversed(_READING):
-        function = option(function)
-    return function
+STORED = ["float16", "bfloat16", "float32"]  # number types of a lens file
 
 
 def edit_option(function: Callable[..., Any]) -> Callable[..., Any]:
