@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -77,10 +77,10 @@ def create(desk: Desk, lenses: Sequence[str]) -> Starlette:
             Route("/api/export/{ids}", routes.export),
         ],
         exception_handlers={
-            LogitLensError: _words,
-            TooLarge: _too_large,
-            404: _not_found,
-            500: _failed,
+            LogitLensError: _saying(400),
+            TooLarge: _saying(413, "the request is too large"),
+            404: _saying(404, "nothing here"),
+            500: _saying(500, "this request failed on the server; the others go on"),
         },
     )
 
@@ -225,17 +225,10 @@ def _plain(words: str, status: int) -> Response:
     return PlainTextResponse(words + "\n", status)
 
 
-async def _words(request: Request, error: Exception) -> Response:
-    return _plain(" ".join(str(error).split()), 400)
+def _saying(status: int, words: str = "") -> Callable[..., Awaitable[Response]]:
+    """A handler of exceptions: it answers in these words, or in the exception's own."""
 
+    async def answer(request: Request, error: Exception) -> Response:
+        return _plain(words or " ".join(str(error).split()), status)
 
-async def _too_large(request: Request, error: Exception) -> Response:
-    return _plain("the request is too large", 413)
-
-
-async def _not_found(request: Request, error: Exception) -> Response:
-    return _plain("nothing here", 404)
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    return _plain("this request failed on the server; the others go on", 500)
+    return answer
