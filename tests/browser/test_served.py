@@ -118,8 +118,8 @@ def test_a_typed_prompt_becomes_a_grid_and_pins_become_exact(open_tab):
     tab.locator(".made li").nth(1).wait_for()
     dots = tab.locator(".chart").nth(1).locator("circle")
     layers = int(tab.locator("[role=grid]").get_attribute("aria-rowcount")) - 1
-    dots.nth(layers - 1).wait_for()
-    assert dots.count() == layers, "a value at every layer"
+    dots.nth(2 * layers - 1).wait_for()
+    assert dots.count() == 2 * layers, "a value at every layer, of the pin and of what was tracked"
 
 
 def test_a_run_is_followed_and_cancelled_and_the_next_prompt_is_read(open_tab, hold):

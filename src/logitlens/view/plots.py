@@ -131,7 +131,7 @@ def curves(
     _over_layers(panel, labels)
     if by == _SETTLED:
         panel.set_ylim(bottom=0)
-        panel.set_ylabel("share of positions settled from here on")
+        panel.set_ylabel("share settled from here on")
     else:
         statistic = statistics.by_color(by)
         unit = (
