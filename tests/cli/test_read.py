@@ -2,6 +2,7 @@ import json
 import os
 import stat
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -213,3 +214,12 @@ def test_figures_over_layers(cli, tmp_path):
         )  # fmt: skip
         assert result.exit_code == 0, result.stderr
         assert sorted(path.name for path in folder.iterdir()) == names
+
+
+def test_a_page_is_opened_instead_of_a_grid(cli, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    result = cli("read", "x", "--open")
+    assert result.exit_code == 0
+    assert result.stdout.strip().endswith("page.html")
+    assert opened == [Path(result.stdout.strip()).resolve().as_uri()]

@@ -76,6 +76,7 @@ STREAMS = ("resid", "mid", "attn", "mlp")
     help="What a .png, .svg or .pdf shows: the grid; tokens over layers; --color over layers, a line "
     "for each lens; from which layer on positions have settled.",
 )  # fmt: skip
+@click.option("--open", "open_browser", is_flag=True, help="Open a page in the browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead, one line for each lens.")
 @click.option("-q", "--quiet", is_flag=True, help="Print no grid; for use with -o.")
 @click.option(
@@ -104,6 +105,7 @@ def command(
     edits: tuple[str, ...],
     outputs: tuple[str, ...],
     plot: str,
+    open_browser: bool,
     as_json: bool,
     quiet: bool,
     width: int | None,
@@ -135,9 +137,13 @@ def command(
     for path in paths:
         for written in save(readings, list(lenses), path, color, plot):
             errors().print(f"wrote {written}", markup=False, soft_wrap=True)
+    if open_browser:
+        from logitlens.cli.view import open_page
+
+        open_page(readings, None, None, True, color=color)
     if as_json:
         print_json(readings)
-    elif not quiet:
+    elif not (quiet or open_browser):
         from logitlens.view import terminal
 
         options = {"color": color, "values": values, "theme": theme}
