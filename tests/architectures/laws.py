@@ -15,7 +15,7 @@ import torch
 
 import logitlens
 from logitlens.anatomy.replay import Replay
-from logitlens.errors import LogitLensError
+from logitlens.errors import LogitLensError, UnsupportedModel
 from logitlens.model.capture import capture
 from tests.architectures.build import DROP, ENCODER_DECODERS, PREFIX_MODELS, VOCAB, build, quiet
 
@@ -34,6 +34,7 @@ class Verdict:
     tail: str = ""
     error: float = float("nan")
     reason: str = ""
+    attribution: str = ""
 
 
 def judge(name: str, **overrides) -> Verdict:
@@ -66,13 +67,28 @@ def judge_model(name: str, model, prompts=None) -> Verdict:
         tail = "; ".join(f"{k}: {v}" for k, v in lens.tail.description)
         try:
             errors = laws(model, lens, prompts)
+            attribution, errors["attribution"] = attributed(model, lens, prompts[0])
         except Exception as error:
             return Verdict(name, "wrong", blocks, tail, reason=f"raises: {one_line(error)}")
     worst = max(errors.values())
     broken = [f"{law} off by {e:.2g}" for law, e in errors.items() if not e <= TOLERANCE]
     return Verdict(
-        name, "wrong" if broken else "correct", blocks, tail, worst, reason="; ".join(broken)
+        name, "wrong" if broken else "correct", blocks, tail, worst, "; ".join(broken), attribution
     )
+
+
+def attributed(model, lens, ids) -> tuple[str, float]:
+    """The finest components whose parts sum to the model's own logits, and by how much they are off."""
+    truth_V = plain_logprobs(model, ids)[-1]
+    best, other = truth_V.topk(2).indices.tolist()
+    for by in ("head", "sublayer", "layer"):
+        try:
+            found = lens.attribute(ids, best, versus=other, by=by)
+        except UnsupportedModel:
+            continue
+        off = found.finished - float(truth_V[best] - truth_V[other])
+        return by, abs(off)
+    return "none", 0.0
 
 
 def laws(model, lens, prompts) -> dict[str, float]:

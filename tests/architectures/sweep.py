@@ -42,11 +42,12 @@ equal the model's own at every position (float32, ≤ 1e-4 nats); rows of other 
 the model's own code after its last block, give the same logits as our tail; each depth is what the
 next block receives; and `read`, `read_batch` and the check at load agree with them. **Refused**
 means an error that says why. *Replayed* tails run the model's own code on substituted rows: exact,
-slower. No table of families decides any of it.
+slower. *Attribution* is the finest kind of component (attention head, sublayer, layer) whose parts
+sum to the model's own logits. No table of families decides any of it.
 
 """
-TABLE = """| class | blocks found at | tail found | verdict | largest error |
-| --- | --- | --- | --- | --- |
+TABLE = """| class | blocks found at | tail found | verdict | attribution | largest error |
+| --- | --- | --- | --- | --- | --- |
 """
 
 CELL = r"(?:[^|\\]|\\.)*"  # a | inside is written \|
@@ -106,7 +107,8 @@ def with_rows(text: str, verdicts: list[Verdict]) -> str:
 
 def _row(v: Verdict) -> str:
     verdict = v.verdict + (f": {v.reason}" if v.reason else "")
-    cells = [f"`{v.name}`", f"`{v.blocks}`" if v.blocks else "", v.tail, verdict, _decade(v.error)]
+    blocks = f"`{v.blocks}`" if v.blocks else ""
+    cells = [f"`{v.name}`", blocks, v.tail, verdict, v.attribution, _decade(v.error)]
     return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
 
 

@@ -121,7 +121,7 @@ def test_rows_written_again_leave_the_others_and_are_counted():
     changed = with_rows(text, [Verdict("GPT2LMHeadModel", "refused", reason="a | b")])
     pairs = [(a, b) for a, b in zip(text.splitlines(), changed.splitlines()) if a != b]
     (_, total), (_, row) = pairs
-    assert row == r"| `GPT2LMHeadModel` |  |  | refused: a \| b |  |"
+    assert row == r"| `GPT2LMHeadModel` |  |  | refused: a \| b |  |  |"
     correct, refused = (
         int(re.search(rf"(\d+) {word}", pairs[0][0])[1]) for word in ("correct", "refused")
     )
