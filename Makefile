@@ -6,7 +6,7 @@ READ := $(VENV)/.read
 DEV := $(VENV)/.dev
 PROMPT := The Eiffel Tower is in the city of
 
-.PHONY: read test check ci docs sweep bench bench-kernels lock demo-model demo-lenses clean
+.PHONY: read test check ci docs sweep bench bench-kernels lock demo-model demo-lenses study clean
 
 ## read: read the Eiffel prompt with the bundled model and print the grid
 read: $(READ)
@@ -49,6 +49,10 @@ demo-model: $(DEV)
 ## demo-lenses: fit the bundled lenses again (a quarter of an hour)
 demo-lenses: $(DEV)
 	$(BIN)/python recipes/demo_lenses/make.py
+
+## study: survey the bundled model's facts again and write docs/study.md (a few minutes)
+study: $(DEV)
+	$(BIN)/python recipes/study/make.py
 
 ## lock: resolve every lock file again: requirements/*.lock and benchmarks/environments/*.txt
 lock: $(READ)

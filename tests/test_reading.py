@@ -222,6 +222,7 @@ def test_public_names_are_pinned():
         "PromptError",
         "FormatError",
         "FitError",
+        "SurveyError",
         "MissingExtra",
     ]
     for name in logitlens.__all__:

@@ -18,6 +18,7 @@ Errors raised on purpose:
     ├── PromptError (ValueError)          text, ids, tokens, layers or positions that cannot be read
     ├── FormatError (ValueError)          truncated, foreign or newer file; unknown suffix
     ├── FitError (RuntimeError)           a fit that cannot go on; what was good is kept
+    ├── SurveyError (RuntimeError)        a survey that cannot go on; what was committed is kept
     └── MissingExtra (ImportError)        an optional dependency is absent
 """
 
@@ -35,6 +36,7 @@ from logitlens.errors import (
     MissingExtra,
     ModelNotAvailable,
     PromptError,
+    SurveyError,
     UnsupportedModel,
 )
 
@@ -78,6 +80,7 @@ __all__ = [  # in reading order
     "PromptError",
     "FormatError",
     "FitError",
+    "SurveyError",
     "MissingExtra",
 ]
 

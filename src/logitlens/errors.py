@@ -33,6 +33,10 @@ class FitError(LogitLensError, RuntimeError):
     """A fit that cannot continue: a loss that is not a number, a checkpoint of another fit."""
 
 
+class SurveyError(LogitLensError, RuntimeError):
+    """A survey that cannot go on: planned with another model, input or setting; parts are missing."""
+
+
 class MissingExtra(LogitLensError, ImportError):
     """An optional dependency is missing; the message names the extra that installs it."""
 

@@ -1,8 +1,9 @@
 """The command line: one file per verb, no logic; every mistake is one line and an exit code.
 
-Exit codes: 0 done, also where the reader of a pipe has left; 1 error; 2 usage; 4 model or lens not
-available; 130 interrupted, by Ctrl-C or SIGTERM. `LOGITLENS_DEBUG=1` shows the traceback. A verb is
-`logitlens.cli.VERB.command` and is imported when it is called, so that `--help` is quick.
+Exit codes: 0 done, also where the reader of a pipe has left; 1 error; 2 usage; 3 a survey with shards
+that failed; 4 model or lens not available; 130 interrupted, by Ctrl-C or SIGTERM. `LOGITLENS_DEBUG=1`
+shows the traceback. A verb is `logitlens.cli.VERB.command` and is imported when it is called, so that
+`--help` is quick.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ VERBS = {  # in the order of --help; the line is the first of the command's own 
     "patch": "Show how much of the clean prompt's answer each patched cell brings back.",
     "view": "Open stored readings as a page, or convert them.",
     "serve": "Explore prompts in the browser, on this machine only.",
+    "survey": "Read many prompts into one table, resumable, and report it with intervals.",
     "fit": "Fit a tuned or a Jacobian lens to a model.",
     "lens": "List, show, check, fetch, publish and judge lenses.",
     "check": "Show how a model was parsed and how exactly it is reproduced.",

@@ -45,7 +45,7 @@ def followed(reading: Reading, column: int, candidates: int) -> list[Followed]:
             for what in ("logprobs", "ranks")
         )
         for slot, token in enumerate(map(int, ids[: candidates if kind == "candidate" else None])):
-            if token < 0 or any(token == other.id for other in out):
+            if token == -1 or any(token == other.id for other in out):  # −2, −3, … are sets
                 continue
             place = np.where(ranks[:, slot] > 0, ranks[:, slot], np.nan)
             name = safe.visible(reading.piece(token))

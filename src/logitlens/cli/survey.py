@@ -1,0 +1,289 @@
+"""`logitlens survey`: many prompts in, one table out; resumable, and reported with intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from logitlens.cli.options import LOADING, check_outputs, errors, load_model, model_options
+
+if TYPE_CHECKING:
+    from logitlens.survey.plan import Plan
+    from logitlens.survey.run import Status
+
+FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+COUNT = click.IntRange(min=1)
+FAILED = 3
+
+
+@click.group("survey", no_args_is_help=True)
+def command() -> None:
+    """Read many prompts into one table, resumable, and report it with intervals.
+
+    Exit code 3: the survey ended with shards that failed; run it again to try them again.
+    """
+
+
+@command.command("run")
+@click.argument("prompts", metavar="PROMPTS", type=click.Path(path_type=Path))
+@click.option("-o", "--out", "folder", metavar="DIR", required=True, type=click.Path(path_type=Path),
+              help="The survey's folder; one that was left is gone on with.")  # fmt: skip
+@model_options
+@click.option("--lens", "lenses", multiple=True, default=("logit",), show_default=True, metavar="LENS",
+              help="logit, tuned[:PATH] or jacobian[:PATH]; repeat it for several.")  # fmt: skip
+@click.option("--layers", metavar="A:B", help="Layers to keep, as for read. Default: all.")
+@click.option("-j", "--jobs", type=COUNT, default=1, show_default=True, metavar="N",
+              help="Processes on this machine, each with the model; with several GPUs, one each.")  # fmt: skip
+@click.option("--threads", type=COUNT, metavar="N",
+              help="Threads of each process (part of the plan). Default: the machine's, shared.")  # fmt: skip
+@click.option(
+    "--shard", metavar="I/N", help="Every N-th shard from the I-th on (from 0), for job arrays."
+)
+@click.option("--shard-size", type=COUNT, default=256, show_default=True, metavar="N",
+              help="Prompts of one shard.")  # fmt: skip
+@click.option("--token-budget", type=COUNT, default=4096, show_default=True, metavar="N",
+              help="Tokens of one forward pass, padding included.")  # fmt: skip
+@click.option("--bad", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
+              help="Prompts that cannot be read: stop, or skip and count them.")  # fmt: skip
+def run_command(
+    prompts: Path,
+    folder: Path,
+    source: str,
+    lenses: tuple[str, ...],
+    layers: str | None,
+    jobs: int,
+    threads: int | None,
+    shard: str | None,
+    shard_size: int,
+    token_budget: int,
+    bad: str,
+    **options: Any,
+) -> int:
+    """Read the labelled prompts of PROMPTS (.jsonl, .csv, .parquet) into DIR/survey.parquet.
+
+    A prompt has the fields prompt, answer and wrong (one text or several), sets (tokens by name) and
+    id; all other columns are conditions. Run it again to go on where it was left.
+    """
+    from logitlens.cli.fit import _shard
+    from logitlens.survey import plan as planning
+    from logitlens.survey.run import run
+
+    planning.needs_pyarrow()
+    share = _shard(shard)
+    if share is not None and not share[0] < share[1]:
+        raise click.UsageError(f"--shard {shard!r}: expected 0/N to N-1/N")
+    loading = {name: value for name, value in options.items() if name in LOADING}
+    if threads is None:
+        threads = _planned_threads(folder, jobs)
+    settings = planning.Settings(layers, token_budget, shard_size, threads, bad)
+    model = load_model(source, **loading)
+    with _watched() as report:
+        found = run(
+            prompts, folder, model, source=source, loading=loading, lenses=lenses,
+            settings=settings, jobs=jobs, share=share, report=report,
+        )  # fmt: skip
+    _tell(folder, found)
+    return FAILED if found.failed else 0
+
+
+def _planned_threads(folder: Path, jobs: int) -> int:
+    """Those of a survey that was begun; else the machine's, shared by the jobs."""
+    import torch
+
+    from logitlens.survey import plan as planning
+
+    if (folder / "plan.json").is_file():
+        return planning.load(folder).settings.threads
+    return max(1, torch.get_num_threads() // jobs)
+
+
+@command.command("status")
+@FOLDER
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
+def status_command(folder: Path, as_json: bool) -> int:
+    """Show how far a survey is: shards committed and failed, and why."""
+    from logitlens.survey.run import status
+
+    found = status(folder)
+    if as_json:
+        click.echo(json.dumps({
+            "shards": len(found.plan.shards), "committed": len(found.records),
+            "failed": {str(k): v for k, v in found.failed.items()}, "merged": found.merged,
+            "prompts": found.plan.facts["prompts"], "read": found.total("prompts"),
+            "rows": found.total("rows"), "skipped": found.skipped,
+        }))  # fmt: skip
+    else:
+        _tell(folder, found)
+    return FAILED if found.failed else 0
+
+
+@command.command("merge")
+@FOLDER
+@click.option("-o", "--out", metavar="FILE", type=click.Path(path_type=Path),
+              help="Default: DIR/survey.parquet.")  # fmt: skip
+def merge_command(folder: Path, out: Path | None) -> None:
+    """Join the committed parts of a survey into one Parquet file, in the order of the prompts."""
+    from logitlens.survey.merge import merge
+
+    click.echo(merge(folder, out))
+
+
+@command.command("report")
+@click.argument(
+    "folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option("-o", "--out", metavar="FILE", required=True, type=click.Path(path_type=Path),
+              help=".html (one offline page), .png, .svg, .pdf or .md.")  # fmt: skip
+@click.option("--by", metavar="CONDITION", help="Group the prompts by a condition.")
+@click.option("--contrast", nargs=2, metavar="A B",
+              help="B − A of two values of --by, paired by id.")  # fmt: skip
+@click.option("--title", default="", metavar="TEXT")
+@click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
+def report_command(
+    folders: tuple[Path, ...],
+    out: Path,
+    by: str | None,
+    contrast: tuple[str, str] | None,
+    title: str,
+    seed: int,
+) -> None:
+    """Curves per layer and condition with 95 % intervals, contrasts and settled layers.
+
+    Several surveys are shown side by side.
+    """
+    from logitlens.survey.report import report
+
+    if contrast and by is None:
+        raise click.UsageError("--contrast compares two values of a condition: name it with --by")
+    if out.suffix in (".png", ".svg", ".pdf"):
+        check_outputs([str(out)])
+    report(folders, out, by=by, contrast=contrast, title=title, seed=seed)
+    click.echo(out)
+
+
+@command.command("find")
+@FOLDER
+@click.option("--where", default="true", metavar="SQL",
+              help="Condition, like \"kl_6 > 5 and settled >= 5 and language = 'fr'\".")  # fmt: skip
+@click.option("--order", default="", metavar="SQL", help='Order, like "kl_6 desc".')
+@click.option("--limit", default=20, show_default=True, type=COUNT, metavar="N")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one prompt on each line.")
+@click.option("--open", "opened", metavar="FILE", type=click.Path(path_type=Path),
+              help="Read the prompts that were found again into a page.")  # fmt: skip
+@click.option("--lens", metavar="LENS", help="Of one lens only, by its name in the survey.")
+def find_command(
+    folder: Path,
+    where: str,
+    order: str,
+    limit: int,
+    as_json: bool,
+    opened: Path | None,
+    lens: str | None,
+) -> None:
+    """List the prompts of a survey for which an SQL condition holds.
+
+    Columns: the conditions, id, prompt, answer, lens; NAME_LAYER of every number, like kl_6, rank_0 or
+    logprob_embed; settled; and first_1, first_5, first_10: the first layer at which the answer has
+    such a rank. −1 is embed.
+    """
+    from logitlens.survey.find import find
+
+    if lens is not None:
+        quoted = lens.replace("'", "''")
+        where = f"({where}) and lens = '{quoted}'"
+    found = find(folder, where, limit=limit, order=order)
+    for row in found:
+        if as_json:
+            click.echo(json.dumps(row, ensure_ascii=False, default=str))
+        else:
+            facts = (
+                f"{k} {v}"
+                for k, v in row.items()
+                if k not in ("prompt", "answer") and v is not None
+            )
+            answer = f" → {row['answer']}" if row["answer"] else ""
+            click.echo(f"{' · '.join(facts)}\n    {' '.join(str(row['prompt']).split())}{answer}")
+    if not found and not as_json:
+        click.echo("no prompts are like that")
+    if opened is not None and found:
+        _open(folder, found, opened)
+
+
+def _open(folder: Path, found: list[dict[str, Any]], out: Path) -> None:
+    """Read up to eight of the prompts again, with the answer tracked where it is one token."""
+    from logitlens.survey import plan as planning
+    from logitlens.view import page
+
+    facts = planning.load(folder).facts
+    model = load_model(facts["model"]["source"], **facts["model"]["loading"])
+    said = {}
+    for entry in facts["lenses"]:
+        said.setdefault(entry["name"], entry["said"])
+    pairs = {(row["prompt"], row["lens"]): None for row in found}
+    readings = [model.read(prompt, lens=said.get(lens, lens)) for prompt, lens in list(pairs)[:8]]
+    page.save(readings, out)
+    click.echo(out)
+
+
+def _tell(folder: Path, found: Status) -> None:
+    shards, prompts = len(found.plan.shards), found.plan.facts["prompts"]
+    click.echo(
+        f"{len(found.records)} of {shards} shards committed · {found.total('prompts'):,} of "
+        f"{prompts:,} prompts · {found.total('rows'):,} rows"
+    )
+    if found.merged:
+        click.echo(f"table: {folder / 'survey.parquet'}")
+    if found.total("nonfinite"):
+        click.echo(
+            f"{found.total('nonfinite')} readings with logits that are not finite (null in the table)"
+        )
+    for record in found.records:
+        for remark in record["remarks"]:
+            click.echo(f"shard {record['shard']}: {remark}")
+    if found.skipped:
+        click.echo(f"{len(found.skipped)} skipped; the first: {found.skipped[0]}")
+    for shard, why in found.failed.items():
+        click.echo(f"shard {shard} failed: {why}")
+
+
+@contextmanager
+def _watched() -> Iterator[Callable[[Plan, dict[str, Any]], None] | None]:
+    """A bar of prompts on stderr, with tokens per second; nothing if stderr is not a terminal."""
+    console = errors()
+    if not console.is_terminal:
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(),
+        TextColumn("{task.completed:,} of {task.total:,} prompts"),
+        TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("survey", total=None, speed="")
+        tokens = failed = 0
+
+        def report(plan: Plan, record: dict[str, Any]) -> None:
+            nonlocal tokens, failed
+            start, stop = plan.shards[record["shard"]]
+            tokens += record.get("tokens", 0)
+            failed += "error" in record
+            if "error" in record:
+                console.print(f"shard {record['shard']} failed: {record['error']}", markup=False)
+            elapsed = progress.tasks[0].elapsed or 1
+            speed = f"{tokens / elapsed:,.0f} tokens/s" + (f" · {failed} failed" if failed else "")
+            progress.update(task, total=plan.facts["prompts"], advance=stop - start, speed=speed)
+
+        yield report

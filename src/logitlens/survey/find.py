@@ -1,0 +1,79 @@
+"""Find prompts by what happened at their layers: DuckDB over the committed parts.
+
+    find(folder, "kl_6 > 5 and settled >= 5 and relation = 'capital'", limit=20)
+
+A row is a prompt by one lens. Its columns are the survey's own of a prompt (id, prompt, answer, lens and
+the conditions), NAME_LAYER of every number (kl_6, rank_0, logprob_embed), and settled, first_1, first_5
+and first_10: the layer from which the final top token stays, and the first at which the answer's first
+token has rank 1, ≤ 5, ≤ 10 (−1: embed; null: never).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from logitlens.errors import FormatError, MissingExtra, PromptError
+from logitlens.survey import plan as planning
+from logitlens.survey.commit import Folder
+
+NUMBERS = ("logprob", "rank", "wrong_logprob", "margin", "correct", "entropy", "kl", "agree", "top")
+
+
+def find(
+    folder: Path, where: str = "true", *, limit: int = 20, order: str = ""
+) -> list[dict[str, Any]]:
+    """Prompts for which an SQL condition holds. Raises FormatError with DuckDB's reason, MissingExtra."""
+    try:
+        import duckdb
+    except ImportError:
+        raise MissingExtra("duckdb", "survey", "logitlens survey find") from None
+    plan, files = planning.load(folder), Folder(folder)
+    parts = [str(files.part(s)) for s in range(len(plan.shards)) if files.committed(s)]
+    if not parts:
+        raise PromptError(f"nothing is committed in {folder} yet: run the survey first")
+    with duckdb.connect(config={"threads": 1}) as database:
+        database.read_parquet(parts).create_view("rows")
+        try:
+            database.execute(_wide(database, plan))
+            columns = ["lens", "settled", *plan.facts["conditions"], "id", "prompt", "answer"]
+            picked = ", ".join(_quoted(c) for c in columns)
+            ordered = (
+                f" order by {order}, prompt_index, lens"
+                if order
+                else " order by prompt_index, lens"
+            )
+            cursor = database.execute(
+                f"select {picked} from prompts where {where}{ordered} limit {int(limit)}"
+            )
+            return [dict(zip(columns, row)) for row in cursor.fetchall()]
+        except duckdb.Error as error:
+            line = " ".join(str(error).split())[:300]
+            raise FormatError(f"--where {where!r}: {line}") from None
+
+
+def _wide(database: Any, plan: planning.Plan) -> str:
+    """A view with one row for each prompt and lens."""
+    blocks = [
+        b for (b,) in database.execute("select distinct block from rows order by 1").fetchall()
+    ]
+    keys = ["prompt_index", "lens", "id", "prompt", "answer", *plan.facts["conditions"]]
+    numbers = [*NUMBERS, *(f"set_{name}" for name in plan.facts["sets"])]
+    wide = [
+        f"any_value({_quoted(number)}) filter (block = {block}) as "
+        + _quoted(f"{number}_{'embed' if block < 0 else block}")
+        for number in numbers
+        for block in blocks
+    ]
+    firsts = [f"min(block) filter (rank <= {k}) as first_{k}" for k in (1, 5, 10)]
+    off = "max(block) filter (not coalesce(agree, false)) over (partition by prompt_index, lens)"
+    settled = "min(block) filter (block > last_off) as settled"
+    group = ", ".join(_quoted(key) for key in keys)
+    return (
+        f"create view prompts as with off as (select *, coalesce({off}, -2) as last_off from rows) "
+        f"select {group}, {settled}, {', '.join(firsts)}, {', '.join(wide)} from off group by {group}"
+    )
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

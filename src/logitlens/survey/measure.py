@@ -1,0 +1,272 @@
+"""Labelled prompts → the rows of a survey: one for each prompt × lens × layer.
+
+logprob, rank          of the right answer: of whole answers (teacher-forced, added up over
+                       several), and the best rank of a first token
+wrong_logprob, wrong_rank, margin          the same of the wrong ones, and logprob − wrong_logprob
+correct                margin > 0 where there are wrong answers, else rank 1
+entropy, kl, top, top_id, agree            at the last position of the prompt
+set_NAME, set_NAME_rank                    log of a set's summed probability, its best rank
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from logitlens.errors import PromptError, out_of_memory
+from logitlens.lenses import Lens
+from logitlens.model.lens_model import LensModel
+from logitlens.model.score import Question, Rows, answer_ids, question, read_rows, token_values
+from logitlens.model.track import log_sum
+from logitlens.select import layer_number
+from logitlens.survey.prompts import Item
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TEXTS = ("id", "lens", "layer", "prompt", "answer", "top")
+FLOATS = ("logprob", "wrong_logprob", "margin", "entropy", "kl")
+INTS = ("prompt_index", "block", "rank", "wrong_rank", "top_id")
+BOOLS = ("correct", "agree")
+COLUMNS = (
+    "prompt_index", "id", "lens", "layer", "block", "logprob", "rank", "wrong_logprob", "wrong_rank",
+    "margin", "correct", "entropy", "kl", "agree", "top_id", "top", "prompt", "answer",
+)  # fmt: skip
+
+
+@dataclass
+class Part:
+    """The table of a shard, and what is to be said about it."""
+
+    table: pa.Table
+    prompts: int
+    tokens: int
+    skipped: list[str] = field(default_factory=list)
+    nonfinite: int = 0
+    remarks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    item: Item
+    question: Question
+    right: list[list[tuple[int, int, int]]]
+    wrong: list[list[tuple[int, int, int]]]
+    sets: dict[str, list[tuple[int, int, int]]]
+    first: int  # its first sequence among all
+    tokens: int
+
+
+def measure(
+    model: LensModel,
+    items: Sequence[Item],
+    lenses: dict[str, Lens],
+    *,
+    depths: list[int] | None,
+    token_budget: int,
+    conditions: dict[str, str],
+    sets: Sequence[str],
+    skip_bad: bool,
+) -> Part:
+    """Read the prompts by every lens. Raises PromptError for one that cannot be read, unless skip_bad;
+    UnsupportedModel where a last row is not the model's own."""
+    model._look_again()
+    prepared: list[_Prepared] = []
+    skipped: list[str] = []
+    asked = []
+    for item in items:
+        try:
+            ready = _prepare(model, item, len(asked))
+        except PromptError as error:
+            if not skip_bad:
+                raise PromptError(
+                    f"{item.where}: {error} (--bad skip leaves such prompts out)"
+                ) from error
+            skipped.append(f"{item.where}: {error}")
+            continue
+        prepared.append(ready)
+        asked += ready.question.asked
+    read: dict[int, list[Rows]] = {}
+    remarks: list[str] = []
+    while len(read) < len(asked):
+        left = [i for i in range(len(asked)) if i not in read]
+        try:
+            for i, rows in read_rows(
+                model, [asked[i] for i in left], list(lenses.values()), depths=depths,
+                token_budget=token_budget,
+            ):  # fmt: skip
+                read[left[i]] = rows
+        except Exception as error:
+            if not out_of_memory(error) or token_budget <= max(len(a.ids) for a in asked):
+                raise
+            token_budget //= 2
+            remarks.append(f"out of memory: went on with batches of {token_budget} tokens")
+    columns: dict[str, list[Any]] = {
+        name: []
+        for name in (*COLUMNS, *conditions, *(f"set_{s}{e}" for s in sets for e in ("", "_rank")))
+    }
+    nonfinite = 0
+    for ready in prepared:
+        for n, name in enumerate(lenses):
+            mine = [read[ready.first + s][n] for s in range(len(ready.question.asked))]
+            nonfinite += not all(rows.arrays["finite"].all() for rows in mine)
+            _add(columns, model, ready, name, mine, conditions, sets)
+    tokens = sum(len(a.ids) for a in asked)
+    return Part(
+        _table(columns, conditions, sets), len(prepared), tokens, skipped, nonfinite, remarks
+    )
+
+
+def _prepare(model: LensModel, item: Item, first: int) -> _Prepared:
+    ids, _ = model._ids(item.prompt, False)
+    right = [answer_ids(model, item.prompt, ids, a) for a in item.answers]
+    wrong = [answer_ids(model, item.prompt, ids, a) for a in item.wrong]
+    longest = len(ids) + max((len(a) for a in (*right, *wrong)), default=1) - 1
+    if model.context is not None and longest > model.context:
+        raise PromptError(f"{longest} tokens with its answer; the context holds {model.context}")
+    right, wrong = _shortest(right), _shortest(wrong)
+    if any(a == b[: len(a)] or b == a[: len(b)] for a in right for b in wrong):
+        raise PromptError("a wrong answer begins like a right one, or is its beginning")
+    members = {
+        name: list(dict.fromkeys(model.tokens.single(t, model.vocab_size) for t in tokens))
+        for name, tokens in item.sets.items()
+    }
+    flat = list(dict.fromkeys(i for tokens in members.values() for i in tokens))
+    asking = question(ids, [*right, *wrong, *([i] for i in flat)])
+    places = asking.where
+    after = dict(zip(flat, places[len(right) + len(wrong) :]))
+    return _Prepared(
+        item,
+        asking,
+        places[: len(right)],
+        places[len(right) : len(right) + len(wrong)],
+        {name: [after[i][0] for i in tokens] for name, tokens in members.items()},
+        first,
+        len(ids),
+    )
+
+
+def _shortest(answers: list[list[int]]) -> list[list[int]]:
+    """Without those that continue another: their probability is part of its."""
+    out: list[list[int]] = []
+    for answer in sorted(answers, key=len):
+        if not any(answer[: len(other)] == other for other in out):
+            out.append(answer)
+    return out
+
+
+def _add(
+    columns: dict[str, list[Any]],
+    model: LensModel,
+    ready: _Prepared,
+    lens: str,
+    rows: list[Rows],
+    conditions: dict[str, str],
+    sets: Sequence[str],
+) -> None:
+    """The L rows of one prompt by one lens."""
+    s, p = _end(ready.question)
+    here = rows[s].arrays
+    layers = rows[s].layers
+    L = len(layers)
+    item, top_L = ready.item, here["top_ids"][:, p]
+    logprob_L, rank_L = _answers(rows, ready.right, L)
+    wrong_L, wrong_rank_L = _answers(rows, ready.wrong, L)
+    margin_L = logprob_L - wrong_L
+    if ready.right:
+        correct = (margin_L > 0 if ready.wrong else rank_L == 1).astype(object)
+        correct[np.isnan(margin_L if ready.wrong else logprob_L)] = None
+    else:
+        correct = np.full(L, None)
+    agree = (top_L == top_L[-1]).astype(object)
+    agree[(top_L < 0) | (top_L[-1] < 0)] = None
+    values: dict[str, Any] = {
+        "prompt_index": np.full(L, item.index),
+        "id": [item.id] * L,
+        "lens": [lens] * L,
+        "layer": layers,
+        "block": [-1 if (b := layer_number(label)) is None else b for label in layers],
+        "logprob": logprob_L,
+        "rank": rank_L,
+        "wrong_logprob": wrong_L,
+        "wrong_rank": wrong_rank_L,
+        "margin": margin_L,
+        "correct": correct,
+        "entropy": here["entropy"][:, p],
+        "kl": here["kl"][:, p],
+        "agree": agree,
+        "top_id": top_L,
+        "top": [model.tokens.piece(int(i)) if i >= 0 else None for i in top_L],
+        "prompt": [item.prompt if isinstance(item.prompt, str) else _shown(item.prompt)] * L,
+        "answer": [" | ".join(item.answers) if item.answers else None] * L,
+        **{name: [item.conditions.get(name)] * L for name in conditions},
+    }
+    for name in sets:
+        places = ready.sets.get(name, [])
+        logprobs = [rows[a].arrays["target_logprobs"][:, b, c] for a, b, c in places]
+        ranks = [rows[a].arrays["target_ranks"][:, b, c] for a, b, c in places]
+        values[f"set_{name}"] = log_sum(np.stack(logprobs, -1)) if places else np.full(L, np.nan)
+        values[f"set_{name}_rank"] = np.stack(ranks, -1).min(-1) if places else np.zeros(L, int)
+    for name, column in values.items():
+        columns[name].extend(column)
+
+
+def _shown(prompt: list[Any]) -> str:
+    """Token ids or messages as text for the table."""
+    import json
+
+    return json.dumps(prompt, ensure_ascii=False)
+
+
+def _end(asking: Question) -> tuple[int, int]:
+    """Sequence and place of the prompt's last position: the first that is looked at."""
+    start = min(each.positions[0] for each in asking.asked)
+    s = next(s for s, each in enumerate(asking.asked) if each.positions[0] == start)
+    return s, 0
+
+
+def _answers(
+    rows: list[Rows], places: list[list[tuple[int, int, int]]], L: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(L,) log of the summed probability of whole answers, and the best rank of a first token."""
+    if not places:
+        return np.full(L, np.nan), np.zeros(L, np.int64)
+    logprobs = [token_values(rows, w, "target_logprobs").astype(np.float64).sum(-1) for w in places]
+    ranks = [token_values(rows, w[:1], "target_ranks")[:, 0] for w in places]
+    return log_sum(np.stack(logprobs, -1)), np.stack(ranks, -1).min(-1)
+
+
+def _table(
+    columns: dict[str, list[Any]], conditions: dict[str, str], sets: Sequence[str]
+) -> pa.Table:
+    """Typed columns; nan and a rank of 0 are null."""
+    import pyarrow as pa
+
+    kinds = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "string": pa.string()}
+    types = {
+        **dict.fromkeys(TEXTS, pa.string()),
+        **dict.fromkeys(FLOATS, pa.float32()),
+        **dict.fromkeys(INTS, pa.int32()),
+        **dict.fromkeys(BOOLS, pa.bool_()),
+        **{name: kinds[kind] for name, kind in conditions.items()},
+        **{f"set_{name}": pa.float32() for name in sets},
+        **{f"set_{name}_rank": pa.int32() for name in sets},
+    }
+    arrays = {}
+    for name, values in columns.items():
+        kind = types[name]
+        if pa.types.is_floating(kind):
+            array = pa.array(np.array([np.nan if v is None else v for v in values], np.float64),
+                             from_pandas=True).cast(kind)  # fmt: skip
+        elif name in ("rank", "wrong_rank") or name.endswith("_rank") or name == "top_id":
+            missing = -1 if name == "top_id" else 0
+            array = pa.array([None if v == missing else int(v) for v in values], kind)
+        elif name in conditions and kind == pa.string():
+            array = pa.array([None if v is None else str(v) for v in values], kind)
+        else:
+            array = pa.array([v.item() if isinstance(v, np.generic) else v for v in values], kind)
+        arrays[name] = array
+    return pa.table(arrays)

@@ -1,0 +1,226 @@
+"""Labelled prompts: a file of prompts with answers, and the conditions that they differ by.
+
+    {"prompt": "The capital of France is", "answer": " Paris", "wrong": [" Rome", " Nice"],
+     "sets": {"English": [" the", " a"]}, "id": "france", "language": "en"}
+
+One object on each line of a .jsonl file, or the columns of a .csv or .parquet file, any of them
+gzipped but the last. `prompt` is text, token ids or chat messages; `answer` and `wrong` are one text
+or several, of any number of tokens (in CSV, several as a JSON list); all other columns are conditions.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from logitlens.errors import FormatError, MissingExtra, ModelNotAvailable, PromptError
+from logitlens.schema import parse_json
+
+FIELDS = ("prompt", "answer", "wrong", "sets", "id")
+LINE = 1 << 22  # bytes of one line
+
+
+@dataclass(frozen=True)
+class Item:
+    """One labelled prompt. where: its file and line, for messages."""
+
+    index: int
+    id: str
+    prompt: Any
+    answers: list[str]
+    wrong: list[str]
+    sets: dict[str, list[Any]]
+    conditions: dict[str, Any]
+    where: str
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A file of labelled prompts.
+
+    types     the conditions and the type of each: "int", "float", "bool" or "string"
+    skipped   what was left out, each with its line and the reason
+    """
+
+    path: Path
+    size: int
+    sha256: str
+    items: list[Item]
+    types: dict[str, str]
+    skipped: list[str] = field(default_factory=list)
+
+
+def read(path: str | Path, *, skip_bad: bool = False, reserved: Iterable[str] = ()) -> Prompts:
+    """A .jsonl, .csv or .parquet file of labelled prompts.
+
+    skip_bad   leave out lines that cannot be read, and count them; else the first is an error
+    reserved   names that a condition may not have
+
+    Raises ModelNotAvailable (no such file), FormatError (not what its suffix says, with the line),
+    PromptError (a prompt or an answer that is empty, with the line), MissingExtra.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ModelNotAvailable(f"no prompts at {path}: expected a .jsonl, .csv or .parquet file")
+    data = file.read_bytes()
+    items: list[Item] = []
+    skipped: list[str] = []
+    for where, record in _records(file, data):
+        try:
+            items.append(_item(record, where, len(items), frozenset(reserved)))
+        except (FormatError, PromptError) as error:
+            if not skip_bad:
+                raise type(error)(f"{error} (--bad skip leaves such lines out)") from None
+            skipped.append(str(error))
+    if not items:
+        raise PromptError(f"{file} holds no prompts that can be read")
+    digest = hashlib.sha256(data).hexdigest()
+    return Prompts(file, len(data), digest, items, _types(items), skipped)
+
+
+def _records(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
+    """(file and line, what is there: a mapping, or an error to be raised for that line)."""
+    suffix = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
+    if suffix == ".parquet":
+        for number, row in enumerate(_parquet(file), 1):
+            yield f"{file} row {number}", {k: v for k, v in row.items() if v is not None}
+        return
+    if file.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise FormatError(f"{file} is not a whole gzip file: {error}") from None
+    if suffix in (".jsonl", ".ndjson"):
+        yield from _json_lines(file, data)
+    elif suffix == ".csv":
+        yield from _csv_rows(file, data)
+    else:
+        raise FormatError(
+            f"{file}: expected .jsonl, .csv (or .gz of them) or .parquet, got {suffix!r}"
+        )
+
+
+def _json_lines(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(data.split(b"\n"), 1):
+        where = f"{file} line {number}"
+        if not line.strip():
+            continue
+        try:
+            if len(line) > LINE:
+                raise FormatError(f"a line of more than {LINE:,} bytes")
+            yield where, parse_json(line.decode("utf-8-sig"), "it")
+        except (FormatError, UnicodeDecodeError) as error:
+            yield where, FormatError(f"{where} cannot be read: {error}")
+
+
+def _csv_rows(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise FormatError(f"{file} line {line} is not UTF-8: {error.reason}") from None
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in rows:
+            where = f"{file} line {rows.line_num}"
+            if None in row or None in row.values():
+                yield (
+                    where,
+                    FormatError(f"{where} has another number of fields than the first line"),
+                )
+                continue
+            record: dict[str, Any] = {k: v for k, v in row.items() if v != "" or k == "prompt"}
+            for name in ("answer", "wrong", "sets"):
+                if record.get(name, "")[:1] in ("[", "{") and record[name][-1:] in ("]", "}"):
+                    try:
+                        record[name] = json.loads(record[name])
+                    except ValueError:
+                        pass  # text that begins and ends with brackets
+            yield where, record
+    except csv.Error as error:
+        raise FormatError(f"{file} line {rows.line_num} is not CSV: {error}") from None
+
+
+def _parquet(file: Path) -> list[dict[str, Any]]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise MissingExtra("pyarrow", "survey", f"reading {file.name}") from None
+    try:
+        return pq.read_table(file).to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        first_line = str(error).partition("\n")[0][:200]
+        raise FormatError(f"{file} is not a whole Parquet file: {first_line}") from None
+
+
+def _item(record: Any, where: str, index: int, reserved: frozenset[str]) -> Item:
+    if isinstance(record, FormatError):
+        raise record
+    if not isinstance(record, Mapping) or "prompt" not in record:
+        raise FormatError(f"{where}: expected an object with a prompt, got {str(record)[:60]!r}")
+    prompt = record["prompt"]
+    if not isinstance(prompt, (str, list)):
+        raise FormatError(
+            f"{where}: the prompt is {type(prompt).__name__}; expected text, ids or messages"
+        )
+    if not prompt:
+        raise PromptError(f"{where}: the prompt is empty")
+    conditions = {k: v for k, v in record.items() if k not in FIELDS}
+    for name, value in conditions.items():
+        if name in reserved or name.startswith("set_"):
+            raise FormatError(
+                f"{where}: {name!r} is a column of the survey; call the condition otherwise"
+            )
+        if not isinstance(value, (str, int, float, bool, type(None))):
+            raise FormatError(
+                f"{where}: the condition {name!r} is {type(value).__name__}; expected one value"
+            )
+    sets = {k: v for k, v in (record.get("sets") or {}).items() if v is not None}
+    if not all(isinstance(v, list) and v for v in sets.values()):
+        raise FormatError(f"{where}: expected sets as lists of tokens by name")
+    return Item(
+        index=index,
+        id=str(record.get("id", index)),
+        prompt=prompt,
+        answers=_texts(record.get("answer"), f"{where}: the answer"),
+        wrong=_texts(record.get("wrong"), f"{where}: the wrong answer"),
+        sets=sets,
+        conditions=conditions,
+        where=where,
+    )
+
+
+def _texts(value: Any, what: str) -> list[str]:
+    if value is None:
+        return []
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise FormatError(f"{what} is {repr(value)[:60]}; expected a text or several")
+    if not texts or not all(texts):
+        raise PromptError(f"{what} is empty")
+    return list(dict.fromkeys(texts))
+
+
+def _types(items: list[Item]) -> dict[str, str]:
+    """The type of every condition; text where its values are of several types."""
+    found: dict[str, set[type]] = {}
+    for item in items:
+        for name, value in item.conditions.items():
+            found.setdefault(name, set()).update([] if value is None else [type(value)])
+    names = {int: "int", float: "float", bool: "bool"}
+    types = {}
+    for name, kinds in found.items():
+        if kinds == {int, float}:
+            types[name] = "float"
+        else:
+            types[name] = names.get(next(iter(kinds)), "string") if len(kinds) == 1 else "string"
+    return types

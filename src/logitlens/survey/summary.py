@@ -1,0 +1,260 @@
+"""The numbers of a report: means per lens, condition and layer, each with a 95 % interval.
+
+Intervals are percentiles of a bootstrap over prompts (Efron 1979), seeded. Prompts that share an `id`
+are one unit: they are drawn together, and a contrast of two conditions is the mean of their paired
+differences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from logitlens.errors import FormatError, MissingExtra, PromptError
+from logitlens.survey.commit import Folder
+
+if TYPE_CHECKING:
+    import pandas
+
+RANKS = (1, 5, 10)
+DRAWS = 1000
+MEASURES = {  # name: (what it is, its unit or "")
+    "logprob": ("log-probability of the answer", "nats"),
+    "margin": ("right − wrong", "nats"),
+    "correct": ("prompts answered correctly", ""),
+    **{f"top{k}": (f"answer's first token at rank ≤ {k}" if k > 1 else "answer's first token is on top", "")
+       for k in RANKS},
+    "kl": ("KL(final ‖ layer)", "nats"),
+    "entropy": ("entropy", "nats"),
+    "agree": ("same top token as the final layer", ""),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One measure of one group of prompts over layers: mean, low, high, each (L,); n prompts."""
+
+    survey: str
+    lens: str
+    group: str
+    measure: str
+    layers: list[str]
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    n: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Where something first happens: counts for each layer and, last, for never."""
+
+    survey: str
+    lens: str
+    group: str
+    what: str
+    layers: list[str]
+    counts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a report shows.
+
+    curves      a measure for each lens and group          contrasts   paired differences of two groups
+    settled     histograms of the settled layer            first       of the first layer with rank 1
+    by          the condition that groups the prompts, or ""
+    """
+
+    by: str
+    curves: list[Curve] = field(default_factory=list)
+    contrasts: list[Curve] = field(default_factory=list)
+    settled: list[Histogram] = field(default_factory=list)
+    first: list[Histogram] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def table(folder: Path) -> pandas.DataFrame:
+    """The committed rows of a survey. Raises ModelNotAvailable, SurveyError, MissingExtra, FormatError."""
+    try:
+        import pandas
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise MissingExtra("pandas and pyarrow", "survey", "a report") from None
+    from logitlens.survey import plan as planning
+
+    plan, files = planning.load(folder), Folder(folder)
+    shards = [s for s in range(len(plan.shards)) if files.committed(s) is not None]
+    if not shards:
+        raise PromptError(f"nothing is committed in {folder} yet: run the survey first")
+    frame = pandas.concat([pq.read_table(files.check(s)).to_pandas() for s in shards])
+    return frame.reset_index(drop=True)
+
+
+def summarise(
+    frames: dict[str, pandas.DataFrame],
+    *,
+    by: str | None = None,
+    contrast: tuple[str, str] | None = None,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Summary:
+    """Tables of surveys by name → what a report shows.
+
+    by         the condition that groups prompts           contrast   (a, b): b − a, paired by id
+
+    Raises FormatError for a condition or a value that is not there.
+    """
+    found = Summary(by or "", meta={"seed": seed, "draws": draws})
+    for survey, frame in frames.items():
+        if by is not None and by not in frame.columns:
+            known = [c for c in frame.columns if frame[c].dtype.kind in "OUb" or c in ("block",)]
+            raise FormatError(f"{survey} has no column {by!r}: it has {', '.join(map(str, known))}")
+        for lens in dict.fromkeys(frame["lens"]):
+            mine = frame.loc[frame["lens"] == lens]
+            groups = {"": mine} if by is None else {str(k): g for k, g in mine.groupby(by)}
+            cubes = {group: _cube(rows) for group, rows in groups.items()}
+            for group, cube in cubes.items():
+                key = (survey, lens, group)
+                for measure, values_NL in cube.values.items():
+                    found.curves.append(
+                        Curve(*key, measure, cube.layers, *interval(values_NL, cube.units, seed, draws),
+                              len(values_NL))
+                    )  # fmt: skip
+                found.settled.append(Histogram(*key, "settled layer", cube.layers, cube.settled()))
+                if "top1" in cube.values:
+                    found.first.append(
+                        Histogram(
+                            *key, "first layer with the answer on top", cube.layers, cube.first()
+                        )
+                    )
+            if contrast is not None:
+                found.contrasts.extend(_contrasts(survey, lens, cubes, contrast, seed, draws))
+    return found
+
+
+@dataclass(frozen=True)
+class _Cube:
+    """values: measure → (N, L), nan where it is missing; units (N,): prompts that belong together."""
+
+    layers: list[str]
+    values: dict[str, np.ndarray]
+    units: np.ndarray
+    ids: list[str]
+
+    def settled(self) -> np.ndarray:
+        """(L + 1,): how many prompts settle at each layer; the last place stays empty."""
+        agrees_NL = self.values["agree"] == 1
+        run_N = np.cumprod(agrees_NL[:, ::-1], axis=1).sum(1).astype(int)
+        places = np.where(run_N > 0, len(self.layers) - run_N, len(self.layers))
+        return np.bincount(places, minlength=len(self.layers) + 1)
+
+    def first(self) -> np.ndarray:
+        """(L + 1,): at how many prompts the answer is on top for the first time at each layer; never."""
+        hits_NL = self.values["top1"] == 1
+        places = np.where(hits_NL.any(1), hits_NL.argmax(1), len(self.layers))
+        return np.bincount(places, minlength=len(self.layers) + 1)
+
+
+def _cube(rows: pandas.DataFrame) -> _Cube:
+    blocks = sorted(set(rows["block"]))
+    layers = ["embed" if b < 0 else str(b) for b in blocks]
+    rows = rows.sort_values(["prompt_index", "block"], kind="stable")
+    L = len(blocks)
+    values: dict[str, np.ndarray] = {}
+    for name in ("logprob", "margin", "kl", "entropy", "correct", "agree"):
+        values[name] = rows[name].astype("float64").to_numpy().reshape(-1, L)
+    rank_NL = rows["rank"].astype("float64").to_numpy().reshape(-1, L)
+    for k in RANKS:
+        values[f"top{k}"] = np.where(np.isnan(rank_NL), np.nan, rank_NL <= k)
+    for name in rows.columns:
+        if str(name).startswith("set_") and not str(name).endswith("_rank"):
+            values[f"P({str(name)[4:]})"] = np.exp(
+                rows[name].astype("float64").to_numpy().reshape(-1, L)
+            )
+    ids = rows["id"].to_numpy()[::L].tolist()
+    units = np.unique(np.array(ids, dtype=str), return_inverse=True)[1]
+    if np.isnan(values["margin"]).all():
+        del values["correct"]  # it is the same as top1
+    kept = {m: v for m, v in values.items() if not np.isnan(v).all() or m == "agree"}
+    return _Cube(layers, {m: kept[m] for m in _order(kept)}, units, ids)
+
+
+def _order(measures: Sequence[str] | dict[str, Any]) -> list[str]:
+    known = [m for m in MEASURES if m in measures]
+    return [*known, *(m for m in measures if m not in MEASURES)]
+
+
+def interval(
+    values_NL: np.ndarray, units_N: np.ndarray, seed: int, draws: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(L,) mean, 2.5 and 97.5 percentile of its bootstrap over units; nan values are left out."""
+    there_NL = ~np.isnan(values_NL)
+    U = int(units_N.max()) + 1
+    sums_UL, counts_UL = np.zeros((U, values_NL.shape[1])), np.zeros((U, values_NL.shape[1]))
+    np.add.at(sums_UL, units_N, np.where(there_NL, values_NL, 0.0))
+    np.add.at(counts_UL, units_N, there_NL)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_L = sums_UL.sum(0) / counts_UL.sum(0)
+        if U < 2 or draws < 2:
+            return mean_L, mean_L * np.nan, mean_L * np.nan
+        weights_BU = _weights(U, seed, draws)
+        means_BL = (weights_BU @ sums_UL) / (weights_BU @ counts_UL)
+    low_L, high_L = np.nanpercentile(means_BL, [2.5, 97.5], axis=0)
+    return mean_L, low_L, high_L
+
+
+@lru_cache(maxsize=2)
+def _weights(U: int, seed: int, draws: int) -> np.ndarray:
+    """(draws, U) how often each unit is drawn."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(U, np.full(U, 1 / U), size=draws).astype(np.float64)
+
+
+def _contrasts(
+    survey: str,
+    lens: str,
+    cubes: dict[str, _Cube],
+    contrast: tuple[str, str],
+    seed: int,
+    draws: int,
+) -> list[Curve]:
+    """b − a over the ids that both groups have."""
+    for name in contrast:
+        if name not in cubes:
+            raise FormatError(f"no prompts of {name!r}: expected two of {', '.join(cubes)}")
+    a, b = (cubes[name] for name in contrast)
+    if a.layers != b.layers:
+        raise FormatError(f"{contrast[0]} and {contrast[1]} were read at other layers")
+    places_a, places_b = _places(a.ids), _places(b.ids)
+    shared = [i for i in places_a if i in places_b]
+    if not shared:
+        raise FormatError(
+            f"{contrast[0]} and {contrast[1]} share no id: give paired prompts the same id"
+        )
+    out = []
+    for measure in _order({m: 0 for m in a.values if m in b.values}):
+        values_NL = np.stack(
+            [
+                b.values[measure][places_b[i]].mean(0) - a.values[measure][places_a[i]].mean(0)
+                for i in shared
+            ]
+        )
+        out.append(
+            Curve(survey, lens, f"{contrast[1]} − {contrast[0]}", measure, a.layers,
+                  *interval(values_NL, np.arange(len(shared)), seed, draws), len(shared))
+        )  # fmt: skip
+    return out
+
+
+def _places(ids: list[str]) -> dict[str, list[int]]:
+    """id → where it occurs."""
+    out: dict[str, list[int]] = {}
+    for n, name in enumerate(ids):
+        out.setdefault(name, []).append(n)
+    return out

@@ -1,0 +1,129 @@
+"""A worker: one process that holds the model and reads one shard after another.
+
+`python -m logitlens.survey.worker DIR` takes shard numbers on stdin, a line each, and answers on stdout
+with a line of JSON each: the commit record, or {"shard": …, "error": …}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import logitlens
+from logitlens.errors import LogitLensError, SurveyError
+from logitlens.lenses import Lens, resolve
+from logitlens.model.lens_model import LensModel
+from logitlens.model.load import load
+from logitlens.survey import plan as planning
+from logitlens.survey import prompts as labelled
+from logitlens.survey.commit import Folder
+from logitlens.survey.measure import COLUMNS, measure
+
+
+class Worker:
+    """The model, the lenses and the prompts of a survey, loaded once.
+
+    model   the survey's model where it is loaded already; else it is loaded as the plan says
+
+    Raises what loading raises, and SurveyError where model or input are not those of the plan.
+    """
+
+    def __init__(self, folder: Path, model: LensModel | None = None):
+        self.folder = Folder(folder)
+        self.plan = planning.load(folder)
+        facts = self.plan.facts
+        planning.set_threads(self.plan)
+        if model is None:
+            source = facts["model"]["source"]
+            model = load(None if source == "demo" else source, **facts["model"]["loading"])
+        self.model = model
+        if (found := planning.weights_hash(model)) != facts["model"]["weights"]:
+            raise SurveyError(
+                f"{model.name} has other weights ({found}) than when the survey was planned "
+                f"({facts['model']['weights']})"
+            )
+        self.skip_bad = self.plan.settings.bad == "skip"
+        given = facts["input"]
+        self.prompts = labelled.read(given["path"], skip_bad=self.skip_bad, reserved=COLUMNS)
+        if self.prompts.sha256 != given["sha256"]:
+            raise SurveyError(f"{given['path']} has changed since the survey was planned")
+        self.lenses: dict[str, Lens] = {}
+        for entry in facts["lenses"]:
+            lens = resolve(entry["said"], model)
+            name = lens.name if lens.name not in self.lenses else entry["said"]
+            self.lenses[name] = lens
+        self.depths = model._depths(self.plan.settings.layers)
+
+    def read(self, shard: int) -> dict[str, Any]:
+        """Read a shard and commit it; returns the record. Raises what reading raises, and OSError."""
+        if (there := self.folder.committed(shard)) is not None:
+            return there
+        began = time.perf_counter()
+        start, stop = self.plan.shards[shard]
+        part = measure(
+            self.model,
+            self.prompts.items[start:stop],
+            self.lenses,
+            depths=self.depths,
+            token_budget=self.plan.settings.token_budget,
+            conditions=self.plan.facts["conditions"],
+            sets=self.plan.facts["sets"],
+            skip_bad=self.skip_bad,
+        )
+        return self.folder.commit(
+            shard,
+            part.table,
+            {
+                "prompts": part.prompts,
+                "tokens": part.tokens,
+                "skipped": part.skipped,
+                "nonfinite": part.nonfinite,
+                "remarks": part.remarks,
+                "seconds": round(time.perf_counter() - began, 3),
+                "versions": {
+                    "logitlens": logitlens.__version__,
+                    **{name: version(name) for name in ("torch", "transformers", "pyarrow")},
+                },
+            },
+        )
+
+    def try_shard(self, shard: int) -> dict[str, Any]:
+        """The record of a shard, or {"shard": …, "error": …}, which DIR/failed keeps."""
+        try:
+            return self.read(shard)
+        except Exception as error:
+            line = (
+                f"{error}"
+                if isinstance(error, LogitLensError)
+                else f"{type(error).__name__}: {error}"
+            )
+            with contextlib.suppress(OSError):
+                self.folder.fail(shard, f"{line}\n\n{traceback.format_exc()}")
+            return {"shard": shard, "error": " ".join(line.split())}
+
+
+def main() -> None:
+    """Serve shard numbers until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends whoever asks, who then closes stdin
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever else prints goes to stderr
+    try:
+        worker = Worker(Path(sys.argv[1]))
+    except Exception as error:
+        print(json.dumps({"shard": None, "error": f"{error}"}), file=answers, flush=True)
+        raise SystemExit(1) from error
+    print(json.dumps({"ready": os.getpid()}), file=answers, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(worker.try_shard(int(line))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""A survey's report: curves over layers with intervals, contrasts, histograms; as figure, text, page.
+
+It needs the numbers of `logitlens.survey.summary`, handed over as plain objects, and no model.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from logitlens.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#7a5cc2")
+MARKS = "os^Dv*PX"
+ZERO_TO_ONE = ("correct", "agree", "top1", "top5", "top10")
+MOST_LINES = 8  # of one panel; more groups become panels of their own
+
+
+class CurveLike(Protocol):
+    """One line with its band; see `logitlens.survey.summary.Curve`."""
+
+    @property
+    def survey(self) -> str: ...
+    @property
+    def lens(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+    @property
+    def measure(self) -> str: ...
+    @property
+    def layers(self) -> list[str]: ...
+    @property
+    def mean(self) -> np.ndarray: ...
+    @property
+    def low(self) -> np.ndarray: ...
+    @property
+    def high(self) -> np.ndarray: ...
+    @property
+    def n(self) -> int: ...
+
+
+class HistogramLike(Protocol):
+    """Counts for each layer and for never; see `logitlens.survey.summary.Histogram`."""
+
+    @property
+    def survey(self) -> str: ...
+    @property
+    def lens(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+    @property
+    def what(self) -> str: ...
+    @property
+    def layers(self) -> list[str]: ...
+    @property
+    def counts(self) -> np.ndarray: ...
+
+
+class SummaryLike(Protocol):
+    """See `logitlens.survey.summary.Summary`."""
+
+    @property
+    def by(self) -> str: ...
+    @property
+    def curves(self) -> Sequence[CurveLike]: ...
+    @property
+    def contrasts(self) -> Sequence[CurveLike]: ...
+    @property
+    def settled(self) -> Sequence[HistogramLike]: ...
+    @property
+    def first(self) -> Sequence[HistogramLike]: ...
+    @property
+    def meta(self) -> dict[str, Any]: ...
+
+
+def name_of(curve: CurveLike | HistogramLike, summary: SummaryLike) -> str:
+    """What distinguishes a line: survey, lens and group, those of which there are several."""
+    several = [
+        getattr(curve, what)
+        for what in ("survey", "lens", "group")
+        if len({getattr(c, what) for c in summary.curves}) > 1
+    ]
+    return " · ".join(several) or curve.lens
+
+
+def figure(summary: SummaryLike, words: dict[str, tuple[str, str]], *, title: str = "") -> Figure:
+    """A panel for each measure (and each group, where there are many), and the histograms.
+
+    Raises MissingExtra without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtra("matplotlib", "plot", "a figure") from None
+    panels: list[tuple[str, Any]] = []
+    for what, curves in (("", summary.curves), ("contrast: ", summary.contrasts)):
+        for measure in dict.fromkeys(c.measure for c in curves):
+            lines = [c for c in curves if c.measure == measure]
+            said, unit = words.get(measure, (measure, ""))
+            panels.append((what + said + (f", {unit}" if unit else ""), lines))
+    bars = [h for h in (summary.settled, summary.first) if h]
+    panels += [(hists[0].what, list(hists)) for hists in bars]
+    wide = min(3, len(panels))
+    tall = math.ceil(len(panels) / wide)
+    drawing = Figure(figsize=(4.2 * wide, 3.0 * tall + 0.4), layout="constrained")
+    for number, (heading, content) in enumerate(panels):
+        axes = drawing.add_subplot(tall, wide, number + 1)
+        axes.set_title(heading, fontsize=9)
+        if hasattr(content[0], "counts"):
+            _bars(axes, content, summary)
+        else:
+            _lines(axes, content, summary)
+    names = list(dict.fromkeys(name_of(c, summary) for c in summary.curves))
+    if len(names) > 1:
+        handles, labels = drawing.axes[0].get_legend_handles_labels()
+        drawing.legend(handles, labels, loc="outside lower center", ncols=min(6, len(names)), fontsize=8,
+                       frameon=False)  # fmt: skip
+    if title:
+        drawing.suptitle(title, fontsize=11)
+    return drawing
+
+
+def _lines(axes: Axes, curves: Sequence[CurveLike], summary: SummaryLike) -> None:
+    for i, curve in enumerate(curves):
+        x = np.arange(len(curve.layers))
+        color = COLORS[i % len(COLORS)]
+        axes.plot(x, curve.mean, color=color, marker=MARKS[i % len(MARKS)], ms=3, lw=1.3,
+                  label=name_of(curve, summary))  # fmt: skip
+        axes.fill_between(x, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
+    if curves[0].measure in ZERO_TO_ONE and curves[0] not in summary.contrasts:
+        axes.set_ylim(-0.03, 1.03)
+    _layers(axes, curves[0].layers)
+
+
+def _bars(axes: Axes, histograms: Sequence[HistogramLike], summary: SummaryLike) -> None:
+    never = any(h.counts[-1] for h in histograms)
+    labels = [*histograms[0].layers, *(["never"] if never else [])]
+    for i, each in enumerate(histograms):
+        share = each.counts / max(1, each.counts.sum())
+        axes.step(np.arange(len(labels)), share[: len(labels)], where="mid", lw=1.3,
+                  color=COLORS[i % len(COLORS)], label=name_of(each, summary))  # fmt: skip
+    axes.set_ylabel("share of prompts", fontsize=8)
+    _layers(axes, labels)
+
+
+def _layers(axes: Axes, labels: Sequence[str]) -> None:
+    step = max(1, math.ceil(len(labels) / 9))
+    shown = list(range(len(labels)))[::-1][::step][::-1]
+    axes.set_xticks(shown, [labels[i] for i in shown], fontsize=8)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_xlabel("layer", fontsize=8)
+
+
+def markdown(
+    summary: SummaryLike, words: dict[str, tuple[str, str]], *, title: str = "Survey"
+) -> str:
+    """Tables of every measure: a line for each lens and group, a column for each layer."""
+    out = [f"# {title}", ""]
+    out += _about(summary)
+    for heading, curves in (("", summary.curves), ("Contrast: ", summary.contrasts)):
+        for measure in dict.fromkeys(c.measure for c in curves):
+            mine = [c for c in curves if c.measure == measure]
+            said, unit = words.get(measure, (measure, ""))
+            out += [f"## {heading}{said}{f' ({unit})' if unit else ''}", ""]
+            out += _table([[name_of(c, summary), str(c.n), *_cells(c)] for c in mine],
+                          ["", "prompts", *mine[0].layers])  # fmt: skip
+    for histograms in (summary.settled, summary.first):
+        if histograms:
+            out += [f"## {histograms[0].what[0].upper()}{histograms[0].what[1:]} (prompts)", ""]
+            rows = [[name_of(h, summary), *map(str, h.counts)] for h in histograms]
+            out += _table(rows, ["", *histograms[0].layers, "never"])
+    return "\n".join(out)
+
+
+def _about(summary: SummaryLike) -> list[str]:
+    meta = summary.meta
+    lines = [f"Model {meta['model']}."] if meta.get("model") else []
+    lines.append(
+        f"Means over prompts with 95 % intervals of a bootstrap ({meta['draws']} draws, seed {meta['seed']})."
+    )
+    return [" ".join(lines), ""]
+
+
+def _cells(curve: CurveLike) -> list[str]:
+    cells = []
+    for mean, low, high in zip(curve.mean, curve.low, curve.high):
+        if math.isnan(mean):
+            cells.append("–")
+        else:
+            half = (high - low) / 2
+            cells.append(f"{mean:.2f}" + ("" if math.isnan(half) else f" ±{half:.2f}"))
+    return cells
+
+
+def _table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> list[str]:
+    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return [*lines, ""]
+
+
+def page(
+    summary: SummaryLike,
+    words: dict[str, tuple[str, str]],
+    *,
+    title: str = "Survey",
+    prompts: Sequence[dict[str, Any]] = (),
+) -> str:
+    """One HTML file that needs no network: the figure, the tables, and the prompts behind them."""
+    buffer = io.BytesIO()
+    figure(summary, words).savefig(buffer, format="svg", metadata={"Date": None})
+    picture = base64.b64encode(buffer.getvalue()).decode()
+    parts = [
+        f"<h1>{html.escape(title)}</h1><p>{html.escape(' '.join(_about(summary)))}</p>",
+        f'<img alt="curves over layers" src="data:image/svg+xml;base64,{picture}">',
+    ]
+    text = markdown(summary, words).splitlines()[4:]
+    parts += _as_html(text)
+    if prompts:
+        columns = list(prompts[0])
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(_said(row[c]))}</td>" for c in columns) + "</tr>"
+            for row in prompts
+        )
+        heads = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
+        parts.append(
+            f"<details open><summary>{len(prompts)} prompts, those that settle last first</summary>"
+            f"<table><tr>{heads}</tr>{body}</table></details>"
+        )
+    return _PAGE.format(title=html.escape(title), body="\n".join(parts))
+
+
+def _said(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _as_html(lines: Sequence[str]) -> list[str]:
+    """The tables of `markdown` as HTML, folded."""
+    out: list[str] = []
+    rows: list[str] = []
+    for line in [*lines, "## "]:
+        if line.startswith("## "):
+            if rows:
+                out.append("<table>" + "".join(rows) + "</table></details>")
+            rows = []
+            if line[3:]:
+                out.append(f"<details><summary>{html.escape(line[3:])}</summary>")
+        elif line.startswith("| ") and not line.startswith("| ---"):
+            tag = "td" if rows else "th"
+            cells = line[2:-2].replace("\\|", "\0").split(" | ")
+            cells = [html.escape(cell.replace("\0", "|").strip()) for cell in cells]
+            rows.append("<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>")
+    return out
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy" content=
+"default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 84rem; padding: 0 1rem;
+       color: #1b1b1b; background: #fff }}
+img {{ max-width: 100% }} table {{ border-collapse: collapse; font-size: 13px; margin: .5rem 0 }}
+details {{ overflow-x: auto }} summary {{ cursor: pointer; padding: .3rem 0 }}
+th, td {{ border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left; white-space: pre }}
+</style></head><body>
+{body}
+</body></html>
+"""

@@ -1,0 +1,72 @@
+"""A tiny model on the disk, and labelled prompts for it."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+import logitlens
+from logitlens.survey.plan import Settings
+from logitlens.survey.run import run
+from tests.models import tiny_gpt2, tiny_tokenizer
+
+WORDS = ["The tower", "Paris is", "In the city", "The Eiffel Tower is in", "is there a"]
+
+
+def records(count: int = 23) -> list[dict]:
+    """Prompts of several lengths with right and wrong answers of one and several tokens."""
+    out = []
+    for i in range(count):
+        words = " ".join(WORDS[(i + n) % len(WORDS)] for n in range(1 + i % 3))
+        out.append(
+            {
+                "id": f"p{i // 2}",
+                "prompt": words,
+                "answer": [" Paris", " the tower of"] if i % 4 else " Paris",
+                "wrong": " is there",
+                "sets": {"end": [".", " Paris"]} if i % 5 else {},
+                "order": "even" if i % 2 == 0 else "odd",
+                "number": i,
+            }
+        )
+    return out
+
+
+def write_lines(path, items):
+    path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """A folder that `logitlens.load` and worker processes can load."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_gpt2().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(saved):
+    return logitlens.load(str(saved))
+
+
+@pytest.fixture
+def survey(model, saved, tmp_path):
+    """Runs a survey of some prompts: survey(items, folder="a", jobs=…, size=…, …)."""
+
+    def go(
+        items=None, folder="a", *, size=4, lenses=("logit",), bad="stop", name="prompts", **options
+    ):
+        path = tmp_path / f"{name}.jsonl"
+        if items is not None or not path.exists():
+            write_lines(path, records() if items is None else items)
+        settings = Settings(shard_size=size, threads=1, bad=bad, token_budget=64)
+        return run(
+            path, tmp_path / folder, options.pop("model", model), source=str(saved), loading={},
+            lenses=lenses, settings=settings, **options,
+        )  # fmt: skip
+
+    return SimpleNamespace(run=go, folder=tmp_path)

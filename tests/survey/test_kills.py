@@ -1,0 +1,125 @@
+"""Workers that are really killed: every prompt is there exactly once, in the same bytes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from logitlens.survey import plan as planning
+from logitlens.survey.engines import local
+from logitlens.survey.merge import merge
+from tests.survey.conftest import records
+
+pytestmark = pytest.mark.slow
+ITEMS = records(60)
+
+
+def forked(work, kill_after: float | None = None) -> int:
+    """Run `work` in a copy of this process, which is killed after some seconds; how it ended."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
+
+
+def killed_at_call(function, number: int):
+    """`function`, but the process is killed before its `number`-th call."""
+    calls = 0
+
+    def counted(*args, **options):
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **options)
+
+    return counted
+
+
+@pytest.fixture
+def whole(survey):
+    survey.run(ITEMS, folder="whole")
+    return (survey.folder / "whole" / "survey.parquet").read_bytes()
+
+
+def check(survey, folder, whole):
+    """The survey ends, as if nothing had happened, with nothing left over."""
+    found = survey.run(ITEMS, folder=folder)
+    assert found.done
+    assert found.total("prompts") == len(ITEMS)
+    assert (survey.folder / folder / "survey.parquet").read_bytes() == whole
+    left = [p.name for p in (survey.folder / folder).rglob("*") if "tmp" in p.name]
+    assert not left
+
+
+def test_fifty_kills_at_random_times_change_nothing(survey, whole):
+    generator = random.Random(15)
+    kills = rounds = 0
+    while kills < 50:
+        folder = f"random{rounds}"
+        rounds += 1
+        for _ in range(10):
+            ended = forked(
+                lambda f=folder: survey.run(ITEMS, folder=f), generator.uniform(0.02, 0.5)
+            )
+            kills += os.WIFSIGNALED(ended)
+            if not os.WIFSIGNALED(ended):
+                break
+        check(survey, folder, whole)
+        assert rounds < 30
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_a_kill_before_any_rename_changes_nothing(survey, whole, monkeypatch, number):
+    """Odd renames are of parts, even ones of commit records: killed between write and rename, and
+    between rename and commit. The first writes the plan."""
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed_at_call(os.replace, number))
+        assert os.WIFSIGNALED(forked(lambda: survey.run(ITEMS, folder="renames")))
+    check(survey, "renames", whole)
+
+
+def test_two_workers_on_one_shard_give_one_part(survey, whole):
+    survey.run(ITEMS, folder="both", share=(0, 15))
+    children = [os.fork() for _ in range(2)]
+    for child in children:
+        if child == 0:
+            try:
+                survey.run(ITEMS, folder="both", share=(0, 1))
+                os._exit(0)
+            except BaseException:
+                os._exit(1)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    check(survey, "both", whole)
+
+
+def test_processes_read_the_same_bytes_and_a_killed_one_is_replaced(survey, whole, monkeypatch):
+    survey.run(ITEMS, folder="jobs", share=(0, 15))
+    folder = survey.folder / "jobs"
+    started = []
+    honest = local._Worker.__init__
+
+    def noted(self, *args):
+        honest(self, *args)
+        started.append(self)
+
+    monkeypatch.setattr(local._Worker, "__init__", noted)
+    shards = range(1, len(planning.load(folder).shards))
+    for done, record in enumerate(local.run(folder, shards, 2), 1):
+        assert "error" not in record
+        if done == 2:
+            os.kill(started[0].process.pid, signal.SIGKILL)
+    assert len(started) == 3
+    merge(folder)
+    check(survey, "jobs", whole)

@@ -1,0 +1,145 @@
+"""Reports and searches: means with intervals, paired contrasts, and prompts found again."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from logitlens import FormatError
+from logitlens.cli import main
+from logitlens.survey.find import find
+from logitlens.survey.report import report
+from logitlens.survey.summary import interval, summarise, table
+from tests.survey.conftest import records
+
+
+@pytest.fixture(scope="module")
+def folder(model, saved, tmp_path_factory):
+    from logitlens.survey.plan import Settings
+    from logitlens.survey.run import run
+    from tests.survey.conftest import write_lines
+
+    place = tmp_path_factory.mktemp("report")
+    path = write_lines(place / "prompts.jsonl", records(24))
+    run(path, place / "tiny", model, source=str(saved), loading={}, settings=Settings(shard_size=8))
+    return place / "tiny"
+
+
+def test_means_are_those_of_the_table_and_lie_in_their_intervals(folder):
+    frame = table(folder)
+    found = summarise({"tiny": frame}, by="order", draws=200)
+    for group in ("even", "odd"):
+        mine = frame[frame.order == group]
+        (kl,) = [c for c in found.curves if c.measure == "kl" and c.group == group]
+        np.testing.assert_allclose(kl.mean, mine.groupby("block").kl.mean(), rtol=1e-5)
+        assert (kl.low <= kl.mean + 1e-9).all()
+        assert (kl.mean <= kl.high + 1e-9).all()
+        assert kl.n == 12
+        (top5,) = [c for c in found.curves if c.measure == "top5" and c.group == group]
+        np.testing.assert_allclose(
+            top5.mean, mine.groupby("block")["rank"].apply(lambda r: (r <= 5).mean())
+        )
+        (ends,) = [c for c in found.curves if c.measure == "P(end)" and c.group == group]
+        there = mine.dropna(subset=["set_end"])
+        np.testing.assert_allclose(
+            ends.mean, there.groupby("block").set_end.apply(lambda p: np.exp(p).mean()), rtol=1e-5
+        )
+    assert all(h.counts.sum() == 12 for h in (*found.settled, *found.first))
+
+
+def test_a_95_percent_interval_holds_the_truth_about_95_times_in_a_hundred():
+    generator = np.random.default_rng(0)
+    held = 0
+    for seed in range(300):
+        values_N1 = generator.normal(3.0, 1.0, (100, 1))
+        _, low, high = interval(values_N1, np.arange(100), 1000 + seed, 300)
+        held += bool(low[0] <= 3.0 <= high[0])
+    assert 0.89 <= held / 300 <= 0.99
+
+
+def test_prompts_that_share_an_id_are_drawn_together():
+    """Each value twice under one id is no more evidence than once."""
+    values_N1 = np.random.default_rng(1).normal(size=(40, 1))
+    once = interval(values_N1, np.arange(40), 0, 500)
+    twice = interval(np.repeat(values_N1, 2, 0), np.repeat(np.arange(40), 2), 0, 500)
+    np.testing.assert_allclose(once, twice)
+
+
+def test_a_contrast_is_the_mean_of_paired_differences(folder):
+    frame = table(folder)
+    found = summarise({"tiny": frame}, by="order", contrast=("even", "odd"), draws=100)
+    (kl,) = [c for c in found.contrasts if c.measure == "kl"]
+    wide = frame.pivot_table(index="id", columns=["order", "block"], values="kl")
+    truth = (wide["odd"] - wide["even"]).mean()
+    np.testing.assert_allclose(kl.mean, truth, rtol=1e-5, atol=1e-7)
+    assert kl.group == "odd − even"
+    assert kl.n == 12
+    with pytest.raises(FormatError, match="no prompts of 'red'"):
+        summarise({"tiny": frame}, by="order", contrast=("red", "odd"))
+    with pytest.raises(FormatError, match="no column 'colour'"):
+        summarise({"tiny": frame}, by="colour")
+
+
+def test_first_layers_and_settled_layers_agree_with_the_readings(folder, model):
+    rows = find(folder, limit=100)
+    assert len(rows) == 24
+    for i in (0, 5, 11):
+        item = records(24)[i]
+        settled = model.read(item["prompt"]).settled()[-1]
+        assert rows[i]["settled"] == (-1 if settled == "embed" else settled)
+
+
+def test_find_gives_the_prompts_for_which_the_condition_holds(folder):
+    frame = table(folder)
+    kl = frame[(frame.block == 0) & (frame.kl > 2) & (frame.order == "odd")]
+    found = find(folder, "kl_0 > 2 and \"order\" = 'odd'", limit=100)
+    assert [row["id"] for row in found] == kl.id.tolist()
+    assert len(find(folder, limit=3)) == 3
+    best = find(folder, order="kl_0 desc", limit=1)[0]
+    assert best["prompt"] == frame[frame.block == 0].sort_values("kl").prompt.iloc[-1]
+    with pytest.raises(FormatError, match="kl_99") as refused:
+        find(folder, "kl_99 > 1")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_report_is_written_as_text_and_as_a_page_that_needs_no_network(folder, tmp_path):
+    report([folder], tmp_path / "r.md", by="order", contrast=("even", "odd"))
+    report([folder], tmp_path / "r.html", by="order")  # draws the figure
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert 'src="http' not in page
+    assert "P(end)" in page
+    text = (tmp_path / "r.md").read_text(encoding="utf-8")
+    assert "| even | 12 |" in text
+    assert "Contrast: KL(final ‖ layer) (nats)" in text
+    with pytest.raises(FormatError, match=r"\.docx"):
+        report([folder], tmp_path / "r.docx")
+
+
+def test_a_prompt_cannot_put_markup_into_the_page(survey, tmp_path):
+    survey.run([{"prompt": "<b>the</b><script>", "kind": "<i>|x"}], size=1)
+    report([survey.folder / "a"], tmp_path / "r.html", by="kind")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "<i>|x" not in page
+
+
+def test_the_command_line_reports_and_finds(folder, tmp_path):
+    def go(*arguments):
+        return CliRunner().invoke(main, ["survey", *map(str, arguments)], prog_name="logitlens")
+
+    done = go(
+        "report", folder, "-o", tmp_path / "r.md", "--by", "order", "--contrast", "even", "odd"
+    )
+    assert done.exit_code == 0, done.output
+    assert go("report", folder, "-o", tmp_path / "r.md", "--contrast", "even", "odd").exit_code == 2
+    done = go("find", folder, "--where", "number < 2", "--json")
+    assert [json.loads(line)["number"] for line in done.stdout.splitlines()] == [0, 1]
+    done = go("find", folder, "--where", "number = 3", "--open", tmp_path / "found.html")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "found.html").is_file()
+    assert "no prompts are like that" in go("find", folder, "--where", "number > 99").stdout

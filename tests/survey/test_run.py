@@ -1,0 +1,280 @@
+"""Surveys of labelled prompts: what the table holds, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from click.testing import CliRunner
+
+import logitlens
+from logitlens import FormatError, PromptError, SurveyError
+from logitlens.cli import main
+from logitlens.survey import prompts as labelled
+from logitlens.survey.commit import Folder
+from logitlens.survey.merge import merge
+from tests.models import tiny_gpt2, tiny_tokenizer
+from tests.survey.conftest import records, write_lines
+
+
+def files(folder) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_table_holds_what_score_and_read_give_for_each_prompt(survey, model):
+    found = survey.run()
+    assert found.done
+    assert found.merged
+    frame = pq.read_table(survey.folder / "a" / "survey.parquet").to_pandas()
+    layers = model.n_blocks + 1
+    items = records()
+    assert len(frame) == layers * len(items)
+    for i in (1, 4, 7):
+        item, mine = items[i], frame[frame.prompt_index == i]
+        right = item["answer"] if isinstance(item["answer"], list) else [item["answer"]]
+        scores = model.score(item["prompt"], [*right, item["wrong"]])
+        reading = model.read(item["prompt"], track=[{"end": [".", " Paris"]}])
+        assert mine.layer.tolist() == scores.layers == reading.layers
+        logprob = np.log(np.exp(scores.logprobs[:, : len(right)]).sum(-1))
+        np.testing.assert_allclose(mine.logprob, logprob, atol=1e-4)
+        np.testing.assert_allclose(mine.margin, logprob - scores.logprobs[:, -1], atol=1e-4)
+        assert (mine.correct == (mine.margin > 0)).all()
+        assert mine["rank"].tolist() == scores.ranks[:, : len(right)].min(-1).tolist()
+        np.testing.assert_allclose(mine.kl, reading.kl[:, -1], atol=1e-4)
+        np.testing.assert_allclose(mine.entropy, reading.entropy[:, -1], atol=1e-4)
+        np.testing.assert_allclose(mine.set_end, reading.track_logprobs[:, -1, 0], atol=1e-4)
+        assert mine.top_id.tolist() == reading.top_ids[:, -1, 0].tolist()
+        assert mine.agree.iloc[-1]
+        assert mine.order.iloc[0] == item["order"]
+    assert frame.set_end[frame.prompt_index == 0].isna().all()
+
+
+def test_shards_of_any_size_merge_into_the_same_numbers(survey):
+    one = survey.run(size=100, folder="one")
+    many = survey.run(size=3, folder="many")
+    assert (len(one.plan.shards), len(many.plan.shards)) == (1, 8)
+    a, b = (
+        pq.read_table(survey.folder / f / "survey.parquet").to_pandas() for f in ("one", "many")
+    )
+    for name in a.columns:
+        if a[name].dtype.kind == "f":
+            np.testing.assert_allclose(a[name], b[name], atol=1e-4)
+        elif name not in ("top", "top_id", "rank", "wrong_rank", "set_end_rank"):  # ties may round
+            assert a[name].equals(b[name]), name
+
+
+def test_the_same_survey_twice_is_the_same_bytes_and_leaves_nothing_else(survey):
+    survey.run(folder="a")
+    survey.run(folder="b")
+    a, b = survey.folder / "a", survey.folder / "b"
+    assert (a / "survey.parquet").read_bytes() == (b / "survey.parquet").read_bytes()
+    shards = [
+        f"{kind}/{n:05}.{end}"
+        for kind, end in (("parts", "parquet"), ("commits", "json"))
+        for n in range(6)
+    ]
+    assert files(a) == {"plan.json", "survey.parquet", *shards}
+
+
+def test_a_survey_that_was_left_reads_only_what_is_missing(survey):
+    survey.run()
+    folder = survey.folder / "a"
+    whole = (folder / "survey.parquet").read_bytes()
+    (folder / "survey.parquet").unlink()
+    (folder / "commits" / "00002.json").unlink()  # renamed, never committed
+    (folder / "parts" / "00004.parquet").write_bytes(b"cut short")  # lost its end
+    read = []
+    survey.run(report=lambda plan, record: read.append(record["shard"]))
+    assert read == [2, 4]
+    assert (folder / "survey.parquet").read_bytes() == whole
+
+
+def test_shares_of_a_survey_together_are_the_whole(survey):
+    for i in range(3):
+        found = survey.run(folder="shares", share=(i, 3))
+        assert len(found.records) == 2 * (i + 1)
+    survey.run(folder="alone")
+    a, b = (survey.folder / name / "survey.parquet" for name in ("shares", "alone"))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_merging_refuses_a_survey_with_a_missing_or_changed_part(survey):
+    survey.run()
+    folder = survey.folder / "a"
+    part = folder / "parts" / "00001.parquet"
+    data = bytearray(part.read_bytes())
+    data[40] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(SurveyError, match=r"00001\.parquet is not what was committed"):
+        merge(folder)
+    part.unlink()
+    with pytest.raises(SurveyError, match="1 of 6 shards"):
+        merge(folder)
+
+
+def test_another_model_input_lens_or_setting_is_refused_with_what_changed(survey, saved):
+    survey.run(share=(0, 2))
+    with pytest.raises(SurveyError, match="settings shard_size: 4, now 5"):
+        survey.run(size=5)
+    with pytest.raises(SurveyError, match="input sha256"):
+        survey.run(records(22))
+    survey.run(records(), share=(1, 2))  # the same again is welcome
+    other = logitlens.load(tiny_gpt2(seed=1), tokenizer=tiny_tokenizer())
+    with pytest.raises(SurveyError, match="model weights") as refused:
+        survey.run(model=other)
+    assert "\n" not in str(refused.value)
+    (survey.folder / "full").mkdir()
+    (survey.folder / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(SurveyError, match="not empty"):
+        survey.run(folder="full")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".csv", ".parquet"])
+def test_prompts_read_the_same_from_every_kind_of_file(tmp_path, suffix):
+    items = records()
+    plain = labelled.read(write_lines(tmp_path / "a.jsonl", items))
+    path = tmp_path / f"b{suffix}"
+    if suffix == ".jsonl.gz":
+        path.write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    else:
+        import pandas
+
+        frame = pandas.DataFrame(items)
+        if suffix == ".csv":
+            for name in ("answer", "sets"):
+                frame[name] = [v if isinstance(v, str) else json.dumps(v) for v in frame[name]]
+            frame.to_csv(path, index=False)
+        else:
+            frame["answer"] = [v if isinstance(v, list) else [v] for v in frame["answer"]]
+            frame.to_parquet(path)
+    again = labelled.read(path)
+    for a, b in zip(plain.items, again.items, strict=True):
+        assert (a.prompt, a.answers, a.wrong, a.sets, a.id) == (
+            b.prompt,
+            b.answers,
+            b.wrong,
+            b.sets,
+            b.id,
+        )
+        assert a.conditions["order"] == b.conditions["order"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"{not json", "line 2 cannot be read"),
+        (b'{"prompt": "\xff"}', "line 2 cannot be read"),
+        (b'{"text": "a"}', "line 2: expected an object with a prompt"),
+        (b'{"prompt": ""}', "line 2: the prompt is empty"),
+        (b'{"prompt": "a", "answer": ""}', "line 2: the answer is empty"),
+        (b'{"prompt": "a", "answer": []}', "line 2: the answer is empty"),
+        (b'{"prompt": "a", "wrong": 3}', "line 2: the wrong answer is 3"),
+        (b'{"prompt": "a", "language": ["x"]}', "line 2: the condition 'language' is list"),
+        (b'{"prompt": "a", "kl": 3}', "line 2: 'kl' is a column of the survey"),
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_a_line_that_cannot_be_read_is_named_or_skipped_and_counted(tmp_path, line, said):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'{"prompt": "a"}\n' + line + b'\n{"prompt": "b"}\n')
+    with pytest.raises((FormatError, PromptError), match=said) as refused:
+        labelled.read(path, reserved=["kl"])
+    assert "\n" not in str(refused.value)
+    found = labelled.read(path, reserved=["kl"], skip_bad=True)
+    assert [item.prompt for item in found.items] == ["a", "b"]
+    assert len(found.skipped) == 1
+
+
+def test_corrupt_gzip_and_foreign_files_are_refused_in_one_line(tmp_path):
+    for name in ("a.jsonl.gz", "a.parquet", "a.xlsx"):
+        (tmp_path / name).write_bytes(gzip.compress(b'{"prompt": "a"}')[:20])
+        with pytest.raises(FormatError, match=name) as refused:
+            labelled.read(tmp_path / name)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_prompt_longer_than_the_context_fails_its_shard_or_is_skipped(survey):
+    items = [*records(5), {"id": "long", "prompt": "Paris " * 300, "answer": " Paris"}]
+    found = survey.run(items)
+    assert list(found.failed) == [1]
+    assert "line 6" in found.failed[1]
+    assert not found.merged
+    found = survey.run(items, folder="b", bad="skip")
+    assert found.done
+    assert found.total("prompts") == 5
+    assert "line 6" in found.skipped[0]
+
+
+def test_logits_that_are_not_finite_are_null_and_counted(survey):
+    broken = logitlens.load(tiny_gpt2(), tokenizer=tiny_tokenizer())
+    with torch.no_grad():
+        broken.hf.transformer.wte.weight[9].fill_(float("nan"))
+    items = [{"prompt": [1, 2, 3]}, {"prompt": [1, 9, 3]}]
+    found = survey.run(items, model=broken)
+    assert found.total("nonfinite") == 1
+    frame = pq.read_table(survey.folder / "a" / "survey.parquet").to_pandas()
+    assert frame.entropy[frame.prompt_index == 0].notna().all()
+    broken_rows = frame[frame.prompt_index == 1]
+    assert broken_rows.kl.isna().all()
+    assert broken_rows.entropy[1:].isna().all()  # the embedding of the last token is whole
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(survey, model, monkeypatch):
+    from logitlens.model import score
+
+    honest = score.capture
+
+    def small(model, prompts, **options):
+        if sum(map(len, prompts)) > 40:
+            raise MemoryError
+        return honest(model, prompts, **options)
+
+    monkeypatch.setattr(score, "capture", small)
+    found = survey.run(size=100)
+    assert found.done
+    assert "batches of 32 tokens" in found.records[0]["remarks"][0]
+
+
+def test_a_full_disk_fails_the_shard_and_leaves_nothing_temporary(survey, monkeypatch):
+    import pyarrow.parquet
+
+    def full(table, path, **options):
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pyarrow.parquet, "write_table", full)
+        found = survey.run()
+    assert len(found.failed) == 6
+    assert "No space left" in found.failed[0]
+    assert not [name for name in files(survey.folder / "a") if "tmp" in name]
+    assert survey.run().done
+
+
+def test_a_committed_shard_is_never_written_again(survey):
+    survey.run()
+    folder = Folder(survey.folder / "a")
+    before = folder.part(0).stat().st_mtime_ns
+    table = pq.read_table(folder.part(1))
+    assert folder.commit(0, table, {})["rows"] == pq.read_table(folder.part(0)).num_rows
+    assert folder.part(0).stat().st_mtime_ns == before
+
+
+def test_the_command_line_says_how_far_it_is_and_gives_3_for_failed_shards(survey, saved):
+    path = write_lines(survey.folder / "p.jsonl", [*records(5), {"prompt": "Paris " * 300}])
+    out = survey.folder / "cli"
+    arguments = ["survey", "run", str(path), "-o", str(out), "-m", str(saved), "--threads", "1"]
+    ended = CliRunner().invoke(main, [*arguments, "--shard-size", "3"], prog_name="logitlens")
+    assert ended.exit_code == 3, ended.output
+    assert "1 of 2 shards committed" in ended.stdout
+    assert "shard 1 failed" in ended.stdout
+    ended = CliRunner().invoke(main, ["survey", "status", str(out), "--json"])
+    assert json.loads(ended.stdout)["committed"] == 1
+    ended = CliRunner().invoke(main, ["survey", "merge", str(out)])
+    assert ended.exit_code == 1
+    assert "1 of 2 shards" in ended.stderr
+    ended = CliRunner().invoke(main, ["survey", "status", str(survey.folder)])
+    assert ended.exit_code == 4
