@@ -15,11 +15,16 @@ CLEAN = [5, 1, 17, 33, 3, 42, 9]
 CORRUPTED = [5, 2, 17, 30, 3, 42, 9]
 FAMILIES = [
     "GPT2LMHeadModel",
-    "LlamaForCausalLM",
-    "Gemma2ForCausalLM",
     "GPTNeoXForCausalLM",  # parallel blocks
-    "MixtralForCausalLM",
-    "FalconMambaForCausalLM",  # no MLP
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in (
+            "LlamaForCausalLM",
+            "Gemma2ForCausalLM",
+            "MixtralForCausalLM",
+            "FalconMambaForCausalLM",  # no MLP
+        )
+    ),
 ]
 
 
