@@ -281,3 +281,18 @@ def test_a_page_of_one_reading_loads_like_a_file(tmp_path):
     page.save([reading, reading], tmp_path / "two.html")
     with pytest.raises(FormatError, match=r"holds 2 readings: .*page\.load"):
         Reading.load(tmp_path / "two.html")
+
+
+def test_exits_and_reading_ahead_count_what_they_say():
+    reading = random_reading(L=4, T=6)
+    agrees = reading.top_ids[..., 0] == reading.top_ids[-1, :, 0]
+    assert reading.exits()[-1] == 1
+    assert np.allclose(reading.exits(), agrees.mean(axis=1))
+    sure = agrees & (reading.probs[..., 0] >= 0.5)
+    assert np.allclose(reading.exits(0.5), sure.mean(axis=1))
+    ids = [*reading.ids.tolist(), 10**6]
+    for n in (1, 3):
+        found = reading.reads_ahead(n)
+        for row in range(4):
+            for t in range(6):
+                assert found[row, t] == (reading.top_ids[row, t, 0] in ids[t + 1 : t + 1 + n])

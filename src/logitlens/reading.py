@@ -227,6 +227,28 @@ class Reading:
         """
         return self._names(self._settled_rows())
 
+    def exits(self, threshold: float = 0.0) -> Floats:
+        """(L,) the share of positions at which a layer already has the final top token, with at
+        least this probability: the upper bound on leaving there, and on drafting with those layers.
+        """
+        agrees = self.top_ids[:, :, 0] == self.top_ids[-1, :, 0]
+        sure = self.top_logprobs[:, :, 0] >= np.log(np.maximum(threshold, 1e-45))
+        return (agrees & sure).mean(axis=1, dtype=np.float64).astype(np.float32)
+
+    def reads_ahead(self, n: int) -> NDArray[np.bool_]:
+        """(L, T) whether the top token is one that really occurs within the next n positions.
+
+        Positions that were not read count as far as their tokens are known: each column knows its
+        own and the one that follows.
+        """
+        known = {p + 1: int(i) for p, i in zip(self.positions, self.next_ids) if i >= 0}
+        known |= {p: int(i) for p, i in zip(self.positions, self.ids)}
+        out = np.zeros(self.top_ids.shape[:2], bool)
+        for column, position in enumerate(self.positions):
+            ahead = [known[p] for p in range(position + 1, position + 1 + n) if p in known]
+            out[:, column] = np.isin(self.top_ids[:, column, 0], ahead)
+        return out
+
     def _settled_rows(self) -> NDArray[np.intp]:
         """(T,) the same as rows of the arrays: of a sublayer's stream, two may have one number."""
         agrees = self.top_ids[:, :, 0] == self.top_ids[-1, :, 0]

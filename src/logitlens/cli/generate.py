@@ -12,6 +12,7 @@ from logitlens import statistics
 from logitlens.cli.options import (
     PromptCommand,
     busy,
+    chat_options,
     check_outputs,
     edit_option,
     edits_of,
@@ -19,7 +20,7 @@ from logitlens.cli.options import (
     load_model,
     model_options,
     output_console,
-    prompt_text,
+    prompt_or_chat,
     reading_options,
 )
 from logitlens.cli.read import save
@@ -33,7 +34,8 @@ _LIVE_COLUMNS = 60  # more fit no terminal
 
 
 @click.command("generate", cls=PromptCommand)
-@click.argument("prompt", metavar="PROMPT|-")
+@click.argument("prompt", metavar="PROMPT|-", required=False)
+@chat_options
 @click.option(
     "-n", "--max-new-tokens", type=click.IntRange(min=1), metavar="N",
     help="Tokens to write at most.  [default: 40, or what fits the context]",
@@ -81,7 +83,9 @@ _LIVE_COLUMNS = 60  # more fit no terminal
     help="Terminal background.",
 )  # fmt: skip
 def command(
-    prompt: str,
+    prompt: str | None,
+    chat: str | None,
+    system: str | None,
     source: str,
     lenses: tuple[str, ...],
     top: int,
@@ -115,10 +119,11 @@ def command(
     if (top_p or top_k) and not temperature:
         raise click.UsageError("--top-p and --top-k need a --temperature above 0, like 0.8")
     paths = check_outputs(outputs)
-    text = prompt_text(prompt)
+    text = prompt_or_chat(prompt, chat, system)
     changes = edits_of(edits)
     model = load_model(source, **loading)
-    shows = _Json() if as_json else _Shown(text, live=live, width=width, color=color, theme=theme)
+    asked = text if isinstance(text, str) else ""  # of a chat, only the answer is shown
+    shows = _Json() if as_json else _Shown(asked, live=live, width=width, color=color, theme=theme)
     reading: Reading | None = None
     try:
         with ExitStack() as stack:

@@ -129,7 +129,7 @@ class PromptCommand(click.Command):
         ctx.allow_extra_args = True
         more = super().parse_args(ctx, args)
         if more:
-            prompt = quoted([ctx.params["prompt"], *more])
+            prompt = quoted([ctx.params["prompt"] or "", *more])
             raise click.UsageError(f"put the prompt in quotes: {ctx.command_path} {prompt}", ctx)
         return more
 
@@ -191,6 +191,51 @@ def prompt_text(prompt: str) -> str:
         return prompt
     except UnicodeError as error:
         raise PromptError(f"the prompt is not UTF-8 ({error}): convert it first") from error
+
+
+chat_options = together(
+    click.option(
+        "--chat", metavar="FILE|-",
+        help='Messages as JSON, [{"role": "user", "content": …}, …]; PROMPT, if there is one, is '
+        "asked after them.",
+    ),
+    click.option("--system", metavar="TEXT", help="Ask as a chat, with this system message."),
+)  # fmt: skip
+
+
+def prompt_or_chat(
+    prompt: str | None, chat: str | None, system: str | None
+) -> str | list[dict[str, Any]]:
+    """The prompt as text, or the messages that PROMPT, --chat and --system make together.
+
+    Raises PromptError for a file that holds no messages.
+    """
+    if chat is None and system is None:
+        if prompt is None:
+            raise click.UsageError("Missing argument 'PROMPT|-'.")
+        return prompt_text(prompt)
+    messages: list[dict[str, Any]] = []
+    if chat is not None:
+        if chat == "-" == prompt:
+            raise click.UsageError("standard input is either --chat or PROMPT")
+        messages = _messages(chat)
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    if prompt is not None:
+        messages.append({"role": "user", "content": prompt_text(prompt)})
+    return messages
+
+
+def _messages(chat: str) -> list[dict[str, Any]]:
+    data = sys.stdin.buffer.read() if chat == "-" else Path(chat).read_bytes()
+    expected = f'{chat}: expected a JSON list of messages, {{"role": "user", "content": "…"}}'
+    try:
+        found = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{expected} ({error})") from error
+    if not isinstance(found, list) or not all(isinstance(m, dict) and "role" in m for m in found):
+        raise PromptError(expected)
+    return found
 
 
 _NEEDS = {

@@ -11,6 +11,7 @@ from logitlens import statistics
 from logitlens.cli.options import (
     PromptCommand,
     busy,
+    chat_options,
     check_outputs,
     edit_option,
     edits_of,
@@ -19,7 +20,7 @@ from logitlens.cli.options import (
     model_options,
     output_console,
     print_json,
-    prompt_text,
+    prompt_or_chat,
     reading_options,
     renamed_option,
 )
@@ -33,7 +34,8 @@ STREAMS = ("resid", "mid", "attn", "mlp")
 
 
 @click.command("read", cls=PromptCommand)
-@click.argument("prompt", metavar="PROMPT|-")
+@click.argument("prompt", metavar="PROMPT|-", required=False)
+@chat_options
 @model_options
 @reading_options
 @click.option(
@@ -90,7 +92,9 @@ STREAMS = ("resid", "mid", "attn", "mlp")
     help="Terminal background.",
 )  # fmt: skip
 def command(
-    prompt: str,
+    prompt: str | None,
+    chat: str | None,
+    system: str | None,
     source: str,
     lenses: tuple[str, ...],
     top: int,
@@ -119,7 +123,7 @@ def command(
     own output at the bottom; columns are the prompt's tokens; each cell holds the top token.
     """
     paths = check_outputs(outputs)
-    text = prompt_text(prompt)
+    text = prompt_or_chat(prompt, chat, system)
     changes = edits_of(edits)
     model = load_model(source, **loading)
     run = {"layers": layers, "truncate": truncate, "stream": stream}

@@ -190,7 +190,7 @@ class LensModel:
             print(reading)                                # the top token of every layer
             reading.track_logprobs[reading.row(5), -1]    # of both, after block 5, at the last position
 
-        prompt      text or token ids (list, array, tensor, what a tokenizer returned)
+        prompt      text, token ids (list, array, tensor, what a tokenizer returned), or chat messages
         top         K, how many of the likeliest tokens to keep in each cell
         candidates  C, how many of the final row's top tokens to follow exactly through every layer
         track       tokens (exact text or ids) whose log-probability and rank are kept in every cell;

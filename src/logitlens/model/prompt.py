@@ -10,9 +10,10 @@ from torch import Tensor
 
 from logitlens.errors import PromptError
 from logitlens.model import batches
+from logitlens.model.chat import chat_ids, is_chat
 from logitlens.model.tokens import Vocabulary
 
-Prompt = str | Sequence[int] | np.ndarray | Tensor | Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | np.ndarray | Tensor | Mapping[str, Any]
 
 
 def ids_of(
@@ -30,7 +31,12 @@ def ids_of(
     """
     if not isinstance(truncate, (bool, np.bool_)):
         raise PromptError(f"truncate={truncate!r}: expected True or False")
-    ids = vocabulary.encode(prompt) if isinstance(prompt, str) else _integers(prompt)
+    if isinstance(prompt, str):
+        ids = vocabulary.encode(prompt)
+    elif is_chat(prompt):
+        ids = chat_ids(prompt, vocabulary.tokenizer)
+    else:
+        ids = _integers(prompt)
     outside = next((i for i in ids if not 0 <= i < vocab_size), None)
     if outside is not None:
         raise PromptError(
