@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -175,7 +176,7 @@ def test_a_lens_with_an_older_fingerprint_is_still_known(tmp_path):
     """Files say nothing of what the fingerprint covers where it is 64 tokens of the vocabulary."""
     model = tiny.gpt2()
     path = save(tuned(model), tmp_path / "tuned.safetensors")
-    own = fingerprint.of_model(model, fingerprint.SAMPLE).to_json()
+    own = asdict(fingerprint.of_model(model, fingerprint.SAMPLE))
     del own["covers"]
     with_header(path, unembedding=own)
     lens = open_lens(path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -62,9 +62,6 @@ class Fingerprint:
         size_C = b_N.view(ROWS, -1).norm(dim=0)
         typical = b_N.norm() / math.sqrt(len(size_C))
         return float((apart_C / size_C.clamp(min=max(float(typical), 1e-30))).max())
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Fingerprint:

@@ -99,7 +99,6 @@ class Header:
 
     def to_json(self) -> str:
         data = asdict(self)
-        data["unembedding"] = self.unembedding.to_json() if self.unembedding else None
         data["losses"] = {str(d): loss for d, loss in self.losses.items()}
         return json.dumps({"format": FORMAT, **data}, sort_keys=True)
 

@@ -91,14 +91,14 @@ class Chunked:
         few = P * L * head.vocab <= WHOLE and not self.columns
         if head.weight_VE is None or few:
             z_NV = whole(x_PLE.reshape(P * L, E), head, compiled=compiled)
-            return lambda v: z_NV[:, v], leading(z_NV[L - 1 :: L], candidates)
+            return lambda v: z_NV[:, v], leading(z_NV[L - 1 :: L], candidates).ids_NK
         if not candidates:
             tile = tiles(x_PLE.reshape(P * L, E), head, compiled=compiled)
             return tile, head.weight_VE.new_empty((P, 0), dtype=torch.long)
         # The final rows first, held while the others pass: no row is multiplied twice.
         final_PV = whole(x_PLE[:, -1], head, compiled=compiled)
         others = tiles(x_PLE[:, :-1].reshape(-1, E), head, compiled=compiled)
-        return beside(others, final_PV, L), leading(final_PV, candidates)
+        return beside(others, final_PV, L), leading(final_PV, candidates).ids_NK
 
     def _look(
         self,

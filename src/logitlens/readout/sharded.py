@@ -31,7 +31,7 @@ from logitlens.readout.chunked import (
 from logitlens.readout.head import Head, Shard
 from logitlens.readout.online import Online
 from logitlens.readout.stats import FinalRows, Stats, check_request, inside
-from logitlens.readout.topk import RunningTopK, block_maxima
+from logitlens.readout.topk import RunningTopK, leading
 
 
 class Sharded:
@@ -91,9 +91,7 @@ def _look(
 
 def _leading(final_PC: Tensor, k: int, shard: Shard) -> Tensor:
     """The likeliest ids (P, k) of whole rows."""
-    top = RunningTopK(final_PC.shape[0], k, final_PC.device)
-    if final_PC.numel():
-        top.update(final_PC, block_maxima(final_PC))
+    top = leading(final_PC, k)
     _merge_top(top, shard.offset, shard.group)
     return top.ids_NK
 

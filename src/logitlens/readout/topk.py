@@ -104,12 +104,12 @@ class RunningTopK:
         self.ids_NK[rows_R] = ids.gather(1, order[:, : self.k])
 
 
-def leading(z_NV: Tensor, k: int) -> Tensor:
-    """Ids (N, k) of the likeliest tokens of whole rows of logits."""
+def leading(z_NV: Tensor, k: int) -> RunningTopK:
+    """The likeliest tokens of whole rows of logits."""
     top = RunningTopK(z_NV.shape[0], k, z_NV.device)
-    if k and z_NV.shape[0]:
+    if k and z_NV.numel():
         top.update(z_NV, block_maxima(z_NV))
-    return top.ids_NK
+    return top
 
 
 def block_maxima(z_NC: Tensor, out_NB: Tensor | None = None) -> Tensor:
