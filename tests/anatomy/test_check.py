@@ -297,7 +297,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_of_many_classes_nothing_right_is_refused_and_nothing_wrong_passes(processor):
     """A sixth of the classes and half of the scales; docs/reliability.py counts all of them."""
     command = [sys.executable, "-m", "tests.anatomy.rounding", *rounding.FEW]
-    environment = os.environ | RESTRICTED.get(processor, {}) | {"OMP_NUM_THREADS": "2"}
+    # Two threads that wait without spinning, where another test runs beside this one.
+    threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+    environment = os.environ | RESTRICTED.get(processor, {}) | threads
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     counts = json.loads(done.stdout.splitlines()[-1])

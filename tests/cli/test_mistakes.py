@@ -89,7 +89,6 @@ USAGES = [
     ("compare x", "nothing to compare: give two prompts"),
     ("compare - -", "standard input can be read once"),
     ("compare a b -o x.json", "written as .html, not as '.json'"),
-    ("compare a b -o x", "written as .html"),
     ("compare a b c d e f g h i", "9 readings; at most 8"),
     ("view", "Missing argument 'FILE…'"),
     ("view x.json --port 3", "--port"),
@@ -149,6 +148,7 @@ USAGES = [
 ]  # fmt: skip
 
 ERRORS = [
+    ("compare a b -o x", ERROR, "cannot tell a format from 'x': end it in .html"),
     ("read x -o x.jpg", ERROR, "cannot tell a format from 'x.jpg'"),
     ("read x -o ''", ERROR, "cannot tell a format"),
     ("read x -o none/x.json", ERROR, "there is no folder none; make it first"),
