@@ -8,7 +8,7 @@ import pytest
 from tests.browser.steps import AXE, cell_at, eiffel, settle, violations
 from tests.view import page_synthetic as synthetic
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 def three():

@@ -15,7 +15,7 @@ from logitlens.view.page import words
 from tests.browser.steps import copied, eiffel, settle
 from tests.view import page_synthetic as synthetic
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 def test_every_part_of_the_state_lives_in_the_address(open_page):
