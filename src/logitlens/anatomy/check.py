@@ -168,11 +168,6 @@ def _slack(raw_PV: Tensor, tail: TailLike, h_PD: Tensor, unit: float) -> tuple[T
     if called:
         allowed_PV = plain_PV.masked_fill(plain_PV > -FORBIDDEN, 0.0)
         rms_P1 = allowed_PV.square().mean(-1, keepdim=True).sqrt()
-        if head.softcap is not None:
-            # Far beyond a softcap large logits look alike; small ones still show how large all are.
-            small_P1 = plain_PV.kthvalue(max(1, head.vocab // 16), keepdim=True).values / 0.0784
-            beyond_P1 = plain_PV.amax(-1, keepdim=True) > 8 * head.softcap
-            rms_P1 = torch.where(beyond_P1, torch.maximum(rms_P1, small_P1), rms_P1)
         usual_PV = sums_PV = rms_P1 + plain_PV
     else:
         size_PV = x_PE.float().norm(dim=-1, keepdim=True).cpu() * norms(head)
