@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from logitlens.errors import FormatError, PromptError
-from logitlens.files import replacing, write_text
+from logitlens.files import write_result
 from logitlens.schema import INFLATION, matches, parse_json
 from logitlens.select import layer_number
 
@@ -144,27 +144,7 @@ class Attribution:
         Raises FormatError for another suffix, OSError, and MissingExtra for .parquet without pyarrow
         and for pictures without matplotlib.
         """
-        target = Path(path)
-        suffix = target.suffix.lower()
-        if suffix not in SUFFIXES:
-            raise FormatError(f"cannot save {str(path)!r}: end it in {' '.join(SUFFIXES)}")
-        if suffix == ".json":
-            write_text(
-                target, json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False) + "\n"
-            )
-        elif suffix == ".parquet":
-            table = self.to_arrow()
-            import pyarrow.parquet as pq
-
-            with replacing(target) as temporary:
-                pq.write_table(table, temporary, compression="zstd")
-        elif suffix == ".txt":
-            write_text(target, f"{self}\n")
-        else:
-            figure = self.figure()
-            with replacing(target) as temporary:
-                figure.savefig(temporary, format=suffix[1:], dpi=200)
-        return target
+        return write_result(self, path, SUFFIXES)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Attribution:

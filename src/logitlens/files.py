@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
-from logitlens.errors import LogitLensError
+from logitlens.errors import FormatError, LogitLensError
 
 try:
     import fcntl
@@ -148,3 +150,29 @@ def _lock(file: FileIO, wait: bool) -> bool:
 
 def _refused(path: str | os.PathLike[str], why: str) -> OSError:
     return OSError(f"cannot write {path}: {why}")
+
+
+def write_result(result: Any, path: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
+    """Write a result atomically, by suffix: what `to_dict`, `to_arrow`, `str` or `figure` make of it.
+
+    Raises FormatError for a suffix that is not among `suffixes`, OSError, and what those methods raise.
+    """
+    target = Path(path)
+    suffix = target.suffix.lower()
+    if suffix not in suffixes:
+        raise FormatError(f"cannot save {str(path)!r}: end it in {' '.join(suffixes)}")
+    if suffix == ".json":
+        write_text(target, json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False) + "\n")
+    elif suffix == ".txt":
+        write_text(target, f"{result}\n")
+    elif suffix == ".parquet":
+        table = result.to_arrow()
+        import pyarrow.parquet as pq
+
+        with replacing(target) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+    else:
+        figure = result.figure()
+        with replacing(target) as temporary:
+            figure.savefig(temporary, format=suffix[1:], dpi=200)
+    return target

@@ -12,7 +12,6 @@ Needs numpy only, as a `Reading` does.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from logitlens.errors import FormatError, PromptError
-from logitlens.files import replacing, write_text
+from logitlens.files import write_result
 from logitlens.schema import matches, parse_json
 from logitlens.select import select_layers
 
@@ -113,21 +112,7 @@ class PatchGrid:
 
         Raises FormatError for another suffix, OSError, and MissingExtra without matplotlib.
         """
-        target = Path(path)
-        suffix = target.suffix.lower()
-        if suffix not in SUFFIXES:
-            raise FormatError(f"cannot save {str(path)!r}: end it in {' '.join(SUFFIXES)}")
-        if suffix == ".json":
-            write_text(
-                target, json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False) + "\n"
-            )
-        elif suffix == ".txt":
-            write_text(target, f"{self}\n")
-        else:
-            figure = self.figure()
-            with replacing(target) as temporary:
-                figure.savefig(temporary, format=suffix[1:], dpi=200)
-        return target
+        return write_result(self, path, SUFFIXES)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> PatchGrid:

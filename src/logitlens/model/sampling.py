@@ -138,9 +138,9 @@ def plain(settings: GenerationConfig) -> dict[str, Any]:
     usual = ("do_sample", "max_new_tokens")
     if settings.do_sample:
         usual += ("temperature", "top_p", "top_k")
-    told = {
+    stated = {
         name: value
         for name, value in settings.to_diff_dict().items()
         if value not in (None, False, 0, 1) and not name.startswith(_SILENT)
     }
-    return told | {name: getattr(settings, name, None) for name in usual}
+    return stated | {name: getattr(settings, name, None) for name in usual}

@@ -10,7 +10,7 @@ import html
 import io
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,70 +20,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from logitlens.survey.summary import Curve, Histogram, Summary
+
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#7a5cc2")
 MARKS = "os^Dv*PX"
 ZERO_TO_ONE = ("correct", "agree", "top1", "top5", "top10")
 MOST_LINES = 8  # of one panel; more groups become panels of their own
 
 
-class CurveLike(Protocol):
-    """One line with its band; see `logitlens.survey.summary.Curve`."""
-
-    @property
-    def survey(self) -> str: ...
-    @property
-    def lens(self) -> str: ...
-    @property
-    def group(self) -> str: ...
-    @property
-    def measure(self) -> str: ...
-    @property
-    def layers(self) -> list[str]: ...
-    @property
-    def mean(self) -> np.ndarray: ...
-    @property
-    def low(self) -> np.ndarray: ...
-    @property
-    def high(self) -> np.ndarray: ...
-    @property
-    def n(self) -> int: ...
-
-
-class HistogramLike(Protocol):
-    """Counts for each layer and for never; see `logitlens.survey.summary.Histogram`."""
-
-    @property
-    def survey(self) -> str: ...
-    @property
-    def lens(self) -> str: ...
-    @property
-    def group(self) -> str: ...
-    @property
-    def what(self) -> str: ...
-    @property
-    def layers(self) -> list[str]: ...
-    @property
-    def counts(self) -> np.ndarray: ...
-
-
-class SummaryLike(Protocol):
-    """See `logitlens.survey.summary.Summary`."""
-
-    @property
-    def by(self) -> str: ...
-    @property
-    def curves(self) -> Sequence[CurveLike]: ...
-    @property
-    def contrasts(self) -> Sequence[CurveLike]: ...
-    @property
-    def settled(self) -> Sequence[HistogramLike]: ...
-    @property
-    def first(self) -> Sequence[HistogramLike]: ...
-    @property
-    def meta(self) -> dict[str, Any]: ...
-
-
-def name_of(curve: CurveLike | HistogramLike, summary: SummaryLike) -> str:
+def name_of(curve: Curve | Histogram, summary: Summary) -> str:
     """What distinguishes a line: survey, lens and group, those of which there are several."""
     several = [
         getattr(curve, what)
@@ -93,7 +38,7 @@ def name_of(curve: CurveLike | HistogramLike, summary: SummaryLike) -> str:
     return " · ".join(several) or curve.lens
 
 
-def figure(summary: SummaryLike, words: dict[str, tuple[str, str]], *, title: str = "") -> Figure:
+def figure(summary: Summary, words: dict[str, tuple[str, str]], *, title: str = "") -> Figure:
     """A panel for each measure (and each group, where there are many), and the histograms.
 
     Raises MissingExtra without matplotlib.
@@ -130,7 +75,7 @@ def figure(summary: SummaryLike, words: dict[str, tuple[str, str]], *, title: st
     return drawing
 
 
-def _lines(axes: Axes, curves: Sequence[CurveLike], summary: SummaryLike) -> None:
+def _lines(axes: Axes, curves: Sequence[Curve], summary: Summary) -> None:
     for i, curve in enumerate(curves):
         x = np.arange(len(curve.layers))
         color = COLORS[i % len(COLORS)]
@@ -142,7 +87,7 @@ def _lines(axes: Axes, curves: Sequence[CurveLike], summary: SummaryLike) -> Non
     _layers(axes, curves[0].layers)
 
 
-def _bars(axes: Axes, histograms: Sequence[HistogramLike], summary: SummaryLike) -> None:
+def _bars(axes: Axes, histograms: Sequence[Histogram], summary: Summary) -> None:
     never = any(h.counts[-1] for h in histograms)
     labels = [*histograms[0].layers, *(["never"] if never else [])]
     for i, each in enumerate(histograms):
@@ -161,9 +106,7 @@ def _layers(axes: Axes, labels: Sequence[str]) -> None:
     axes.set_xlabel("layer", fontsize=8)
 
 
-def markdown(
-    summary: SummaryLike, words: dict[str, tuple[str, str]], *, title: str = "Survey"
-) -> str:
+def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str = "Survey") -> str:
     """Tables of every measure: a line for each lens and group, a column for each layer."""
     out = [f"# {title}", ""]
     out += _about(summary)
@@ -182,7 +125,7 @@ def markdown(
     return "\n".join(out)
 
 
-def _about(summary: SummaryLike) -> list[str]:
+def _about(summary: Summary) -> list[str]:
     meta = summary.meta
     lines = [f"Model {meta['model']}."] if meta.get("model") else []
     lines.append(
@@ -191,7 +134,7 @@ def _about(summary: SummaryLike) -> list[str]:
     return [" ".join(lines), ""]
 
 
-def _cells(curve: CurveLike) -> list[str]:
+def _cells(curve: Curve) -> list[str]:
     cells = []
     for mean, low, high in zip(curve.mean, curve.low, curve.high):
         if math.isnan(mean):
@@ -209,7 +152,7 @@ def _table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> list[str]:
 
 
 def page(
-    summary: SummaryLike,
+    summary: Summary,
     words: dict[str, tuple[str, str]],
     *,
     title: str = "Survey",
