@@ -107,10 +107,15 @@ def receive(number):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_every_signal_that_ends_a_program_is_an_interrupt(name):
-    number, before = getattr(signal, name), signal.getsignal(getattr(signal, name))
-    with pytest.raises(KeyboardInterrupt):
-        receive(number)
-    assert signal.getsignal(number) == before
+    number = getattr(signal, name)
+    usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+    old = signal.signal(number, usual)  # a shell that starts tests in the background ignores SIGINT
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            receive(number)
+        assert signal.getsignal(number) == usual
+    finally:
+        signal.signal(number, old)
 
 
 def test_a_signal_that_somebody_ignores_or_handles_stays_so():
