@@ -36,7 +36,7 @@ SUFFIXES = (".json", ".parquet", ".png", ".svg", ".pdf", ".txt")
 META = {
     "logits": [float], "finished": [float], "bound": float, "scale?": float,
     "softcap?": (float, None), "slopes?": [float], "by?": str, "model?": (str, None),
-    "prompt?": (str, None), "position?": int, "piece?": str,
+    "prompt?": (str, None), "ids?": [int], "position?": int, "piece?": str,
 }  # fmt: skip
 """What `Attribution.meta` holds; other entries may be anything."""
 

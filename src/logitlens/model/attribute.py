@@ -209,6 +209,7 @@ def attribute(
         meta={
             **provenance(model, resolve("logit", model), check, edits),
             "prompt": prompt,
+            "ids": [int(i) for i in ids],
             "pieces": pieces,
             "position": where[0],
             "piece": pieces[where[0]],
