@@ -7,7 +7,6 @@ import platform
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.metadata import version
@@ -19,68 +18,19 @@ import torch
 
 import logitlens
 from logitlens.anatomy.check import Check, compare
-from logitlens.errors import LensMismatch, PromptError, UnsupportedModel
-from logitlens.lenses import Lens, resolve
+from logitlens.errors import PromptError, UnsupportedModel
+from logitlens.lenses import Lens
 from logitlens.model.capture import Progress, Residuals
-from logitlens.model.tokens import whole
-from logitlens.model.track import Track, Tracked, tracked_of
 from logitlens.reading import Reading
 from logitlens.readout.engine import Engine, choose
 from logitlens.readout.read import Table, statistics
 from logitlens.readout.stats import FinalRows
-from logitlens.select import Selection, layer_number, select_positions
+from logitlens.select import layer_number
 
 if TYPE_CHECKING:
     from logitlens.model.edits import Prepared
     from logitlens.model.lens_model import LensModel
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a reading shows in every cell, validated before the model runs.
-
-    top         K            track       tokens and sets of them
-    candidates  C            lens        the map
-    positions   which of the prompt's, in order
-    """
-
-    top: int
-    candidates: int
-    track: Tracked
-    lens: Lens
-    positions: list[int]
-
-
-def request_of(
-    model: LensModel,
-    length: int,
-    *,
-    top: int,
-    candidates: int,
-    track: Track,
-    lens: str | Lens,
-    positions: Selection,
-    stream: str,
-) -> Request:
-    """The request for a prompt of `length` tokens. Raises PromptError, LensMismatch, LensNotAvailable."""
-    k = whole(top)
-    if k is None or not 1 <= k <= model.vocab_size:
-        raise PromptError(
-            f"top={top!r}: expected 1 to {model.vocab_size}, the size of the vocabulary"
-        )
-    c = whole(candidates)
-    if c is None or not 0 <= c <= model.vocab_size:
-        raise PromptError(
-            f"candidates={candidates!r}: expected 0 to {model.vocab_size}, the size of the vocabulary"
-        )
-    tracked = tracked_of(track, model.tokens, model.vocab_size)
-    found = resolve(lens, model)
-    if stream != "resid" and found.name != "logit":
-        raise LensMismatch(
-            f"the {found.name} lens is fitted to the residual stream after each block; read "
-            f"stream={stream!r} with lens='logit'"
-        )
-    return Request(k, c, tracked, found, select_positions(positions, length))
+    from logitlens.model.request import Request
 
 
 class ReadingBuilder:

@@ -127,12 +127,14 @@ class Prepared:
         return [p - self.start for p in chosen if self.start <= p < stop]
 
 
-def prepare(model: LensModel, edits: Edit | Iterable[Edit] | None) -> Prepared | None:
-    """Edits for a model; None where there are none.
+def prepare(model: LensModel, edits: Prepared | Edit | Iterable[Edit] | None) -> Prepared | None:
+    """Edits for a model; None where there are none. Those that are prepared stay as they are.
 
     Raises PromptError for what this model has not: a layer, a sublayer, a vector of its width; and
     for edits that were saved with another model.
     """
+    if isinstance(edits, Prepared):
+        return edits
     given = [edits] if isinstance(edits, Edit) else list(edits or ())
     for e in given:
         if not isinstance(e, Edit):

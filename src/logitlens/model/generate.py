@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,6 @@ from logitlens.reading import Reading
 from logitlens.select import layer_label
 
 if TYPE_CHECKING:
-    from logitlens.model.edits import Prepared
     from logitlens.model.lens_model import LensModel
 
 Each = Callable[[Reading], object]
@@ -63,9 +62,6 @@ def written(
     seed: int | None,
     each: Each | None,
     progress: Progress | None,
-    depths: Sequence[int] | None,
-    stream: str,
-    edits: Prepared | None = None,
     **facts: Any,
 ) -> Reading:
     """Let the model write after the builder's prompt → the Reading of all its passes.
@@ -77,9 +73,8 @@ def written(
     if progress:
         progress = builder.progress = ending(progress)
     run = _Run(model, builder, settings, seed=seed, each=each, facts=facts)
-    run.edits = edits.chunk(0, len(builder.ids_T)) if edits is not None else None
     try:
-        run(progress, depths, stream)
+        run(progress)
         run.reread = _reread(model, builder, run)
     except BaseException as error:
         reason = error.reason if isinstance(error, Ended) else error
@@ -175,14 +170,13 @@ class _Run:
         self.sampled: list[float] = []
         self.stopped = ""
         self.reread: dict[str, Any] | None = None
-        self.edits: Prepared | None = None
+        edits = builder.request.edits
+        self.edits = edits.chunk(0, builder.given) if edits is not None else None
         self.between = False  # two passes: what runs then is not edited
 
-    def __call__(
-        self, progress: Progress | None, depths: Sequence[int] | None, stream: str
-    ) -> None:
-        model, hf = self.model, self.model.hf
-        anatomy = model.anatomy
+    def __call__(self, progress: Progress | None) -> None:
+        model, hf, request = self.model, self.model.hf, self.builder.request
+        anatomy, depths = model.anatomy, request.depths
         wanted = list(range(model.n_blocks + 1)) if depths is None else sorted(set(depths))
         generate = getattr(hf, "generate", None)
         if generate is None or "custom_generate" not in inspect.signature(generate).parameters:
@@ -205,8 +199,7 @@ class _Run:
             stack.enter_context(as_found(hf))
             edits = self.edits
             changes = edits.writing(self._so_far) if edits is not None else None
-            self.parts, self.labels = parts_of(model, anatomy, stream, wanted, 1, changes)
-            self.stream = stream
+            self.parts, self.labels = parts_of(model, anatomy, request.stream, wanted, 1, changes)
             self.kept = [stack.enter_context(context) for context, _ in self.parts]
             if progress:
                 stack.enter_context(reporting(anatomy, self._of_the_prompt(progress)))
@@ -328,7 +321,7 @@ class _Run:
             layers=self.labels,
             final_logits=self.logits_1V,
             final_positions=[new - 1],
-            stream=self.stream,
+            stream=self.builder.request.stream,
             edits=self.edits,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -23,30 +23,24 @@ from logitlens.anatomy.sublayers import Sublayers, find_sublayers
 from logitlens.anatomy.tail import Tail, look_at
 from logitlens.anatomy.tensor_parallel import with_shards
 from logitlens.attribution import Attribution
-from logitlens.edit import Edit
 from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.lenses import Lens, resolve
-from logitlens.model import attribute as attributing
-from logitlens.model import batches, chunks, patching, sampling
-from logitlens.model import capture as capturing
-from logitlens.model import edits as editing
-from logitlens.model import generate as generating
-from logitlens.model import score as scoring
-from logitlens.model import vectors as vectoring
-from logitlens.model.assemble import ReadingBuilder, Request, request_of
+from logitlens.model import attribute, batches, capture, chunks, generate, patching, sampling, score
+from logitlens.model.assemble import ReadingBuilder
 from logitlens.model.capture import Progress, Residuals
+from logitlens.model.edits import direction, prepare
 from logitlens.model.generate import Each
 from logitlens.model.prompt import Prompt, ids_of
+from logitlens.model.request import Edits, ReadOptions, Request, depths_for, request_of
 from logitlens.model.score import Answer
 from logitlens.model.tokens import Vocabulary, whole
 from logitlens.model.track import Track, tracks_of
+from logitlens.model.vectors import read_vectors, weights
 from logitlens.patch_grid import PatchGrid
 from logitlens.reading import Reading
 from logitlens.scores import Scores
-from logitlens.select import Selection, layer_label, renamed, select_layers
+from logitlens.select import Selection, renamed
 from logitlens.vector_table import VectorTable
-
-Edits = Edit | Iterable[Edit] | None
 
 
 class LensModel:
@@ -163,7 +157,7 @@ class LensModel:
     @cached_property
     def _pads_change_nothing(self) -> bool:
         """Whether a prompt reads the same beside a longer one; measured once."""
-        return capturing.pads_change_nothing(self)
+        return capture.pads_change_nothing(self)
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -217,22 +211,14 @@ class LensModel:
         self._look_again()
         ids, dropped = self._ids(prompt, truncate)
         request = request_of(
-            self,
-            len(ids),
-            top=top,
-            candidates=candidates,
-            track=track,
-            lens=lens,
-            positions=positions,
-            stream=stream,
-        )
-        depths = self._depths(layers, stream)
-        prepared = editing.prepare(self, edits)
+            self, len(ids), top=top, candidates=candidates, track=track, lens=lens, layers=layers,
+            positions=positions, stream=stream, edits=edits,
+        )  # fmt: skip
         with as_found(self.hf):
             stops = [len(ids)] if chunk is None else chunks.stops_of(self, len(ids), chunk)
             captured = chunks.capture_chunks(
-                self, ids, stops, depths=depths, stream=stream, progress=progress,
-                check=request.positions[-1], edits=prepared,
+                self, ids, stops, depths=request.depths, stream=stream, progress=progress,
+                check=request.positions[-1], edits=request.edits,
             )  # fmt: skip
             return self._reading(prompt, ids, dropped, request, captured, progress)
 
@@ -241,16 +227,10 @@ class LensModel:
         self,
         prompts: Iterable[Prompt] | Mapping[str, Any],
         *,
-        top: int = 10,
-        candidates: int = 5,
         track: Track | Sequence[Track] = (),
-        lens: str | Lens = "logit",
-        layers: Selection = None,
-        positions: Selection = None,
         truncate: bool = False,
         token_budget: int = 4096,
-        stream: str = "resid",
-        edits: Edits = (),
+        **options: Unpack[ReadOptions],
     ) -> list[Reading]:
         """Read several prompts → one `Reading` each, in order; padded and batched inside.
 
@@ -269,32 +249,23 @@ class LensModel:
         self._look_again()
         given = batches.unpadded(prompts) if isinstance(prompts, Mapping) else list(prompts)
         cut = [self._ids(prompt, truncate) for prompt in given]
-        lens = resolve(lens, self)
+        options["lens"] = resolve(options.get("lens", "logit"), self)
+        options["edits"] = prepare(self, options.get("edits"))  # whose prompts run once
         requests = [
-            request_of(
-                self,
-                len(ids),
-                top=top,
-                candidates=candidates,
-                track=tokens,
-                lens=lens,
-                positions=positions,
-                stream=stream,
-            )
+            request_of(self, len(ids), track=tokens, **options)
             for (ids, _), tokens in zip(cut, tracks_of(track, len(given)))
         ]
-        depths = self._depths(layers, stream)
-        prepared = editing.prepare(self, edits)
         lengths = [len(ids) for ids, _ in cut]
         alone_beyond = batches.rescales_beyond(self.hf.config)
         if len(set(lengths)) > 1 and not self._pads_change_nothing:
             alone_beyond = 0  # only prompts of one length share a batch
         readings: dict[int, Reading] = {}
         for batch in batches.batches(lengths, token_budget, alone_beyond=alone_beyond):
+            asked = requests[batch[0]]  # all run alike
             with as_found(self.hf):
-                captured = capturing.capture(
-                    self, [cut[i][0] for i in batch], depths=depths, stream=stream,
-                    check=[requests[i].positions[-1] for i in batch], edits=prepared,
+                captured = capture.capture(
+                    self, [cut[i][0] for i in batch], depths=asked.depths, stream=asked.stream,
+                    check=[requests[i].positions[-1] for i in batch], edits=asked.edits,
                 )  # fmt: skip
                 for i, residuals in zip(batch, captured):
                     readings[i] = self._reading(given[i], *cut[i], requests[i], [(0, residuals)])
@@ -326,8 +297,8 @@ class LensModel:
         several = [answers] if isinstance(answers, str) else list(answers)
         if not several:
             raise PromptError("there are no answers to score: give some, like [' Paris']")
-        return scoring.score(
-            self, prompt, ids, several, lens=resolve(lens, self), depths=self._depths(layers),
+        return score.score(
+            self, prompt, ids, several, lens=resolve(lens, self), depths=depths_for(self, layers),
             token_budget=token_budget,
         )  # fmt: skip
 
@@ -345,10 +316,10 @@ class LensModel:
         """The first half of `read`: the raw residual stream at each layer, (T, D) each."""
         self._look_again()
         ids, dropped = self._ids(prompt, truncate)
-        depths = self._depths(layers, stream)
-        (residuals,) = capturing.capture(
+        depths = depths_for(self, layers, stream)
+        (residuals,) = capture.capture(
             self, [ids], depths=depths, stream=stream, progress=progress,
-            edits=editing.prepare(self, edits),
+            edits=prepare(self, edits),
         )  # fmt: skip
         residuals.prompt = prompt if isinstance(prompt, str) else None
         residuals.position_offset = dropped
@@ -376,7 +347,7 @@ class LensModel:
         shown = request.positions[-1]
         with as_found(self.hf):
             if shown not in residuals.final_positions:  # a position that is shown is checked
-                (again,) = capturing.capture(
+                (again,) = capture.capture(
                     self, [ids], depths=[self.n_blocks], check=[shown], edits=residuals.edits
                 )
                 residuals = replace(
@@ -400,16 +371,10 @@ class LensModel:
         stop: str | Sequence[str] = (),
         generation_config: GenerationConfig | None = None,
         each: Each | None = None,
-        top: int = 10,
-        candidates: int = 5,
         track: Track = (),
-        lens: str | Lens = "logit",
-        layers: Selection = None,
-        positions: Selection = None,
         truncate: bool = False,
-        stream: str = "resid",
-        edits: Edits = (),
         progress: Progress | None = None,
+        **options: Unpack[ReadOptions],
     ) -> Reading:
         """Let the model write after a prompt, and read every pass as it comes → one `Reading`.
 
@@ -452,16 +417,11 @@ class LensModel:
         )  # fmt: skip
         ids, dropped = self._ids(prompt, truncate, room=settings.max_new_tokens or 1)
         settings = sampling.with_length(settings, len(ids), self.context)
-        request = request_of(
-            self, len(ids), top=top, candidates=candidates, track=track, lens=lens,
-            positions=positions, stream=stream,
-        )  # fmt: skip
+        request = request_of(self, len(ids), track=track, **options)
         request = replace(request, positions=sorted({*request.positions, len(ids) - 1}))
         builder = ReadingBuilder(self, ids, request, room=(settings.max_new_tokens or 1) - 1)
-        return generating.written(
+        return generate.written(
             self, builder, settings, seed=seed, each=each, progress=progress,
-            depths=self._depths(layers, stream), stream=stream,
-            edits=editing.prepare(self, edits),
             prompt=prompt if isinstance(prompt, str) else None, dropped=dropped,
         )  # fmt: skip
 
@@ -474,7 +434,7 @@ class LensModel:
         Options are those of `generate`, but for `each`. The generator returns the whole Reading
         (`reading = yield from model.stream(…)`); leaving the loop ends the generation.
         """
-        return generating.columns(lambda each: self.generate(prompt, each=each, **options))
+        return generate.columns(lambda each: self.generate(prompt, each=each, **options))
 
     # -- which part did it ----------------------------------------------------------------------
 
@@ -504,9 +464,9 @@ class LensModel:
         self._look_again()
         ids, _ = self._ids(prompt, truncate)
         text = prompt if isinstance(prompt, str) else None
-        return attributing.attribute(
+        return attribute.attribute(
             self, ids, token, versus=versus, position=position, by=by, prompt=text,
-            edits=editing.prepare(self, edits),
+            edits=prepare(self, edits),
         )  # fmt: skip
 
     def patch_grid(
@@ -566,7 +526,7 @@ class LensModel:
         of a direction have no scale of their own. Raises PromptError, LensMismatch.
         """
         self._look_again()
-        return vectoring.read_vectors(
+        return read_vectors(
             self, vectors, layer=layer, lens=lens, norm=norm, top=top, both_signs=both_signs
         )
 
@@ -578,7 +538,7 @@ class LensModel:
         PromptError, and UnsupportedModel where no one map writes it (experts).
         """
         self._look_again()
-        return vectoring.weights(self, name, block)
+        return weights(self, name, block)
 
     def direction(
         self,
@@ -595,7 +555,7 @@ class LensModel:
         statistics. Raises PromptError, LensMismatch, UnsupportedModel.
         """
         self._look_again()
-        return editing.direction(self, token, versus, layer=layer, lens=lens)
+        return direction(self, token, versus, layer=layer, lens=lens)
 
     # -- helpers ------------------------------------------------------------------------------
 
@@ -619,11 +579,3 @@ class LensModel:
         if truncate and context is not None:
             context = max(1, context - room)
         return ids_of(prompt, self.tokens, self.vocab_size, context=context, truncate=truncate)
-
-    def _depths(self, layers: Selection, stream: str = "resid") -> list[int] | None:
-        """Depths to keep; the last one always, because it is checked and the base of KL."""
-        if layers is None:
-            return None
-        labels = [layer_label(depth) for depth in range(self.n_blocks + 1)]
-        chosen = select_layers(layers, labels)
-        return sorted({*chosen, self.n_blocks} if stream == "resid" else chosen)

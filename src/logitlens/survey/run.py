@@ -9,6 +9,7 @@ from typing import Any
 
 from logitlens.errors import FormatError
 from logitlens.model.lens_model import LensModel
+from logitlens.model.request import depths_for
 from logitlens.survey import plan as planning
 from logitlens.survey import prompts as labelled
 from logitlens.survey.commit import Folder
@@ -82,9 +83,7 @@ def run(
     if settings.shard_size < 1 or settings.token_budget < 1 or settings.threads < 1:
         raise FormatError("shard_size, token_budget and threads are at least 1")
     given = labelled.read(path, skip_bad=settings.bad == "skip", reserved=COLUMNS)
-    model._depths(
-        settings.layers
-    )  # a layer that is not there is refused before anything is written
+    depths_for(model, settings.layers)  # refused before anything is written
     plan = planning.settle(
         folder,
         planning.make(

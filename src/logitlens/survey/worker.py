@@ -22,6 +22,7 @@ from logitlens.errors import LogitLensError, SurveyError
 from logitlens.lenses import Lens, resolve
 from logitlens.model.lens_model import LensModel
 from logitlens.model.load import load
+from logitlens.model.request import depths_for
 from logitlens.survey import plan as planning
 from logitlens.survey import prompts as labelled
 from logitlens.survey.commit import Folder
@@ -60,7 +61,7 @@ class Worker:
             lens = resolve(entry["said"], model)
             name = lens.name if lens.name not in self.lenses else entry["said"]
             self.lenses[name] = lens
-        self.depths = model._depths(self.plan.settings.layers)
+        self.depths = depths_for(model, self.plan.settings.layers)
 
     def read(self, shard: int) -> dict[str, Any]:
         """Read a shard and commit it; returns the record. Raises what reading raises, and OSError."""
