@@ -22,6 +22,7 @@ def test_a_place_without_widgets_shows_the_tables():
     assert "application/vnd.jupyter.widget-view+json" in data
 
 
+@pytest.mark.slow
 def test_buffers_become_a_page(chromium):
     from logitlens.view.page.widget import PageWidget
 

@@ -103,8 +103,8 @@ def test_a_bad_network_costs_seconds_and_says_one_line(
     tmp_path, folder, monkeypatch, capfd, what, bad
 ):
     """A hub may answer the probe and then not the listing, or both and then no file."""
-    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.5)
-    monkeypatch.setattr(hub, "SILENCE", 1.0)
+    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(hub, "SILENCE", 0.4)
     with serving(folder) as server:
         use(monkeypatch, server.address, tmp_path / "cache")
         server.does = lambda path: what if stage(path) in bad else None
@@ -132,8 +132,8 @@ def test_what_is_given_up_stays_quiet_afterwards(tmp_path, folder, monkeypatch, 
 
 
 def test_a_password_in_the_address_is_never_shown(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.5)
-    monkeypatch.setattr(hub, "SILENCE", 0.5)
+    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(hub, "SILENCE", 0.3)
     for secret in ("ann:hunter2", "ann:hun@ter2", "ann:hun/ter2", "ann:hunter2%40"):
         use(monkeypatch, f"{secret}@127.0.0.1:9", tmp_path / "cache")
         for call in fetch_and_list():
