@@ -24,6 +24,9 @@ HERE = [d for d in (torch.float32, torch.bfloat16) if compiled.suits(d)]
 if not HERE:
     pytest.skip("this processor multiplies otherwise", allow_module_level=True)
 
+if compiled.suits(torch.float16):  # another few seconds of compiling
+    HERE.append(pytest.param(torch.float16, marks=pytest.mark.slow))
+
 SENTINEL = 12345.0
 
 
@@ -41,7 +44,7 @@ def numbers(request):
 def times(x_NE, weight_CE):
     """(N, C) logits; what lies behind the room that was asked for must stay as it was."""
     rows, C = compiled.Rows(x_NE), len(weight_CE)
-    width = max(8, C) if rows.few else -(-C // 64) * 64
+    width = max(compiled.GROUP, C) if rows.few else -(-C // 64) * 64
     out = torch.full((rows.room() + 1, width + 8), SENTINEL)
     rows.times(weight_CE, out[: rows.room(), :C])
     assert bool((out[rows.room() :] == SENTINEL).all()), "rows behind the last were written"
@@ -50,7 +53,7 @@ def times(x_NE, weight_CE):
 
 
 @pytest.mark.parametrize("N", [1, 8, 9, 17, 25, 33, 41, 49, 57, 64, 65, 66, 131])
-@pytest.mark.parametrize("E", [2, 32, 254, 770])
+@pytest.mark.parametrize("E", [2, 32, 254, 770] if compiled.DOTS else [1, 2, 33, 255, 770])
 def test_sums_are_those_of_float64(numbers, N, E):
     x = numbers(N, E)
     for C in (1, 7, 8, 63, 64, 65, 200):
@@ -112,15 +115,11 @@ def test_weights_may_begin_at_any_byte(numbers, N, byte):
     assert torch.equal(times(x, mapped), times(x, w))
 
 
+PAIRS = [torch.ones(4, 5).bfloat16()] if compiled.DOTS else []  # an odd width has no pairs
+
+
 @pytest.mark.parametrize(
-    "weight",
-    [
-        torch.ones(4, 5).bfloat16(),
-        torch.ones(4, 6).half(),
-        torch.ones(6, 4).bfloat16().T,
-        torch.ones(6, 4).T,
-    ],
-    ids=["odd", "float16", "transposed", "float32 transposed"],
+    "weight", [*PAIRS, torch.ones(6, 4).bfloat16().T, torch.ones(6, 4).T, torch.ones(4, 6).double()]
 )
 def test_weights_it_cannot_take_go_another_way(weight):
     assert not compiled.takes(weight)
@@ -208,4 +207,4 @@ def test_it_works_where_the_processor_suits(dtype):
 
 def test_a_wrong_sum_is_found_before_it_is_trusted(monkeypatch):
     monkeypatch.setattr(compiled.Rows, "times", lambda rows, w, out: out.fill_(1.0))
-    assert not any(compiled.works(dtype) for dtype in HERE)
+    assert not compiled.works(torch.bfloat16)

@@ -226,8 +226,8 @@ def _tile(
         for row in range(L - 1, -1, -1):  # the final row first: the others need its 2^d
             n = p * L + row
             z = z_NS[n][begin : begin + C]
-            old = c_PL[p, row]
-            c = max(old, _maxima(z, maxima))
+            old, top = c_PL[p, row], _maxima(z, maxima)
+            c = max(old, top)
             safe = c if c > -np.inf else np.float32(0.0)
             target = target_PLM[p, row, 0] if M else none
             if row == L - 1:
@@ -248,7 +248,9 @@ def _tile(
             held_N[n] = _keep(z, maxima, first, values_NK[n], ids_NK[n], held_N[n])
             for m in range(M):
                 target, own = target_PLM[p, row, m], targets_PM[p, m] - first
-                above_PLM[p, row, m] += above if m == 0 else _count(z, target)
+                if m > 0:  # of candidates hardly any tile holds something greater
+                    above = _count(z, target) if top > target else np.float32(0.0)
+                above_PLM[p, row, m] += above
                 if 0 <= own < C:
                     own_PLM[p, row, m] = z[own]
                     above_PLM[p, row, m] -= 1.0 if z[own] > target else 0.0

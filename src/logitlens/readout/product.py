@@ -3,7 +3,7 @@
 Weights in bfloat16 or float16 are multiplied as they are and summed in float32: `torch.mm` would
 round the result back to half precision, which no statistic over a vocabulary survives (a bfloat16
 logsumexp is off by a tenth of a nat). On a GPU torch has such a product; on the CPU a slice of the
-weights at a time is widened to float32. The product of `compiled` is faster where it runs.
+weights at a time is widened to float32, unless `compiled` multiplies, which is faster where it runs.
 """
 
 from __future__ import annotations
