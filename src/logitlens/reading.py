@@ -47,6 +47,8 @@ class Reading:
     """What a model would say at L layers × T positions of one prompt.
 
     ids, pieces         (T,) int32, list[str]           tokens at the positions read
+    role                (T,) str                        of a chat: whose words; "" in the template
+    section             (T,) str                        "template", "content", "thinking", "answer"
     generated           (T,) bool                       written by the model itself
     layers              L labels: `embed`, `0`, … `N-1`; layer i is the output of block i, and the
                         last row is always the model's own
@@ -73,6 +75,8 @@ class Reading:
 
     ids: Ints
     pieces: list[str]
+    role: NDArray[np.str_]
+    section: NDArray[np.str_]
     generated: NDArray[np.bool_]
     layers: list[str]
     top_ids: Ints
@@ -497,7 +501,7 @@ META = {
     "model?": (str, None), "revision?": (str, None), "n_blocks?": int, "stream?": (str, None),
     "dtype?": (str, None), "device?": (str, None), "special_ids?": [int], "vocab_bytes?": {str: str},
     "edits?": [{"text?": str}],
-    "track_sets?": {str: [int]},
+    "track_sets?": {str: [int]}, "messages?": [{"role": str}],
 }  # fmt: skip
 """What views rely on in `Reading.meta`; other entries may be anything."""
 

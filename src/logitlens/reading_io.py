@@ -32,7 +32,10 @@ _FOREIGN = "this Parquet file was not written by logitlens (no reading in its he
 VERSION = 2  # 1 called the layers depths
 
 _LABELS = ("pieces", "layers", "vocab", "meta")
-_HEADER = {"layers": [str], "pieces": [str], "vocab": {str: str}, "meta": {str: object}}
+_HEADER = {
+    "layers": [str], "pieces": [str], "vocab": {str: str}, "meta": {str: object},
+    **{f"{s.name}?": [str] for s in statistics.stored() if s.dtype == "str"},
+}  # fmt: skip
 
 
 def save(reading: Reading, path: Path) -> None:
@@ -69,6 +72,8 @@ def to_dict(reading: Reading) -> dict[str, Any]:
     out["layers"] = list(reading.layers)
     out["pieces"] = list(reading.pieces)
     for statistic in statistics.stored():
+        if statistic.absent(reading):
+            continue
         array = getattr(reading, statistic.name)
         out[statistic.name] = _floats_out(array) if statistic.is_float else array.tolist()
     out["vocab"] = {str(i): piece for i, piece in sorted(reading.vocab.items())}
@@ -119,7 +124,7 @@ def to_arrow(reading: Reading) -> pyarrow.Table:
     for statistic in statistics.stored():
         array = getattr(reading, statistic.name)
         if not statistic.per_cell:
-            if not statistic.axes.startswith("T"):
+            if not statistic.axes.startswith("T") or statistic.absent(reading):
                 continue  # in the header
             array = np.broadcast_to(array, (L, *array.shape))
         if array.ndim == 2:

@@ -60,6 +60,10 @@ class Statistic:
     def is_float(self) -> bool:
         return self.dtype.startswith("float")
 
+    def absent(self, reading: Reading) -> bool:
+        """Whether a reading has nothing of it to be written: texts of a prompt that was no chat."""
+        return self.dtype == "str" and not (getattr(reading, self.name) != "").any()
+
     def values(self, reading: Reading) -> NDArray[np.float64]:
         """(L, T) what a cell shows: the first slot where there are several; nan: nothing."""
         import numpy as np
@@ -94,6 +98,8 @@ def _agreement(reading: Reading) -> NDArray[Any]:
 
 TABLE: tuple[Statistic, ...] = (
     Statistic("ids", "T", "int32", "id"),
+    Statistic("role", "T", "str", optional=True),
+    Statistic("section", "T", "str", optional=True),
     Statistic("generated", "T", "bool", optional=True),
     Statistic("top_ids", "LTK", "int32", "id"),
     Statistic("top_logprobs", "LTK", "float32", "nats", "probability of the top token",

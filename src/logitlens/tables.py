@@ -24,6 +24,7 @@ def table(readings: Iterable[Reading] | Reading) -> pandas.DataFrame:
 
     prompt, model, lens, layer, position, token   where the row is; layer is an ordered categorical
                                                   (embed < 0 < 1 < … < 10), so that it sorts as numbers
+    role, section                                 of chats: whose words, and of which kind
     top, prob, entropy, kl                        the top token and its probability; nats
     next, next_prob, next_rank                    the token that follows, missing at the end
     answer, answer_prob, answer_rank              the model's own top token of that position
@@ -62,6 +63,7 @@ def _columns(reading: Reading) -> dict[str, Any]:
         return {name: words(ids), f"{name}_prob": np.exp(logprobs).reshape(-1),
                 f"{name}_rank": known.reshape(-1)}  # fmt: skip
 
+    spoken = [s.name for s in statistics.stored() if s.dtype == "str" and not s.absent(reading)]
     out: dict[str, Any] = {
         "prompt": reading.prompt,
         "model": str(reading.meta.get("model", "")),
@@ -69,6 +71,7 @@ def _columns(reading: Reading) -> dict[str, Any]:
         "layer": np.repeat(np.array(reading.layers, object), T),
         "position": per_cell(np.array(reading.positions)),
         "token": per_cell(np.array(reading.pieces, object)),
+        **{name: per_cell(getattr(reading, name).astype(object)) for name in spoken},
         "top": words(reading.top_ids[:, :, 0]),
         "prob": np.exp(reading.top_logprobs[:, :, 0]).reshape(-1),
     }

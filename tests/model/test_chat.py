@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import logitlens
-from logitlens import PromptError
+from logitlens import PromptError, Reading
 from tests.model.test_chunks import equal
 from tests.models import tiny_gpt2, tiny_tokenizer
 
@@ -49,6 +50,43 @@ def test_messages_read_as_the_ids_of_their_template(shape):
     written = model.generate(ASK, max_new_tokens=3)
     assert written.ids.tolist()[: len(ids)] == ids
     assert written.meta["generation"]["prompt_tokens"] == len(ids)
+
+
+def test_who_speaks_is_kept_wherever_a_chat_is_read_and_saved(tmp_path):
+    model = loaded(MARKED)
+    chat = [{"role": "system", "content": "the city"}, *ASK]
+    written = model.generate(chat, max_new_tokens=3)
+    said = {
+        role: "".join(p for p, r in zip(written.pieces, written.role) if r == role)
+        for role in ("system", "user")
+    }
+    assert said == {"system": "the city", "user": "The Eiffel Tower is in"}
+    assert set(written.section[written.role == ""]) == {"template"}
+    assert set(written.section[(written.role != "") & ~written.generated]) == {"content"}
+    assert set(written.section[written.generated]) == {"answer"}
+    assert written.meta["messages"] == chat
+    for reading in (model.read(chat), model.read_batch([chat, "Paris"])[0]):
+        assert reading.role.tolist() == written.role[~written.generated].tolist()
+    part = model.readout(model.capture(chat), positions="-3:")
+    assert part.section.tolist() == reading.section[-3:].tolist()
+    assert not model.read("Paris").role.any()
+    for suffix in ("json", "parquet", "html"):
+        again = Reading.load(written.save(tmp_path / f"chat.{suffix}"))
+        assert again.role.tolist() == written.role.tolist()
+        assert again.section.tolist() == written.section.tolist()
+        assert again.meta["messages"] == chat
+    lines = str(written).splitlines()
+    assert any("user ─" in line for line in lines)
+    assert not any("user ─" in line for line in str(model.read("user")).splitlines())
+
+
+def test_a_prompt_cut_at_its_front_keeps_who_speaks():
+    model = loaded(MARKED)
+    chat = [{"role": "user", "content": "the city " * 300}, {"role": "assistant", "content": "Pa"}]
+    cut = model.generate(chat, truncate=True, max_new_tokens=3)
+    assert cut.meta["truncated"] > 0
+    assert cut.role[0] == "user"
+    assert "".join(np.array(cut.pieces)[(cut.role == "assistant") & ~cut.generated]) == "Pa"
 
 
 def test_an_assistants_last_words_are_gone_on_with():

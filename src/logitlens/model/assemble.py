@@ -21,6 +21,8 @@ from logitlens.anatomy.check import Check, compare
 from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.lenses import Lens
 from logitlens.model.capture import Progress, Residuals
+from logitlens.model.chat import Messages
+from logitlens.model.turns import Turns
 from logitlens.reading import Reading
 from logitlens.readout.engine import Engine, choose
 from logitlens.readout.read import Table, statistics
@@ -62,12 +64,15 @@ class ReadingBuilder:
         self.final: FinalRows = {}
         self.engine: Engine | None = None  # chosen for all positions, with the first chunk
         self.seconds = 0.0
+        self.turns: Turns | None = None  # of a chat
 
     def follow(self, token: int) -> None:
         """A token that the model has written: the next position."""
         self.positions.append(len(self.ids_T))
         self.ids_T = torch.cat([self.ids_T, self.ids_T.new_tensor([token])])
         self.next_T = torch.cat([self.next_T, self.next_T.new_tensor([-1])])
+        if self.turns is not None:
+            self.turns.follow(token)
 
     def add(self, start: int, part: Residuals, *, chosen: int = -1) -> None:
         """Read out the residuals of the positions from `start` on; chunks come in order.
@@ -130,11 +135,16 @@ class ReadingBuilder:
         return self.verdict
 
     def reading(
-        self, *, prompt: str | None, dropped: int, last: int | None = None, **facts: Any
+        self,
+        *,
+        prompt: str | Messages | None,
+        dropped: int,
+        last: int | None = None,
+        **facts: Any,
     ) -> Reading:
         """All chunks, or the `last` so many positions of them, as one Reading.
 
-        facts   further entries of its meta
+        prompt   its text or messages; None: ids        facts   further entries of its meta
 
         Raises UnsupportedModel where the last row is not the model's own output, or not finite.
         """
@@ -167,8 +177,21 @@ class ReadingBuilder:
         }
         occurring.discard(-1)
         meta = self._meta(part, check, self.seconds + time.perf_counter() - began)
-        meta |= {"positions": positions, "prompt": prompt, "prompt_tokens": self._ran()}
-        meta |= {"truncated": dropped, **facts}
+        meta |= {
+            "positions": positions,
+            "prompt_tokens": self._ran(),
+            "truncated": dropped,
+            **facts,
+        }
+        meta["prompt"] = prompt if isinstance(prompt, str) else None
+        if prompt is not None and not isinstance(prompt, str):
+            meta["messages"] = [dict(message) for message in prompt]
+            if self.turns is None:
+                self.turns = Turns(prompt, tokens, dropped)
+                for token in self.ids_T[self.given :].tolist():
+                    self.turns.follow(token)
+            arrays["role"] = [self.turns.role[p] for p in positions]
+            arrays["section"] = [self.turns.section[p] for p in positions]
         meta["vocab_bytes"] = {str(i): b for i, b in tokens.fragments(occurring).items()}
         meta["special_ids"] = sorted(i for i in occurring if tokens.is_special(i))
         meta["nonfinite_cells"] = int((~finite).sum())

@@ -24,6 +24,7 @@ from logitlens.anatomy.sublayers import STREAMS, Took, contributions, keeper
 from logitlens.anatomy.watch import Hook, hooked
 from logitlens.errors import LogitLensError, PromptError, UnsupportedModel
 from logitlens.model.batches import padded
+from logitlens.model.chat import Messages
 from logitlens.select import layer_label
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Residuals:
     final_logits: Tensor
     final_positions: list[int]
     stream: str = "resid"
-    prompt: str | None = None
+    prompt: str | Messages | None = None
     position_offset: int = 0
     edits: Prepared | None = None
 

@@ -7,10 +7,12 @@ from typing import Any, TypeGuard
 
 from logitlens.errors import PromptError
 
+Messages = Sequence[Mapping[str, Any]]
+
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
-def is_chat(prompt: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
+def is_chat(prompt: Any) -> TypeGuard[Messages]:
     """Whether a prompt is a list of messages: mappings, each with a role."""
     return (
         isinstance(prompt, (list, tuple))
@@ -19,7 +21,7 @@ def is_chat(prompt: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
     )
 
 
-def chat_ids(messages: Sequence[Mapping[str, Any]], tokenizer: Any) -> list[int]:
+def chat_ids(messages: Messages, tokenizer: Any) -> list[int]:
     """The ids of a chat, up to where the assistant speaks: after its own last words, where the last
     message is its, else after the template's opening of its turn. No token is put in front.
 
@@ -53,6 +55,14 @@ def chat_ids(messages: Sequence[Mapping[str, Any]], tokenizer: Any) -> list[int]
         text = " ".join(str(error).split())[:300]
         raise PromptError(f"the chat template refuses these messages: {text}") from error
     return [int(i) for i in encoded["input_ids"]]
+
+
+def rendered(messages: Messages, tokenizer: Any) -> str:
+    """The text of a chat. Raises whatever the template raises."""
+    opens = messages[-1]["role"] != "assistant"
+    return tokenizer.apply_chat_template(
+        [dict(message) for message in messages], add_generation_prompt=opens, tokenize=False
+    )
 
 
 def _refuse(number: int, message: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ from logitlens.model.assemble import ReadingBuilder
 from logitlens.model.capture import Progress, Residuals
 from logitlens.model.edits import direction, prepare
 from logitlens.model.generate import Each
-from logitlens.model.prompt import Prompt, ids_of
+from logitlens.model.prompt import Prompt, ids_of, words_of
 from logitlens.model.request import Edits, ReadOptions, Request, depths_for, request_of
 from logitlens.model.score import Answer
 from logitlens.model.tokens import Vocabulary, whole
@@ -321,7 +321,7 @@ class LensModel:
             self, [ids], depths=depths, stream=stream, progress=progress,
             edits=prepare(self, edits),
         )  # fmt: skip
-        residuals.prompt = prompt if isinstance(prompt, str) else None
+        residuals.prompt = words_of(prompt)
         residuals.position_offset = dropped
         return residuals
 
@@ -422,7 +422,7 @@ class LensModel:
         builder = ReadingBuilder(self, ids, request, room=(settings.max_new_tokens or 1) - 1)
         return generate.written(
             self, builder, settings, seed=seed, each=each, progress=progress,
-            prompt=prompt if isinstance(prompt, str) else None, dropped=dropped,
+            prompt=words_of(prompt), dropped=dropped,
         )  # fmt: skip
 
     def stream(self, prompt: Prompt, **options: Any) -> Generator[Reading, None, Reading]:
@@ -571,7 +571,7 @@ class LensModel:
         builder = ReadingBuilder(self, ids, request, progress)
         for start, residuals in captured:
             builder.add(start, residuals)
-        return builder.reading(prompt=prompt if isinstance(prompt, str) else None, dropped=dropped)
+        return builder.reading(prompt=words_of(prompt), dropped=dropped)
 
     def _ids(self, prompt: Prompt, truncate: bool, room: int = 0) -> tuple[list[int], int]:
         """Ids and how many were dropped; `room`: positions to leave behind them in the context."""

@@ -10,10 +10,15 @@ from torch import Tensor
 
 from logitlens.errors import PromptError
 from logitlens.model import batches
-from logitlens.model.chat import chat_ids, is_chat
+from logitlens.model.chat import Messages, chat_ids, is_chat
 from logitlens.model.tokens import Vocabulary
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | np.ndarray | Tensor | Mapping[str, Any]
+Prompt = str | Sequence[int] | Messages | np.ndarray | Tensor | Mapping[str, Any]
+
+
+def words_of(prompt: Prompt | None) -> str | Messages | None:
+    """What a Reading keeps of its prompt: text or messages; None of ids."""
+    return prompt if isinstance(prompt, str) or is_chat(prompt) else None
 
 
 def ids_of(

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
+from itertools import groupby
 from pathlib import Path
 from typing import Unpack
 
@@ -176,7 +177,7 @@ class Grid:
 
     def rows_for(self, limit: int | None) -> list[int]:
         """The layers that fit so many lines, at an even stride where not all of them do."""
-        around = self._around + 3
+        around = self._around + self._lines
         if limit is None or len(self.rows) + around <= limit:
             return self.rows
         return [self.rows[i] for i in stride_rows(len(self.rows), max(_LEAST_ROWS, limit - around))]
@@ -189,7 +190,9 @@ class Grid:
         natural = [self._natural(c, rows, size) for c in self.columns]
         bands = bands_of(natural, width - self._label, size and size + 1)
         return (
-            bands if limit is None else bands[-max(1, (limit - self._around) // (len(rows) + 3)) :]
+            bands
+            if limit is None
+            else bands[-max(1, (limit - self._around) // (len(rows) + self._lines)) :]
         )
 
     def _shows_values(self, brush: Brush) -> bool:
@@ -199,6 +202,15 @@ class Grid:
     def _label(self) -> int:
         """Columns of the names of the rows."""
         return max(len(_SETTLED), *(safe.width(safe.visible(d)) for d in self.reading.layers))
+
+    @cached_property
+    def _is_chat(self) -> bool:
+        return bool((self.reading.section != "").any())
+
+    @property
+    def _lines(self) -> int:
+        """Lines of a band beside its rows."""
+        return 3 + self._is_chat
 
     @property
     def _around(self) -> int:
@@ -230,8 +242,9 @@ class Grid:
         for column, width in zip(columns, band.widths):
             head.append(" ")
             shown = safe.fit(safe.visible(self.reading.pieces[column]), width)
-            head.append_text(faint_spaces(shown, Style(bold=True)))
-        lines = [head]
+            own = self.reading.section[column] == "template"
+            head.append_text(faint_spaces(shown, DIM if own else Style(bold=True)))
+        lines = [self._speakers(columns, band.widths), head] if self._is_chat else [head]
         last = len(self.reading.layers) - 1
         for row in rows:
             line = Text(style=Style(bold=row == last))
@@ -250,6 +263,17 @@ class Grid:
         for each in [*lines, line]:
             each.no_wrap, each.overflow = True, "crop"
             yield each
+
+    def _speakers(self, columns: Sequence[int], widths: Sequence[int]) -> Text:
+        """Over the tokens of a chat: whose words they are, or that they are thought."""
+        role, section = self.reading.role, self.reading.section
+        line = Text(" " * self._label, style=DIM)
+        names = ("thinking" if section[c] == "thinking" else str(role[c]) for c in columns)
+        for name, run in groupby(zip(names, widths), key=lambda each: each[0]):
+            width = sum(1 + width for _, width in run) - 1
+            named = safe.clip(safe.visible(name), width) + " " if name else " "
+            line.append(" " + named.ljust(width, "─" if name else " ")[:width])
+        return line
 
     def _cell(self, row: int, column: int, width: int, brush: Brush, size: int) -> Text:
         shown = word(self.reading, row, column)

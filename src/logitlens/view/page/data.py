@@ -153,6 +153,7 @@ def _decode(manifest: Mapping[str, Any], blocks: Mapping[str, bytes]) -> Reading
     for s in statistics.stored():
         if s.name in lists:
             values = lists[s.name]
+            values = _texts(values) if s.dtype == "str" else values
             arrays[s.name] = _integers(values) if s.dtype == "int32" else np.array(values, s.dtype)
         elif s.name in columns:
             cells = columns[s.name]
@@ -282,7 +283,9 @@ def _head(reading: Reading) -> dict[str, Any]:
     fragments = reading.meta.get("vocab_bytes") or {}
     return {
         "arrays": {
-            s.name: getattr(reading, s.name).tolist() for s in statistics.stored() if not s.per_cell
+            s.name: getattr(reading, s.name).tolist()
+            for s in statistics.stored()
+            if not (s.per_cell or s.absent(reading))
         },
         "pieces": [
             None if reading.vocab.get(int(i)) == piece else piece

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from logitlens.reading import Reading
 from logitlens.select import EMBED, layer_number
@@ -109,8 +112,8 @@ def code(reading: Reading) -> str:
     if bundled and load.get("dtype") == "float32":
         del load["dtype"]
     source = [] if bundled else [repr(meta["model"])]
-    prompt, note = meta.get("prompt"), ""
-    if not isinstance(prompt, str):
+    prompt, note = meta.get("prompt") or meta.get("messages"), ""
+    if not prompt:
         prompt = reading.ids.tolist()
         if "positions" in facts:
             note = "  # put in the whole prompt's ids: the reading holds only these"
@@ -168,9 +171,13 @@ def special_ids(reading: Reading) -> set[int]:
 
 
 def roles(reading: Reading) -> list[list[Any]]:
-    """[[start, stop, role], …] of a chat prompt, from its template's special tokens."""
+    """[[start, stop, role], …] of a chat: as recorded, else from its template's special tokens."""
     starts: list[tuple[int, str]] = []
     pieces = reading.pieces
+    if (reading.role != "").any():
+        edges = [0, *(np.flatnonzero(reading.role[1:] != reading.role[:-1]) + 1), len(pieces)]
+        runs = [[int(a), int(b), str(reading.role[a])] for a, b in pairwise(edges)]
+        return [run for run in runs if run[2]]
     for i, piece in enumerate(pieces):
         if piece in _ROLES_ALONE:
             starts.append((i, _ROLES_ALONE[piece]))
