@@ -35,6 +35,6 @@ step "quick tests"
 make --no-print-directory test
 
 step "slow tests"
-$bin/python -m pytest -q -n 2 --dist loadfile -m "slow or hub" --durations=20
+$bin/python -m pytest -q -n 2 --dist worksteal -m "slow or hub" --durations=20
 
 step "done"

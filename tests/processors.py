@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 
 
@@ -27,3 +28,5 @@ RESTRICTED: dict[str, dict[str, str]] = {
         "NUMBA_CPU_NAME": "haswell",
     },
 }
+if torch.backends.cpu.get_cpu_capability() != "AVX512":  # this processor is one of AVX2 itself
+    del RESTRICTED["AVX2"]
