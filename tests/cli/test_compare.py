@@ -11,7 +11,7 @@ def test_two_prompts_become_one_page(cli, tmp_path):
     assert (result.exit_code, result.stdout) == (0, f"{out}\n")
     assert len(page.load(out)) == 2
     readouts = [options for what, options in cli.model.calls if what == "readout"]
-    assert readouts == [{"lens": "logit", "top": 3, "track": (" Paris",)}] * 2
+    assert readouts == [{"lens": "logit", "top": 3, "track": [" Paris"], "positions": None}] * 2
 
 
 def test_lenses_and_models_multiply_and_each_model_is_loaded_once(cli):

@@ -223,3 +223,47 @@ def test_a_page_is_opened_instead_of_a_grid(cli, monkeypatch):
     assert result.exit_code == 0
     assert result.stdout.strip().endswith("page.html")
     assert opened == [Path(result.stdout.strip()).resolve().as_uri()]
+
+
+def test_several_prompts_and_prompts_of_a_file(cli, tmp_path):
+    (tmp_path / "prompts.txt").write_bytes("\ufeffone two\r\n\n three \n".encode())
+    result = cli("read", "The Eiffel", "--file", str(tmp_path / "prompts.txt"), "--lens", "logit")
+    prompts = [options["prompt"] for name, options in cli.model.calls if name == "capture"]
+    assert prompts == ["The Eiffel", "one two", " three "]
+    assert result.stdout.count("logit lens: no fitted map") == 3
+    cli("read", "--file", "-", input="from a pipe\n")
+    assert cli.model.calls[-2][1]["prompt"] == "from a pipe"
+    (tmp_path / "empty.txt").write_text("\n\n")
+    assert "holds no prompts" in cli("read", "--file", str(tmp_path / "empty.txt")).stderr
+    twice = cli("read", "-", "--file", "-", input="x")
+    assert (twice.exit_code, "can be read once" in twice.stderr) == (2, True)
+
+
+def test_words_without_quotes_are_not_taken_for_prompts(cli):
+    result = cli("read", "The", "Eiffel", "Tower")
+    assert result.exit_code == 2
+    assert 'put the prompt in quotes: logitlens read "The Eiffel Tower"' in result.stderr
+    assert not cli.loaded
+
+
+def test_prompts_and_lenses_make_one_page_one_table_or_a_file_each(cli, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    names = ["a.json", "b.html", "c.csv"]
+    result = cli(
+        "read", "one prompt", "another one", "--lens", "logit", "--lens", "tuned", "-q",
+        *(f"-o{tmp_path / name}" for name in names),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    jsons = [f"a.{n}.{lens}.json" for n in (1, 2) for lens in ("logit", "tuned")]
+    assert sorted(os.listdir(tmp_path)) == [*jsons, "b.html", "c.csv"]
+    frame = pandas.read_csv(tmp_path / "c.csv")
+    L, T, _ = Reading.load(tmp_path / "a.2.tuned.json").shape
+    assert len(frame) == 4 * L * T
+    assert set(frame.lens) == {"logit", "tuned"}
+
+
+def test_the_suffixes_of_the_command_line_are_those_of_a_reading():
+    from logitlens import reading
+    from logitlens.cli import options
+
+    assert options.SUFFIXES == reading.SUFFIXES

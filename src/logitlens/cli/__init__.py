@@ -14,17 +14,18 @@ import importlib
 import itertools
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from logitlens import __version__
 from logitlens.cli.options import quoted
-from logitlens.cli.process import gone, prepare, terminable
+from logitlens.cli.process import Terminated, gone, prepare, terminable
 from logitlens.errors import FormatError, LogitLensError, ModelNotAvailable, out_of_memory
 
 VERBS = {  # in the order of --help; the line is the first of the command's own help
-    "read": "Read one prompt and show what the model would say after every layer.",
+    "read": "Read prompts and show what the model would say after every layer.",
     "generate": "Let the model go on after a prompt, and show what it would have said after every layer.",
     "compare": "Show two readings side by side: two prompts, lenses or models.",
     "attribute": "Show which components wrote a token: a waterfall that sums to the model's own logit.",
@@ -77,32 +78,17 @@ class Verbs(click.Group):
 
     def _code(self, *args: Any, **extra: Any) -> int:
         """Run, and give the exit code; what went wrong is on stderr in one line."""
+        run = super().main
         try:
-            result = super().main(*args, standalone_mode=False, **extra)
+            code = code_of(lambda: run(*args, standalone_mode=False, **extra))
             sys.stdout.flush()
-            return result if isinstance(result, int) else 0
-        except click.exceptions.NoArgsIsHelpError as error:
-            click.echo(error.ctx.get_help() if error.ctx else "", err=True)
-            return 2
-        except click.UsageError as error:
-            where = error.ctx.command_path if error.ctx else "logitlens"
-            return _say(
-                f"{where}: {_one_line(error.format_message()).rstrip('.')} (see {where} --help)", 2
-            )
-        except click.ClickException as error:
-            return _say(_one_line(error.format_message()), error.exit_code)
-        except (click.Abort, KeyboardInterrupt):
-            return _say("interrupted", 130)
         except BrokenPipeError:
             return 0
         except SystemExit as error:  # rich's way to say the same
             if isinstance(error.__context__, BrokenPipeError):
                 return 0
             raise
-        except Exception as error:
-            if os.environ.get("LOGITLENS_DEBUG", "0") not in ("", "0"):
-                raise
-            return _say(*explain(error))
+        return code
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         try:
@@ -123,6 +109,35 @@ class Verbs(click.Group):
                     f"a connection was closed at its other end: {error}"
                 ) from error
             return 0
+
+
+def code_of(run: Callable[[], Any]) -> int:
+    """Run, and give the exit code; an error is one line on stderr. BrokenPipeError passes."""
+    try:
+        result = run()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as error:  # after --help
+        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        return 2
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "logitlens"
+        return _say(
+            f"{where}: {_one_line(error.format_message()).rstrip('.')} (see {where} --help)", 2
+        )
+    except click.ClickException as error:
+        return _say(_one_line(error.format_message()), error.exit_code)
+    except Terminated:
+        raise
+    except (click.Abort, KeyboardInterrupt):
+        return _say("interrupted", 130)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if os.environ.get("LOGITLENS_DEBUG", "0") not in ("", "0"):
+            raise
+        return _say(*explain(error))
 
 
 def explain(error: Exception) -> tuple[str, int]:

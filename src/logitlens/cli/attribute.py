@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import sys
+from functools import partial
 from typing import Any
 
 import click
@@ -13,11 +12,12 @@ from logitlens.cli.options import (
     check_outputs,
     edit_option,
     edits_of,
-    errors,
     load_model,
     model_options,
-    output_console,
     prompt_text,
+    result_options,
+    show,
+    truncate_option,
 )
 
 BY = ("sublayer", "layer", "head")
@@ -35,20 +35,13 @@ BY = ("sublayer", "layer", "head")
     "--by", type=click.Choice(BY), default="sublayer", show_default=True,
     help="What the components are: each attention and MLP, each layer, or each head and MLP.",
 )  # fmt: skip
-@click.option(
-    "--truncate", is_flag=True, help="Read the last positions that fit the model's context."
-)
+@truncate_option
 @click.option(
     "--bars", type=click.IntRange(min=1), default=24, show_default=True, metavar="N",
     help="Components to show by themselves, the largest; the others are one bar.",
 )  # fmt: skip
 @edit_option
-@click.option(
-    "-o", "--output", "outputs", multiple=True, metavar="FILE",
-    help="Write .json .parquet .png .svg .pdf or .txt; repeatable.",
-)  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
-@click.option("--width", type=click.IntRange(40, 10_000), metavar="COLUMNS", help="Width.")
+@result_options(SUFFIXES, least=40)
 def command(
     prompt: str,
     token: str | None,
@@ -76,13 +69,6 @@ def command(
     found = model.attribute(
         text, token, versus=versus, position=position, by=by, truncate=truncate, edits=changes
     )
-    for path in paths:
-        errors().print(f"wrote {found.save(path)}", markup=False, soft_wrap=True)
-    if as_json:
-        ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
-        click.echo(json.dumps(found.to_dict(), ensure_ascii=ascii_only, allow_nan=False))
-        return
     from logitlens.view import waterfall
 
-    console = output_console(width)
-    console.print(waterfall.render(found, width=console.width, top=bars))
+    show(found, paths, as_json, width, partial(waterfall.render, top=bars))

@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from logitlens import statistics
 from logitlens.cli.options import (
-    busy,
+    asked,
     check_outputs,
-    errors,
+    color_option,
+    layers_option,
     load_model,
     loading_options,
     output_console,
+    positions_option,
     print_json,
-    prompt_text,
     reading_options,
+    wrote,
 )
+from logitlens.cli.read import read_all
 
 if TYPE_CHECKING:
     from logitlens.reading import Reading
@@ -33,12 +35,9 @@ MOST = 8  # readings on one page
     help="Hub name or directory; repeat it to compare models.",
 )  # fmt: skip
 @reading_options
-@click.option(
-    "--color", type=click.Choice(statistics.colors()), default="prob", show_default=True,
-    help="What is subtracted.",
-)  # fmt: skip
-@click.option("--layers", metavar="LAYERS", help="Layers to show: 5, 0:12:2, -4:, or embed,4,8.")
-@click.option("--positions", metavar="POSITIONS", help="Positions to show: -8:, or 3,9.")
+@color_option(help="What is subtracted.")
+@layers_option
+@positions_option
 @click.option(
     "-o", "--output", metavar="FILE",
     help="Write a page (.html); of two readings also a figure (.png .svg .pdf) or text (.txt). "
@@ -79,23 +78,26 @@ def command(
         )
     if count > MOST:
         raise click.UsageError(f"that is {count} readings; at most {MOST} fit on one page")
-    if prompts.count("-") > 1:
-        raise click.UsageError("standard input can be read once: give - for one prompt only")
     suffix = Path(output).suffix.lower() if output else ".html"
     if suffix != ".html" and (count > 2 or suffix in (".json", ".parquet")):
         raise click.UsageError(
             f"a comparison of {count} readings is written as .html, not as {suffix or output!r}"
         )
     targets: list[Path | None] = list(check_outputs([output])) if output else [None]
-    texts = [prompt_text(prompt) for prompt in prompts]
-    readings = list(read_all(texts, models, lenses, top, track, loading))
+    texts = asked(prompts)
+    readings: list[Reading] = []
+    for source in models:  # one in memory at a time
+        model = load_model(source, **loading)
+        found = read_all(model, texts, lenses=lenses, top=top, track=track)
+        readings += [reading for one in found for reading in one]
+        del model
     pairs = [
         Comparison(readings[0], other, color, layers, positions, letters="A" + letter)
         for letter, other in zip("BCDEFGH", readings[1:])
     ]
     if suffix != ".html":
         pairs[0].save(str(output))
-        errors().print(f"wrote {output}", markup=False, soft_wrap=True)
+        wrote(output)
     elif output or open_browser:
         from logitlens.cli.view import open_page
 
@@ -105,26 +107,3 @@ def command(
     elif not (output or open_browser):
         for n, pair in enumerate(pairs):
             output_console().print(*([""] if n else []), pair, sep="\n")
-
-
-def read_all(
-    texts: list[str],
-    models: tuple[str, ...],
-    lenses: tuple[str, ...],
-    top: int,
-    track: tuple[str, ...],
-    loading: dict[str, Any],
-) -> list[Reading]:
-    """Every prompt with every model and lens; one model in memory at a time."""
-    readings = []
-    for source in models:
-        model = load_model(source, **loading)
-        with busy("reading") as progress:
-            for text in texts:
-                residuals = model.capture(text, progress=progress)
-                readings += [
-                    model.readout(residuals, top=top, track=track, lens=lens, progress=progress)
-                    for lens in lenses
-                ]
-        del model
-    return readings

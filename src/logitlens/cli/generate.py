@@ -8,20 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from logitlens import statistics
 from logitlens.cli.options import (
-    PromptCommand,
+    SUFFIXES,
+    asked,
     busy,
     chat_options,
     check_outputs,
+    check_quotes,
+    color_option,
     edit_option,
     edits_of,
-    errors,
+    grid_options,
+    layers_option,
     load_model,
     model_options,
     output_console,
-    prompt_or_chat,
     reading_options,
+    result_options,
+    truncate_option,
+    wrote,
 )
 from logitlens.cli.read import save
 
@@ -33,8 +38,8 @@ if TYPE_CHECKING:
 _LIVE_COLUMNS = 60  # more fit no terminal
 
 
-@click.command("generate", cls=PromptCommand)
-@click.argument("prompt", metavar="PROMPT|-", required=False)
+@click.command("generate")
+@click.argument("prompts", metavar="PROMPT|-", nargs=-1)
 @chat_options
 @click.option(
     "-n", "--max-new-tokens", type=click.IntRange(min=1), metavar="N",
@@ -55,35 +60,15 @@ _LIVE_COLUMNS = 60  # more fit no terminal
 @click.option("--stop", multiple=True, metavar="TEXT", help="End when this is written; repeatable.")
 @model_options
 @reading_options
-@click.option(
-    "--layers", metavar="LAYERS", help="Layers to read: 0:12:2, -4:, or embed,4,8 (see read)."
-)
-@click.option(
-    "--color", type=click.Choice(statistics.colors()), default="prob", show_default=True,
-    help="What the colour of the grid shows.",
-)  # fmt: skip
-@click.option(
-    "--truncate", is_flag=True, help="Go on from the last part of the prompt that fits the context."
-)
+@layers_option
+@color_option(help="What the colour of the grid shows.")
+@truncate_option
 @edit_option
-@click.option(
-    "-o", "--output", "outputs", multiple=True, metavar="FILE",
-    help="Write .html .png .svg .pdf .txt .json or .parquet; repeatable.",
-)  # fmt: skip
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON instead, one line for each token."
-)
+@result_options(SUFFIXES, lines=", one line for each token")
 @click.option("--live", is_flag=True, help="Show the grid while it grows.")
-@click.option("-q", "--quiet", is_flag=True, help="Print the text only, no grid.")
-@click.option(
-    "--width", type=click.IntRange(20, 10_000), metavar="COLUMNS", help="Width of the grid."
-)
-@click.option(
-    "--theme", type=click.Choice(["auto", "dark", "light"]), default="auto", show_default=True,
-    help="Terminal background.",
-)  # fmt: skip
+@grid_options
 def command(
-    prompt: str | None,
+    prompts: tuple[str, ...],
     chat: str | None,
     system: str | None,
     source: str,
@@ -119,11 +104,12 @@ def command(
     if (top_p or top_k) and not temperature:
         raise click.UsageError("--top-p and --top-k need a --temperature above 0, like 0.8")
     paths = check_outputs(outputs)
-    text = prompt_or_chat(prompt, chat, system)
+    check_quotes(prompts)
+    (text,) = asked(prompts, chat, system)
     changes = edits_of(edits)
     model = load_model(source, **loading)
-    asked = text if isinstance(text, str) else ""  # of a chat, only the answer is shown
-    shows = _Json() if as_json else _Shown(asked, live=live, width=width, color=color, theme=theme)
+    start = text if isinstance(text, str) else ""  # of a chat, only the answer is shown
+    shows = _Json() if as_json else _Shown(start, live=live, width=width, color=color, theme=theme)
     reading: Reading | None = None
     try:
         with ExitStack() as stack:
@@ -146,8 +132,8 @@ def command(
         shows.end()
         if reading is not None:
             for path in paths:
-                for written in save([reading], list(lenses), path, color):
-                    errors().print(f"wrote {written}", markup=False, soft_wrap=True)
+                for written in save([[reading]], path, color=color):
+                    wrote(written)
             if not (as_json or quiet):
                 shows.grid(reading)
 

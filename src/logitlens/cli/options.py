@@ -9,11 +9,13 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from logitlens import statistics
 from logitlens.errors import MissingExtra, PromptError
 
 if TYPE_CHECKING:
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
     from logitlens import LensModel
     from logitlens.edit import Edit
-    from logitlens.reading import Reading
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -38,35 +39,24 @@ def together(*options: Decorator) -> Decorator:
 
 
 loading_options = together(
-    click.option(
-        "--tokenizer", metavar="NAME", help="Take the tokenizer of another hub name or directory."
-    ),
+    click.option("--tokenizer", metavar="NAME", help="Take the tokenizer of another hub name or directory."),
     click.option("--revision", metavar="REV", help="Branch, tag or commit on the hub."),
     click.option(
-        "--dtype",
-        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
         help="Number type of the weights. Default: as saved; float16 becomes float32 on a CPU.",
     ),
-    click.option(
-        "--device-map", metavar="MAP", help="Where the weights go: auto, cpu, cuda, cuda:1 …"
-    ),
+    click.option("--device-map", metavar="MAP", help="Where the weights go: auto, cpu, cuda, cuda:1 …"),
     click.option("--attn", "attn_implementation", metavar="NAME", help="Attention: eager, sdpa …"),
     click.option("--trust-remote-code", is_flag=True, help="Run code from the model's repository."),
     click.option(
-        "--ignore-unexpected",
-        is_flag=True,
+        "--ignore-unexpected", is_flag=True,
         help="Read a checkpoint without weights that its configuration has no place for.",
     ),
-)
-LOADING = (
-    "tokenizer",
-    "revision",
-    "dtype",
-    "device_map",
-    "attn_implementation",
-    "trust_remote_code",
+)  # fmt: skip
+LOADING = (  # what they are called as arguments of `logitlens.load`
+    "tokenizer", "revision", "dtype", "device_map", "attn_implementation", "trust_remote_code",
     "ignore_unexpected",
-)  # what they are called as arguments of `logitlens.load`
+)  # fmt: skip
 
 model_options = together(
     click.option(
@@ -92,14 +82,53 @@ reading_options = together(
 
 STORED = ["float16", "bfloat16", "float32"]  # number types of a lens file
 
+edit_option = click.option(
+    "--edit", "edits", multiple=True, metavar="EDIT|FILE",
+    help="Change the stream while the model runs: 'add:layer=5,token= Paris,scale=4', "
+    "project_out, swap, ablate, patch, or a .json file of edits; repeatable.",
+)  # fmt: skip
+truncate_option = click.option(
+    "--truncate", is_flag=True, help="Read the last positions that fit the model's context."
+)
+layers_option = click.option(
+    "--layers", metavar="LAYERS",
+    help="Which layers: 5 is the output of block 5, -1 that of the last block, and embed what the "
+    "first block receives. 0:12:2, -4:, or embed,4,8.",
+)  # fmt: skip
+positions_option = click.option(
+    "--positions", metavar="POSITIONS",
+    help="Which token positions, from 0: -8: is the last eight, 3,9 two of them.",
+)  # fmt: skip
+color_option = partial(
+    click.option, "--color", type=click.Choice(statistics.colors()), default="prob", show_default=True
+)  # fmt: skip
 
-def edit_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--edit."""
-    return click.option(
-        "--edit", "edits", multiple=True, metavar="EDIT|FILE",
-        help="Change the stream while the model runs: 'add:layer=5,token= Paris,scale=4', "
-        "project_out, swap, ablate, patch, or a .json file of edits; repeatable.",
-    )(function)  # fmt: skip
+
+def result_options(kinds: Sequence[str], *, least: int = 20, lines: str = "") -> Decorator:
+    """-o, --json and --width.
+
+    kinds   suffixes of the files   least   columns of the narrowest picture   lines   of JSON
+    """
+    return together(
+        click.option(
+            "-o", "--output", "outputs", multiple=True, metavar="FILE",
+            help=f"Write {' '.join(kinds[:-1])} or {kinds[-1]}; repeatable.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help=f"Print JSON instead{lines}."),
+        click.option(
+            "--width", type=click.IntRange(least, 10_000), metavar="COLUMNS",
+            help="Columns to fit in. Default: the terminal's; elsewhere COLUMNS, or 120.",
+        ),
+    )  # fmt: skip
+
+
+grid_options = together(
+    click.option("-q", "--quiet", is_flag=True, help="Print no grid."),
+    click.option(
+        "--theme", type=click.Choice(["auto", "dark", "light"]), default="auto", show_default=True,
+        help="Terminal background.",
+    ),
+)  # fmt: skip
 
 
 def edits_of(texts: Sequence[str]) -> list[Edit]:
@@ -109,29 +138,12 @@ def edits_of(texts: Sequence[str]) -> list[Edit]:
     return [each for text in texts for each in edit.parse(text)]
 
 
-def renamed_option(new: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    """A callback for an option by its former name: a usage error that gives the new one."""
-
-    def refuse(context: click.Context, option: click.Parameter, value: Any) -> None:
-        if value is not None:
-            raise click.UsageError(
-                f"{option.opts[0]} is now {new}: the number 5 is the output of block 5, -1 the last, "
-                "and embed has its name"
-            )
-
-    return refuse
-
-
-class PromptCommand(click.Command):
-    """A command with one prompt, which a shell takes apart where the quotes are missing."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.allow_extra_args = True
-        more = super().parse_args(ctx, args)
-        if more:
-            prompt = quoted([ctx.params["prompt"] or "", *more])
-            raise click.UsageError(f"put the prompt in quotes: {ctx.command_path} {prompt}", ctx)
-        return more
+def check_quotes(prompts: Sequence[str], several: bool = False) -> None:
+    """Raise UsageError for a prompt that a shell took apart, because its quotes are missing."""
+    if len(prompts) > 1 and not (several and any(len(prompt.split()) > 1 for prompt in prompts)):
+        path = click.get_current_context().command_path
+        hint = " (several prompts of one word each: --file)" if several else ""
+        raise click.UsageError(f"put the prompt in quotes: {path} {quoted(prompts)}{hint}")
 
 
 def quoted(words: Sequence[str]) -> str:
@@ -203,27 +215,43 @@ chat_options = together(
 )  # fmt: skip
 
 
-def prompt_or_chat(
-    prompt: str | None, chat: str | None, system: str | None
-) -> str | list[dict[str, Any]]:
-    """The prompt as text, or the messages that PROMPT, --chat and --system make together.
+Prompt = str | list[dict[str, Any]]
 
-    Raises PromptError for a file that holds no messages.
+
+def asked(
+    prompts: Sequence[str],
+    chat: str | None = None,
+    system: str | None = None,
+    file: str | None = None,
+) -> list[Prompt]:
+    """What is asked: each prompt as text, or as messages, after those of --chat and --system.
+
+    Raises PromptError for a file that holds no prompts or no messages.
     """
+    if [*prompts, chat, file].count("-") > 1:
+        raise click.UsageError("standard input can be read once: give - in one place only")
+    texts = [prompt_text(prompt) for prompt in prompts]
+    texts += [] if file is None else _prompts_in(file)
     if chat is None and system is None:
-        if prompt is None:
+        if not texts:
             raise click.UsageError("Missing argument 'PROMPT|-'.")
-        return prompt_text(prompt)
-    messages: list[dict[str, Any]] = []
-    if chat is not None:
-        if chat == "-" == prompt:
-            raise click.UsageError("standard input is either --chat or PROMPT")
-        messages = _messages(chat)
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    if prompt is not None:
-        messages.append({"role": "user", "content": prompt_text(prompt)})
-    return messages
+        return list(texts)
+    before = [] if system is None else [{"role": "system", "content": system}]
+    before += [] if chat is None else _messages(chat)
+    return [[*before, {"role": "user", "content": text}] for text in texts] or [before]
+
+
+def _prompts_in(file: str) -> list[str]:
+    """The prompts of a file, one on each line; empty lines are skipped. Raises PromptError, OSError."""
+    data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    try:
+        lines = data.decode("utf-8-sig").split("\n")
+    except UnicodeError as error:
+        raise PromptError(f"{file} is not UTF-8 ({error}): convert it first") from error
+    prompts = [line.removesuffix("\r") for line in lines if line.strip()]
+    if not prompts:
+        raise PromptError(f"{file} holds no prompts: expected one on each line")
+    return prompts
 
 
 def _messages(chat: str) -> list[dict[str, Any]]:
@@ -238,7 +266,10 @@ def _messages(chat: str) -> list[dict[str, Any]]:
     return found
 
 
+SUFFIXES = (".html", ".png", ".svg", ".pdf", ".txt", ".json", ".parquet")
+# those of a Reading; --help does not wait for its module
 _NEEDS = {
+    ".csv": ("pandas", "data", "a table"),
     ".parquet": ("pyarrow", "data", "writing Parquet"),
     ".png": ("matplotlib", "plot", "a figure"),
     ".svg": ("matplotlib", "plot", "a figure"),
@@ -246,23 +277,21 @@ _NEEDS = {
 }
 
 
-def check_outputs(paths: Sequence[str], suffixes: Sequence[str] | None = None) -> list[Path]:
-    """Check outputs before a model runs for minutes.
-
-    suffixes   what may be written; None: whatever a Reading can be saved as
+def check_outputs(paths: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+    """Check outputs before a model runs for minutes; suffixes: what may be written.
 
     Raises FormatError for an unknown suffix, MissingExtra where its writer is not installed, OSError
     where the file cannot be written.
     """
     from logitlens.errors import FormatError
     from logitlens.files import check_writable
-    from logitlens.reading import known_suffix
 
     out = []
     for path in map(Path, paths):
-        if suffixes is not None and path.suffix not in suffixes:
-            raise FormatError(f"{path}: expected {', '.join(suffixes[:-1])} or {suffixes[-1]}")
-        needs = _NEEDS.get(known_suffix(path))
+        suffix = path.suffix.lower()
+        if suffix not in suffixes:
+            raise FormatError(f"cannot tell a format from '{path}': end it in {' '.join(suffixes)}")
+        needs = _NEEDS.get(suffix)
         if needs and importlib.util.find_spec(needs[0]) is None:
             raise MissingExtra(*needs)
         check_writable(path)
@@ -270,11 +299,39 @@ def check_outputs(paths: Sequence[str], suffixes: Sequence[str] | None = None) -
     return out
 
 
-def print_json(readings: Sequence[Reading]) -> None:
-    """Readings on stdout as JSON, one on each line."""
+def wrote(path: object) -> None:
+    """Say on stderr what was written."""
+    errors().print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+class Result(Protocol):
+    """A result that a verb prints as JSON and writes by the suffix of a path."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+    def save(self, path: Path) -> object: ...
+
+
+def show(
+    found: Result,
+    paths: Sequence[Path],
+    as_json: bool,
+    width: int | None,
+    render: Callable[..., Any],
+) -> None:
+    """Write a result to files and print it, as JSON or as `render(found, width=…)` draws it."""
+    for path in paths:
+        wrote(found.save(path))
+    if as_json:
+        return print_json([found])
+    console = output_console(width)
+    return console.print(render(found, width=console.width))
+
+
+def print_json(results: Sequence[Result]) -> None:
+    """Results on stdout as JSON, one on each line."""
     ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
-    for reading in readings:
-        click.echo(json.dumps(reading.to_dict(), ensure_ascii=ascii_only, allow_nan=False))
+    for result in results:
+        click.echo(json.dumps(result.to_dict(), ensure_ascii=ascii_only, allow_nan=False))
 
 
 def output_console(width: int | None = None) -> Console:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Any
 
 import click
@@ -11,11 +9,13 @@ import click
 from logitlens.cli.options import (
     busy,
     check_outputs,
-    errors,
+    layers_option,
     load_model,
     model_options,
-    output_console,
+    positions_option,
     prompt_text,
+    result_options,
+    show,
 )
 from logitlens.patch_grid import SUFFIXES
 
@@ -30,14 +30,9 @@ from logitlens.patch_grid import SUFFIXES
     "--stream", type=click.Choice(["resid", "attn", "mlp"]), default="resid", show_default=True,
     help="What is patched: the stream after each layer, or what each attention or MLP adds.",
 )  # fmt: skip
-@click.option("--layers", metavar="LAYERS", help="Layers to patch: 0:12:2, -4:, or embed,4,8.")
-@click.option("--positions", metavar="POSITIONS", help="Positions to patch, from 0.")
-@click.option(
-    "-o", "--output", "outputs", multiple=True, metavar="FILE",
-    help="Write .json .png .svg .pdf or .txt; repeatable.",
-)  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
-@click.option("--width", type=click.IntRange(40, 10_000), metavar="COLUMNS", help="Width.")
+@layers_option
+@positions_option
+@result_options(SUFFIXES, least=40)
 def command(
     clean: str,
     corrupted: str,
@@ -66,13 +61,6 @@ def command(
             *texts, token, versus, stream=stream, layers=layers, positions=positions,
             progress=progress,
         )  # fmt: skip
-    for path in paths:
-        errors().print(f"wrote {grid.save(path)}", markup=False, soft_wrap=True)
-    if as_json:
-        ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
-        click.echo(json.dumps(grid.to_dict(), ensure_ascii=ascii_only, allow_nan=False))
-        return
     from logitlens.view import patches
 
-    console = output_console(width)
-    console.print(patches.render(grid, width=console.width))
+    show(grid, paths, as_json, width, patches.render)

@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TextIO
@@ -39,24 +39,11 @@ def prepare() -> None:
             os.environ.pop(name, None)
 
 
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP, where nobody has asked otherwise, end a command as Ctrl-C does.
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP where Ctrl-C would not end the command."""
 
-    Files are then removed or finished, and a fit writes its checkpoint.
-    """
-    taken = []
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-                signal.signal(number, _interrupt)
-                taken.append(number)
-    try:
-        yield
-    finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
+
+Handler = Callable[[int, FrameType | None], None]
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -66,6 +53,25 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         handler(signal.SIGINT, frame)
     else:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def terminable(end: Handler = _interrupt) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP, where nobody else has asked otherwise, end a command as Ctrl-C does.
+
+    Files are then removed or finished, and a fit writes its checkpoint.
+    """
+    taken = []
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) in (signal.SIG_DFL, _interrupt):
+                taken.append((number, signal.signal(number, end)))
+    try:
+        yield
+    finally:
+        for number, before in taken:
+            signal.signal(number, before)
 
 
 def gone() -> bool:

@@ -1,189 +1,256 @@
-"""`logitlens read`: one prompt in, the grid, files or JSON out."""
+"""`logitlens read`: prompts in; grids, files or JSON out."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from logitlens import statistics
 from logitlens.cli.options import (
-    PromptCommand,
+    LOADING,
+    SUFFIXES,
+    Prompt,
+    asked,
     busy,
     chat_options,
     check_outputs,
+    check_quotes,
+    color_option,
     edit_option,
     edits_of,
-    errors,
+    grid_options,
+    layers_option,
     load_model,
     model_options,
     output_console,
+    positions_option,
     print_json,
-    prompt_or_chat,
     reading_options,
-    renamed_option,
+    result_options,
+    truncate_option,
+    wrote,
 )
-from logitlens.errors import FormatError
+from logitlens.errors import FormatError, PromptError
 
 if TYPE_CHECKING:
-    from logitlens import Reading
+    from logitlens import LensModel, Reading
 
 PLOTS = ("heatmap", "trajectories", "curves", "settled")
 STREAMS = ("resid", "mid", "attn", "mlp")
+KINDS = (*SUFFIXES, ".csv")
 
 
-@click.command("read", cls=PromptCommand)
-@click.argument("prompt", metavar="PROMPT|-", required=False)
+def read_all(
+    model: LensModel,
+    prompts: Sequence[Prompt],
+    *,
+    lenses: Sequence[str],
+    top: int,
+    track: Sequence[str],
+    track_id: Sequence[int] = (),
+    positions: str | None = None,
+    chunk: int | None = None,
+    edits: Sequence[str] = (),
+    **run: Any,
+) -> list[list[Reading]]:
+    """The readings of each prompt, one for each lens; `run`: other arguments of `LensModel.capture`."""
+    shown: dict[str, Any] = {"top": top, "track": [*track, *track_id], "positions": positions}
+    run |= {"edits": changes} if (changes := edits_of(edits)) else {}
+
+    def read(prompt: Prompt, progress: Any) -> list[Reading]:
+        if chunk:
+            both = {**run, **shown, "chunk": chunk, "progress": progress}
+            return [model.read(prompt, lens=lens, **both) for lens in lenses]
+        residuals = model.capture(prompt, progress=progress, **run)  # once for all lenses
+        return [model.readout(residuals, lens=lens, progress=progress, **shown) for lens in lenses]
+
+    out = []
+    for n, prompt in enumerate(prompts, 1):
+        try:
+            with busy("reading") as progress:
+                out.append(read(prompt, progress))
+        except PromptError as error:
+            if len(prompts) == 1:
+                raise
+            raise PromptError(f"prompt {n} of {len(prompts)}: {error}") from error
+    return out
+
+
+@dataclass
+class Session:
+    """What the lines of a loop share: the model, what was asked last, and its readings."""
+
+    asked: list[Prompt] = field(default_factory=list)
+    loaded: tuple[Any, LensModel] | None = None
+    last: tuple[Any, list[list[Reading]]] | None = None
+    looping: bool = False
+
+    def model(self, source: str, loading: dict[str, Any]) -> LensModel:
+        """The model kept, or another, loaded after it has gone."""
+        if self.loaded is None or self.loaded[0] != (source, loading):
+            self.loaded = self.last = None
+            self.loaded = (source, loading), load_model(source, **loading)
+        return self.loaded[1]
+
+    def readings(self, model: LensModel, how: dict[str, Any]) -> list[list[Reading]]:
+        """Those of `asked`, made again only if they are to be read in another way."""
+        if self.last is None or self.last[0] != (self.asked, how):
+            self.last = (self.asked, how), read_all(model, self.asked, **how)
+        return self.last[1]
+
+
+@click.command("read")
+@click.argument("prompts", metavar="PROMPT|-…", nargs=-1)
+@click.option("--file", metavar="FILE|-", help="Prompts, one on each line.")
+@click.option(
+    "-i", "--interactive", is_flag=True,
+    help="Keep the model and ask for prompts, with any of these flags, until Ctrl-D; flags alone show "
+    "the last prompt again.",
+)  # fmt: skip
 @chat_options
 @model_options
 @reading_options
 @click.option(
     "--track-id", multiple=True, type=int, metavar="ID", help="Follow a token id; repeatable."
 )
-@click.option(
-    "--color", type=click.Choice(statistics.colors()), default="prob", show_default=True,
+@color_option(
     help="What the colour shows. prob and agree: of the top token; rank and next: of the token that "
-    "really follows; final: the rank of the token that the final layer puts first.",
-)  # fmt: skip
-@click.option(
-    "--layers", metavar="LAYERS",
-    help="Layers to read: 5 is the output of block 5, -1 that of the last block, which is always "
-    "kept, and embed what the first block receives. 0:12:2, -4:, or embed,4,8.",
-)  # fmt: skip
-@click.option("--depths", hidden=True, callback=renamed_option("--layers"), expose_value=False)
-@click.option(
-    "--positions", metavar="POSITIONS",
-    help="Token positions to show, from 0: -8: is the last eight, 3,9 two of them.",
-)  # fmt: skip
+    "really follows; final: the rank of the token that the final layer puts first."
+)
+@layers_option
+@positions_option
 @click.option(
     "--stream", type=click.Choice(STREAMS), default="resid", show_default=True,
     help="What to read: the residual stream after each block; mid: between attention and MLP; attn, "
     "mlp: what each adds to the stream.",
 )  # fmt: skip
-@click.option(
-    "--truncate", is_flag=True, help="Read the last positions that fit the model's context."
-)
+@truncate_option
 @click.option(
     "--chunk", type=click.IntRange(min=1), metavar="N",
     help="Process long prompts N positions at a time through the KV cache, to bound memory.",
 )  # fmt: skip
 @edit_option
-@click.option(
-    "-o", "--output", "outputs", multiple=True, metavar="FILE",
-    help="Write .html .png .svg .pdf .txt .json or .parquet; repeatable.",
-)  # fmt: skip
+@result_options(KINDS, lines=", one line for each prompt and lens")
 @click.option(
     "--plot", type=click.Choice(PLOTS), default="heatmap", show_default=True,
     help="What a .png, .svg or .pdf shows: the grid; tokens over layers; --color over layers, a line "
     "for each lens; from which layer on positions have settled.",
 )  # fmt: skip
 @click.option("--open", "open_browser", is_flag=True, help="Open a page in the browser.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead, one line for each lens.")
-@click.option("-q", "--quiet", is_flag=True, help="Print no grid; for use with -o.")
-@click.option(
-    "--width", type=click.IntRange(20, 10_000), metavar="COLUMNS", help="Width of the grid."
-)
+@grid_options
 @click.option(
     "--values", is_flag=True, default=None, help="Write the numbers into the cells as well."
 )
-@click.option(
-    "--theme", type=click.Choice(["auto", "dark", "light"]), default="auto", show_default=True,
-    help="Terminal background.",
-)  # fmt: skip
+@click.pass_context
 def command(
-    prompt: str | None,
+    ctx: click.Context,
+    prompts: tuple[str, ...],
+    file: str | None,
+    interactive: bool,
     chat: str | None,
     system: str | None,
     source: str,
-    lenses: tuple[str, ...],
-    top: int,
-    track: tuple[str, ...],
-    track_id: tuple[int, ...],
     color: str,
-    layers: str | None,
-    positions: str | None,
-    stream: str,
-    truncate: bool,
-    chunk: int | None,
-    edits: tuple[str, ...],
     outputs: tuple[str, ...],
+    as_json: bool,
+    width: int | None,
     plot: str,
     open_browser: bool,
-    as_json: bool,
     quiet: bool,
-    width: int | None,
-    values: bool | None,
     theme: str,
-    **loading: Any,
-) -> None:
-    """Read one prompt and show what the model would say after every layer.
+    values: bool | None,
+    **options: Any,
+) -> int | None:
+    """Read prompts and show what the model would say after every layer.
 
     PROMPT is text; - reads standard input (a final newline is dropped). Rows are layers, the model's
-    own output at the bottom; columns are the prompt's tokens; each cell holds the top token.
+    own output at the bottom; columns are the prompt's tokens; each cell holds the top token. Of several
+    prompts, and lenses, a .html is one page, a .csv one table, and any other kind a file each.
     """
-    paths = check_outputs(outputs)
-    text = prompt_or_chat(prompt, chat, system)
-    changes = edits_of(edits)
-    model = load_model(source, **loading)
-    run = {"layers": layers, "truncate": truncate, "stream": stream}
-    run |= {"edits": changes} if changes else {}
-    shown = {"top": top, "track": [*track, *track_id], "positions": positions}
-    with busy("reading") as progress:
-        if chunk:
-            both = {**run, **shown, "chunk": chunk, "progress": progress}
-            readings = [model.read(text, lens=lens, **both) for lens in lenses]
-        else:  # the model runs once for all lenses
-            residuals = model.capture(text, progress=progress, **run)
-            readings = [
-                model.readout(residuals, lens=lens, progress=progress, **shown) for lens in lenses
-            ]
-    for path in paths:
-        for written in save(readings, list(lenses), path, color, plot):
-            errors().print(f"wrote {written}", markup=False, soft_wrap=True)
-    if open_browser:
-        from logitlens.cli.view import open_page
+    session = ctx.ensure_object(Session)
+    paths = check_outputs(outputs, KINDS)
+    loading = {name: options.pop(name) for name in LOADING}
+    check_quotes(prompts, several=True)
+    if prompts or file or chat or not (session.asked or interactive):
+        session.asked = asked(prompts, chat, system, file)
+    model = session.model(source, loading)
+    if session.asked:
+        readings = session.readings(model, options)
+        for path in paths:
+            for written in save(readings, path, color, plot, options["lenses"]):
+                wrote(written)
+        every = [reading for one in readings for reading in one]
+        if open_browser:
+            from logitlens.cli.view import open_page
 
-        open_page(readings, None, None, True, color=color)
-    if as_json:
-        print_json(readings)
-    elif not (quiet or open_browser):
-        from logitlens.view import terminal
+            open_page(every, None, None, True, color=color)
+        if as_json:
+            print_json(every)
+        elif not (quiet or open_browser):
+            _print(readings, output_console(width), color=color, values=values, theme=theme)
+    if interactive and not session.looping:
+        from logitlens.cli import shell
 
-        options = {"color": color, "values": values, "theme": theme}
-        output_console(width).print(terminal.render_lenses(readings, **options))
+        return shell.loop(ctx)
+    return None
+
+
+def _print(readings: Iterable[list[Reading]], console: Any, **options: Any) -> None:
+    """The grids of each prompt, one below the other."""
+    from logitlens.view import terminal
+
+    for n, one in enumerate(readings):
+        console.print(*([""] if n else []), terminal.render_lenses(one, **options), sep="\n")
 
 
 def save(
-    readings: list[Reading], names: list[str], path: Path, color: str, plot: str = "heatmap"
+    readings: Sequence[list[Reading]],
+    path: Path,
+    color: str,
+    plot: str = "heatmap",
+    lenses: Sequence[str] = ("logit",),
 ) -> list[Path]:
-    """Write one page or curves of all readings, or one file each (`eiffel.tuned.png`); returns what was
-    written."""
-    drawn = plot != "heatmap" and path.suffix.lower() in (".png", ".svg", ".pdf")
+    """Write readings, a list of lenses for each prompt; returns what was written.
+
+    One page, one table, or curves of all; else a file each: `eiffel.tuned.png`, `eiffel.2.tuned.png`.
+    """
+    every = [reading for one in readings for reading in one]
+    suffix = path.suffix.lower()
+    drawn = plot != "heatmap" and suffix in (".png", ".svg", ".pdf")
     if drawn and plot != "trajectories":
         from logitlens.view import figure, plots
 
-        figure.write(plots.curves(readings, color if plot == "curves" else plot), path)
+        figure.write(plots.curves(every, color if plot == "curves" else plot), path)
         return [path]
-    viewed: dict[str, Any] = (
-        {"color": color} if path.suffix.lower() not in (".json", ".parquet") else {}
-    )
-    if len(readings) == 1:
-        return [_saved(readings[0], path, drawn, viewed)]
-    if path.suffix.lower() == ".html":
+    if suffix == ".csv":
+        from logitlens.files import write_text
+        from logitlens.tables import table
+
+        write_text(path, table(every).to_csv(index=False))
+        return [path]
+    viewed: dict[str, Any] = {} if suffix in (".json", ".parquet") else {"color": color}
+    if len(every) == 1:
+        return [_saved(every[0], path, drawn, viewed)]
+    if suffix == ".html":
         from logitlens.view import page
 
-        page.save(readings, path, **viewed)
+        page.save(every, path, **viewed)
         return [path]
-    kinds = [name.partition(":")[0] for name in names]
-    if len(set(kinds)) < len(kinds):
-        kinds = [f"{kind}-{i}" for i, kind in enumerate(kinds, 1)]
     if not path.stem:
         raise FormatError(f"{path} has no name before its suffix")
-    return [
-        _saved(r, path.with_suffix(f".{kind}{path.suffix}"), drawn, viewed)
-        for r, kind in zip(readings, kinds)
-    ]
+    kinds = [name.partition(":")[0] for name in lenses]
+    if len(set(kinds)) < len(kinds):
+        kinds = [f"{kind}-{i}" for i, kind in enumerate(kinds, 1)]
+    out = []
+    for n, one in enumerate(readings, 1):
+        for kind, reading in zip(kinds, one):
+            parts = [str(n)] * (len(readings) > 1) + [kind] * (len(kinds) > 1)
+            name = path.with_suffix(".".join(["", *parts]) + path.suffix)
+            out.append(_saved(reading, name, drawn, viewed))
+    return out
 
 
 def _saved(reading: Reading, path: Path, drawn: bool, viewed: dict[str, Any]) -> Path:

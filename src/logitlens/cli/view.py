@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from logitlens.cli.options import check_outputs, errors
+from logitlens.cli.options import check_outputs, errors, wrote
 from logitlens.errors import FormatError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def command(
                 "write a page (.html), or convert them one by one"
             )
         readings[0].save(targets[0])
-        errors().print(f"wrote {targets[0]}", markup=False, soft_wrap=True)
+        wrote(targets[0])
         return
     open_page(readings, targets[0] if targets else None, title, open_browser)
 
