@@ -138,8 +138,8 @@ def test_eval(home, place):  # noqa: F811
                  place / "text.txt", "--facts", place / "facts.jsonl", "--length", 20, *outputs)  # fmt: skip
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0].split()[:3] == ["lens", "layer", "KL"]
-    assert [line.split()[1] for line in lines[1:]] == ["embed", "0", "1", "2", "any"]
+    assert lines[0].split()[:3] == ["lens", "layer", "KL,"]
+    assert [line.split()[1] for line in lines[1:6]] == ["embed", "0", "1", "2", "any"]
     assert all(file.stat().st_size > 500 for file in files)
     saved = json.loads(files[1].read_text())
     assert saved["rows"][3]["kl"] == 0
@@ -158,7 +158,7 @@ def test_eval(home, place):  # noqa: F811
     ("arguments", "code", "message"),
     [
         (["eval"], 2, "give --corpus, --facts, or both"),
-        (["eval", "--facts", "f", "-o", "e.txt"], 1, "expected .parquet"),
+        (["eval", "--facts", "f", "-o", "e.txt"], 1, "end it in .parquet"),
         (
             ["eval", "--facts", "f", "-o", "e.html"],
             1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -74,6 +75,15 @@ def test_intervals_hold_the_mean_and_shrink():
     assert np.allclose(many[2] - many[1], 2 * 1.96 / 20, rtol=0.15)
     one = judging._interval(values[:1], np.random.default_rng(1), 2000)
     assert np.isnan(one[1:]).all()
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),  # of Brown, Cai & DasGupta (2001), and where nothing or all hit
+    [(0, 5, 0, 0.4345), (5, 5, 0.5655, 1), (1, 5, 0.0362, 0.6245), (8, 10, 0.4902, 0.9433)],
+)
+def test_the_interval_of_a_share_is_inside_it_and_has_a_width(hits, n, low, high):
+    values = (np.arange(n) < hits).astype(float)[:, None]
+    np.testing.assert_allclose(judging._wilson(values)[:, 0], [hits / n, low, high], atol=1e-4)
 
 
 def test_fact_ranks_equal_a_reading():
@@ -187,30 +197,24 @@ def test_parquet_holds_the_table_and_its_provenance(tmp_path):
 
 
 def test_the_table_in_words():
-    rows = judging.evaluate(
+    found = judging.evaluate(
         tiny.gpt2(),
         ["logit"],
         facts=Facts("f", [Fact((1, 2), 1, ((3,),)), Fact((2, 2), 1, ((5,),))]),
         sequences=sequences(3),
-    ).rows
+    )
+    rows = found.rows
     for row in rows:
         for name in row:
             if name not in ("lens", "layer"):
-                row[name] = 0.5 if not name.endswith("high") else 0.7
-    head, *lines = view.text(rows[:2]).splitlines()
-    assert head.split() == [
-        "lens",
-        "layer",
-        "KL",
-        "next",
-        "top-1",
-        "top-10",
-        "fact@1",
-        "fact@5",
-        "fact@10",
-    ]
-    assert lines == [f"logit  {label:<5}" + "  0.500 ±0.100" * 7 for label in ("embed", "0")]
-    assert len(head) == len(lines[0])
+                row[name] = {"low": 0.25, "high": 0.75}.get(name.rpartition("_")[2], 0.5)
+    head, *lines = view.text(rows[:2], found.meta).splitlines()
+    names = ["KL", "next", "top-1", "top-10", "fact@1", "fact@5", "fact@10"]
+    heads = [f"{name}, n = {3 if n < 4 else 2}" for n, name in enumerate(names)]
+    assert re.split(r"  +", head) == ["lens", "layer", *heads]
+    cells = ["0.500 [0.250, 0.750]"] * 2 + ["0.50 [0.25, 0.75]"] * 5
+    assert lines[:2] == ["  ".join(["logit", label.ljust(5), *cells]) for label in ("embed", "0")]
+    assert "any:" in view.text(rows, found.meta)
     drawing = view.figure(rows, title="Lenses of tiny")
     assert len(drawing.axes) == 7
     assert [line.get_label() for line in drawing.axes[0].lines] == ["logit"]

@@ -291,8 +291,8 @@ def evaluate(
 ) -> None:
     """Judge lenses layer by layer: KL to the final row, next-token loss, agreement, facts.
 
-    All lenses read the same residuals of the same text. Intervals are 95 %, from a bootstrap over
-    sequences and over facts.
+    All lenses read the same residuals of the same text. Intervals are 95 %: of text from a
+    bootstrap over sequences, of shares of facts Wilson's.
     """
     if corpus is None and facts is None:
         raise click.UsageError("nothing to judge on: give --corpus, --facts, or both")
@@ -347,7 +347,7 @@ def tell(result: Any, paths: Sequence[Path], *, table: bool = True) -> None:
     from logitlens.view import evaluation
 
     if table:
-        click.echo(evaluation.text(result.rows))
+        click.echo(evaluation.text(result.rows, result.meta))
     for path in paths:
         if path.suffix == ".parquet":
             if importlib.util.find_spec("pyarrow") is None and table:

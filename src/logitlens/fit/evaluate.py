@@ -7,8 +7,9 @@ All lenses read the same residuals of the same held-out text. Per lens and depth
     top10         share of the final row's ten likeliest tokens among the depth's ten likeliest
     fact1/5/10    share of facts whose answer has rank ≤ 1/5/10 at the end of the prompt
 
-with 95 % intervals from a bootstrap over sequences (over prompts for facts). The row of depth "any"
-takes the best rank over depths, as the published lens evaluations do (pass@k).
+with 95 % intervals: of the measures of text from a bootstrap over sequences; of shares of facts
+Wilson's (1927), which is inside [0, 1] and has a width even where no fact, or every fact, was a hit.
+The row of layer "any" takes the best rank over layers, as the published lens evaluations do (pass@k).
 """
 
 from __future__ import annotations
@@ -136,13 +137,16 @@ def _table(
     rows = []
     for name, lens in named.items():
         values, depths = measured[name], _depths(model, lens)
-        table = {m: _interval(values_NL, generator, bootstrap) for m, values_NL in values.items()}
+        table = {
+            m: _wilson(values_NL) if m in FACTS else _interval(values_NL, generator, bootstrap)
+            for m, values_NL in values.items()
+        }
         for i, depth in enumerate(depths):
             rows.append(_row(name, layer_label(depth), table, i))
         if FACTS[0] in values:
             before = max(1, len(depths) - 1)  # the last is the model's own answer
             best = {m: values[m][:, :before].max(1, keepdims=True) for m in FACTS}
-            table = {m: _interval(best_F1, generator, bootstrap) for m, best_F1 in best.items()}
+            table = {m: _wilson(best_F1) for m, best_F1 in best.items()}
             rows.append(_row(name, "any", table, 0))
     return rows
 
@@ -183,6 +187,15 @@ def _interval(values_NL: np.ndarray, generator: np.random.Generator, draws: int)
     means_BL = counts_BN.astype(np.float64) @ values_NL.astype(np.float64) / N
     low_L, high_L = np.percentile(means_BL, [2.5, 97.5], axis=0)
     return np.stack([mean_L, low_L, high_L])
+
+
+def _wilson(hits_NL: np.ndarray) -> np.ndarray:
+    """(3, L): the share of N facts that are hits, and its 95 % score interval (Wilson 1927)."""
+    N, z = len(hits_NL), 1.959964
+    share_L = hits_NL.mean(0)
+    middle_L = (share_L + z**2 / (2 * N)) / (1 + z**2 / N)
+    half_L = z * np.sqrt(share_L * (1 - share_L) / N + z**2 / (4 * N**2)) / (1 + z**2 / N)
+    return np.stack([share_L, (middle_L - half_L).clip(0), (middle_L + half_L).clip(max=1)])
 
 
 def _on_text(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from logitlens.errors import MissingExtra
@@ -25,14 +25,15 @@ def measured(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [m for m in MEASURES if any(not math.isnan(row[m]) for row in rows)]
 
 
-def text(rows: Sequence[dict[str, Any]], *, intervals: bool = True) -> str:
-    """The table as plain text: a line per lens and layer, `value ±half the 95 % interval`."""
+def text(rows: Sequence[dict[str, Any]], meta: Mapping[str, Any]) -> str:
+    """The table as plain text: a line per lens and layer, `value [95 % interval]`, n in the heading.
+
+    meta   of the Evaluation: how many sequences and facts there were
+    """
     columns = measured(rows)
-    head = ["lens", "layer", *(MEASURES[m][0] for m in columns)]
-    body = [
-        [str(row["lens"]), row["layer"], *(_cell(row, m, intervals) for m in columns)]
-        for row in rows
-    ]
+    n = {m: meta["facts" if m.startswith("fact") else "sequences"] for m in columns}
+    head = ["lens", "layer", *(f"{MEASURES[m][0]}, n = {n[m]:,}" for m in columns)]
+    body = [[str(row["lens"]), row["layer"], *(_cell(row, m) for m in columns)] for row in rows]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
     lines = []
     for number, line in enumerate([head, *body]):
@@ -42,15 +43,19 @@ def text(rows: Sequence[dict[str, Any]], *, intervals: bool = True) -> str:
         left = [cell.ljust(width) for cell, width in zip(line[:2], widths)]
         right = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:])]
         lines.append("  ".join([*left, *right]).rstrip())
-    return "\n".join(lines)
+    notes = ["n: sequences of text, or facts; [95 % interval]"]
+    if any(row["layer"] == "any" for row in rows):
+        notes.append("any: the answer's best rank at any layer before the last")
+    return "\n".join([*lines, "", *notes])
 
 
-def _cell(row: dict[str, Any], measure: str, intervals: bool) -> str:
-    value = row[measure]
+def _cell(row: dict[str, Any], measure: str) -> str:
+    value, low, high = (row[f"{measure}{end}"] for end in ("", "_low", "_high"))
     if math.isnan(value):
         return "–"
-    half = (row[f"{measure}_high"] - row[f"{measure}_low"]) / 2
-    return f"{value:.3f}" + (f" ±{half:.3f}" if intervals and not math.isnan(half) else "")
+    digits = 3 if measure in ("kl", "next") else 2
+    interval = "" if math.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{value:.{digits}f}{interval}"
 
 
 def figure(rows: Sequence[dict[str, Any]], *, title: str = "") -> Any:
