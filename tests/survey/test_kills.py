@@ -116,7 +116,7 @@ def test_processes_read_the_same_bytes_and_a_killed_one_is_replaced(survey, whol
 
     monkeypatch.setattr(local._Worker, "__init__", noted)
     shards = range(1, len(planning.load(folder).shards))
-    for done, record in enumerate(local.run(folder, shards, 2), 1):
+    for done, record in enumerate(local.run(str(folder), shards, 2), 1):
         assert "error" not in record
         if done == 2:
             os.kill(started[0].process.pid, signal.SIGKILL)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from logitlens.cli.options import LOADING, check_outputs, errors, load_model, model_options
+from logitlens.errors import ModelNotAvailable
 
 if TYPE_CHECKING:
     from logitlens.survey.plan import Plan
-    from logitlens.survey.run import Status
+    from logitlens.survey.run import Engine, Status
 
-FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+FOLDER = click.argument("folder", metavar="DIR")
 COUNT = click.IntRange(min=1)
 FAILED = 3
 
@@ -30,44 +32,70 @@ def command() -> None:
 
 
 @command.command("run")
-@click.argument("prompts", metavar="PROMPTS", type=click.Path(path_type=Path))
-@click.option("-o", "--out", "folder", metavar="DIR", required=True, type=click.Path(path_type=Path),
-              help="The survey's folder; one that was left is gone on with.")  # fmt: skip
+@click.argument("given", metavar="INPUT")
+@click.option("-o", "--out", "folder", metavar="DIR", required=True,
+              help="The survey's folder, or s3://…; one that was left is gone on with.")  # fmt: skip
+@click.option("--corpus", is_flag=True, help="Read running text in windows, not labelled prompts.")
+@click.option("--length", type=COUNT, default=256, show_default=True, metavar="N",
+              help="Of --corpus: tokens of a window.")  # fmt: skip
+@click.option("--overlap", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
+              help="Of --corpus: tokens that a window repeats of the one before, uncounted.")  # fmt: skip
+@click.option("--field", default="text", show_default=True, metavar="NAME",
+              help="Of --corpus: the JSONL field or Parquet column that holds the text.")  # fmt: skip
+@click.option("--keep", type=click.Choice(["cells"]),
+              help="Of --corpus: also write a row for each document × position × layer.")  # fmt: skip
+@click.option("--top", type=COUNT, default=5, show_default=True, metavar="K",
+              help="Top tokens of each row of --keep cells.")  # fmt: skip
 @model_options
 @click.option("--lens", "lenses", multiple=True, default=("logit",), show_default=True, metavar="LENS",
               help="logit, tuned[:PATH] or jacobian[:PATH]; repeat it for several.")  # fmt: skip
 @click.option("--layers", metavar="A:B", help="Layers to keep, as for read. Default: all.")
-@click.option("-j", "--jobs", type=COUNT, default=1, show_default=True, metavar="N",
-              help="Processes on this machine, each with the model; with several GPUs, one each.")  # fmt: skip
+@click.option("-j", "--jobs", type=COUNT, metavar="N",
+              help="Processes that each hold the model; with several GPUs, one each. Default: 1, with ray as "
+              "many as fit.")  # fmt: skip
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+              help="Processes of this machine, or actors of a Ray cluster.")  # fmt: skip
+@click.option("--address", metavar="ADDRESS",
+              help="The Ray cluster to join, like auto. Default: one is started on this machine.")  # fmt: skip
 @click.option("--threads", type=COUNT, metavar="N",
               help="Threads of each process (part of the plan). Default: the machine's, shared.")  # fmt: skip
 @click.option(
     "--shard", metavar="I/N", help="Every N-th shard from the I-th on (from 0), for job arrays."
 )
-@click.option("--shard-size", type=COUNT, default=256, show_default=True, metavar="N",
-              help="Prompts of one shard.")  # fmt: skip
+@click.option("--shard-size", type=COUNT, metavar="N",
+              help="Prompts of one shard, or tokens of a corpus's. Default: 256 and 100,000.")  # fmt: skip
 @click.option("--token-budget", type=COUNT, default=4096, show_default=True, metavar="N",
               help="Tokens of one forward pass, padding included.")  # fmt: skip
 @click.option("--bad", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
-              help="Prompts that cannot be read: stop, or skip and count them.")  # fmt: skip
+              help="Prompts, lines and files that cannot be read: stop, or skip and count them.")  # fmt: skip
 def run_command(
-    prompts: Path,
-    folder: Path,
+    given: str,
+    folder: str,
     source: str,
+    corpus: bool,
+    length: int,
+    overlap: int,
+    field: str,
+    keep: str | None,
+    top: int,
     lenses: tuple[str, ...],
     layers: str | None,
-    jobs: int,
+    jobs: int | None,
+    engine: str,
+    address: str | None,
     threads: int | None,
     shard: str | None,
-    shard_size: int,
+    shard_size: int | None,
     token_budget: int,
     bad: str,
     **options: Any,
 ) -> int:
-    """Read the labelled prompts of PROMPTS (.jsonl, .csv, .parquet) into DIR/survey.parquet.
+    """Read the labelled prompts of INPUT (.jsonl, .csv, .parquet) into DIR/survey.parquet.
 
     A prompt has the fields prompt, answer and wrong (one text or several), sets (tokens by name) and
-    id; all other columns are conditions. Run it again to go on where it was left.
+    id; all other columns are conditions. With --corpus, INPUT is text: .txt, .md, .jsonl, .parquet, a
+    folder of them or hf://datasets/owner/name, and the table has statistics for each layer and band of
+    positions. Run it again to go on where it was left.
     """
     from logitlens.cli.fit import _shard
     from logitlens.survey import plan as planning
@@ -78,34 +106,49 @@ def run_command(
     if share is not None and not share[0] < share[1]:
         raise click.UsageError(f"--shard {shard!r}: expected 0/N to N-1/N")
     loading = {name: value for name, value in options.items() if name in LOADING}
+    if address is not None and engine != "ray":
+        raise click.UsageError("--address is of a Ray cluster: add --engine ray")
+    if not corpus and (keep or overlap):
+        raise click.UsageError("--keep and --overlap are of a corpus: add --corpus")
     if threads is None:
-        threads = _planned_threads(folder, jobs)
-    settings = planning.Settings(layers, token_budget, shard_size, threads, bad)
+        threads = _planned_threads(folder, jobs or 1)
+    settings = planning.Settings(
+        layers, token_budget, shard_size or (100_000 if corpus else 256), threads, bad,
+        length if corpus else 0, overlap, field, keep == "cells", top,
+    )  # fmt: skip
     model = load_model(source, **loading)
     with _watched() as report:
         found = run(
-            prompts, folder, model, source=source, loading=loading, lenses=lenses,
-            settings=settings, jobs=jobs, share=share, report=report,
+            given, folder, model, source=source, loading=loading, lenses=lenses,
+            settings=settings, jobs=jobs or 1, share=share, report=report,
+            engine=_ray(address, jobs) if engine == "ray" else None,
         )  # fmt: skip
     _tell(folder, found)
     return FAILED if found.failed else 0
 
 
-def _planned_threads(folder: Path, jobs: int) -> int:
+def _ray(address: str | None, jobs: int | None) -> Engine:
+    from logitlens.survey.engines import ray
+
+    return partial(ray.run, address=address, jobs=jobs)
+
+
+def _planned_threads(folder: str, jobs: int) -> int:
     """Those of a survey that was begun; else the machine's, shared by the jobs."""
     import torch
 
     from logitlens.survey import plan as planning
 
-    if (folder / "plan.json").is_file():
+    try:
         return planning.load(folder).settings.threads
-    return max(1, torch.get_num_threads() // jobs)
+    except ModelNotAvailable:
+        return max(1, torch.get_num_threads() // jobs)
 
 
 @command.command("status")
 @FOLDER
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
-def status_command(folder: Path, as_json: bool) -> int:
+def status_command(folder: str, as_json: bool) -> int:
     """Show how far a survey is: shards committed and failed, and why."""
     from logitlens.survey.run import status
 
@@ -114,6 +157,7 @@ def status_command(folder: Path, as_json: bool) -> int:
         click.echo(json.dumps({
             "shards": len(found.plan.shards), "committed": len(found.records),
             "failed": {str(k): v for k, v in found.failed.items()}, "merged": found.merged,
+            "underway": {str(k): v for k, v in found.underway.items()},
             "prompts": found.plan.facts["prompts"], "read": found.total("prompts"),
             "rows": found.total("rows"), "skipped": found.skipped,
         }))  # fmt: skip
@@ -126,7 +170,7 @@ def status_command(folder: Path, as_json: bool) -> int:
 @FOLDER
 @click.option("-o", "--out", metavar="FILE", type=click.Path(path_type=Path),
               help="Default: DIR/survey.parquet.")  # fmt: skip
-def merge_command(folder: Path, out: Path | None) -> None:
+def merge_command(folder: str, out: Path | None) -> None:
     """Join the committed parts of a survey into one Parquet file, in the order of the prompts."""
     from logitlens.survey.merge import merge
 
@@ -134,9 +178,7 @@ def merge_command(folder: Path, out: Path | None) -> None:
 
 
 @command.command("report")
-@click.argument(
-    "folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True)
 @click.option("-o", "--out", metavar="FILE", required=True, type=click.Path(path_type=Path),
               help=".html (one offline page), .png, .svg, .pdf or .md.")  # fmt: skip
 @click.option("--by", metavar="CONDITION", help="Group the prompts by a condition.")
@@ -145,7 +187,7 @@ def merge_command(folder: Path, out: Path | None) -> None:
 @click.option("--title", default="", metavar="TEXT")
 @click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
 def report_command(
-    folders: tuple[Path, ...],
+    folders: tuple[str, ...],
     out: Path,
     by: str | None,
     contrast: tuple[str, str] | None,
@@ -177,7 +219,7 @@ def report_command(
               help="Read the prompts that were found again into a page.")  # fmt: skip
 @click.option("--lens", metavar="LENS", help="Of one lens only, by its name in the survey.")
 def find_command(
-    folder: Path,
+    folder: str,
     where: str,
     order: str,
     limit: int,
@@ -214,7 +256,7 @@ def find_command(
         _open(folder, found, opened)
 
 
-def _open(folder: Path, found: list[dict[str, Any]], out: Path) -> None:
+def _open(folder: str, found: list[dict[str, Any]], out: Path) -> None:
     """Read up to eight of the prompts again, with the answer tracked where it is one token."""
     from logitlens.survey import plan as planning
     from logitlens.view import page
@@ -230,23 +272,26 @@ def _open(folder: Path, found: list[dict[str, Any]], out: Path) -> None:
     click.echo(out)
 
 
-def _tell(folder: Path, found: Status) -> None:
+def _tell(folder: str, found: Status) -> None:
     shards, prompts = len(found.plan.shards), found.plan.facts["prompts"]
+    unit = found.plan.unit
     click.echo(
         f"{len(found.records)} of {shards} shards committed · {found.total('prompts'):,} of "
-        f"{prompts:,} prompts · {found.total('rows'):,} rows"
+        f"{prompts:,} {unit} · {found.total('tokens'):,} tokens · {found.total('rows'):,} rows"
     )
     if found.merged:
-        click.echo(f"table: {folder / 'survey.parquet'}")
+        click.echo(f"table: {folder.rstrip('/')}/survey.parquet")
     if found.total("nonfinite"):
         click.echo(
-            f"{found.total('nonfinite')} readings with logits that are not finite (null in the table)"
+            f"{found.total('nonfinite')} {unit} with logits that are not finite (null in the table)"
         )
     for record in found.records:
         for remark in record["remarks"]:
             click.echo(f"shard {record['shard']}: {remark}")
+    for shard, line in found.underway.items():
+        click.echo(f"shard {shard} is being read, or was left: {line}")
     if found.skipped:
-        click.echo(f"{len(found.skipped)} skipped; the first: {found.skipped[0]}")
+        click.echo(f"{found.bad} skipped; the first: {found.skipped[0]}")
     for shard, why in found.failed.items():
         click.echo(f"shard {shard} failed: {why}")
 
@@ -268,11 +313,11 @@ def _watched() -> Iterator[Callable[[Plan, dict[str, Any]], None] | None]:
 
     columns = (
         TextColumn("{task.description}"), BarColumn(),
-        TextColumn("{task.completed:,} of {task.total:,} prompts"),
+        TextColumn("{task.completed:,} of {task.total:,} {task.fields[unit]}"),
         TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("survey", total=None, speed="")
+        task = progress.add_task("survey", total=None, speed="", unit="")
         tokens = failed = 0
 
         def report(plan: Plan, record: dict[str, Any]) -> None:
@@ -284,6 +329,8 @@ def _watched() -> Iterator[Callable[[Plan, dict[str, Any]], None] | None]:
                 console.print(f"shard {record['shard']} failed: {record['error']}", markup=False)
             elapsed = progress.tasks[0].elapsed or 1
             speed = f"{tokens / elapsed:,.0f} tokens/s" + (f" · {failed} failed" if failed else "")
-            progress.update(task, total=plan.facts["prompts"], advance=stop - start, speed=speed)
+            progress.update(
+                task, total=plan.facts["prompts"], advance=stop - start, speed=speed, unit=plan.unit
+            )
 
         yield report

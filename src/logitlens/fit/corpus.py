@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitlens import hub
+from logitlens import hub, storage
 from logitlens.errors import FormatError, MissingExtra, ModelNotAvailable, PromptError
 from logitlens.model.lens_model import LensModel
 from logitlens.schema import parse_json
@@ -106,7 +106,7 @@ def read(
     documents: list[np.ndarray] = []
     total = 0
     for record in records(source, field):
-        document = _ids(record, model, str(source))
+        document = ids_of(record, model, str(source))
         if not len(document):
             continue
         documents.append(document)
@@ -121,7 +121,7 @@ def read(
     return Corpus(name, documents)
 
 
-def _ids(record: str | list[int], model: LensModel, source: str) -> np.ndarray:
+def ids_of(record: str | list[int], model: LensModel, source: str) -> np.ndarray:
     if isinstance(record, str):
         return np.asarray(model.tokens.encode(record) if record.strip() else [], np.int32)
     outside = next((i for i in record if not 0 <= i < model.vocab_size), None)
@@ -133,61 +133,108 @@ def _ids(record: str | list[int], model: LensModel, source: str) -> np.ndarray:
     return np.asarray(record, np.int32)
 
 
-def records(source: str | os.PathLike[str], field: str = "text") -> Iterator[str | list[int]]:
-    """The documents of a source, as text or as lists of token ids."""
-    if str(source).startswith("hf://"):
-        for file in _hub_files(str(source)):
-            yield from _parquet(file, field)
+def records(
+    source: str | os.PathLike[str],
+    field: str = "text",
+    *,
+    bad: Callable[[FormatError], None] | None = None,
+) -> Iterator[str | list[int]]:
+    """The documents of a source, as text or as lists of token ids.
+
+    bad   called with what is wrong with a line (file and line are named), which is then left out, and
+          with it the rest of a file that is cut short; None: the first such error is raised
+    """
+    for path, said in files(source):
+        yield from of_file(path, said, field, bad=bad)
+
+
+def of_file(
+    path: Path, said: str, field: str = "text", *, bad: Callable[[FormatError], None] | None = None
+) -> Iterator[str | list[int]]:
+    """The documents of one file, which messages call `said`; see `records`."""
+    bad = bad or _refuse
+    suffix = _suffix(path)
+    if suffix == ".parquet":
+        try:
+            yield from _parquet(path, said, field)
+        except FormatError as error:
+            bad(error)
+    elif suffix in (".jsonl", ".ndjson"):
+        yield from _jsonl(path, said, field, bad)
+    else:
+        yield from _paragraphs(path, said, bad)
+
+
+def _refuse(error: FormatError) -> None:
+    raise error
+
+
+def files(source: str | os.PathLike[str]) -> Iterator[tuple[Path, str]]:
+    """The files of a source in order, and what messages call each; remote ones are there one at a time.
+
+    Raises ModelNotAvailable, FormatError (a suffix that is not among SUFFIXES), PromptError.
+    """
+    address = str(source)
+    if address.startswith("hf://"):
+        yield from ((file, str(file)) for file in _hub_files(address))
         return
-    if not str(source):
+    if not address:
         raise PromptError("the corpus has an empty name: give a file, a folder, or hf://datasets/…")
-    path = Path(os.path.expanduser(source))
-    if path.is_dir():
-        files = sorted(
-            f for f in path.iterdir() if _suffix(f) in SUFFIXES and not f.name.startswith(".")
-        )
-        if not files:
-            raise PromptError(f"{path} holds no corpus files: expected {', '.join(SUFFIXES)}")
-        for file in files:
-            yield from records(file, field)
-        return
-    if not path.is_file():
+    place = storage.at(os.path.expanduser(source))
+    names = [""]
+    if place.is_folder():
+        names = [n for n in place.names() if _suffix(Path(n)) in SUFFIXES and n[:1] != "."]
+        if not names:
+            raise PromptError(f"{address} holds no corpus files: expected {', '.join(SUFFIXES)}")
+    elif place.size("") is None:
         raise ModelNotAvailable(
             f"no corpus at {source}: expected a file ({', '.join(SUFFIXES)}, or gzipped), a folder of "
             "them, or hf://datasets/owner/name"
         )
-    suffix = _suffix(path)
-    if suffix == ".parquet":
-        yield from _parquet(path, field)
-    elif suffix in (".jsonl", ".ndjson"):
-        yield from _jsonl(path, field)
-    elif suffix in (".txt", ".md"):
-        yield from _paragraphs(path)
-    else:
-        raise FormatError(
-            f"{path}: expected {', '.join(SUFFIXES)} (or .gz of them), got {suffix!r}"
-        )
+    for name in names:
+        said = f"{place.address}/{name}" if name else place.address
+        if _suffix(Path(said)) not in SUFFIXES:
+            raise FormatError(
+                f"{said}: expected {', '.join(SUFFIXES)} (or .gz of them), got {_suffix(Path(said))!r}"
+            )
+        with place.fetched(name) as path:
+            yield path, said
 
 
 def _suffix(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path, said: str, bad: Callable[[FormatError], None]) -> Iterator[tuple[int, str]]:
+    """(number, line) of those that can be read."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
+    number = 0
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
+        with opener(path, "rb") as file:
             while line := file.readline(LINE):
-                if len(line) == LINE and not line.endswith("\n"):
-                    raise FormatError(f"{path} has a line of more than {LINE:,} characters")
-                yield line
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise FormatError(f"{path} cannot be read as UTF-8 text: {error}") from None
+                number += 1
+                if len(line) == LINE and not line.endswith(b"\n"):
+                    bad(FormatError(f"{said} line {number} has more than {LINE:,} bytes"))
+                    while (rest := file.readline(LINE)) and not rest.endswith(b"\n"):
+                        pass
+                    continue
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    bad(
+                        FormatError(
+                            f"{said} line {number} cannot be read as UTF-8 text: {error.reason}"
+                        )
+                    )
+                    continue
+                yield number, text.replace("\r\n", "\n")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        bad(FormatError(f"{said} line {number + 1} cannot be read, nor what follows: {error}"))
 
 
-def _paragraphs(path: Path) -> Iterator[str]:
+def _paragraphs(path: Path, said: str, bad: Callable[[FormatError], None]) -> Iterator[str]:
     block: list[str] = []
-    for line in _lines(path):
+    for _, line in _lines(path, said, bad):
         if line.strip():
             block.append(line.rstrip("\n"))
         elif block:
@@ -197,47 +244,55 @@ def _paragraphs(path: Path) -> Iterator[str]:
         yield "\n".join(block)
 
 
-def _jsonl(path: Path, field: str) -> Iterator[str | list[int]]:
-    for number, line in enumerate(_lines(path), 1):
+def _jsonl(
+    path: Path, said: str, field: str, bad: Callable[[FormatError], None]
+) -> Iterator[str | list[int]]:
+    for number, line in _lines(path, said, bad):
         if not line.strip():
             continue
-        record = parse_json(line, f"{path} line {number}")
-        value = record if isinstance(record, str) else None
-        if isinstance(record, dict):
-            value = record.get(field, record.get("ids"))
-        if isinstance(value, str) or (
-            isinstance(value, list) and all(type(i) is int for i in value)
-        ):
-            yield value
-        else:
-            raise FormatError(
-                f"{path} line {number}: expected a field {field!r} with text, or 'ids' with token "
-                f"ids; got {str(sorted(record))[:200] if isinstance(record, dict) else type(record).__name__}"
-            )
+        try:
+            record = parse_json(line, f"{said} line {number}")
+            value = record if isinstance(record, str) else None
+            if isinstance(record, dict):
+                value = record.get(field, record.get("ids"))
+            if not isinstance(value, str) and not (
+                isinstance(value, list) and all(type(i) is int for i in value)
+            ):
+                got = (
+                    str(sorted(record))[:200] if isinstance(record, dict) else type(record).__name__
+                )
+                raise FormatError(
+                    f"{said} line {number}: expected a field {field!r} with text, or 'ids' with token "
+                    f"ids; got {got}"
+                )
+        except FormatError as error:
+            bad(error)
+            continue
+        yield value
 
 
-def _parquet(path: Path, field: str) -> Iterator[str]:
+def _parquet(path: Path, said: str, field: str) -> Iterator[str]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise MissingExtra("pyarrow", "data", f"reading {path.name}") from None
+        raise MissingExtra("pyarrow", "data", f"reading {said}") from None
     try:
         file = pq.ParquetFile(path)
         if field not in file.schema_arrow.names:
             raise FormatError(
-                f"{path}: no column {field!r}; it has {', '.join(file.schema_arrow.names)}"
+                f"{said}: no column {field!r}; it has {', '.join(file.schema_arrow.names)}"
             )
         kind = file.schema_arrow.field(field).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise FormatError(f"{path}: the column {field!r} holds {kind}, expected text")
+            raise FormatError(f"{said}: the column {field!r} holds {kind}, expected text")
         for batch in file.iter_batches(columns=[field]):
             yield from (text for text in batch.column(0).to_pylist() if text)
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, FormatError):
             raise
         first_line = str(error).partition("\n")[0][:200]
-        raise FormatError(f"{path} is not a whole Parquet file: {first_line}") from None
+        raise FormatError(f"{said} is not a whole Parquet file: {first_line}") from None
 
 
 def _hub_files(address: str) -> Iterator[Path]:

@@ -49,7 +49,8 @@ class Rows:
     """What was read at the positions asked for, of one sequence by one lens.
 
     layers            L labels
-    top_ids           (L, P) int32               entropy, kl      (L, P) float32
+    top_ids           (L, P, K) int32            top_logprobs     (L, P, K) float32
+    entropy, kl       (L, P) float32
     target_logprobs   (L, P, M) float32          target_ranks     (L, P, M) int32
     finite            (L, P) bool                check            of the batch it was read in
     """
@@ -135,8 +136,11 @@ def read_rows(
     *,
     depths: list[int] | None = None,
     token_budget: int = 4096,
+    top: int = 1,
 ) -> Iterator[tuple[int, list[Rows]]]:
     """Yields (index of a sequence, its rows by every lens), in the order in which they are read.
+
+    top   K of the rows
 
     Raises UnsupportedModel where a last row is not the model's own output. Rows whose logits are not
     finite are given as they are, and not compared.
@@ -151,13 +155,13 @@ def read_rows(
             captured = capture(
                 model, [a.ids for a in mine], depths=depths, check=[a.positions[-1] for a in mine]
             )
-            by_lens = [_read(model, mine, captured, lens) for lens in lenses]
+            by_lens = [_read(model, mine, captured, lens, top) for lens in lenses]
         for i, *rows in zip(batch, *by_lens):
             yield i, rows
 
 
 def _read(
-    model: LensModel, asked: list[Asked], captured: list[Residuals], lens: Lens
+    model: LensModel, asked: list[Asked], captured: list[Residuals], lens: Lens, top: int
 ) -> list[Rows]:
     """One batch by one lens."""
     depths = depths_of(captured[0].layers)
@@ -176,9 +180,14 @@ def _read(
         for n in last_S
     }
     arrays = statistics(
-        h_LND, [depths[i] for i in kept], model.tail, lens, k=1, targets_TM=targets_NM, final=final
+        h_LND,
+        [depths[i] for i in kept],
+        model.tail,
+        lens,
+        k=top,
+        targets_TM=targets_NM,
+        final=final,
     )
-    arrays["top_ids"] = arrays["top_ids"][..., 0]
     check = _checked(model, captured, h_LND[-1], final, last_S, arrays)
     labels = [captured[0].layers[i] for i in kept]
     stops = (last_S + 1).tolist()
@@ -207,7 +216,7 @@ def _checked(
     own_PV = torch.cat([captured[s].final_logits for s in good])
     rows = [int(last_S[s]) for s in good]
     check = compare(own_PV, torch.stack([final[n] for n in rows]), model.tail, h_ND[rows])
-    top_P = torch.from_numpy(arrays["top_ids"][-1, rows].astype(np.int64))
+    top_P = torch.from_numpy(arrays["top_ids"][-1, rows, 0].astype(np.int64))
     own_P = own_PV.double().cpu().log_softmax(-1).gather(1, top_P[:, None])[:, 0]
     shown_P = torch.from_numpy(arrays["top_logprobs"][-1, rows, 0]).double()
     check = check.widened(float((shown_P - own_P).abs().max()))

@@ -1,22 +1,26 @@
 """Parts of a survey: written whole, then committed. Readers see committed parts only.
 
-DIR/parts/00007.parquet     the rows of shard 7; written under another name, synced, renamed
+DIR/parts/00007.parquet     the rows of shard 7, put there in one step
+DIR/cells/00007.parquet     a corpus's cells, where they are kept
 DIR/commits/00007.json      that they are there: rows, SHA-256, versions; written last
 DIR/failed/00007.txt        why the shard failed the last time it was tried
+DIR/logs/00007.txt          when the shard was begun, ended or failed, by which process
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
-from dataclasses import dataclass
+import platform
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from logitlens import storage
 from logitlens.errors import SurveyError
-from logitlens.files import replacing, write_text
 from logitlens.schema import matches, parse_json
 
 if TYPE_CHECKING:
@@ -26,93 +30,139 @@ _RECORD = {
     "shard": int, "rows": int, "prompts": int, "tokens": int, "size": int, "sha256": str,
     "skipped": [str], "nonfinite": int, "seconds": float, "versions": {str: str}, "remarks": [str],
 }  # fmt: skip
+TABLE = "survey.parquet"
+KINDS = ("parts", "cells", "commits", "failed", "logs")
 
 
-@dataclass(frozen=True)
 class Folder:
-    """The files of a survey."""
+    """The files of a survey, in a folder or at an fsspec address."""
 
-    path: Path
+    def __init__(self, address: str | os.PathLike[str]):
+        self.place = storage.at(address)
 
-    def part(self, shard: int) -> Path:
-        return self.path / "parts" / f"{shard:05}.parquet"
+    def part(self, shard: int) -> str:
+        return f"parts/{shard:05}.parquet"
 
-    def record(self, shard: int) -> Path:
-        return self.path / "commits" / f"{shard:05}.json"
+    def cells(self, shard: int) -> str:
+        return f"cells/{shard:05}.parquet"
 
-    def failure(self, shard: int) -> Path:
-        return self.path / "failed" / f"{shard:05}.txt"
+    def record(self, shard: int) -> str:
+        return f"commits/{shard:05}.json"
 
     @property
-    def merged(self) -> Path:
-        return self.path / "survey.parquet"
+    def merged(self) -> bool:
+        return self.place.size(TABLE) is not None
 
-    def commit(self, shard: int, table: pa.Table, facts: dict[str, Any]) -> dict[str, Any]:
+    def commit(
+        self, shard: int, table: pa.Table, facts: dict[str, Any], cells: pa.Table | None = None
+    ) -> dict[str, Any]:
         """Write a shard's rows and then its record. A shard that was committed meanwhile stays as it is.
 
         Raises OSError.
         """
-        import pyarrow.parquet as pq
-
-        for kind in ("parts", "commits", "failed"):
-            (self.path / kind).mkdir(exist_ok=True)
-        if (there := self.committed(shard)) is not None:
-            return there
-        with replacing(self.part(shard)) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
-            facts = {**facts, "shard": shard, "rows": table.num_rows, **_identity(temporary)}
-        _sync(self.part(shard).parent)
-        write_text(self.record(shard), json.dumps(facts, ensure_ascii=False) + "\n")
-        _sync(self.record(shard).parent)
-        self.failure(shard).unlink(missing_ok=True)
+        if (there := self._said(shard)) is not None:
+            if self._whole(shard, there):
+                return there
+            for name in (self.record(shard), self.part(shard), self.cells(shard)):
+                self.place.remove(name)
+        if cells is not None:
+            data = self.place.create(self.cells(shard), _parquet(cells))
+            facts = {**facts, "cells": {"rows": cells.num_rows, **_identity(data)}}
+        data = self.place.create(self.part(shard), _parquet(table))
+        facts = {**facts, "shard": shard, "rows": table.num_rows, **_identity(data)}
+        line = json.dumps(facts, ensure_ascii=False) + "\n"
+        facts = json.loads(self.place.create(self.record(shard), line.encode()))
+        self.place.remove(f"failed/{shard:05}.txt")
         return facts
 
     def fail(self, shard: int, why: str) -> None:
         """Say why a shard was not committed."""
-        (self.path / "failed").mkdir(exist_ok=True)
-        write_text(self.failure(shard), why.rstrip() + "\n")
+        self.place.write(f"failed/{shard:05}.txt", (why.rstrip() + "\n").encode())
+
+    def failures(self) -> dict[int, str]:
+        """Shard → the reason in one line, of those that failed when they were last tried."""
+        return {
+            int(name[:5]): self.place.read(f"failed/{name}").decode().partition("\n")[0]
+            for name in self.place.names("failed")
+            if name[:5].isdecimal()
+        }
+
+    def log(self, shard: int, line: str) -> None:
+        """Add a line to a shard's log; a log that cannot be written stops nothing."""
+        name = f"logs/{shard:05}.txt"
+        said = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {platform.node()}:{os.getpid()} {line}\n"
+        with contextlib.suppress(OSError):
+            if self.place.local is not None:
+                path = self.place.local / name
+                path.parent.mkdir(exist_ok=True)
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(said)
+                return
+            before = b"" if self.place.size(name) is None else self.place.read(name)
+            self.place.write(name, before + said.encode())
+
+    def last_line(self, shard: int) -> str | None:
+        """Of a shard's log."""
+        try:
+            return self.place.read(f"logs/{shard:05}.txt").decode().splitlines()[-1]
+        except (FileNotFoundError, IndexError):
+            return None
 
     def committed(self, shard: int) -> dict[str, Any] | None:
         """The record of a shard whose part is there in full size, or None."""
+        facts = self._said(shard)
+        return facts if facts is not None and self._whole(shard, facts) else None
+
+    def _said(self, shard: int) -> dict[str, Any] | None:
+        """The record of a shard, whether or not its part is there."""
+        name = self.record(shard)
         try:
-            facts = parse_json(self.record(shard).read_bytes(), str(self.record(shard)))
-            matches(facts, _RECORD, str(self.record(shard)))
-            return facts if self.part(shard).stat().st_size == facts["size"] else None
+            facts = parse_json(self.place.read(name), name)
         except FileNotFoundError:
             return None
+        matches(facts, _RECORD, name)
+        return facts
 
-    def check(self, shard: int) -> Path:
-        """The part of a committed shard, its bytes as they were committed. Raises SurveyError."""
-        facts, path = self.committed(shard), self.part(shard)
+    def _whole(self, shard: int, facts: dict[str, Any]) -> bool:
+        whole = self.place.size(self.part(shard)) == facts["size"]
+        if "cells" in facts:
+            whole = whole and self.place.size(self.cells(shard)) == facts["cells"]["size"]
+        return whole
+
+    def read(self, shard: int) -> pa.Table:
+        """The rows of a committed shard, their bytes as they were committed. Raises SurveyError."""
+        import pyarrow.parquet as pq
+
+        facts, name = self.committed(shard), self.part(shard)
         if facts is None:
             raise SurveyError(f"shard {shard} is not committed: run the survey again")
-        if _identity(path)["sha256"] != facts["sha256"]:
+        data = self.place.read(name)
+        if _identity(data)["sha256"] != facts["sha256"]:
             raise SurveyError(
-                f"{path} is not what was committed: delete it and run the survey again"
+                f"{self.place.address}/{name} is not what was committed: delete it and run the survey again"
             )
-        return path
+        return pq.read_table(io.BytesIO(data))
 
     def sweep(self) -> None:
         """Remove what killed workers left behind: temporary files, and parts without a record."""
-        for kind in ("parts", "commits", "failed"):
-            for file in (self.path / kind).glob(".*.tmp*"):
-                with contextlib.suppress(OSError):
-                    file.unlink()
-        for file in (self.path / "parts").glob("*.parquet"):
-            if self.committed(int(file.stem)) is None:
-                file.unlink()
+        for kind in KINDS if self.place.local is not None else ():
+            for name in self.place.names(kind):
+                if name.startswith(".") and ".tmp" in name:
+                    with contextlib.suppress(OSError):
+                        self.place.remove(f"{kind}/{name}")
+        for kind in ("parts", "cells"):
+            for name in self.place.names(kind):
+                if name.endswith(".parquet") and self.committed(int(Path(name).stem)) is None:
+                    self.place.remove(f"{kind}/{name}")
 
 
-def _identity(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
+def _parquet(table: pa.Table) -> bytes:
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _identity(data: bytes) -> dict[str, Any]:
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _sync(folder: Path) -> None:
-    """Put a rename on the disk, where folders can be synced."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

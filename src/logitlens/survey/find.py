@@ -10,7 +10,7 @@ token has rank 1, ≤ 5, ≤ 10 (−1: embed; null: never).
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 from logitlens.errors import FormatError, MissingExtra, PromptError
@@ -21,7 +21,7 @@ NUMBERS = ("logprob", "rank", "wrong_logprob", "margin", "correct", "entropy", "
 
 
 def find(
-    folder: Path, where: str = "true", *, limit: int = 20, order: str = ""
+    folder: str | os.PathLike[str], where: str = "true", *, limit: int = 20, order: str = ""
 ) -> list[dict[str, Any]]:
     """Prompts for which an SQL condition holds. Raises FormatError with DuckDB's reason, MissingExtra."""
     try:
@@ -29,11 +29,17 @@ def find(
     except ImportError:
         raise MissingExtra("duckdb", "survey", "logitlens survey find") from None
     plan, files = planning.load(folder), Folder(folder)
-    parts = [str(files.part(s)) for s in range(len(plan.shards)) if files.committed(s)]
-    if not parts:
+    shards = [s for s in range(len(plan.shards)) if files.committed(s)]
+    if not shards:
         raise PromptError(f"nothing is committed in {folder} yet: run the survey first")
     with duckdb.connect(config={"threads": 1}) as database:
-        database.read_parquet(parts).create_view("rows")
+        if files.place.local is not None:
+            parts = [str(files.place.local / files.part(s)) for s in shards]
+            database.read_parquet(parts).create_view("rows")
+        else:
+            import pyarrow as pa
+
+            database.register("rows", pa.concat_tables(files.read(s) for s in shards))
         try:
             database.execute(_wide(database, plan))
             columns = ["lens", "settled", *plan.facts["conditions"], "id", "prompt", "answer"]

@@ -10,7 +10,7 @@ set_NAME, set_NAME_rank                    log of a set's summed probability, it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,15 @@ import numpy as np
 from logitlens.errors import PromptError, out_of_memory
 from logitlens.lenses import Lens
 from logitlens.model.lens_model import LensModel
-from logitlens.model.score import Question, Rows, answer_ids, question, read_rows, token_values
+from logitlens.model.score import (
+    Asked,
+    Question,
+    Rows,
+    answer_ids,
+    question,
+    read_rows,
+    token_values,
+)
 from logitlens.model.track import log_sum
 from logitlens.select import layer_number
 from logitlens.survey.prompts import Item
@@ -47,6 +55,7 @@ class Part:
     skipped: list[str] = field(default_factory=list)
     nonfinite: int = 0
     remarks: list[str] = field(default_factory=list)
+    cells: pa.Table | None = None
 
 
 @dataclass(frozen=True)
@@ -89,21 +98,8 @@ def measure(
             continue
         prepared.append(ready)
         asked += ready.question.asked
-    read: dict[int, list[Rows]] = {}
     remarks: list[str] = []
-    while len(read) < len(asked):
-        left = [i for i in range(len(asked)) if i not in read]
-        try:
-            for i, rows in read_rows(
-                model, [asked[i] for i in left], list(lenses.values()), depths=depths,
-                token_budget=token_budget,
-            ):  # fmt: skip
-                read[left[i]] = rows
-        except Exception as error:
-            if not out_of_memory(error) or token_budget <= max(len(a.ids) for a in asked):
-                raise
-            token_budget //= 2
-            remarks.append(f"out of memory: went on with batches of {token_budget} tokens")
+    read = dict(read_all(model, asked, list(lenses.values()), depths, token_budget, remarks))
     columns: dict[str, list[Any]] = {
         name: []
         for name in (*COLUMNS, *conditions, *(f"set_{s}{e}" for s in sets for e in ("", "_rank")))
@@ -118,6 +114,34 @@ def measure(
     return Part(
         _table(columns, conditions, sets), len(prepared), tokens, skipped, nonfinite, remarks
     )
+
+
+def read_all(
+    model: LensModel,
+    asked: Sequence[Asked],
+    lenses: list[Lens],
+    depths: list[int] | None,
+    token_budget: int,
+    remarks: list[str],
+    top: int = 1,
+) -> Iterator[tuple[int, list[Rows]]]:
+    """`read_rows`; where memory runs out, the rest goes on with half the batch, which `remarks` says."""
+    left = list(range(len(asked)))
+    while left:
+        done: set[int] = set()
+        try:
+            for i, rows in read_rows(
+                model, [asked[i] for i in left], lenses, depths=depths, token_budget=token_budget,
+                top=top,
+            ):  # fmt: skip
+                done.add(left[i])
+                yield left[i], rows
+        except Exception as error:
+            if not out_of_memory(error) or token_budget <= max(len(a.ids) for a in asked):
+                raise
+            token_budget //= 2
+            remarks.append(f"out of memory: went on with batches of {token_budget} tokens")
+        left = [i for i in left if i not in done]
 
 
 def _prepare(model: LensModel, item: Item, first: int) -> _Prepared:
@@ -172,7 +196,7 @@ def _add(
     here = rows[s].arrays
     layers = rows[s].layers
     L = len(layers)
-    item, top_L = ready.item, here["top_ids"][:, p]
+    item, top_L = ready.item, here["top_ids"][:, p, 0]
     logprob_L, rank_L = _answers(rows, ready.right, L)
     wrong_L, wrong_rank_L = _answers(rows, ready.wrong, L)
     margin_L = logprob_L - wrong_L

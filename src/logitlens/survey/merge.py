@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import logitlens.files
 from logitlens.errors import SurveyError
-from logitlens.files import replacing
+from logitlens.survey import bands
 from logitlens.survey import plan as planning
-from logitlens.survey.commit import Folder
+from logitlens.survey.commit import TABLE, Folder
 
 
-def merge(folder: Path, out: Path | None = None) -> Path:
-    """Write DIR/survey.parquet (or `out`). Raises SurveyError where a shard is missing or damaged."""
+def merge(folder: str | os.PathLike[str], out: Path | None = None) -> str:
+    """Write DIR/survey.parquet (or `out`): the rows of all prompts, or a corpus's sums over all shards.
+
+    Returns where it is. Raises SurveyError where a shard is missing or damaged.
+    """
     import pyarrow.parquet as pq
 
     plan, files = planning.load(folder), Folder(folder)
@@ -22,16 +27,15 @@ def merge(folder: Path, out: Path | None = None) -> Path:
             f"{len(missing)} of {len(shards)} shards are not committed (the first: {missing[0]}): "
             "run the survey again, then merge"
         )
-    target = out or files.merged
-    with replacing(target) as temporary:
+    with logitlens.files.replacing(out) if out else files.place.writing(TABLE) as temporary:
         writer = None
         try:
-            for shard in shards:
-                table = pq.read_table(files.check(shard))
+            read = (files.read(shard) for shard in shards)
+            for table in [bands.merged(read)] if plan.is_corpus else read:
                 if writer is None:
                     writer = pq.ParquetWriter(temporary, table.schema, compression="zstd")
                 writer.write_table(table)
         finally:
             if writer is not None:
                 writer.close()
-    return target
+    return str(out or f"{files.place.address}/{TABLE}")

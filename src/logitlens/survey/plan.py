@@ -11,24 +11,27 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from logitlens.errors import FormatError, MissingExtra, ModelNotAvailable, SurveyError
-from logitlens.files import write_text
 from logitlens.lenses import resolve
 from logitlens.model.lens_model import LensModel
 from logitlens.schema import matches, parse_json
+from logitlens.storage import is_remote
+from logitlens.survey import documents
+from logitlens.survey.commit import Folder
 from logitlens.survey.prompts import Prompts
 
 FORMAT, VERSION = "logitlens.survey", 1
+PLAN = "plan.json"
 SAMPLE = 64  # numbers of every parameter that go into the model's hash
 _SCHEMA = {
     "format": str, "version": int, "model": {str: object}, "lenses": [{str: object}],
     "settings": {str: object}, "input": {"path": str, "size": int, "sha256": str},
     "conditions": {str: str}, "sets": [str], "prompts": int, "skipped": [str], "shards": [[int]],
+    "corpus?": {"documents": int, "tokens": int, "sha256": str, "bad": int, "made_of": {str: object}},
 }  # fmt: skip
 
 
@@ -40,6 +43,12 @@ class Settings:
     shard_size     prompts of one shard
     threads        of torch, in every worker: sums depend on how work is divided
     bad            "stop" at lines and prompts that cannot be read, or "skip" and count them
+
+    Of a corpus, where shard_size counts tokens (None: a default of each kind):
+
+    length, overlap    tokens of a window, and how many of them the window before has counted
+    field              the JSONL field or Parquet column that holds the text
+    cells, top         keep every position × layer, with so many top tokens
     """
 
     layers: str | None = None
@@ -47,6 +56,11 @@ class Settings:
     shard_size: int = 256
     threads: int = 1
     bad: str = "stop"
+    length: int = 0
+    overlap: int = 0
+    field: str = "text"
+    cells: bool = False
+    top: int = 5
 
 
 @dataclass(frozen=True)
@@ -60,26 +74,35 @@ class Plan:
         return Settings(**self.facts["settings"])
 
     @property
+    def is_corpus(self) -> bool:
+        """Whether windows of running text are read, not labelled prompts."""
+        return "corpus" in self.facts
+
+    @property
+    def unit(self) -> str:
+        """What a shard counts."""
+        return "windows" if self.is_corpus else "prompts"
+
+    @property
     def shards(self) -> list[tuple[int, int]]:
-        """The prompts of each shard: from, to."""
+        """The prompts, or windows, of each shard: from, to."""
         return [(a, b) for a, b in self.facts["shards"]]
 
 
 def make(
     model: LensModel,
-    prompts: Prompts,
+    given: dict[str, Any],
     *,
     source: str,
     loading: Mapping[str, Any],
     lenses: Sequence[str],
     settings: Settings,
 ) -> Plan:
-    """The plan for labelled prompts. `source` and `loading` are how a worker loads the model.
+    """The plan for an input (`of_prompts`, `of_corpus`). `source` and `loading` are how a worker loads
+    the model.
 
     Raises what `resolve` raises.
     """
-    size, count = settings.shard_size, len(prompts.items)
-    sets = dict.fromkeys(name for item in prompts.items for name in item.sets)
     return Plan(
         {
             "format": FORMAT,
@@ -94,18 +117,61 @@ def make(
             },
             "lenses": [{"said": said, **resolve(said, model).describe()} for said in lenses],
             "settings": asdict(settings),
-            "input": {
-                "path": os.path.abspath(prompts.path),
-                "size": prompts.size,
-                "sha256": prompts.sha256,
-            },
-            "conditions": prompts.types,
-            "sets": list(sets),
-            "prompts": count,
-            "skipped": prompts.skipped,
-            "shards": [[a, min(count, a + size)] for a in range(0, count, size)],
+            **given,
         }
     )
+
+
+def of_prompts(prompts: Prompts, settings: Settings) -> dict[str, Any]:
+    """What a plan says of labelled prompts."""
+    size, count = settings.shard_size, len(prompts.items)
+    sets = dict.fromkeys(name for item in prompts.items for name in item.sets)
+    return {
+        "input": {
+            "path": _absolute(prompts.path),
+            "size": prompts.size,
+            "sha256": prompts.sha256,
+        },
+        "conditions": prompts.types,
+        "sets": list(sets),
+        "prompts": count,
+        "skipped": prompts.skipped,
+        "shards": [[a, min(count, a + size)] for a in range(0, count, size)],
+    }
+
+
+def of_corpus(folder: Folder, source: str, model: LensModel, settings: Settings) -> dict[str, Any]:
+    """What a plan says of a corpus, whose token ids are written into the survey's folder.
+
+    Raises what reading a corpus raises, and SurveyError where the folder is not a survey's.
+    """
+    if not settings.overlap < settings.length:
+        raise FormatError(
+            f"an overlap of {settings.overlap} in windows of {settings.length} tokens: expected less"
+        )
+    if model.context is not None and settings.length > model.context:
+        raise FormatError(
+            f"windows of {settings.length} tokens; the model's context holds {model.context}"
+        )
+    made, size, sha256 = documents.made_of(source, model, settings.field, settings.bad == "skip")
+    _only_a_survey(folder)
+    if (there := _there(folder)) is not None and there.facts["input"]["sha256"] != sha256:
+        raise SurveyError(
+            _begun_with(folder, [f"input sha256: it was {size:,} bytes of other text"])
+        )
+    facts = documents.tokenise(folder.place, source, model, made)
+    windows = documents.windows(folder.place, settings.length, settings.overlap)
+    shards = windows.shards(settings.shard_size)
+    return {
+        "input": {"path": _absolute(source), "size": size, "sha256": sha256},
+        "conditions": {}, "sets": [], "prompts": len(windows), "skipped": facts["skipped"],
+        "shards": [list(shard) for shard in shards],
+        "corpus": {k: v for k, v in facts.items() if k != "skipped"},
+    }  # fmt: skip
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return str(path) if is_remote(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def weights_hash(model: LensModel) -> str:
@@ -121,26 +187,40 @@ def weights_hash(model: LensModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def settle(folder: Path, plan: Plan) -> Plan:
+def settle(folder: Folder, plan: Plan) -> Plan:
     """Write the plan of a new survey, or find it equal to the one that is there.
 
     Raises SurveyError that says what changed, FormatError, OSError.
     """
-    path = folder / "plan.json"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(not file.name.startswith(".plan.json.") for file in folder.iterdir()):
-            raise SurveyError(f"{folder} is not empty and holds no survey: choose another folder")
-        write_text(path, json.dumps(plan.facts, indent=1, ensure_ascii=False) + "\n")
-        return plan
-    there = load(folder)
+    there = _there(folder)
+    if there is None:
+        _only_a_survey(folder)
+        text = json.dumps(plan.facts, indent=1, ensure_ascii=False) + "\n"
+        kept = folder.place.create(PLAN, text.encode())
+        there = _checked(kept, f"{folder.place.address}/{PLAN}")
     changed = list(_changes(there.facts, json.loads(json.dumps(plan.facts))))
     if changed:
-        raise SurveyError(
-            f"the survey in {folder} was begun with another {'; '.join(changed)}. "
-            "Ask for the same again, or choose another folder"
-        )
+        raise SurveyError(_begun_with(folder, changed))
     return there
+
+
+def _begun_with(folder: Folder, changed: list[str]) -> str:
+    return (
+        f"the survey in {folder.place.address} was begun with another {'; '.join(changed)}. "
+        "Ask for the same again, or choose another folder"
+    )
+
+
+def _only_a_survey(folder: Folder) -> None:
+    own = (PLAN, documents.TOKENS, documents.ENDS, documents.FACTS)
+    names = folder.place.names()
+    if PLAN not in names and any(
+        name not in own and not name.startswith(tuple(f".{each}." for each in own))
+        for name in names
+    ):
+        raise SurveyError(
+            f"{folder.place.address} is not empty and holds no survey: choose another folder"
+        )
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str]:
@@ -169,13 +249,23 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def load(folder: str | Path) -> Plan:
+def load(folder: str | os.PathLike[str]) -> Plan:
     """The plan of a survey. Raises ModelNotAvailable, FormatError."""
-    path = Path(folder) / "plan.json"
-    if not path.is_file():
-        raise ModelNotAvailable(f"no survey in {folder}: expected a plan.json there")
-    facts = parse_json(path.read_bytes(), str(path))
-    matches(facts, {"format": object, "version": object}, str(path))
+    if (there := _there(Folder(folder))) is None:
+        raise ModelNotAvailable(f"no survey in {folder}: expected a {PLAN} there")
+    return there
+
+
+def _there(folder: Folder) -> Plan | None:
+    try:
+        return _checked(folder.place.read(PLAN), f"{folder.place.address}/{PLAN}")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _checked(data: bytes, path: str) -> Plan:
+    facts = parse_json(data, path)
+    matches(facts, {"format": object, "version": object}, path)
     if facts["format"] != FORMAT:
         raise FormatError(
             f"{path}: expected format {FORMAT!r}, found {str(facts['format'])[:40]!r}"
@@ -184,7 +274,7 @@ def load(folder: str | Path) -> Plan:
         raise FormatError(
             f"{path} is of version {facts['version']}; this logitlens reads {VERSION}"
         )
-    matches(facts, _SCHEMA, str(path))
+    matches(facts, _SCHEMA, path)
     return Plan(facts)
 
 

@@ -15,12 +15,14 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from logitlens import storage
 from logitlens.errors import FormatError, MissingExtra, ModelNotAvailable, PromptError
 from logitlens.schema import parse_json
 
@@ -50,7 +52,7 @@ class Prompts:
     skipped   what was left out, each with its line and the reason
     """
 
-    path: Path
+    path: str | os.PathLike[str]
     size: int
     sha256: str
     items: list[Item]
@@ -58,7 +60,9 @@ class Prompts:
     skipped: list[str] = field(default_factory=list)
 
 
-def read(path: str | Path, *, skip_bad: bool = False, reserved: Iterable[str] = ()) -> Prompts:
+def read(
+    path: str | os.PathLike[str], *, skip_bad: bool = False, reserved: Iterable[str] = ()
+) -> Prompts:
     """A .jsonl, .csv or .parquet file of labelled prompts.
 
     skip_bad   leave out lines that cannot be read, and count them; else the first is an error
@@ -67,10 +71,11 @@ def read(path: str | Path, *, skip_bad: bool = False, reserved: Iterable[str] = 
     Raises ModelNotAvailable (no such file), FormatError (not what its suffix says, with the line),
     PromptError (a prompt or an answer that is empty, with the line), MissingExtra.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
+    place = storage.at(os.path.expanduser(path))
+    file = Path(path) if place.local is None else place.local
+    if place.is_folder() or place.size("") is None:
         raise ModelNotAvailable(f"no prompts at {path}: expected a .jsonl, .csv or .parquet file")
-    data = file.read_bytes()
+    data = place.read("")
     items: list[Item] = []
     skipped: list[str] = []
     for where, record in _records(file, data):
@@ -83,14 +88,14 @@ def read(path: str | Path, *, skip_bad: bool = False, reserved: Iterable[str] = 
     if not items:
         raise PromptError(f"{file} holds no prompts that can be read")
     digest = hashlib.sha256(data).hexdigest()
-    return Prompts(file, len(data), digest, items, _types(items), skipped)
+    return Prompts(path, len(data), digest, items, _types(items), skipped)
 
 
 def _records(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
     """(file and line, what is there: a mapping, or an error to be raised for that line)."""
     suffix = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
     if suffix == ".parquet":
-        for number, row in enumerate(_parquet(file), 1):
+        for number, row in enumerate(_parquet(file, data), 1):
             yield f"{file} row {number}", {k: v for k, v in row.items() if v is not None}
         return
     if file.suffix == ".gz":
@@ -149,14 +154,14 @@ def _csv_rows(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
         raise FormatError(f"{file} line {rows.line_num} is not CSV: {error}") from None
 
 
-def _parquet(file: Path) -> list[dict[str, Any]]:
+def _parquet(file: Path, data: bytes) -> list[dict[str, Any]]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise MissingExtra("pyarrow", "survey", f"reading {file.name}") from None
     try:
-        return pq.read_table(file).to_pylist()
+        return pq.read_table(io.BytesIO(data)).to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         first_line = str(error).partition("\n")[0][:200]
         raise FormatError(f"{file} is not a whole Parquet file: {first_line}") from None

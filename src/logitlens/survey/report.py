@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from logitlens.errors import FormatError
 from logitlens.files import replacing, write_text
+from logitlens.storage import is_remote
+from logitlens.survey import corpus_summary
 from logitlens.survey import plan as planning
 from logitlens.survey.summary import MEASURES, Summary, summarise, table
 from logitlens.view import survey as view
@@ -17,7 +20,7 @@ SHOWN = 200  # prompts that a page lists
 
 
 def report(
-    folders: Sequence[Path],
+    folders: Sequence[str | os.PathLike[str]],
     out: Path,
     *,
     by: str | None = None,
@@ -31,25 +34,46 @@ def report(
     """
     if out.suffix not in SUFFIXES:
         raise FormatError(f"{out}: expected {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-    frames = {_name(folder, folders): table(folder) for folder in folders}
-    summary = summarise(frames, by=by, contrast=contrast, seed=seed)
-    models = dict.fromkeys(planning.load(folder).facts["model"]["name"] for folder in folders)
+    plans = [planning.load(folder) for folder in folders]
+    if len({plan.is_corpus for plan in plans}) > 1:
+        raise FormatError("a survey of prompts and one of a corpus share no numbers: report each")
+    words, listed = MEASURES, []
+    if plans[0].is_corpus:
+        if by or contrast:
+            raise FormatError("a corpus is grouped by position: leave out --by and --contrast")
+        summary = corpus_summary.summarise(
+            {_name(folder, folders): corpus_summary.table(folder) for folder in folders}
+        )
+        words = corpus_summary.MEASURES
+    else:
+        frames = {_name(folder, folders): table(folder) for folder in folders}
+        summary = summarise(frames, by=by, contrast=contrast, seed=seed)
+        listed = _prompts(frames, by) if out.suffix == ".html" else []
+    models = dict.fromkeys(plan.facts["model"]["name"] for plan in plans)
     summary.meta["model"] = ", ".join(models)
-    title = title or f"Survey of {', '.join(frames)}"
+    title = title or f"Survey of {', '.join(_name(folder, folders) for folder in folders)}"
     if out.suffix == ".md":
-        write_text(out, view.markdown(summary, MEASURES, title=title))
+        write_text(out, view.markdown(summary, words, title=title))
     elif out.suffix == ".html":
-        write_text(out, view.page(summary, MEASURES, title=title, prompts=_prompts(frames, by)))
+        write_text(out, view.page(summary, words, title=title, prompts=listed))
     else:
         with replacing(out) as temporary:
-            figure = view.figure(summary, MEASURES, title=title)
+            figure = view.figure(summary, words, title=title)
             figure.savefig(temporary, format=out.suffix[1:], dpi=150)
     return summary
 
 
-def _name(folder: Path, folders: Sequence[Path]) -> str:
-    names = [f.resolve().name for f in folders]
-    return folder.resolve().name if len(set(names)) == len(names) else str(folder)
+def _name(folder: str | os.PathLike[str], folders: Sequence[str | os.PathLike[str]]) -> str:
+    names = [_last(f) for f in folders]
+    return _last(folder) if len(set(names)) == len(names) else str(folder)
+
+
+def _last(folder: str | os.PathLike[str]) -> str:
+    return (
+        str(folder).rstrip("/").rpartition("/")[2]
+        if is_remote(folder)
+        else Path(folder).resolve().name
+    )
 
 
 def _prompts(frames: dict[str, Any], by: str | None) -> list[dict[str, Any]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from logitlens.errors import FormatError
@@ -19,18 +19,22 @@ from logitlens.survey.merge import merge
 from logitlens.survey.plan import Plan, Settings
 from logitlens.survey.worker import Worker
 
+Engine = Callable[[str, list[int]], Iterator[dict[str, Any]]]
+
 
 @dataclass(frozen=True)
 class Status:
     """How far a survey is.
 
     records   of the committed shards      failed   shard → why, of those that failed when last tried
+    underway  shard → last line of its log, of those begun and neither committed nor failed
     merged    whether the one table is there
     """
 
     plan: Plan
     records: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
+    underway: dict[int, str] = field(default_factory=dict)
     merged: bool = False
 
     @property
@@ -42,23 +46,32 @@ class Status:
         """Lines and prompts that were left out, each with the reason."""
         return [*self.plan.facts["skipped"], *(s for r in self.records for s in r["skipped"])]
 
+    @property
+    def bad(self) -> int:
+        """How many were left out; of a corpus, not all are named."""
+        return self.plan.facts.get("corpus", {}).get("bad", len(self.skipped))
+
     def total(self, name: str) -> int:
         return sum(record[name] for record in self.records)
 
 
-def status(folder: Path) -> Status:
+def status(folder: str | os.PathLike[str]) -> Status:
     """What is committed in a folder. Raises ModelNotAvailable where there is no survey."""
     plan, files = planning.load(folder), Folder(folder)
     records = [r for s in range(len(plan.shards)) if (r := files.committed(s)) is not None]
-    failed = {}
-    for file in sorted((folder / "failed").glob("[0-9]*.txt")):
-        failed[int(file.stem)] = file.read_text(encoding="utf-8").partition("\n")[0]
-    return Status(plan, records, failed, files.merged.is_file())
+    failed, ended = files.failures(), {record["shard"] for record in records}
+    begun = [int(n[:5]) for n in files.place.names("logs") if n[:5].isdecimal()]
+    underway = {
+        shard: line
+        for shard in begun
+        if shard not in ended and shard not in failed and (line := files.last_line(shard))
+    }
+    return Status(plan, records, failed, underway, files.merged)
 
 
 def run(
-    path: Path,
-    folder: Path,
+    path: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     model: LensModel,
     *,
     source: str,
@@ -66,13 +79,16 @@ def run(
     lenses: Sequence[str] = ("logit",),
     settings: Settings | None = None,
     jobs: int = 1,
+    engine: Engine | None = None,
     share: tuple[int, int] | None = None,
     report: Callable[[Plan, dict[str, Any]], None] | None = None,
 ) -> Status:
-    """Read the labelled prompts of `path` into `folder`; go on where it was left.
+    """Read the labelled prompts of `path`, or its text in windows, into `folder`; go on where it was left.
 
     model    the loaded model; `source` and `loading` say how other processes load the same
+    settings one with a `length` reads a corpus
     jobs     processes on this machine             share   (i, n): every n-th shard from the i-th on
+    engine   (folder, shards) → records, in place of processes of this machine
     report   called with the plan and the record of every shard as it ends
 
     Every shard that is not committed is tried once. When all are, they are merged. Raises SurveyError
@@ -80,17 +96,17 @@ def run(
     """
     settings = settings or Settings()
     planning.needs_pyarrow()
-    if settings.shard_size < 1 or settings.token_budget < 1 or settings.threads < 1:
-        raise FormatError("shard_size, token_budget and threads are at least 1")
-    given = labelled.read(path, skip_bad=settings.bad == "skip", reserved=COLUMNS)
+    if min(settings.shard_size, settings.token_budget, settings.threads, settings.top) < 1:
+        raise FormatError("shard_size, token_budget, threads and top are at least 1")
     depths_for(model, settings.layers)  # refused before anything is written
-    plan = planning.settle(
-        folder,
-        planning.make(
-            model, given, source=source, loading=loading, lenses=lenses, settings=settings
-        ),
-    )
     files = Folder(folder)
+    plan = planning.settle(
+        files,
+        planning.make(
+            model, _given(path, files, model, settings), source=source, loading=loading,
+            lenses=lenses, settings=settings,
+        ),
+    )  # fmt: skip
     index, count = share or (0, 1)
     mine = range(len(plan.shards))[index::count]
     left = [shard for shard in mine if files.committed(shard) is None]
@@ -98,7 +114,7 @@ def run(
         files.sweep()
     if left:
         try:
-            for record in _engine(folder, model, left, jobs):
+            for record in _records(files, model, left, jobs, engine):
                 if "error" in record:
                     files.fail(record["shard"], record["error"])
                 if report is not None:
@@ -113,9 +129,20 @@ def run(
     return found
 
 
-def _engine(
-    folder: Path, model: LensModel, shards: list[int], jobs: int
+def _given(
+    path: str | os.PathLike[str], files: Folder, model: LensModel, settings: Settings
+) -> dict[str, Any]:
+    if settings.length:
+        return planning.of_corpus(files, str(path), model, settings)
+    given = labelled.read(path, skip_bad=settings.bad == "skip", reserved=COLUMNS)
+    return planning.of_prompts(given, settings)
+
+
+def _records(
+    files: Folder, model: LensModel, shards: list[int], jobs: int, engine: Engine | None
 ) -> Iterator[dict[str, Any]]:
+    if engine is not None:
+        return engine(files.place.address, shards)
     if jobs > 1 and len(shards) > 1:
-        return local.run(folder, shards, jobs)
-    return local.run_here(Worker(folder, model), shards)
+        return local.run(files.place.address, shards, jobs)
+    return local.run_here(Worker(files.place.address, model), shards)

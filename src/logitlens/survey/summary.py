@@ -7,10 +7,10 @@ differences.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,7 +68,8 @@ class Summary:
 
     curves      a measure for each lens and group          contrasts   paired differences of two groups
     settled     histograms of the settled layer            first       of the first layer with rank 1
-    by          the condition that groups the prompts, or ""
+    exits       of a corpus: what an early exit gives, over thresholds
+    by          the condition that groups the prompts, or ""          unit   what is counted
     """
 
     by: str
@@ -76,14 +77,15 @@ class Summary:
     contrasts: list[Curve] = field(default_factory=list)
     settled: list[Histogram] = field(default_factory=list)
     first: list[Histogram] = field(default_factory=list)
+    exits: list[Curve] = field(default_factory=list)
+    unit: str = "prompts"
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-def table(folder: Path) -> pandas.DataFrame:
+def table(folder: str | os.PathLike[str]) -> pandas.DataFrame:
     """The committed rows of a survey. Raises ModelNotAvailable, SurveyError, MissingExtra, FormatError."""
     try:
         import pandas
-        import pyarrow.parquet as pq
     except ImportError:
         raise MissingExtra("pandas and pyarrow", "survey", "a report") from None
     from logitlens.survey import plan as planning
@@ -92,7 +94,7 @@ def table(folder: Path) -> pandas.DataFrame:
     shards = [s for s in range(len(plan.shards)) if files.committed(s) is not None]
     if not shards:
         raise PromptError(f"nothing is committed in {folder} yet: run the survey first")
-    frame = pandas.concat([pq.read_table(files.check(s)).to_pandas() for s in shards])
+    frame = pandas.concat([files.read(s).to_pandas() for s in shards])
     return frame.reset_index(drop=True)
 
 
@@ -110,7 +112,8 @@ def summarise(
 
     Raises FormatError for a condition or a value that is not there.
     """
-    found = Summary(by or "", meta={"seed": seed, "draws": draws})
+    about = f"Means over prompts with 95 % intervals of a bootstrap ({draws} draws, seed {seed})."
+    found = Summary(by or "", meta={"seed": seed, "draws": draws, "about": about})
     for survey, frame in frames.items():
         if by is not None and by not in frame.columns:
             known = [c for c in frame.columns if frame[c].dtype.kind in "OUb" or c in ("block",)]

@@ -14,7 +14,6 @@ import sys
 import time
 import traceback
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import logitlens
@@ -23,21 +22,22 @@ from logitlens.lenses import Lens, resolve
 from logitlens.model.lens_model import LensModel
 from logitlens.model.load import load
 from logitlens.model.request import depths_for
+from logitlens.survey import corpora, documents
 from logitlens.survey import plan as planning
 from logitlens.survey import prompts as labelled
 from logitlens.survey.commit import Folder
-from logitlens.survey.measure import COLUMNS, measure
+from logitlens.survey.measure import COLUMNS, Part, measure
 
 
 class Worker:
-    """The model, the lenses and the prompts of a survey, loaded once.
+    """The model, the lenses and the input of a survey, loaded once.
 
     model   the survey's model where it is loaded already; else it is loaded as the plan says
 
     Raises what loading raises, and SurveyError where model or input are not those of the plan.
     """
 
-    def __init__(self, folder: Path, model: LensModel | None = None):
+    def __init__(self, folder: str | os.PathLike[str], model: LensModel | None = None):
         self.folder = Folder(folder)
         self.plan = planning.load(folder)
         facts = self.plan.facts
@@ -52,10 +52,7 @@ class Worker:
                 f"({facts['model']['weights']})"
             )
         self.skip_bad = self.plan.settings.bad == "skip"
-        given = facts["input"]
-        self.prompts = labelled.read(given["path"], skip_bad=self.skip_bad, reserved=COLUMNS)
-        if self.prompts.sha256 != given["sha256"]:
-            raise SurveyError(f"{given['path']} has changed since the survey was planned")
+        self.input = self._windows() if self.plan.is_corpus else self._prompts()
         self.lenses: dict[str, Lens] = {}
         for entry in facts["lenses"]:
             lens = resolve(entry["said"], model)
@@ -63,23 +60,45 @@ class Worker:
             self.lenses[name] = lens
         self.depths = depths_for(model, self.plan.settings.layers)
 
+    def _prompts(self) -> labelled.Prompts:
+        given = self.plan.facts["input"]
+        prompts = labelled.read(given["path"], skip_bad=self.skip_bad, reserved=COLUMNS)
+        if prompts.sha256 != given["sha256"]:
+            raise SurveyError(f"{given['path']} has changed since the survey was planned")
+        return prompts
+
+    def _windows(self) -> documents.Windows:
+        """A corpus is read from the ids that planning wrote, whatever became of its files."""
+        settings, tokens = self.plan.settings, self.plan.facts["corpus"]["tokens"]
+        if self.folder.place.size(documents.TOKENS) != 4 * tokens:
+            raise SurveyError(
+                f"{self.folder.place.address}/{documents.TOKENS} does not hold the {tokens:,} tokens of "
+                "the plan: begin the survey again in another folder"
+            )
+        return documents.windows(self.folder.place, settings.length, settings.overlap)
+
+    def _measure(self, shard: int) -> Part:
+        settings, (start, stop) = self.plan.settings, self.plan.shards[shard]
+        if isinstance(self.input, documents.Windows):
+            return corpora.measure(
+                self.model, self.folder.place, self.input, (start, stop), self.lenses,
+                depths=self.depths, token_budget=settings.token_budget, cells=settings.cells,
+                top=settings.top,
+            )  # fmt: skip
+        return measure(
+            self.model, self.input.items[start:stop], self.lenses, depths=self.depths,
+            token_budget=settings.token_budget, conditions=self.plan.facts["conditions"],
+            sets=self.plan.facts["sets"], skip_bad=self.skip_bad,
+        )  # fmt: skip
+
     def read(self, shard: int) -> dict[str, Any]:
         """Read a shard and commit it; returns the record. Raises what reading raises, and OSError."""
         if (there := self.folder.committed(shard)) is not None:
             return there
         began = time.perf_counter()
-        start, stop = self.plan.shards[shard]
-        part = measure(
-            self.model,
-            self.prompts.items[start:stop],
-            self.lenses,
-            depths=self.depths,
-            token_budget=self.plan.settings.token_budget,
-            conditions=self.plan.facts["conditions"],
-            sets=self.plan.facts["sets"],
-            skip_bad=self.skip_bad,
-        )
-        return self.folder.commit(
+        self.folder.log(shard, "began")
+        part = self._measure(shard)
+        record = self.folder.commit(
             shard,
             part.table,
             {
@@ -94,7 +113,11 @@ class Worker:
                     **{name: version(name) for name in ("torch", "transformers", "pyarrow")},
                 },
             },
+            part.cells,
         )
+        for line in (*part.remarks, f"committed {part.tokens} tokens in {record['seconds']} s"):
+            self.folder.log(shard, line)
+        return record
 
     def try_shard(self, shard: int) -> dict[str, Any]:
         """The record of a shard, or {"shard": …, "error": …}, which DIR/failed keeps."""
@@ -106,9 +129,11 @@ class Worker:
                 if isinstance(error, LogitLensError)
                 else f"{type(error).__name__}: {error}"
             )
+            line = " ".join(line.split())
+            self.folder.log(shard, f"failed: {line}")
             with contextlib.suppress(OSError):
                 self.folder.fail(shard, f"{line}\n\n{traceback.format_exc()}")
-            return {"shard": shard, "error": " ".join(line.split())}
+            return {"shard": shard, "error": line}
 
 
 def main() -> None:
@@ -117,7 +142,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever else prints goes to stderr
     try:
-        worker = Worker(Path(sys.argv[1]))
+        worker = Worker(sys.argv[1])
     except Exception as error:
         print(json.dumps({"shard": None, "error": f"{error}"}), file=answers, flush=True)
         raise SystemExit(1) from error

@@ -10,6 +10,7 @@ import html
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#7a5cc2")
 MARKS = "os^Dv*PX"
-ZERO_TO_ONE = ("correct", "agree", "top1", "top5", "top10")
+ZERO_TO_ONE = ("correct", "agree", "top1", "top5", "top10", "right", "exit_agree", "exit_right")
 MOST_LINES = 8  # of one panel; more groups become panels of their own
 
 
@@ -53,6 +54,10 @@ def figure(summary: Summary, words: dict[str, tuple[str, str]], *, title: str = 
             lines = [c for c in curves if c.measure == measure]
             said, unit = words.get(measure, (measure, ""))
             panels.append((what + said + (f", {unit}" if unit else ""), lines))
+    for curves in _by_measure(summary.exits):
+        said, unit = words[curves[0].measure]
+        panels.append((said + (f", {unit}" if unit else ""), curves))
+    panels += [(heat_title(curves), Heat(curves)) for curves in heats(summary)]
     bars = [h for h in (summary.settled, summary.first) if h]
     panels += [(hists[0].what, list(hists)) for hists in bars]
     wide = min(3, len(panels))
@@ -61,7 +66,9 @@ def figure(summary: Summary, words: dict[str, tuple[str, str]], *, title: str = 
     for number, (heading, content) in enumerate(panels):
         axes = drawing.add_subplot(tall, wide, number + 1)
         axes.set_title(heading, fontsize=9)
-        if hasattr(content[0], "counts"):
+        if isinstance(content, Heat):
+            _heat(axes, content.curves, summary)
+        elif hasattr(content[0], "counts"):
             _bars(axes, content, summary)
         else:
             _lines(axes, content, summary)
@@ -75,6 +82,47 @@ def figure(summary: Summary, words: dict[str, tuple[str, str]], *, title: str = 
     return drawing
 
 
+@dataclass(frozen=True)
+class Heat:
+    """A heatmap of one survey's lens: agreement with the final layer, of several groups."""
+
+    curves: list[Curve]
+
+
+def heats(summary: Summary) -> list[list[Curve]]:
+    """The curves of agreement that make a heatmap: those of one survey and lens with several groups."""
+    found: dict[tuple[str, str], list[Curve]] = {}
+    for curve in summary.curves:
+        if curve.measure == "agree":
+            found.setdefault((curve.survey, curve.lens), []).append(curve)
+    return [curves for curves in found.values() if len(curves) > 1]
+
+
+def heat_title(curves: Sequence[Curve]) -> str:
+    return f"agreement with the final layer: {curves[0].lens}"
+
+
+def _by_measure(curves: Sequence[Curve]) -> list[list[Curve]]:
+    return [[c for c in curves if c.measure == m] for m in dict.fromkeys(c.measure for c in curves)]
+
+
+def _heat(axes: Axes, curves: Sequence[Curve], summary: Summary) -> None:
+    """Layers × groups; each cell says its share where there is room."""
+    values_LG = np.stack([curve.mean for curve in curves], 1)
+    axes.imshow(values_LG, aspect="auto", origin="lower", cmap="viridis", vmin=0, vmax=1)
+    if values_LG.size <= 120:
+        for (row, column), value in np.ndenumerate(values_LG):
+            axes.text(column, row, f"{value:.2f}"[1:] if value < 0.995 else "1", ha="center", va="center",
+                      fontsize=6, color="white" if value < 0.6 else "black")  # fmt: skip
+    labels = curves[0].layers
+    step = max(1, math.ceil(len(labels) / 12))
+    axes.set_yticks(range(0, len(labels), step), labels[::step], fontsize=8)
+    names = [curve.group.removeprefix("position ").removesuffix(" positions") for curve in curves]
+    axes.set_xticks(range(len(names)), names, fontsize=7, rotation=30, ha="right")
+    axes.set_ylabel("layer", fontsize=8)
+    axes.set_xlabel(summary.by, fontsize=8)
+
+
 def _lines(axes: Axes, curves: Sequence[Curve], summary: Summary) -> None:
     for i, curve in enumerate(curves):
         x = np.arange(len(curve.layers))
@@ -84,7 +132,7 @@ def _lines(axes: Axes, curves: Sequence[Curve], summary: Summary) -> None:
         axes.fill_between(x, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
     if curves[0].measure in ZERO_TO_ONE and curves[0] not in summary.contrasts:
         axes.set_ylim(-0.03, 1.03)
-    _layers(axes, curves[0].layers)
+    _layers(axes, curves[0].layers, "threshold" if curves[0] in summary.exits else "layer")
 
 
 def _bars(axes: Axes, histograms: Sequence[Histogram], summary: Summary) -> None:
@@ -94,16 +142,16 @@ def _bars(axes: Axes, histograms: Sequence[Histogram], summary: Summary) -> None
         share = each.counts / max(1, each.counts.sum())
         axes.step(np.arange(len(labels)), share[: len(labels)], where="mid", lw=1.3,
                   color=COLORS[i % len(COLORS)], label=name_of(each, summary))  # fmt: skip
-    axes.set_ylabel("share of prompts", fontsize=8)
+    axes.set_ylabel(f"share of {summary.unit}", fontsize=8)
     _layers(axes, labels)
 
 
-def _layers(axes: Axes, labels: Sequence[str]) -> None:
+def _layers(axes: Axes, labels: Sequence[str], what: str = "layer") -> None:
     step = max(1, math.ceil(len(labels) / 9))
     shown = list(range(len(labels)))[::-1][::step][::-1]
     axes.set_xticks(shown, [labels[i] for i in shown], fontsize=8)
     axes.tick_params(axis="y", labelsize=8)
-    axes.set_xlabel("layer", fontsize=8)
+    axes.set_xlabel(what, fontsize=8)
 
 
 def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str = "Survey") -> str:
@@ -116,10 +164,18 @@ def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str 
             said, unit = words.get(measure, (measure, ""))
             out += [f"## {heading}{said}{f' ({unit})' if unit else ''}", ""]
             out += _table([[name_of(c, summary), str(c.n), *_cells(c)] for c in mine],
-                          ["", "prompts", *mine[0].layers])  # fmt: skip
+                          ["", summary.unit, *mine[0].layers])  # fmt: skip
+    for mine in _by_measure(summary.exits):
+        said, unit = words[mine[0].measure]
+        out += [f"## {said[0].upper()}{said[1:]}{f' ({unit})' if unit else ''}, by threshold", ""]
+        out += _table([[name_of(c, summary), str(c.n), *_cells(c)] for c in mine],
+                      ["", summary.unit, *mine[0].layers])  # fmt: skip
     for histograms in (summary.settled, summary.first):
         if histograms:
-            out += [f"## {histograms[0].what[0].upper()}{histograms[0].what[1:]} (prompts)", ""]
+            out += [
+                f"## {histograms[0].what[0].upper()}{histograms[0].what[1:]} ({summary.unit})",
+                "",
+            ]
             rows = [[name_of(h, summary), *map(str, h.counts)] for h in histograms]
             out += _table(rows, ["", *histograms[0].layers, "never"])
     return "\n".join(out)
@@ -128,9 +184,7 @@ def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str 
 def _about(summary: Summary) -> list[str]:
     meta = summary.meta
     lines = [f"Model {meta['model']}."] if meta.get("model") else []
-    lines.append(
-        f"Means over prompts with 95 % intervals of a bootstrap ({meta['draws']} draws, seed {meta['seed']})."
-    )
+    lines.append(meta["about"])
     return [" ".join(lines), ""]
 
 

@@ -26,7 +26,7 @@ def run_here(worker: Any, shards: Sequence[int]) -> Iterator[dict[str, Any]]:
         yield worker.try_shard(shard)
 
 
-def run(folder: Path, shards: Sequence[int], jobs: int) -> Iterator[dict[str, Any]]:
+def run(folder: str, shards: Sequence[int], jobs: int) -> Iterator[dict[str, Any]]:
     """By `jobs` processes. Yields records as shards end. Raises SurveyError where no worker starts."""
     waiting, tries, unready = deque(shards), dict.fromkeys(shards, 0), 0
     with selectors.DefaultSelector() as selector:
@@ -77,12 +77,12 @@ def run(folder: Path, shards: Sequence[int], jobs: int) -> Iterator[dict[str, An
 class _Worker:
     """One process. shard: what it is working on."""
 
-    def __init__(self, folder: Path, number: int, selector: selectors.BaseSelector):
+    def __init__(self, folder: str, number: int, selector: selectors.BaseSelector):
         self.number, self.selector = number, selector
         self.ready, self.shard = False, None
         self.ending = "still running"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "logitlens.survey.worker", str(folder)],
+            [sys.executable, "-m", "logitlens.survey.worker", folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=_environment(number),

@@ -1,0 +1,112 @@
+"""Windows of a corpus → the table of a shard: packed by length, every lens, a row for each band."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from logitlens.lenses import Lens
+from logitlens.model.lens_model import LensModel
+from logitlens.model.score import Asked, Rows
+from logitlens.storage import Storage
+from logitlens.survey import documents
+from logitlens.survey.bands import Bands, cell_columns, schema
+from logitlens.survey.measure import Part, read_all
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def measure(
+    model: LensModel,
+    place: Storage,
+    windows: documents.Windows,
+    shard: tuple[int, int],
+    lenses: dict[str, Lens],
+    *,
+    depths: list[int] | None,
+    token_budget: int,
+    cells: bool,
+    top: int,
+) -> Part:
+    """Read the windows of a shard. Raises UnsupportedModel where a last row is not the model's own."""
+    model._look_again()
+    mine = [windows.window(n) for n in range(*shard)]
+    start, stop = mine[0].start, mine[-1].stop
+    # One token more, where the document goes on: the one that follows the last position.
+    ids = documents.ids(place, start, stop + (mine[-1].stop < mine[-1].end))
+    asked = [_asked(window, ids[window.start - start :]) for window in mine]
+    inside = sorted({window.document for window in mine})
+    sums: dict[str, Bands] = {}
+    kept: dict[str, dict[int, Rows]] = {name: {} for name in lenses}
+    remarks: list[str] = []
+    nonfinite = 0
+    for n, rows in read_all(
+        model, asked, list(lenses.values()), depths, token_budget, remarks, top if cells else 1
+    ):
+        for name, each in zip(lenses, rows):
+            if name not in sums:
+                sums[name] = Bands(each.layers, windows.length, inside)
+            sums[name].add(mine[n], each.arrays)
+            nonfinite += int(not each.arrays["finite"].all())
+            if cells:
+                kept[name][n] = each
+    columns: dict[str, list[Any]] = {}
+    for name, found in sums.items():
+        for column, values in found.columns(name).items():
+            columns.setdefault(column, []).extend(values)
+    import pyarrow as pa
+
+    return Part(
+        pa.table(columns, schema=schema(list(columns))), len(mine), sum(len(a.ids) for a in asked),
+        nonfinite=nonfinite, remarks=remarks,
+        cells=_cells(model, mine, ids, start, kept) if cells else None,
+    )  # fmt: skip
+
+
+def _asked(window: documents.Window, ids: np.ndarray) -> Asked:
+    """Every counted position of a window, and the token that follows it."""
+    tokens = ids[: window.stop - window.start].tolist()
+    after = [*tokens[1:], *([int(ids[len(tokens)])] if window.stop < window.end else [])]
+    positions = list(range(window.context, len(tokens)))
+    return Asked(tokens, positions, [[after[p]] if p < len(after) else [] for p in positions])
+
+
+def _cells(
+    model: LensModel,
+    windows: Sequence[documents.Window],
+    ids: np.ndarray,
+    start: int,
+    kept: dict[str, dict[int, Rows]],
+) -> pa.Table:
+    """A row for each document × position × lens × layer, in this order of windows and lenses."""
+    import pyarrow as pa
+
+    types = {
+        "document": pa.int64(), "position": pa.int32(), "seen": pa.int32(), "token": pa.int32(),
+        "next": pa.int32(), "lens": pa.string(), "layer": pa.string(), "block": pa.int32(),
+        "loss": pa.float32(), "entropy": pa.float32(), "kl": pa.float32(), "rank": pa.int32(),
+        "agree": pa.bool_(), "top_ids": pa.list_(pa.int32()), "top_logprobs": pa.list_(pa.float32()),
+    }  # fmt: skip
+    batches = []
+    for n, window in enumerate(windows):
+        mine = ids[window.start - start : window.stop - start + 1].tolist()
+        for lens, rows in kept.items():
+            columns = cell_columns(model, lens, window, rows[n], mine)
+            arrays = [_array(columns[name], kind) for name, kind in types.items()]
+            batches.append(pa.record_batch(arrays, names=list(types)))
+    return pa.Table.from_batches(batches)
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+
+    if pa.types.is_list(kind):
+        rows, width = values.shape
+        flat = pa.array(values.reshape(-1), kind.value_type)
+        return pa.ListArray.from_arrays(np.arange(rows + 1, dtype=np.int32) * width, flat)
+    if isinstance(values, np.ndarray):
+        return pa.array(values, kind, from_pandas=True)
+    return pa.array(values, kind)

@@ -1,0 +1,195 @@
+"""A corpus → token ids in one file, cut into windows, and these into shards.
+
+DIR/tokens.bin      int32 ids of all documents, one after another
+DIR/documents.bin   int64, for each document the place at which it ends
+DIR/tokens.json     what they were made of: files with sizes and hashes, what was left out
+
+A document longer than a window is read in several that overlap; the overlap is context only, so every
+token is counted once. Whoever works on a shard reads its range of ids and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from logitlens.errors import FormatError, PromptError
+from logitlens.fit import corpus
+from logitlens.model.lens_model import LensModel
+from logitlens.schema import matches, parse_json
+from logitlens.storage import Storage
+
+TOKENS, ENDS, FACTS = "tokens.bin", "documents.bin", "tokens.json"
+_FACTS = {
+    "made_of": {str: object}, "documents": int, "tokens": int, "sha256": str, "bad": int,
+    "skipped": [str],
+}  # fmt: skip
+NAMED = 100  # lines left out that are named; all are counted
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows over documents, numbered in order.
+
+    ends_N    where each document ends among all tokens      length, overlap   in tokens
+    first_N   the number of each document's first window
+    """
+
+    ends_N: np.ndarray
+    length: int
+    overlap: int
+
+    def __post_init__(self) -> None:
+        starts_N = np.concatenate([[0], self.ends_N[:-1]])
+        sizes_N = self.ends_N - starts_N
+        stride = self.length - self.overlap
+        counts_N = 1 + np.maximum(0, -(-(sizes_N - self.length) // stride))
+        object.__setattr__(self, "starts_N", starts_N)
+        object.__setattr__(self, "counts_N", counts_N)
+        object.__setattr__(self, "first_N", np.cumsum(counts_N) - counts_N)
+
+    starts_N: Any = None
+    counts_N: Any = None
+    first_N: Any = None
+
+    def __len__(self) -> int:
+        return int(self.counts_N.sum())
+
+    def window(self, number: int) -> Window:
+        document = int(np.searchsorted(self.first_N, number, side="right")) - 1
+        offset = (number - int(self.first_N[document])) * (self.length - self.overlap)
+        start, end = int(self.starts_N[document]) + offset, int(self.ends_N[document])
+        return Window(
+            document,
+            start,
+            min(end, start + self.length),
+            end,
+            offset,
+            self.overlap if offset else 0,
+        )
+
+    def shards(self, tokens: int) -> list[tuple[int, int]]:
+        """Ranges of windows, each of about so many tokens; where they are cut depends on nothing else."""
+        stride = self.length - self.overlap
+        document_W = np.repeat(np.arange(len(self.ends_N)), self.counts_N)
+        offset_W = (np.arange(len(document_W)) - self.first_N[document_W]) * stride
+        end_W = np.minimum(
+            self.ends_N[document_W], self.starts_N[document_W] + offset_W + self.length
+        )
+        wanted = np.arange(tokens, int(self.ends_N[-1]) + tokens, tokens)
+        cuts = np.minimum(np.searchsorted(end_W, wanted) + 1, len(end_W))
+        cuts = np.unique(np.concatenate([[0], cuts, [len(end_W)]]))
+        return [(int(a), int(b)) for a, b in itertools.pairwise(cuts)]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens `start` to `stop` among all, of a document that ends at `end`.
+
+    offset    of its first token within the document
+    context   how many of its first tokens were counted by the window before it
+    """
+
+    document: int
+    start: int
+    stop: int
+    end: int
+    offset: int
+    context: int
+
+
+def made_of(
+    source: str, model: LensModel, field: str, skip_bad: bool
+) -> tuple[dict[str, Any], int, str]:
+    """What a corpus's ids depend on; the size of its files, and the hash of all of them."""
+    files, total, whole = [], 0, hashlib.sha256()
+    for path, said in corpus.files(source):
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+        size = path.stat().st_size
+        files.append({"name": said.rpartition("/")[2], "size": size, "sha256": digest.hexdigest()})
+        whole.update(digest.digest())
+        total += size
+    facts = {"files": files, "field": field, "skip_bad": skip_bad, "tokenizer": _tokenizer(model)}
+    return facts, total, whole.hexdigest()
+
+
+def _tokenizer(model: LensModel) -> str:
+    """16 hex digits of a tokenizer: what it makes of its own vocabulary's text."""
+    if model.tokenizer is None:
+        return "none"
+    pieces = sorted(model.tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(pieces).encode()).hexdigest()[:16]
+
+
+def tokenise(place: Storage, source: str, model: LensModel, made: dict[str, Any]) -> dict[str, Any]:
+    """Write the ids of a corpus, unless they are there; returns DIR/tokens.json.
+
+    Raises FormatError for the first line that cannot be read unless such lines are skipped,
+    PromptError where there is no text.
+    """
+    if place.size(FACTS) is not None:
+        facts = parse_json(place.read(FACTS), FACTS)
+        matches(facts, _FACTS, FACTS)
+        if facts["made_of"] == made and place.size(TOKENS) == 4 * facts["tokens"]:
+            return facts
+    skipped: list[str] = []
+    bad = 0
+
+    def skip(error: FormatError) -> None:
+        nonlocal bad
+        if not made["skip_bad"]:
+            raise FormatError(f"{error} (--bad skip leaves such lines out)")
+        bad += 1
+        if len(skipped) < NAMED:
+            skipped.append(str(error))
+
+    documents = corpus.records(source, made["field"], bad=skip)
+    with place.writing(TOKENS) as path:
+        ends_N, digest = _write(path, documents, model, source)
+    if not len(ends_N):
+        raise PromptError(f"{source} holds no text that can be read")
+    place.write(ENDS, ends_N.tobytes())
+    facts = {
+        "made_of": made, "documents": len(ends_N), "tokens": int(ends_N[-1]), "sha256": digest,
+        "bad": bad, "skipped": skipped,
+    }  # fmt: skip
+    place.write(FACTS, (json.dumps(facts, ensure_ascii=False) + "\n").encode())
+    return facts
+
+
+def _write(
+    path: Path, documents: Iterable[str | list[int]], model: LensModel, source: str
+) -> tuple[np.ndarray, str]:
+    ends, total, digest = [], 0, hashlib.sha256()
+    file: IO[bytes]
+    with open(path, "wb") as file:
+        for document in documents:
+            ids = corpus.ids_of(document, model, source)
+            if not len(ids):
+                continue
+            total += len(ids)
+            ends.append(total)
+            data = ids.astype("<i4").tobytes()
+            digest.update(data)
+            file.write(data)
+    return np.array(ends, "<i8"), digest.hexdigest()
+
+
+def windows(place: Storage, length: int, overlap: int) -> Windows:
+    """The windows of a survey's documents."""
+    return Windows(np.frombuffer(place.read(ENDS), "<i8"), length, overlap)
+
+
+def ids(place: Storage, start: int, stop: int) -> np.ndarray:
+    """Tokens `start` to `stop` among all, int32."""
+    return np.frombuffer(place.read(TOKENS, 4 * start, 4 * stop), "<i4")

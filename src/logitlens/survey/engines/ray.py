@@ -1,0 +1,136 @@
+"""The Ray engine: actors of a cluster that each hold the model; Ray sees shard numbers and records only.
+
+An actor that dies, with its node or alone, is replaced where there is room, and its shard is tried again
+by whoever is free. The survey's folder must be one that all nodes see: a shared disk or an object store.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import logitlens
+from logitlens.errors import MissingExtra, SurveyError
+from logitlens.survey import plan as planning
+from logitlens.survey.engines.local import TRIES
+from logitlens.survey.worker import Worker
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+ENDS = 20  # actors that may end before they are ready: lost nodes are no reason to give up
+
+
+class _Reader:
+    """The actor: a worker of the survey."""
+
+    def __init__(self, folder: str):
+        self.error = ""
+        try:
+            self.worker = Worker(folder)
+        except Exception as error:  # every other actor would fail as well
+            self.error = " ".join(f"{error}".split())
+
+    def ready(self) -> str:
+        """Why it cannot work, or ""."""
+        return self.error
+
+    def read(self, shard: int) -> dict[str, Any]:
+        return self.worker.try_shard(shard)
+
+
+def run(
+    folder: str, shards: list[int], *, address: str | None = None, jobs: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yields records as shards end.
+
+    address   of a cluster to join, or "auto"; None: a cluster is started on this machine
+    jobs      actors; None: as many as there are GPUs, or CPUs for the plan's threads
+
+    Raises MissingExtra, and SurveyError where no actor starts.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise MissingExtra("ray", "ray", "the engine `ray`") from None
+    began = not ray.is_initialized()
+    if began:
+        try:
+            ray.init(
+                address=address, log_to_driver=False, include_dashboard=False if address is None else None,
+                configure_logging=False,
+            )  # fmt: skip
+        except ConnectionError as error:
+            line = " ".join(str(error).split())[:200]
+            raise SurveyError(f"no Ray cluster at {address!r}: {line}") from None
+    try:
+        yield from _Pool(ray, folder, jobs).run(shards)
+    finally:
+        if began:
+            ray.shutdown()
+
+
+class _Pool:
+    """Actors, what each is asked, and what waits."""
+
+    def __init__(self, ray: Any, folder: str, jobs: int | None):
+        self.ray, self.folder = ray, folder
+        threads = planning.load(folder).settings.threads
+        has = ray.cluster_resources()
+        gpus = int(has.get("GPU", 0))
+        self.count = jobs or max(1, gpus or int(has.get("CPU", 1)) // threads)
+        # The package may be a checkout that other processes would not find.
+        path = os.pathsep.join(
+            filter(None, [str(Path(logitlens.__file__).parents[1]), os.environ.get("PYTHONPATH")])
+        )
+        self.actor = ray.remote(_Reader).options(
+            num_cpus=threads, num_gpus=1 if gpus else 0, runtime_env={"env_vars": {"PYTHONPATH": path}}
+        )  # fmt: skip
+        self.asked: dict[ObjectRef[Any], tuple[Any, int | None]] = {}
+        self.ended = 0
+
+    def run(self, shards: list[int]) -> Iterator[dict[str, Any]]:
+        from ray.exceptions import RayActorError
+
+        waiting, tries, left = deque(shards), dict.fromkeys(shards, 0), len(shards)
+        for _ in range(min(self.count, len(shards))):
+            self._start()
+        while left:
+            (done, *_), _ = self.ray.wait(list(self.asked), num_returns=1)
+            actor, shard = self.asked.pop(done)
+            try:
+                answer = self.ray.get(done)
+            except RayActorError as error:
+                line = " ".join(str(error).split())[:200]
+                self.ended += shard is None
+                if shard is not None:
+                    tries[shard] += 1
+                    if tries[shard] < TRIES:
+                        waiting.appendleft(shard)
+                    else:
+                        left -= 1
+                        yield {"shard": shard, "error": f"its worker died {TRIES} times ({line})"}
+                if self.ended >= ENDS:
+                    raise SurveyError(
+                        f"{ENDS} workers of the survey ended before they were ready: {line}"
+                    ) from None
+                if waiting or not self.asked:
+                    self._start()
+                continue
+            if shard is not None:
+                left -= 1
+                yield answer
+            elif answer:
+                raise SurveyError(answer)
+            if waiting:
+                shard = waiting.popleft()
+                self.asked[actor.read.remote(shard)] = (actor, shard)
+            else:
+                self.ray.kill(actor)
+
+    def _start(self) -> None:
+        actor = self.actor.remote(self.folder)
+        self.asked[actor.ready.remote()] = (actor, None)

@@ -1,0 +1,239 @@
+"""Surveys of running text: windows, bands, sketches, and what cannot be read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import logitlens
+from logitlens import FormatError, SurveyError
+from logitlens.survey import bands, sketch
+from logitlens.survey.documents import Windows
+from logitlens.survey.plan import Settings
+from logitlens.survey.run import run
+from tests.models import tiny_gpt2, tiny_tokenizer
+from tests.survey.conftest import WORDS
+
+TEXTS = [" ".join(WORDS[(i + n) % len(WORDS)] for n in range(1 + 5 * (i % 3))) for i in range(14)]
+
+
+@pytest.fixture
+def corpus(model, saved, tmp_path):
+    """Runs a survey of a corpus: corpus(folder="a", text=…, name=…, length=…, …)."""
+
+    def go(folder="a", data=None, *, name="text.txt", lenses=("logit",), using=None, **options):
+        path = tmp_path / name
+        if data is not None or not path.exists():
+            path.write_bytes("\n\n".join(TEXTS).encode() if data is None else data)
+        rest = {n: options.pop(n) for n in ("share", "jobs", "engine") if n in options}
+        settings = Settings(
+            **{"length": 16, "overlap": 4, "shard_size": 64, "token_budget": 64, **options}
+        )
+        run(path, tmp_path / folder, using or model, source=str(saved), loading={}, lenses=lenses,
+            settings=settings, **rest)  # fmt: skip
+        return tmp_path / folder
+
+    return go
+
+
+def frame(folder, name="survey.parquet"):
+    return pq.read_table(folder / name).to_pandas()
+
+
+@pytest.mark.parametrize(("length", "overlap"), [(8, 0), (8, 3), (8, 7), (100, 10)])
+def test_windows_count_every_token_once_with_the_stated_overlap(length, overlap):
+    ends = np.cumsum([1, 8, 9, 30, 2, 16])
+    windows = Windows(ends, length, overlap)
+    counted = []
+    for n in range(len(windows)):
+        w = windows.window(n)
+        assert w.stop - w.start <= length
+        assert w.context == (overlap if w.offset else 0)
+        counted += range(w.start + w.context, w.stop)
+    assert counted == list(range(int(ends[-1])))
+    for size in (1, 7, 20, 1000):
+        shards = windows.shards(size)
+        assert [a for a, _ in shards[1:]] == [b for _, b in shards[:-1]]
+        assert (shards[0][0], shards[-1][1]) == (0, len(windows))
+        if size == 1000:
+            assert len(shards) == 1
+
+
+def test_quantiles_of_a_sketch_are_within_two_percent_and_merge_exactly():
+    values = np.random.default_rng(0).lognormal(0, 2, 5000)
+    counts = np.bincount(sketch.bins_of(values), minlength=sketch.BINS)
+    halves = [
+        np.bincount(sketch.bins_of(v), minlength=sketch.BINS) for v in (values[:999], values[999:])
+    ]
+    assert (sum(halves) == counts).all()
+    for share in (0.01, 0.1, 0.5, 0.9, 0.999):
+        truth = np.quantile(values, share, method="lower")
+        assert abs(sketch.quantile(counts, share) / truth - 1) <= sketch.ACCURACY + 1e-9
+    assert sketch.quantile(np.bincount(sketch.bins_of(np.zeros(3)), minlength=9), 0.5) == 0
+
+
+def test_the_standard_error_takes_documents_as_units():
+    """Against a bootstrap over documents, and unmoved where every token is written twice."""
+    generator = np.random.default_rng(1)
+    n = generator.integers(1, 30, 400).astype(float)
+    s = n * generator.normal(2, 1, 400)
+    mean, error = sketch.mean_and_error(
+        s.sum(), (s * s).sum(), (s * n).sum(), n.sum(), (n * n).sum()
+    )
+    draws = [s[d].sum() / n[d].sum() for d in generator.integers(0, 400, (800, 400))]
+    assert mean == pytest.approx(s.sum() / n.sum())
+    assert error == pytest.approx(np.std(draws), rel=0.1)
+    again = sketch.mean_and_error(
+        2 * s.sum(), 4 * (s * s).sum(), 4 * (s * n).sum(), 2 * n.sum(), 4 * (n * n).sum()
+    )
+    np.testing.assert_allclose(again, (mean, error))
+
+
+def test_the_table_holds_what_read_gives_for_every_document(corpus, model):
+    """One window a document: bands, means, quantiles, settled layers and exits, against readings."""
+    table = frame(corpus(length=64, overlap=0))
+    readings = [model.read(text) for text in TEXTS]
+    everything = table[table.band == "all"]
+    assert everything.layer.tolist() == readings[0].layers
+    assert (everything.tokens == sum(len(r.ids) for r in readings)).all()
+    for name in ("kl", "entropy"):
+        truth = np.concatenate([getattr(r, name) for r in readings], 1).mean(1)
+        np.testing.assert_allclose(everything[name], truth, atol=1e-4)
+    loss = np.concatenate([-r.next_logprobs[:, :-1] for r in readings], 1)
+    np.testing.assert_allclose(everything.loss, loss.mean(1), atol=1e-4)
+    assert (everything.next == loss.shape[1]).all()
+    rank = np.concatenate([r.next_ranks[:, :-1] for r in readings], 1)
+    np.testing.assert_allclose(everything.right, (rank == 1).mean(1))
+    median = np.quantile(rank, 0.5, axis=1, method="lower")
+    np.testing.assert_allclose(everything.rank_p50, median, rtol=0.021)
+    settled = np.concatenate([r._settled_rows() for r in readings])
+    assert everything.settled.tolist() == np.bincount(settled, minlength=len(everything)).tolist()
+    top = np.concatenate([r.top_ids[:, :, 0] for r in readings], 1)
+    np.testing.assert_allclose(everything.agree, (top == top[-1]).mean(1))
+    assert all(sum(column) == top.shape[1] for column in zip(*everything.exits))
+    first = table[table.band == "1–3"]
+    truth = np.concatenate([r.kl[:, 1:4] for r in readings], 1)
+    np.testing.assert_allclose(first.kl, truth.mean(1), atol=1e-4)
+    assert (first.tokens == truth.shape[1]).all()
+
+
+def test_an_overlap_is_read_but_not_counted_again(corpus, model):
+    table = frame(corpus(keep := "cells", cells=True), "survey.parquet")
+    total = sum(len(model.tokens.encode(text)) for text in TEXTS)
+    assert table[(table.band == "all") & (table.block == -1)].tokens.item() == total
+    cells = pq.read_table(corpus(keep, cells=True) / "cells").to_pandas()
+    assert not cells.duplicated(["document", "position", "layer"]).any()
+    assert len(cells) == total * (model.n_blocks + 1)
+    longest = int(cells.document[cells.position.idxmax()])
+    ids = model.tokens.encode(TEXTS[longest])
+    mine = cells[(cells.document == longest) & (cells.layer == "0")].set_index("position")
+    assert mine.token.tolist() == ids
+    assert mine.next.dropna().tolist() == ids[1:]
+    assert mine.seen.max() < 16
+    window = model.read(ids[12:28])  # the second window repeats four tokens of the first
+    np.testing.assert_allclose(mine.kl.loc[16:27], window.kl[1, 4:], atol=1e-4)
+    assert np.stack(mine.top_ids).shape[1] == 5
+
+
+@pytest.mark.parametrize("size", [20, 10_000])
+def test_shards_of_any_size_add_up_to_the_same(corpus, size):
+    one, other = frame(corpus("one")), frame(corpus("other", shard_size=size))
+    for name in one.columns:
+        if name.endswith(("_bins", "settled")) or "exits" in name or "_p" in name:
+            continue  # floats on an edge may round
+        if name in ("documents",) or "squares" in name or "cross" in name or "error" in name:
+            continue  # a document in two shards counts as two
+        if one[name].dtype.kind == "f":
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-3, atol=1e-4)
+        else:
+            assert one[name].equals(other[name]), name
+
+
+def test_a_left_corpus_survey_goes_on_without_its_text_and_gives_the_same_bytes(
+    corpus, monkeypatch
+):
+    whole = (corpus("whole", cells=True) / "survey.parquet").read_bytes()
+    folder = corpus("left", cells=True, share=(0, 2))
+    monkeypatch.setattr("logitlens.fit.corpus.ids_of", None)  # the ids are there
+    corpus("left", cells=True)
+    assert (folder / "survey.parquet").read_bytes() == whole
+    (folder / "cells" / "00001.parquet").unlink()  # lost
+    (folder / "survey.parquet").unlink()
+    corpus("left", cells=True)
+    assert (folder / "survey.parquet").read_bytes() == whole
+    with pytest.raises(SurveyError, match="input sha256"):
+        corpus("left", b"other text", cells=True)
+    with pytest.raises(SurveyError, match="settings overlap: 4, now 2"):
+        corpus("left", "\n\n".join(TEXTS).encode(), cells=True, overlap=2)
+
+
+BAD = [
+    ("a.jsonl", b'{"text": "Paris is"}\n{not json\n{"text": "the tower"}\n', "line 2 is not JSON", 2),
+    ("b.jsonl", b'{"text": "Paris is"}\n{"text": "\xff"}\n{"body": "x"}\n', "line 2 cannot be read", 1),
+    ("c.txt", b"Paris is\n\nthe \xff tower\n\nis there a", "line 3 cannot be read as UTF-8", 2),
+    ("d.txt.gz", gzip.compress(b"Paris is\n\n" * 99)[:-9], "nor what follows", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "data", "said", "documents"), BAD, ids=[b[0] for b in BAD])
+def test_what_cannot_be_read_is_named_with_file_and_line_or_skipped_and_counted(
+    corpus, name, data, said, documents
+):
+    with pytest.raises(FormatError, match=rf"{name}.* {said}") as refused:
+        corpus("a", data, name=name)
+    assert "\n" not in str(refused.value)
+    plan = json.loads((corpus("b", data, name=name, bad="skip") / "plan.json").read_text())
+    assert plan["corpus"]["bad"] == len(plan["skipped"]) >= 1
+    assert said in plan["skipped"][0]
+    assert documents is None or plan["corpus"]["documents"] == documents
+
+
+def test_a_document_whose_logits_are_not_finite_is_counted_and_left_out(corpus, model):
+    broken = logitlens.load(tiny_gpt2(), tokenizer=tiny_tokenizer())
+    with torch.no_grad():
+        broken.hf.transformer.wte.weight[9].fill_(float("nan"))
+    lines = [{"ids": [1, 2, 3]}, {"ids": [1, 9, 3, 4]}]
+    data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    folder = corpus("a", data, name="ids.jsonl", using=broken, cells=True)
+    table = frame(folder)
+    last = table[(table.band == "all") & (table.layer == table.layer.iloc[-1])]
+    assert last.nonfinite.item() + last.tokens.item() == 7
+    assert last.nonfinite.item() >= 3  # all rows, where the unembedding is tied
+    assert json.loads((folder / "commits" / "00000.json").read_text())["nonfinite"] >= 1
+
+
+def test_windows_longer_than_the_context_and_a_whole_overlap_are_refused(corpus):
+    with pytest.raises(FormatError, match="context holds"):
+        corpus(length=100_000)
+    with pytest.raises(FormatError, match="expected less"):
+        corpus(length=8, overlap=8)
+
+
+def test_bands_grow_by_four():
+    assert bands.edges(1) == [0]
+    assert bands.edges(16) == [0, 1, 4]
+    assert bands.edges(256) == [0, 1, 4, 16, 64]
+
+
+def test_a_report_of_a_corpus_shows_curves_exits_and_agreement_by_band(corpus, tmp_path):
+    from logitlens.survey.report import report
+
+    folder = corpus()
+    found = report([folder], tmp_path / "a.html")
+    measures = {curve.measure for curve in (*found.curves, *found.exits)}
+    assert measures >= {"loss", "kl", "agree", "rank_p50", "exit_layer", "exit_agree"}
+    assert {c.group for c in found.curves} == {
+        "all positions", "position 0", "position 1–3", "position 4–15",
+    }  # fmt: skip
+    page = (tmp_path / "a.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    text = (report([folder], tmp_path / "a.md"), (tmp_path / "a.md").read_text())[1]
+    assert "by threshold" in text
+    assert "| tokens |" in text
+    with pytest.raises(FormatError, match="grouped by position"):
+        report([folder], tmp_path / "b.md", by="language")

@@ -1,0 +1,80 @@
+"""The Ray engine on a real cluster of this machine: nodes are lost, and nothing else is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from logitlens import SurveyError
+from logitlens.survey import plan as planning
+from logitlens.survey.commit import Folder
+from logitlens.survey.engines import ray as engine
+from tests.survey.conftest import records
+
+pytestmark = [
+    pytest.mark.slow,
+    # Ray's own: sockets and processes that it leaves to the interpreter's end.
+    pytest.mark.filterwarnings("ignore"),
+]
+ITEMS = records(240)
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")  # of a busy machine
+    from ray.cluster_utils import Cluster
+
+    # Actors as nice as the test itself: a busy machine would starve them.
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "_system_config": {"worker_niceness": 0}},
+    )
+    try:
+        cluster.nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_two_lost_nodes_change_no_byte(survey, cluster):
+    """A head and two nodes; each node in turn is killed in mid-run, and one is added."""
+    survey.run(ITEMS, folder="whole", size=3)
+    whole = (survey.folder / "whole" / "survey.parquet").read_bytes()
+    lost = []
+
+    def losing(folder: str, shards: list[int]):
+        for done, record in enumerate(engine.run(folder, shards, jobs=2), 1):
+            if done in (10, 30):
+                cluster.remove_node(cluster.nodes[len(lost)], allow_graceful=False)
+                lost.append(done)
+                cluster.nodes.append(cluster.add_node(num_cpus=1))
+            yield record
+
+    found = survey.run(ITEMS, folder="lost", size=3, engine=losing)
+    assert lost == [10, 30]
+    assert found.done
+    assert not found.failed
+    assert found.total("prompts") == len(ITEMS)
+    folder = survey.folder / "lost"
+    assert (folder / "survey.parquet").read_bytes() == whole
+    assert not [p.name for p in folder.rglob("*") if "tmp" in p.name]
+    pids = {line.split()[1] for s in range(80) for line in _log(folder, s)}
+    assert len(pids) >= 3  # actors of lost nodes were replaced
+
+
+def _log(folder: Path, shard: int) -> list[str]:
+    return (folder / "logs" / f"{shard:05}.txt").read_text().splitlines()
+
+
+def test_a_survey_that_no_actor_can_load_is_an_error_in_one_line(survey, cluster):
+    survey.run(ITEMS[:9], folder="gone", size=3, share=(0, 3))
+    (survey.folder / "prompts.jsonl").write_text('{"prompt": "other"}\n')
+    with pytest.raises(SurveyError, match="has changed since the survey was planned") as raised:
+        list(engine.run(str(survey.folder / "gone"), [1], jobs=1))
+    assert "\n" not in str(raised.value)
+    assert Folder(survey.folder / "gone").committed(1) is None
+    assert len(planning.load(survey.folder / "gone").shards) == 3

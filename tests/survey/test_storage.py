@@ -1,0 +1,123 @@
+"""Surveys in object stores: fsspec's memory file system, and a real S3 server."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import pyarrow.parquet as pq
+import pytest
+
+from logitlens import SurveyError, storage
+from logitlens.survey.commit import Folder
+from logitlens.survey.find import find
+from logitlens.survey.plan import Settings
+from logitlens.survey.report import report
+from logitlens.survey.run import run
+from tests.survey.conftest import records
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """The address of a bucket on an S3 server of this machine."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    fs = pytest.importorskip("s3fs").S3FileSystem
+    server.start()
+    with pytest.MonkeyPatch.context() as patched:
+        host, port = server.get_host_and_port()
+        patched.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patched.setenv(name, "testing")
+        patched.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fs().mkdir("surveys")
+        yield "s3://surveys"
+    fs.clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture
+def place(request):
+    """A new address of the kind that the test asks for."""
+    name = uuid.uuid4().hex
+    if request.param == "s3":
+        return f"{request.getfixturevalue('s3')}/{name}"
+    return f"memory://{name}"
+
+
+everywhere = pytest.mark.parametrize(
+    "place", ["memory", pytest.param("s3", marks=pytest.mark.slow)], indirect=True
+)
+ignoring = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
+
+
+@everywhere
+@ignoring
+def test_a_survey_in_a_store_is_the_same_bytes_as_in_a_folder(survey, model, saved, place):
+    survey.run(folder="here")
+    whole = (survey.folder / "here" / "survey.parquet").read_bytes()
+    settings = Settings(shard_size=4, threads=1, token_budget=64)
+    prompts = storage.at(place + "-input")
+    prompts.write("prompts.jsonl", (survey.folder / "prompts.jsonl").read_bytes())
+
+    def go(**options):
+        return run(place + "-input/prompts.jsonl", place, model, source=str(saved), loading={},
+                   settings=settings, **options)  # fmt: skip
+
+    assert not go(share=(0, 2)).done
+    assert go().done
+    files = storage.at(place)
+    assert files.read("survey.parquet") == whole
+    assert files.names() == ["commits", "logs", "parts", "plan.json", "survey.parquet"]
+    assert "committed" in files.read("logs/00000.txt").decode()
+    files.remove("survey.parquet")
+    files.write("parts/00001.parquet", b"not what was committed")
+    read = []
+    go(report=lambda plan, record: read.append(record["shard"]))
+    assert read == [1]
+    assert files.read("survey.parquet") == whole
+    assert len(find(place, limit=3)) == 3
+    report([place], survey.folder / "report.md", by="order")
+
+
+@everywhere
+@ignoring
+def test_a_corpus_in_a_store_is_read_by_ranges(survey, model, saved, place):
+    prompts = storage.at(place + "-text")
+    prompts.write("a.jsonl", b'{"text": "The Eiffel Tower is in"}\n')
+    prompts.write("b.txt", b"Paris is\n\nis there a tower")
+    prompts.write("ignored.pdf", b"%PDF")
+    settings = Settings(length=4, overlap=1, shard_size=5, token_budget=64)
+    found = run(place + "-text", place, model, source=str(saved), loading={}, settings=settings)
+    assert found.done
+    assert len(found.plan.shards) > 1
+    assert found.plan.facts["corpus"]["documents"] == 3
+
+
+@everywhere
+@ignoring
+def test_the_first_of_two_workers_wins_in_a_store(survey, place):
+    survey.run(records(8), folder="here")
+    table = pq.read_table(survey.folder / "here" / "parts" / "00000.parquet")
+    facts = json.loads((survey.folder / "here" / "commits" / "00000.json").read_text())
+    facts = {k: v for k, v in facts.items() if k not in ("size", "sha256", "rows", "shard")}
+    one, other = Folder(place), Folder(place)
+    other._said = lambda shard: None  # it looked before the first had written
+    first = one.commit(0, table, {**facts, "seconds": 1.0})
+    assert other.commit(0, table.slice(0, 3), {**facts, "seconds": 2.0}) == first
+    assert one.read(0).num_rows == table.num_rows
+    other.place.write("parts/00000.parquet", b"x" * first["size"])
+    with pytest.raises(SurveyError, match="not what was committed"):
+        one.read(0)
+
+
+def test_what_a_store_refuses_is_one_line():
+    from logitlens import ModelNotAvailable
+
+    with pytest.raises(ModelNotAvailable, match="nowhere") as refused:
+        storage.at("nowhere://bucket/survey")
+    assert "\n" not in str(refused.value)
+
+
+def test_an_address_of_a_local_file_is_the_folder_itself(tmp_path):
+    storage.at(f"file://{tmp_path}").write("parts/a", b"x")
+    assert (tmp_path / "parts" / "a").read_bytes() == b"x"
