@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test but those marked `hub` m
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models run faster on one thread than two threads take to meet; must come before torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TRITON_INTERPRET", "1")  # tests need no GPU; must come before triton
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

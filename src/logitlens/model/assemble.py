@@ -101,7 +101,8 @@ class ReadingBuilder:
         if len(where) < len(part.ids):
             h_LTD = [h_TD[where - start] for h_TD in h_LTD]
         if self.engine is None:
-            self.engine = choose(model.tail.head, self.table.T * len(kept))
+            most = max(request.top, request.candidates)
+            self.engine = choose(model.tail.head, self.table.T * len(kept), most)
         final, place = {}, {p: i for i, p in enumerate((where - start).tolist())}
         for p in set(part.final_positions) & set(place):
             final[place[p]] = self.final[p] = torch.empty(

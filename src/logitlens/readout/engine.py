@@ -8,7 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from logitlens.readout import proof
 from logitlens.readout.chunked import Chunked
+from logitlens.readout.gpu import MOST, Slabs
 from logitlens.readout.head import Head
 from logitlens.readout.stats import FinalRows, Stats
 
@@ -45,10 +47,11 @@ class Engine(Protocol):
         ...
 
 
-def choose(head: Head, rows: int) -> Engine:
-    """The engine for a reading of so many rows (positions × layers).
+def choose(head: Head, rows: int, k: int = 1) -> Engine:
+    """The engine for a reading of so many rows (positions × layers) and k likeliest tokens.
 
-    A sharded head has its own. Else numba's kernel where it is installed and the reading is large
+    A sharded head has its own. On a GPU the slabs, where triton is installed and they have proven
+    there to be right and faster. Else numba's kernel where it is installed and the reading is large
     enough to pay for loading it: half a second, and several the first time after an installation.
     Half-precision weights that torch would widen but numba might multiply as they are count for
     more. Nothing else decides, so that the same reading always takes the same kernel.
@@ -57,6 +60,8 @@ def choose(head: Head, rows: int) -> Engine:
         from logitlens.readout.sharded import Sharded  # torch.distributed is not in every build
 
         return Sharded()
+    if k <= MOST and proof.slabs(head):
+        return Slabs()
     logits, weight_VE = rows * head.vocab, head.weight_VE
     if weight_VE is not None and weight_VE.dtype == torch.bfloat16 and _wide_vectors():
         logits *= 1 + weight_VE.shape[1] // WIDENED

@@ -94,7 +94,11 @@ def _way(weight_VE: Tensor, compiled: bool) -> str:
     # them, whose sums differ in the last bit: a token would rank below its twin.
     if weight_VE.dtype == torch.float32 and weight_VE.is_contiguous():
         return "onednn" if weight_VE.is_cpu and _has_onednn() else "mm"
-    if weight_VE.device.type == "cuda" and half and torch.__version__ >= "2.8":
+    if (
+        weight_VE.device.type == "cuda"
+        and half
+        and _multiplies_halves(weight_VE.device, weight_VE.dtype)
+    ):
         return "cuda half"
     return "widen"
 
@@ -110,6 +114,17 @@ def _compiles(weight_VE: Tensor) -> bool:
 
 def _onednn(x_NE: Tensor, weight_CE: Tensor, bias_C: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x_NE, weight_CE, bias_C, "none", [], "")
+
+
+@lru_cache
+def _multiplies_halves(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch has a product of halves with float32 results: on CUDA from 2.8 on, on ROCm later."""
+    try:
+        ones = torch.ones(16, 16, dtype=dtype, device=device)
+        out = torch.mm(ones, ones, out_dtype=torch.float32, out=ones.float())
+        return bool((out == 16).all())
+    except (TypeError, RuntimeError):
+        return False
 
 
 @lru_cache

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from logitlens.readout import chunked
 from logitlens.readout.engine import Engine, choose
+from logitlens.readout.gpu import ROWS
 from logitlens.readout.head import Head
 from logitlens.readout.stats import FinalRows, Stats, inside
 
 BLOCK_BYTES = 8 << 20  # rows of head input handed to an engine in one call, in float32
+ON_GPU = 8  # times as many there, where a larger product is a faster one
 
 
 class TailLike(Protocol):
@@ -103,14 +105,14 @@ def statistics(
     int32, likeliest first, candidate_logprobs (L, T, C) float32 and candidate_ranks (L, T, C) int32.
     """
     T, L = len(h_LTD[0]), len(h_LTD)
-    engine = engine or choose(tail.head, T * L)
+    engine = engine or choose(tail.head, T * L, max(k, candidates))
     table = Table(T) if into is None else into
     start, step = 0, 1  # the first position tells the width of a row of head input
     while start < T:
         stop = min(T, start + step)
         x_TLE = _head_input(h_LTD, depths, tail, lens, slice(start, stop))
         if start == 0 and T > 1:
-            step = positions_per_block(L, x_TLE.shape[-1])
+            step = positions_per_block(L, x_TLE.shape[-1], gpu=x_TLE.is_cuda)
             stop = min(T, step)
             if stop > 1:
                 x_TLE = _head_input(h_LTD, depths, tail, lens, slice(0, stop))
@@ -129,13 +131,14 @@ def statistics(
     return table.arrays
 
 
-def positions_per_block(L: int, E: int) -> int:
+def positions_per_block(L: int, E: int, *, gpu: bool = False) -> int:
     """How many positions of L rows to hand to an engine in one call.
 
     Enough to fill a tile, few enough that the rows of head input (and a norm's or a lens's
-    temporaries of the same size) stay within a few times 8 MB.
+    temporaries of the same size) stay within a few times 8 MB, or 64 MB on a GPU.
     """
-    return max(1, min(chunked.ROWS // L, BLOCK_BYTES // (4 * L * E)))
+    rows, size = (ROWS, ON_GPU * BLOCK_BYTES) if gpu else (chunked.ROWS, BLOCK_BYTES)
+    return max(1, min(rows // L, size // (4 * L * E)))
 
 
 def _head_input(
