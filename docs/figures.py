@@ -1,22 +1,23 @@
-"""Make the pictures of docs/figures.md by running its own lines: python docs/figures.py"""
+"""Make the pictures of a page by running its own lines: python docs/figures.py [figures.md story.md]"""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+PAGES = ("figures.md", "story.md")
 
 
 def main() -> None:
-    blocks = re.findall(
-        r"^```python\n(.*?)^```", (FOLDER / "figures.md").read_text("utf-8"), re.M | re.S
-    )
+    pages = {name: (FOLDER / name).read_text("utf-8") for name in sys.argv[1:] or PAGES}
     os.chdir(FOLDER / "images")
-    namespace: dict = {}
-    for block in blocks:
-        exec(compile(block, "figures.md", "exec"), namespace)
+    for name, text in pages.items():
+        namespace: dict = {}
+        for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S):
+            exec(compile(block, name, "exec"), namespace)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ ALL = [
     edit.ablate(3, "mlp", how="mean", positions="-4:"),
     edit.patch("Rome is in", layer=5, positions=-1, from_positions=-1, stream="attn"),
     edit.patch([3, 4, 5], layer=5),
+    edit.ablate(3, head=2),
+    edit.patch("Rome is in", layer=5, head=1),
 ]
 
 
@@ -79,6 +81,11 @@ def test_a_vector_of_a_line_is_a_file(tmp_path):
         (lambda: edit.project_out(np.zeros(4), 3), "no direction"),
         (lambda: edit.ablate(3, "resid"), "expected one of attn, mlp"),
         (lambda: edit.ablate(3, "mlp", how="noise"), "expected zero or mean"),
+        (lambda: edit.ablate(3), "stream='resid': expected one of attn, mlp, head"),
+        (lambda: edit.ablate(3, "head"), "with head=none: a head is of the stream 'head'"),
+        (lambda: edit.ablate(3, "mlp", head=1), "with head=1: a head is of the stream"),
+        (lambda: edit.ablate(3, head=-1), "expected its number, from 0"),
+        (lambda: edit.parse("ablate:block=3,head=x"), "invalid literal"),
         (lambda: edit.control(edit.ablate(3, "mlp")), "expected an edit along vectors"),
     ],
 )

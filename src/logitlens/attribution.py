@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "logitlens.attribution", 1
 SUFFIXES = (".json", ".parquet", ".png", ".svg", ".pdf", ".txt")
+BY = ("sublayer", "layer", "head", "token", "expert")
 META = {
     "logits": [float], "finished": [float], "bound": float, "scale?": float,
-    "softcap?": (float, None), "slopes?": [float], "by?": str, "model?": (str, None),
+    "softcap?": (float, None), "slopes?": [float], "router?": {str: float}, "by?": str, "model?": (str, None),
     "prompt?": (str, None), "ids?": [int], "position?": int, "piece?": str,
 }  # fmt: skip
 """What `Attribution.meta` holds; other entries may be anything."""
@@ -54,7 +55,8 @@ class Attribution:
     vocab         id → display piece of both
     meta          `logits`: the model's own, of token and versus; `finished`: what softcap and final
                   bias make of the two sums; `bound`: how far rounding may move them apart; `scale`,
-                  `softcap`, `slopes` (of the softcap at the two logits); model, prompt, position, …
+                  `softcap`, `slopes` (of the softcap at the two logits); `router`: the router's weight
+                  of each expert; model, prompt, position, …
 
     With the final norm's statistics held at the row's own values, everything after the last block is
     linear up to the softcap: the parts are exact, and their sum is the model's logit. Raises

@@ -7,6 +7,7 @@
     model.read(prompt, edits=[edit.project_out(" Paris", layer=5)])         # a token's direction
     model.read(prompt, edits=[edit.swap(" Paris", " Rome", layer=5)])       # exchange two
     model.read(prompt, edits=[edit.ablate(3, "mlp")])                       # what a block adds: zero
+    model.read(prompt, edits=[edit.ablate(3, head=1)])                      # or one head's part of it
     model.read(prompt, edits=[edit.patch("Rome is in", layer=5, positions=-1, from_positions=-1)])
 
 `layer` and `positions` are chosen as everywhere (`logitlens.select`); positions=None is every position
@@ -17,29 +18,24 @@ logits, and keeps its edits: `edit.load("reading.json")` gives them back.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from logitlens.errors import FormatError, PromptError
-from logitlens.files import write_text
-from logitlens.reading import Reading
-from logitlens.schema import matches, parse_json
+from logitlens.edit_data import HOW, KINDS, STREAMS, Edit, checked
+from logitlens.edit_io import FORMAT, VERSION, from_data, load, save, to_data
+from logitlens.errors import PromptError
 from logitlens.select import Selection
 
-FORMAT, VERSION = "logitlens.edits", 1
-KINDS = ("add", "project_out", "swap", "ablate", "patch")
-STREAMS = ("resid", "attn", "mlp")
-HOW = ("zero", "mean")
+__all__ = [
+    "FORMAT", "HOW", "KINDS", "STREAMS", "VERSION", "Edit", "Vector", "ablate", "add", "control",
+    "from_data", "load", "parse",
+    "patch", "project_out", "save", "swap", "to_data",
+]  # fmt: skip
 
 Floats = NDArray[np.float32]
 Vector = Any  # an array (D,), or a token by its text or id
@@ -56,59 +52,6 @@ class HasRows(Protocol):
     def stream(self) -> str: ...
 
 
-@dataclass(frozen=True, eq=False)
-class Edit:
-    """One change, made by `add`, `project_out`, `swap`, `ablate` or `patch`.
-
-    kind       which of them          layer      the layer whose output is changed; of a sublayer, the
-    positions  of the prompt; None: all          block it belongs to
-    generated  also at every position that the model writes itself
-    scale      how much of the change is made: 0 is none
-    vectors    directions (D,), or rows to patch in (N, D); a token's text or id stands for its own
-    stream     "resid", or what a block's "attn" or "mlp" adds
-    how        of an ablation: "zero" or "mean"
-    source     of a patch: the prompt that rows are taken from, at `from_positions`
-    model      the model it was saved with; None: not saved yet
-    text       what it does, in words; None: found from the rest
-    """
-
-    kind: str
-    layer: int | str
-    positions: Any = None
-    generated: bool = False
-    scale: float = 1.0
-    vectors: tuple[Any, ...] = ()
-    stream: str = "resid"
-    how: str = "zero"
-    source: str | list[int] | None = None
-    from_positions: Any = None
-    model: str | None = None
-    text: str | None = None
-
-    def __repr__(self) -> str:
-        return f"Edit({self})"
-
-    def __str__(self) -> str:
-        if self.text is not None:
-            return self.text
-        at = "" if self.positions is None else f" at {_shown(self.positions)}"
-        at += " and generated" if self.generated else ""
-        where = f"layer {self.layer}" if self.stream == "resid" else f"{self.layer}.{self.stream}"
-        names = " and ".join(
-            repr(v) if isinstance(v, (str, int)) else "a vector" for v in self.vectors
-        )
-        what = {
-            "add": f"added {self.scale:g} × {names} after {where}",
-            "project_out": f"projected {names} out of {where}",
-            "swap": f"swapped {names} in {where}",
-            "ablate": f"{where} set to {'zero' if self.how == 'zero' else 'its mean'}",
-            "patch": f"{where} patched"
-            + (f" from {str(self.source)[:40]!r}" if self.source is not None else ""),
-        }[self.kind]
-        share = f", {self.scale:g} of it" if self.scale != 1 and self.kind != "add" else ""
-        return what + at + share
-
-
 def add(
     vector: Vector,
     layer: int | str,
@@ -118,9 +61,7 @@ def add(
     generated: bool = False,
 ) -> Edit:
     """Add `scale` times a vector to the stream after a layer. Raises PromptError."""
-    return _checked(
-        Edit("add", layer, _plain(positions), generated, float(scale), _vectors(vector))
-    )
+    return checked(Edit("add", layer, _plain(positions), generated, float(scale), _vectors(vector)))
 
 
 def project_out(
@@ -133,7 +74,7 @@ def project_out(
 ) -> Edit:
     """Take out of the stream after a layer what it holds of a direction. Raises PromptError."""
     given = _vectors(direction)
-    return _checked(Edit("project_out", layer, _plain(positions), generated, float(scale), given))
+    return checked(Edit("project_out", layer, _plain(positions), generated, float(scale), given))
 
 
 def swap(
@@ -149,20 +90,24 @@ def swap(
 
     Raises PromptError.
     """
-    return _checked(Edit("swap", layer, _plain(positions), generated, float(scale), _vectors(a, b)))
+    return checked(Edit("swap", layer, _plain(positions), generated, float(scale), _vectors(a, b)))
 
 
 def ablate(
     block: int,
-    stream: str,
+    stream: str | None = None,
     how: str = "zero",
     positions: Selection = None,
     *,
+    head: int | None = None,
     generated: bool = False,
 ) -> Edit:
-    """Replace what a block's "attn" or "mlp" adds to the stream by zero, or by its mean over the
-    prompt's positions. Raises PromptError."""
-    return _checked(Edit("ablate", block, _plain(positions), generated, stream=stream, how=how))
+    """Replace what a block's "attn" or "mlp" adds to the stream, or what one of its attention heads
+    gives to the projection, by zero or by its mean over the prompt's positions. Raises PromptError."""
+    stream = "head" if stream is None and head is not None else stream or "resid"
+    return checked(
+        Edit("ablate", block, _plain(positions), generated, stream=stream, how=how, head=head)
+    )
 
 
 def patch(
@@ -172,22 +117,31 @@ def patch(
     from_positions: Selection = None,
     *,
     stream: str = "resid",
+    head: int | None = None,
 ) -> Edit:
     """Put the rows of another run in the place of this one's, at a layer.
 
     source           a prompt, which is run for it unedited; or what `LensModel.capture` returned
     from_positions   of the source, as many as `positions`; None: the same
+    stream           the stream after a layer, or what its block's "attn" or "mlp" adds
+    head             what one attention head of that block gives to the projection, of a prompt
 
     Raises PromptError.
     """
+    stream = "head" if head is not None and stream == "resid" else stream
+    if (head is not None and hasattr(source, "h")) or getattr(source, "stream", "") == "head":
+        raise PromptError(
+            "a head is patched from a prompt, not from residuals: give its text or ids"
+        )
     if hasattr(source, "h") and hasattr(source, "layers"):
-        rows, stream = _rows(source, layer, from_positions or positions), source.stream  # type: ignore
-        return _checked(Edit("patch", layer, _plain(positions), vectors=(rows,), stream=stream))
+        chosen = positions if from_positions is None else from_positions
+        rows, stream = _rows(source, layer, chosen), source.stream  # type: ignore
+        return checked(Edit("patch", layer, _plain(positions), vectors=(rows,), stream=stream))
     text = source if isinstance(source, str) else [int(i) for i in source]  # type: ignore
-    return _checked(
+    return checked(
         Edit(
             "patch", layer, _plain(positions), stream=stream, source=text,
-            from_positions=_plain(from_positions),
+            from_positions=_plain(from_positions), head=head,
         )
     )  # fmt: skip
 
@@ -206,11 +160,11 @@ def control(edit: Edit, seed: int = 0) -> Edit:
     return replace(edit, vectors=tuple(out))
 
 
-# -- as text and as files -------------------------------------------------------------------------
+# -- as text -------------------------------------------------------------------------
 
 _KEYS = (
     "layer", "block", "stream", "token", "versus", "a", "b", "positions", "scale", "how", "from",
-    "prompt", "vector", "generated",
+    "prompt", "vector", "generated", "head",
 )  # fmt: skip
 _SPLIT = re.compile(rf",(?=(?:{'|'.join(_KEYS)})=)")
 
@@ -220,8 +174,8 @@ def parse(text: str) -> list[Edit]:
 
     add, project_out   layer, token or vector (a .npy file), positions, scale, generated
     swap               layer, a, b (tokens), positions, scale, generated
-    ablate             block, stream (attn, mlp), how (zero, mean), positions, generated
-    patch              layer, prompt, positions, from, stream
+    ablate             block, stream (attn, mlp) or head, how (zero, mean), positions, generated
+    patch              layer, prompt, positions, from, stream or head
 
     Raises PromptError for a line, FormatError and OSError for a file.
     """
@@ -253,20 +207,23 @@ def _built(kind: str, given: dict[str, str]) -> Edit:
     taken = {"add": "layer token vector positions scale generated",
              "project_out": "layer token vector positions scale generated",
              "swap": "layer a b positions scale generated",
-             "ablate": "block stream how positions generated",
-             "patch": "layer prompt positions from stream"}[kind].split()  # fmt: skip
+             "ablate": "block stream head how positions generated",
+             "patch": "layer prompt positions from stream head"}[kind].split()  # fmt: skip
     if strange := [key for key in given if key not in taken]:
         raise PromptError(f"{kind} takes {', '.join(taken)}, not {strange[0]}")
     where = {"positions": given.get("positions")}
     shared = {**where, "generated": given.get("generated", "no") in ("yes", "true", "1")}
     scale = float(given.get("scale", 1.0))
+    head = int(given["head"]) if "head" in given else None
     if kind == "ablate":
-        return ablate(int(given["block"]), given["stream"], given.get("how", "zero"), **shared)
+        stream = given["stream"] if head is None else given.get("stream")
+        how = given.get("how", "zero")
+        return ablate(int(given["block"]), stream, how, head=head, **shared)
     layer = given["layer"]
     if kind == "patch":
-        stream = given.get("stream", "resid")
+        stream, start = given.get("stream", "resid"), given.get("from")
         return patch(
-            given["prompt"], layer, from_positions=given.get("from"), stream=stream, **where
+            given["prompt"], layer, from_positions=start, stream=stream, head=head, **where
         )
     if kind == "swap":
         return swap(given["a"], given["b"], layer, scale=scale, **shared)
@@ -275,133 +232,6 @@ def _built(kind: str, given: dict[str, str]) -> Edit:
     else:
         vector = given["token"]
     return {"add": add, "project_out": project_out}[kind](vector, layer, scale=scale, **shared)
-
-
-def save(edits: Sequence[Edit], path: str | os.PathLike[str]) -> Path:
-    """Write edits to a .json file, atomically."""
-    target = Path(path)
-    if target.suffix.lower() != ".json":
-        raise FormatError(f"cannot save edits as {str(path)!r}: end it in .json")
-    data = {"format": FORMAT, "version": VERSION, **to_data(edits)}
-    write_text(target, json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
-    return target
-
-
-def load(source: str | os.PathLike[str] | Reading) -> list[Edit]:
-    """The edits of a reading, of a file of one (.json, .parquet), or of a file that `save` wrote.
-
-    Raises FormatError, OSError.
-    """
-    if isinstance(source, Reading):
-        return from_data(source.meta, source.meta.get("model"))
-    path = Path(source)
-    if path.suffix.lower() == ".json":
-        try:
-            data = parse_json(path.read_bytes(), "the file")
-            matches(data, {"format": str}, "the file")
-            if data["format"] == FORMAT:
-                if data.get("version") != VERSION:
-                    raise FormatError(f"expected format version {VERSION}")
-                return from_data(data, data.get("model"))
-        except FormatError as error:
-            raise FormatError(f"{path}: {error}") from error
-    return load(Reading.load(path))
-
-
-_EDIT = {
-    "kind": str, "layer": (int, str), "positions?": (None, str, [object]), "generated?": bool,
-    "scale?": float, "vectors?": [(str, int, {"hash": str})], "stream?": str, "how?": str,
-    "source?": (None, str, [int]), "from_positions?": (None, str, [object]), "text?": str,
-}  # fmt: skip
-_ARRAY = {"shape": [int], "float32": str}
-
-
-def to_data(edits: Sequence[Edit]) -> dict[str, Any]:
-    """Edits as JSON-able data: `edits`, which name vectors by hash, and `vectors`."""
-    arrays: dict[str, Any] = {}
-
-    def plain(vector: Any) -> Any:
-        if not isinstance(vector, np.ndarray):
-            return vector
-        raw = np.ascontiguousarray(vector, "<f4").tobytes()
-        name = hashlib.sha256(raw).hexdigest()[:16]
-        arrays[name] = {
-            "shape": list(vector.shape),
-            "float32": base64.b64encode(raw).decode("ascii"),
-        }
-        return {"hash": name}
-
-    rows = [
-        {
-            "kind": e.kind, "layer": e.layer, "positions": e.positions, "generated": e.generated,
-            "scale": e.scale, "vectors": [plain(v) for v in e.vectors], "stream": e.stream,
-            "how": e.how, "source": e.source, "from_positions": e.from_positions, "text": str(e),
-        }
-        for e in edits
-    ]  # fmt: skip
-    return {"edits": rows, "vectors": arrays}
-
-
-def from_data(data: Mapping[str, Any], model: str | None = None) -> list[Edit]:
-    """The inverse of `to_data`. Raises FormatError."""
-    schema = {"edits?": [_EDIT], "vectors?": {str: _ARRAY}}
-    matches(data, schema, "the edits")
-    arrays: dict[str, Floats] = {}
-    for name, stored in data.get("vectors", {}).items():
-        try:
-            raw = base64.b64decode(stored["float32"], validate=True)
-            arrays[name] = np.frombuffer(raw, "<f4").astype(np.float32).reshape(stored["shape"])
-        except ValueError as error:
-            raise FormatError(f"the vector {name[:40]} is damaged ({error})") from None
-        if hashlib.sha256(raw).hexdigest()[:16] != name:
-            raise FormatError(f"the vector {name[:40]} is damaged: its hash is another")
-    out = []
-    for row in data.get("edits", []):
-        if row["kind"] not in KINDS:
-            raise FormatError(f"no edit {row['kind'][:40]!r}: expected one of {', '.join(KINDS)}")
-        given = {key: row[key] for key in _FIELDS if key in row}
-        vectors = []
-        for v in row.get("vectors", []):
-            if isinstance(v, Mapping) and v["hash"] not in arrays:
-                raise FormatError(f"the vector {v['hash'][:40]} of an edit is missing")
-            vectors.append(arrays[v["hash"]] if isinstance(v, Mapping) else v)
-        try:
-            out.append(_checked(Edit(**given, vectors=tuple(vectors), model=model)))
-        except PromptError as error:
-            raise FormatError(str(error)) from None
-    return out
-
-
-_FIELDS = (
-    "kind", "layer", "positions", "generated", "scale", "stream", "how", "source", "from_positions",
-    "text",
-)  # fmt: skip
-_COUNTS = {"add": (1,), "project_out": (1,), "swap": (2,), "ablate": (0,), "patch": (0, 1)}
-
-
-def _checked(e: Edit) -> Edit:
-    """The edit, where its parts make sense without a model. Raises PromptError."""
-    if not np.isfinite(e.scale):
-        raise PromptError(f"scale={e.scale}: expected a number")
-    if e.stream not in STREAMS or (e.kind == "ablate" and e.stream == "resid"):
-        wanted = STREAMS[1:] if e.kind == "ablate" else STREAMS
-        raise PromptError(f"stream={e.stream!r}: expected one of {', '.join(wanted)}")
-    if e.how not in HOW:
-        raise PromptError(f"how={e.how!r}: expected zero or mean")
-    if e.kind == "ablate" and isinstance(e.layer, str) and not e.layer.lstrip("-").isdigit():
-        raise PromptError(f"no block {e.layer!r} to ablate: expected a number")
-    count = len(e.vectors)
-    if count not in _COUNTS[e.kind] or (e.kind == "patch" and not count and e.source is None):
-        raise PromptError(f"{e.kind} has {count} vectors: expected {max(_COUNTS[e.kind])}")
-    for v in e.vectors:
-        if isinstance(v, np.ndarray):
-            if v.ndim != (2 if e.kind == "patch" else 1) or not v.size:
-                raise PromptError(f"a vector has shape {v.shape}: expected one dimension (D,)")
-            if not np.isfinite(v).all():
-                raise PromptError("a vector holds nan or inf: expected finite numbers")
-            if e.kind in ("project_out", "swap") and not v.any():
-                raise PromptError("a direction of zeros has no direction")
-    return e
 
 
 def _vectors(*given: Vector) -> tuple[Any, ...]:
@@ -442,11 +272,3 @@ def _plain(selection: Any) -> Any:
     if selection is None or isinstance(selection, str):
         return selection
     return [int(selection)] if isinstance(selection, int) else list(selection)
-
-
-def _shown(positions: Any) -> str:
-    if isinstance(positions, list) and len(positions) <= 8:
-        return f"position {', '.join(map(str, positions))}"
-    return (
-        f"{len(positions)} positions" if isinstance(positions, list) else f"positions {positions}"
-    )

@@ -64,6 +64,14 @@ def select_positions(
     return _select(selection, "position", at_hand, length, ())
 
 
+def select_position(selection: Selection, length: int) -> int:
+    """The one position that a selection names. Raises PromptError where it names several."""
+    found = select_positions(selection, length)
+    if len(found) != 1:
+        raise PromptError(f"position={selection!r}: expected one position, got {len(found)}")
+    return found[0]
+
+
 def layer_number(label: str) -> int | None:
     """The block whose output a label names; None for `embed`."""
     number = label.partition(".")[0]

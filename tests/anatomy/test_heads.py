@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,11 +56,14 @@ def test_heads_are_the_columns_of_the_projection(name):
     count = config.num_attention_heads
     assert [h.count for h in model.heads.blocks] == [count] * model.n_blocks
     by_hand_HD = heads_by_hand(hf, *FAMILIES[name], count)
-    with model.heads.inputs(len(IDS) - 1) as inputs:
-        attn = model.capture(IDS, stream="attn").h[1][-1].double()
-    out_HD, bias_D = model.heads.blocks[1].rows(inputs[1])
-    torch.testing.assert_close(out_HD, by_hand_HD, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(out_HD.sum(0) + bias_D, attn, atol=1e-4, rtol=1e-4)
+    with model.heads.inputs() as inputs:
+        attn_TD = model.capture(IDS, stream="attn").h[1].double()
+    out_HTD, bias_TD = model.heads.blocks[1].rows(inputs[1][0])
+    torch.testing.assert_close(out_HTD[:, -1], by_hand_HD, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(out_HTD.sum(0) + bias_TD, attn_TD, atol=1e-4, rtol=1e-4)
+    captured = model.capture(IDS, stream="head", layers=1)
+    assert captured.layers == [*(f"1.head{h}" for h in range(count)), str(model.n_blocks - 1)]
+    torch.testing.assert_close(torch.stack(captured.h[:-1]), out_HTD.float(), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "DeepseekV3ForCausalLM", "Qwen3NextForCausalLM"])
@@ -77,10 +81,26 @@ def test_attribution_by_head_sums_and_heads_sum_to_their_attention(name):
         assert total == pytest.approx(coarse.part(f"{block}.attn"), abs=2e-3)
 
 
+def test_what_each_head_adds_is_read_as_a_row_of_the_stream():
+    model = logitlens.load(loud("LlamaForCausalLM"))
+    reading = model.read(IDS, stream="head", layers="1:3", top=3)
+    assert reading.layers == [f"{b}.head{h}" for b in (1, 2) for h in range(4)] + ["3"]
+    assert reading.check_text()[0]
+    captured = model.capture(IDS, stream="head", layers="1:3")
+    best = model.tail.logits(captured.h[reading.row("2.head3")]).topk(3)
+    torch.testing.assert_close(torch.from_numpy(reading.top_ids[7].astype("int64")), best.indices)
+    written = model.generate(IDS, max_new_tokens=2, temperature=0, stream="head", layers=2)
+    assert written.layers == reading.layers[4:]
+    again = model.read(IDS + written.meta["generation"]["ids"][:1], stream="head", layers=2)
+    np.testing.assert_allclose(written.entropy, again.entropy, atol=1e-3)
+
+
 def test_where_there_are_none_the_reason_is_given():
     model = logitlens.load(build("FalconMambaForCausalLM"))
     with pytest.raises(UnsupportedModel, match=r"no heads that can be told apart: of block 0"):
         model.attribute(IDS, 7, by="head")
+    with pytest.raises(UnsupportedModel, match=r"no heads that can be told apart: of block 0"):
+        model.read(IDS, stream="head")
 
 
 def test_heads_that_do_not_sum_are_refused(monkeypatch):

@@ -8,6 +8,7 @@ import torch
 
 import logitlens
 from logitlens import PromptError, edit
+from tests.anatomy.test_sublayers import loud
 from tests.architectures.build import build
 from tests.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 
@@ -105,6 +106,69 @@ def test_ablation_equals_a_hook_on_the_models_own_module(stream, how):
     if how == "zero":
         residuals = found.capture(IDS, stream=stream, edits=edit.ablate(1, stream))
         assert not residuals.h[1].any()
+
+
+def by_head(hf, path, change, ids=IDS):
+    """The model's own log-probabilities with a plain hook on what the projection receives."""
+    handle = hf.get_submodule(path).register_forward_pre_hook(
+        lambda module, args: (change(args[0].clone()), *args[1:])
+    )
+    try:
+        with torch.no_grad():
+            return hf(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("GPT2LMHeadModel", "transformer.h.1.attn.c_proj"),
+        ("LlamaForCausalLM", "model.layers.1.self_attn.o_proj"),  # grouped queries
+        ("Gemma2ForCausalLM", "model.layers.1.self_attn.o_proj"),  # a norm after it
+    ],
+)
+def test_a_head_is_ablated_and_patched_as_a_hook_on_the_projection_does(name, path):
+    hf = loud(name)
+    found = logitlens.load(hf)
+    columns = found.heads.of(1).columns(2)
+    rows = {}
+    by_head(hf, path, lambda z: rows.setdefault("z", z), OTHER)
+
+    def zero(z):
+        z[..., columns] = 0
+        return z
+
+    def mean(z):
+        z[..., columns] = z[..., columns].mean(1, keepdim=True)
+        return z
+
+    def patched(z):
+        z[:, -1, columns] = rows["z"][:, -1, columns]
+        return z
+
+    for e, change in (
+        (edit.ablate(1, head=2), zero),
+        (edit.ablate(1, head=2, how="mean"), mean),
+        (edit.patch(OTHER, 1, positions=-1, head=2), patched),
+    ):
+        same_as(found.read(IDS, edits=e), by_head(hf, path, change))
+    read = found.capture(IDS, stream="head", layers=1, edits=edit.ablate(1, head=2))
+    assert not read.h[2].any()
+    assert read.h[1].any()
+    assert found.attribute(IDS, 7, by="head", edits=edit.ablate(1, head=2)).part("1.head2") == 0
+    equal(found.read(IDS, edits=edit.patch(IDS, 1, head=2)), found.read(IDS), exact=False)
+    e = edit.parse("ablate:block=1,head=2,positions=-1")
+    alone = [found.read(ids, edits=e) for ids in (IDS, OTHER[:6])]
+    for a, b in zip(alone, found.read_batch([IDS, OTHER[:6]], edits=e)):
+        equal(a, b, exact=False)
+
+
+def test_a_head_patch_is_kept_with_its_rows(model, tmp_path):
+    first = model.read(IDS, edits=edit.patch(OTHER, 1, positions=-1, head=3))
+    assert first.meta["edits"][0]["text"].startswith("1.head3 patched from")
+    again = model.read(IDS, edits=edit.load(first.save(tmp_path / "edited.json")))
+    equal(first, again)
 
 
 @pytest.mark.parametrize("name", ["GPTNeoXForCausalLM", "CohereForCausalLM", "Gemma2ForCausalLM"])
@@ -259,6 +323,8 @@ def test_a_direction_raises_its_token_and_goes_through_a_lens(model):
             edit.patch([3, 4], 1, positions=-1, from_positions=7),
             "in the prompt it is taken from, no",
         ),
+        (edit.ablate(1, head=4), "no head 4: block 1 has heads 0 to 3"),
+        (edit.patch(OTHER, "embed", head=1), "expected a block, 0 to 3"),
         ("add:layer=5", "edits hold str"),
     ],
 )

@@ -32,19 +32,22 @@ def by_loop(model, grid, stream):
     """Every cell by a reading with an edit of its own."""
     values = np.empty((*grid.logits.shape, 2))
     for i, label in enumerate(grid.layers):
+        layer, _, part = label.partition(".")
+        head = int(part.removeprefix("head")) if stream == "head" else None
         for j, position in enumerate(grid.positions):
-            e = edit.patch(CLEAN, label.partition(".")[0], position, stream=stream)
+            e = edit.patch(CLEAN, layer, position, stream=stream, head=head)
             logits = model.capture(CORRUPTED, layers=-1, edits=e).final_logits[0].double()
             values[i, j] = float(logits[7] - logits[3]), float(logits.log_softmax(-1)[7])
     return values
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("stream", ["resid", "attn", "mlp"])
+@pytest.mark.parametrize("stream", ["resid", "attn", "mlp", "head"])
 def test_every_cell_equals_a_plain_patched_run(name, stream):
     model = logitlens.load(loud(name))
-    if name == "FalconMambaForCausalLM" and stream == "mlp":
-        with pytest.raises(UnsupportedModel, match="no stream 'mlp'"):
+    if name == "FalconMambaForCausalLM" and stream in ("mlp", "head"):
+        said = "no stream 'mlp'" if stream == "mlp" else "has no heads that can be told apart"
+        with pytest.raises(UnsupportedModel, match=said):
             model.patch_grid(CLEAN, CORRUPTED, 7, 3, stream=stream)
         return
     grid = model.patch_grid(CLEAN, CORRUPTED, 7, 3, stream=stream, positions="1:")
@@ -86,7 +89,32 @@ def test_blocks_below_the_cell_are_not_run_again(model):
     model.patch_grid(CLEAN, CORRUPTED, 7, 3, layers=1)
     for handle in handles:
         handle.remove()
-    assert ran == [0, 1, 2, 2], "the two runs together, then block 2 for the cells after block 1"
+    expected = [0, 1, 2, 0, 1, 2, 2]
+    assert ran == expected, "the two runs together, the cache, then block 2 for the cells after 1"
+
+
+def test_positions_before_the_cell_come_from_the_cache(model, monkeypatch):
+    real, passes = patching.forward, []
+
+    def watched(hf, ids_BT, **options):
+        passes.append(ids_BT.shape)
+        return real(hf, ids_BT, **options)
+
+    monkeypatch.setattr(patching, "forward", watched)
+    grid = model.patch_grid(CLEAN, CORRUPTED, 7, 3, layers=1)
+    assert {T for _, T in passes} == {len(CLEAN) - 1}, "position 0 is the same in both runs"
+    monkeypatch.setattr(patching, "cache_argument", lambda hf: None)
+    passes.clear()
+    plain = model.patch_grid(CLEAN, CORRUPTED, 7, 3, layers=1)
+    assert {T for _, T in passes} == {len(CLEAN)}
+    np.testing.assert_allclose(grid.logits, plain.logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("stream", ["resid", "attn", "head"])
+def test_the_answer_may_be_read_before_the_cells(model, stream):
+    grid = model.patch_grid(CLEAN, CORRUPTED, 7, 3, position=2, stream=stream, layers="0:2")
+    np.testing.assert_allclose(grid.logits[:, 3:], grid.corrupted["logit"], atol=1e-4)
+    assert np.abs(grid.logits[:, 1] - grid.corrupted["logit"]).max() > 1e-3
 
 
 def test_a_skip_that_changes_something_is_noticed_and_not_used(model, monkeypatch):
@@ -100,7 +128,7 @@ def test_a_skip_that_changes_something_is_noticed_and_not_used(model, monkeypatc
     plain = model.patch_grid(CLEAN, CORRUPTED, 7, 3)
     monkeypatch.setattr(patching, "skipping", lossy)
     grid = model.patch_grid(CLEAN, CORRUPTED, 7, 3)
-    assert wrong == [0], "tried once"
+    assert wrong == [0, 0], "tried with the cache and without"
     np.testing.assert_allclose(grid.logits, plain.logits, atol=1e-3)
 
 
@@ -116,7 +144,7 @@ def test_a_run_that_is_not_the_models_own_is_refused(model, monkeypatch):
     [
         (CORRUPTED[1:], {}, "the clean prompt has 7 tokens and the corrupted one 6"),
         (CORRUPTED, {"versus": 7}, "is the token itself"),
-        (CORRUPTED, {"stream": "mid"}, "expected one of resid, attn, mlp"),
+        (CORRUPTED, {"stream": "mid"}, "expected one of resid, attn, mlp, head"),
         (CORRUPTED, {"layers": 9}, "no layer 9"),
         (CORRUPTED, {"positions": 9}, "no position 9"),
         (CORRUPTED, {"position": "0:2"}, "expected one position"),

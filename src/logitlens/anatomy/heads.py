@@ -22,17 +22,24 @@ from logitlens.anatomy.additions import Value
 from logitlens.anatomy.blocks import Anatomy
 from logitlens.anatomy.final_norm import LONGEST, Step, explanations
 from logitlens.anatomy.forward import as_found, forward, refusing
-from logitlens.anatomy.held import held
+from logitlens.anatomy.held import Held, held_each
 from logitlens.anatomy.sublayers import (
     MIXES,
     POSITIONS,
     ROWWISE,
+    TOLERANCE,
+    Key,
     Part,
     Sublayers,
+    Took,
     contributions,
     of_kind,
+    total,
 )
 from logitlens.anatomy.watch import Axes, Call, Hook, Rows, hooked, leaf, same, watching
+from logitlens.errors import PromptError, UnsupportedModel
+
+ROWS = 64  # taken apart at once: H × D numbers each, in float64
 
 _VIEWS = {
     torch.ops.aten.view.default,
@@ -59,22 +66,56 @@ class BlockHeads:
     scale: float
     steps: list[Step]
 
-    def rows(self, z_E: Tensor) -> tuple[Tensor, Tensor]:
-        """The linear map's input at one position → what each head adds to the stream (H, D), and
-        what the biases add (D,); float64, norms' statistics held."""
-        z_E, w_DE = z_E.double().cpu(), self.weight_DE.double().cpu()
-        w_DHe, z_He = w_DE.unflatten(1, (self.count, -1)), z_E.unflatten(0, (self.count, -1))
-        out_HD = torch.einsum("dhe,he->hd", w_DHe, z_He)
-        bias_D = torch.zeros_like(out_HD[0])
+    def columns(self, head: int) -> slice:
+        """Where one head is in the linear map's input."""
+        size = self.weight_DE.shape[1] // self.count
+        return slice(head * size, (head + 1) * size)
+
+    def rows(self, z_NE: Tensor) -> tuple[Tensor, Tensor]:
+        """The linear map's input → what each head adds to the stream (H, N, D), and what the biases
+        add (N, D); float64 on the CPU, norms' statistics held."""
+        forms, bias_ND = self._forms(z_NE.double().cpu())
+        z_HNe = z_NE.double().cpu().unflatten(1, (self.count, -1)).transpose(0, 1)
+        return self._through(z_HNe, forms), bias_ND
+
+    def sources(self, z_SHe: Tensor) -> Tensor:
+        """The same of one row that is a sum over S: what each head adds of each term (H, S, D)."""
+        forms, _ = self._forms(z_SHe.sum(0).flatten()[None])
+        return self._through(z_SHe.transpose(0, 1), forms)
+
+    def _through(self, z_HNe: Tensor, forms: list[tuple[Held, float]]) -> Tensor:
+        w_DHe = self.weight_DE.double().cpu().unflatten(1, (self.count, -1))
+        out_HND = torch.einsum("dhe,hne->hnd", w_DHe, z_HNe) * self.scale
+        for form, scale in forms:
+            out_HND = form.forward(out_HND) * scale
+        return out_HND
+
+    def _forms(self, z_NE: Tensor) -> tuple[list[tuple[Held, float]], Tensor]:
+        """The norms after the map, held at these rows, and what the biases add (N, D)."""
+        x_ND = z_NE @ self.weight_DE.double().cpu().T * self.scale
+        bias_ND = torch.zeros_like(x_ND)
         if self.bias_D is not None:
-            bias_D = self.bias_D.double().cpu()
-        out_HD, bias_D = out_HD * self.scale, bias_D * self.scale
+            bias_ND = bias_ND + self.bias_D.double().cpu() * self.scale
+        forms = []
         for step in self.steps:
-            x_D = out_HD.sum(0) + bias_D
-            form = held(step, x_D.to(step.dtype))
-            out_HD = form.forward(out_HD) * step.scale
-            bias_D = (form.forward(bias_D[None])[0] + form.bias_E) * step.scale
-        return out_HD, bias_D
+            form = held_each(step, (x_ND + bias_ND).to(step.dtype))
+            forms.append((form, step.scale))
+            x_ND = form.forward(x_ND) * step.scale
+            bias_ND = (form.forward(bias_ND) + form.bias_E) * step.scale
+        return forms, bias_ND
+
+    def apart(self, block: int, z_NE: Tensor, attn_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """`rows`, where they sum to what attention added; else raises UnsupportedModel."""
+        out_HND, bias_ND = self.rows(z_NE)
+        scale = float(attn_ND.abs().max()) + float(out_HND.abs().max())
+        allowed = TOLERANCE.get(attn_ND.dtype, 1e-4) * scale
+        off = float((attn_ND.double().cpu() - out_HND.sum(0) - bias_ND).abs().max())
+        if not off <= allowed:
+            raise UnsupportedModel(
+                f"the heads of block {block} and their bias do not sum to what its attention added: "
+                f"they differ by {off:.2g} (tolerance {allowed:.1g})"
+            )
+        return out_HND, bias_ND
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,20 +129,66 @@ class Heads:
     blocks: tuple[BlockHeads | str, ...]
     writers: dict[str, tuple[Tensor | str, ...]]
 
+    def require(self, name: str) -> list[int]:
+        """The blocks whose heads were found; raises UnsupportedModel where none were."""
+        found = [i for i, heads in enumerate(self.blocks) if isinstance(heads, BlockHeads)]
+        if not found:
+            raise UnsupportedModel(
+                f"{name} has no heads that can be told apart: of block 0, {self.blocks[0]}"
+            )
+        return found
+
+    def of(self, block: int, head: int | None = None) -> BlockHeads:
+        """One block's heads. Raises PromptError for one, or a head, that there is not."""
+        heads = self.blocks[block]
+        if isinstance(heads, str):
+            raise PromptError(f"the heads of block {block} cannot be told apart: {heads}")
+        if head is not None and not 0 <= head < heads.count:
+            raise PromptError(f"no head {head}: block {block} has heads 0 to {heads.count - 1}")
+        return heads
+
     @contextmanager
-    def inputs(self, position: int) -> Iterator[dict[int, Tensor]]:
-        """Inside, a pass over one prompt fills a dictionary: block → its map's input there (E,)."""
+    def inputs(self, batch: int = 1) -> Iterator[dict[int, Tensor]]:
+        """Inside, every pass fills a dictionary: block → its map's input (B, T, E)."""
         kept: dict[int, Tensor] = {}
 
         def hook(block: int, heads: BlockHeads) -> Hook:
             def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
                 given = leaf({"args": args, "kwargs": kwargs}, heads.slot)
-                kept[block] = heads.axes.rows(given, 1).flatten(2)[0, position].clone()
+                kept[block] = heads.axes.rows(given.detach(), batch).flatten(2)
 
             return keep
 
         found = [(i, h) for i, h in enumerate(self.blocks) if isinstance(h, BlockHeads)]
         with hooked(before=[(h.module, hook(i, h)) for i, h in found]):
+            yield kept
+
+    @contextmanager
+    def keeper(
+        self, anatomy: Anatomy, blocks: Sequence[int], batch: int, took: list[Took]
+    ) -> Iterator[dict[Key, list[Tensor]]]:
+        """Inside, every pass adds what each head of the blocks adds to the stream (B, T, D), under
+        (depth, head), where `took` is called by `contributions`. Heads and bias are checked."""
+        kept: dict[Key, list[Tensor]] = {}
+
+        def keep(
+            block: int, entering: Tensor, added: list[tuple[Part, Value]], leaving: Tensor
+        ) -> None:
+            if block not in blocks:
+                return
+            attn = total("attn", entering, added, None).view(leaving.shape)
+            attn_ND = anatomy.rows(attn.detach(), batch).flatten(0, 1)
+            z_NE, heads = inputs.pop(block).flatten(0, 1), self.of(block)
+            parts = [
+                heads.apart(block, z, attn)[0].to(leaving)
+                for z, attn in zip(z_NE.split(ROWS), attn_ND.split(ROWS))
+            ]
+            for head, h_ND in enumerate(torch.cat(parts, 1)):
+                rows = h_ND.unflatten(0, (batch, -1)).clone()
+                kept.setdefault((block + 1, head), []).append(rows)
+
+        took.append(keep)
+        with self.inputs(batch) as inputs:
             yield kept
 
 

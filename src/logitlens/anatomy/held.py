@@ -11,7 +11,7 @@ that gives back what the module makes of the row and of random rows is the one; 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +28,14 @@ ROUNDINGS = 6.0  # of the dtype, relative to the largest number: what a norm's s
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """y = M x + b, or y = s · g · (x − mean x) + b where `centred`, or y = s · g · x + b; float64."""
+    """y = M x + b, or y = s · g · (x − mean x) + b where `centred`, or y = s · g · x + b; float64.
+
+    factor   s: of one row, or (N, 1) of several
+    """
 
     gain_E: Tensor
     bias_E: Tensor
-    factor: float = 1.0
+    factor: float | Tensor = 1.0
     centred: bool = False
     matrix_ED: Tensor | None = None
 
@@ -108,6 +111,18 @@ def held(step: Step, x_D: Tensor) -> Held:
             "neither a LayerNorm, an RMSNorm nor an affine map"
         )
     return form
+
+
+@torch.no_grad()
+def held_each(step: Step, x_ND: Tensor) -> Held:
+    """The form of one step, with the statistics of each of the rows. Raises UnsupportedModel."""
+    form = held(step, x_ND[0])
+    if form.matrix_ED is not None:
+        return form
+    y_NE = _plain(step, x_ND) - form.bias_E
+    z_NE = replace(form, factor=1.0).forward(x_ND.double().cpu())
+    s_N = (y_NE * z_NE).sum(-1) / z_NE.square().sum(-1).clamp(min=1e-300)
+    return replace(form, factor=s_N[:, None])
 
 
 def _plain(step: Step, x_ND: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 
 from logitlens.anatomy.blocks import Anatomy
 from logitlens.anatomy.check import Check
+from logitlens.anatomy.heads import Heads
 from logitlens.anatomy.sublayers import Sublayers
 from logitlens.anatomy.tail import Tail
 
@@ -36,6 +37,8 @@ class Readable(Protocol):
     def check(self) -> Check: ...
     @property
     def sublayers(self) -> Sublayers: ...
+    @property
+    def heads(self) -> Heads: ...
     @property
     def n_blocks(self) -> int: ...
     @property

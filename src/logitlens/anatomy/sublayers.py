@@ -29,7 +29,8 @@ from logitlens.anatomy.blocks import Anatomy
 from logitlens.anatomy.forward import as_found, forward, refusing
 from logitlens.errors import UnsupportedModel
 
-STREAMS = ("resid", "mid", "attn", "mlp")
+STREAMS = ("resid", "mid", "attn", "mlp", "head")
+Key = int | tuple[int, int]  # of what a pass keeps: a depth, or a depth and a head
 POSITIONS = 11
 STATES = 8  # how many states of a block's stream the probe can distinguish
 FIRST = 2  # the position at which the rows of state 0 are equal; for state s it is FIRST + s
@@ -229,12 +230,12 @@ def contributions(
 
 def keeper(
     anatomy: Anatomy, sublayers: Sublayers, stream: str, blocks: Sequence[int], batch: int
-) -> tuple[dict[int, list[Tensor]], Took]:
+) -> tuple[dict[Key, list[Tensor]], Took]:
     """A dictionary, and what adds to it, in each pass, copies (B, T, D) of a block's stream.
 
     Keys are depths: block i's contribution is under i + 1, the depth it leads to.
     """
-    kept: dict[int, list[Tensor]] = {}
+    kept: dict[Key, list[Tensor]] = {}
     wanted = set(blocks)
 
     def took(

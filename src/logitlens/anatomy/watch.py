@@ -20,16 +20,21 @@ Hook = Callable[[nn.Module, Any, Any], Any]
 
 @contextmanager
 def hooked(
-    before: Iterable[tuple[nn.Module, Hook]] = (), after: Iterable[tuple[nn.Module, Hook]] = ()
+    before: Iterable[tuple[nn.Module, Hook]] = (),
+    after: Iterable[tuple[nn.Module, Hook]] = (),
+    *,
+    first: bool = False,
 ) -> Iterator[None]:
     """Inside, hooks are on the modules given; afterwards none is, whatever happened.
 
     before   hook(module, args, kwargs) → None, or the (args, kwargs) that take their place
     after    hook(module, args, output) → None, or the output that takes its place
+    first    those `before` come before the hooks that are there
     """
     with ExitStack() as stack:
         for module, hook in before:
-            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            handle = module.register_forward_pre_hook(hook, with_kwargs=True, prepend=first)
+            stack.callback(handle.remove)
         for module, hook in after:
             stack.callback(module.register_forward_hook(hook).remove)
         yield

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from logitlens.attribution import SUFFIXES
+from logitlens.attribution import BY, SUFFIXES
 from logitlens.cli.options import (
     check_outputs,
     edit_option,
@@ -20,8 +20,6 @@ from logitlens.cli.options import (
     truncate_option,
 )
 
-BY = ("sublayer", "layer", "head")
-
 
 @click.command("attribute")
 @click.argument("prompt", metavar="PROMPT|-")
@@ -33,7 +31,8 @@ BY = ("sublayer", "layer", "head")
 )
 @click.option(
     "--by", type=click.Choice(BY), default="sublayer", show_default=True,
-    help="What the components are: each attention and MLP, each layer, or each head and MLP.",
+    help="What the components are: each attention and MLP, each layer, each head, what each head "
+    "read from each token, or each expert.",
 )  # fmt: skip
 @truncate_option
 @click.option(

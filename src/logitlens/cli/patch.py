@@ -27,8 +27,8 @@ from logitlens.patch_grid import SUFFIXES
 @click.option("--token", required=True, metavar="TOKEN", help="The clean prompt's answer.")
 @click.option("--versus", metavar="TOKEN", help="Measure its logit minus that of this token.")
 @click.option(
-    "--stream", type=click.Choice(["resid", "attn", "mlp"]), default="resid", show_default=True,
-    help="What is patched: the stream after each layer, or what each attention or MLP adds.",
+    "--stream", type=click.Choice(["resid", "attn", "mlp", "head"]), default="resid", show_default=True,
+    help="What is patched: the stream after each layer, or what each attention, MLP or head adds.",
 )  # fmt: skip
 @layers_option
 @positions_option

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from logitlens import LensModel, Reading
 
 PLOTS = ("heatmap", "trajectories", "curves", "settled")
-STREAMS = ("resid", "mid", "attn", "mlp")
+STREAMS = ("resid", "mid", "attn", "mlp", "head")
 KINDS = (*SUFFIXES, ".csv")
 
 

@@ -20,7 +20,7 @@ from logitlens.anatomy.check import distance
 from logitlens.anatomy.forward import accepts, as_found, forward, input_device, logits_of, refusing
 from logitlens.anatomy.probe import probe_ids
 from logitlens.anatomy.readable import Readable
-from logitlens.anatomy.sublayers import STREAMS, Took, contributions, keeper
+from logitlens.anatomy.sublayers import STREAMS, Key, Took, contributions, keeper
 from logitlens.anatomy.watch import Hook, hooked
 from logitlens.errors import LogitLensError, PromptError, UnsupportedModel
 from logitlens.model.batches import padded
@@ -34,8 +34,8 @@ ROUNDING = 2.0  # of `distance`, times √blocks; beyond it prompts are merely r
 
 Progress = Callable[[str, int, int], None]  # what is counted, how many are done, of how many in all
 
-# Hooks that gather (B, T, D) tensors by depth, and the depths each must gather once.
-Part = tuple[AbstractContextManager[dict[int, list[Tensor]]], Sequence[int]]
+# Hooks that gather (B, T, D) tensors by key, and the keys each must gather once.
+Part = tuple[AbstractContextManager[dict[Key, list[Tensor]]], Sequence[Key]]
 
 
 @dataclass(eq=False)
@@ -46,9 +46,9 @@ class Residuals:
     h                one (T, D) tensor for each of the `layers`, in the stream's own dtype
     layers           their labels: "embed", "0", …, "N-1"
     final_logits     (P, V) float32: the model's own logits at `final_positions`
-    stream           "resid"; or "mid", "attn", "mlp" (see `sublayers`): rows of block d − 1 for depth d,
-                     labelled "0.attn", …; the last row is still the final residual, the base of
-                     every comparison
+    stream           "resid"; or "mid", "attn", "mlp", "head" (see `sublayers`, `heads`): rows of block
+                     d − 1 for depth d, labelled "0.attn", "0.head3", …; the last row is still the final
+                     residual, the base of every comparison
     edits            what was changed while the model ran; None: nothing
     """
 
@@ -86,7 +86,7 @@ def capture(
     """Token ids of several prompts → their residuals, from one forward pass.
 
     depths     which of 0 … N to keep; None: all
-    stream     "resid", "mid", "attn" or "mlp"; of a sublayer, depth d belongs to block d − 1
+    stream     "resid", "mid", "attn", "mlp" or "head"; of a sublayer, depth d belongs to block d − 1
     check      the position of each prompt at which the model's own logits are kept for the check;
                None: the last one; "all": every position
     progress   called with ("blocks", done, N) as blocks return; what it raises ends the pass
@@ -177,41 +177,60 @@ def parts_of(
     """
     watchers = [watch] if watch is not None else []
     see, change = (None, None) if changes is None else (changes.see, changes.change)
-    kept: dict[int, list[Tensor]] = {}
-    inner: list[int] = []
+    kept: AbstractContextManager[dict[Key, list[Tensor]]] = nullcontext({})
+    inner: list[Key] = []
     last = len(anatomy.blocks)
     labels = [layer_label(d) for d in depths]
     if stream != "resid":
-        has = model.sublayers.require(stream, type(model.hf).__name__)
+        name = type(model.hf).__name__
+        has = model.heads.require(name) if stream == "head" else None
+        has = model.sublayers.require(stream, name) if has is None else has
         blocks = [i for i in has if i + 1 in depths]
         if not blocks:
             raise PromptError(
                 f"none of the layers chosen has the stream {stream!r}: expected some of "
                 f"{', '.join(map(str, has))}"
             )
-        kept, keep = keeper(anatomy, model.sublayers, stream, blocks, batch)
-        watchers.append(keep)
-        inner, depths = [i + 1 for i in blocks], [last]
-        labels = [f"{i}.{stream}" for i in blocks] + [layer_label(last)]
+        if stream == "head":
+            kept = model.heads.keeper(anatomy, blocks, batch, watchers)
+            inner = [(i + 1, h) for i in blocks for h in range(model.heads.of(i).count)]
+        else:
+            own, keep = keeper(anatomy, model.sublayers, stream, blocks, batch)
+            watchers.append(keep)
+            kept, inner = nullcontext(own), [i + 1 for i in blocks]
+        depths = [last]
+        labels = [*(key_label(key, stream) for key in inner), layer_label(last)]
     context: AbstractContextManager[Any] = nullcontext()
-    if watchers or change is not None:
+    if stream != "resid" or watchers or change is not None:
         context = contributions(anatomy, model.sublayers, watchers, see=see, change=change)
     elif changes is not None and see is not None:
         context = anatomy.following(changes.depths, see)
+    first = hooked(before=changes.heads if changes is not None else (), first=True)
     parts: list[Part] = [
-        (_giving(context, kept), inner),
+        (_giving([first, context], kept), inner),
         (residual_hooks(anatomy, depths, batch), depths),
     ]
     return parts, labels
 
 
+def key_label(key: Key, stream: str) -> str:
+    """The label of a row that a pass keeps."""
+    if isinstance(key, int):
+        return f"{key - 1}.{stream}" if stream != "resid" else layer_label(key)
+    return f"{key[0] - 1}.head{key[1]}"
+
+
 @contextmanager
 def _giving(
-    context: AbstractContextManager[Any], kept: dict[int, list[Tensor]]
-) -> Iterator[dict[int, list[Tensor]]]:
-    """Inside the context; what it keeps is in `kept`."""
-    with context:
-        yield kept
+    contexts: Sequence[AbstractContextManager[Any]],
+    kept: AbstractContextManager[dict[Key, list[Tensor]]],
+) -> Iterator[dict[Key, list[Tensor]]]:
+    """Inside the contexts; gives what `kept` gives."""
+    with ExitStack() as stack:
+        given = stack.enter_context(kept)
+        for context in contexts:
+            stack.enter_context(context)
+        yield given
 
 
 def _run(
@@ -234,9 +253,10 @@ def _run(
     except Ended as ended:
         raise ended.reason from None
     out = []
-    for kept, (_, depths) in zip(seen, parts):
-        for depth in depths:
-            found = kept.get(depth, [])
+    for kept, (_, keys) in zip(seen, parts):
+        for key in keys:
+            found = kept.get(key, [])
+            depth = key if isinstance(key, int) else key[0]
             if len(found) != 1:
                 raise UnsupportedModel(
                     f"{type(hf).__name__}: block {max(depth - 1, 0)} of {anatomy.blocks_path} ran "
@@ -286,12 +306,12 @@ def reporting(anatomy: Anatomy, progress: Progress) -> AbstractContextManager[No
 @contextmanager
 def residual_hooks(
     anatomy: Anatomy, depths: Sequence[int], batch: int
-) -> Iterator[dict[int, list[Tensor]]]:
+) -> Iterator[dict[Key, list[Tensor]]]:
     """Inside, every pass of the model adds copies (B, T, D) of the stream at each of the depths.
 
     Copies, because models add into the stream in place.
     """
-    kept: dict[int, list[Tensor]] = {}
+    kept: dict[Key, list[Tensor]] = {}
 
     def keep(depth: int, stream: Tensor) -> None:
         kept.setdefault(depth, []).append(anatomy.rows(stream.detach(), batch).clone())

@@ -100,7 +100,7 @@ def capture_chunks(
 
     Raises UnsupportedModel where the model keeps no cache, and what `capture` raises.
     """
-    argument = _cache_argument(model.hf) if len(stops) > 1 else None
+    argument = cache_argument(model.hf) if len(stops) > 1 else None
     cache, start = Cache(argument) if argument else None, 0
     for number, stop in enumerate(stops):
         (residuals,) = capture(
@@ -137,7 +137,7 @@ def why_not(model: LensModel, T: int, chunk: int) -> str | None:
     limit = rescales_beyond(config)
     if limit is not None and limit < T:
         return f"its rotary frequencies depend on the length of the prompt beyond {limit} tokens"
-    if _cache_argument(model.hf) is None:
+    if cache_argument(model.hf) is None:
         return "its forward takes no cache of keys and values"
     length = probe_length(config, T, model.context)
     verdicts = model._chunk_verdicts
@@ -197,7 +197,7 @@ def _difference(model: LensModel, length: int, chunk: int) -> str | None:
     )
 
 
-def _cache_argument(hf: Any) -> str | None:
+def cache_argument(hf: Any) -> str | None:
     """The argument by which a model's forward takes a cache, or None."""
     known = accepts(hf)
     if not {"use_cache", "**"} & known:

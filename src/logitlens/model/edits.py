@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from logitlens import edit as editing
 from logitlens.anatomy.additions import Change, See, Sum, Value
+from logitlens.anatomy.heads import BlockHeads
 from logitlens.anatomy.held import pull_back, token_weights
 from logitlens.anatomy.sublayers import MIXES, ROWWISE, Part
+from logitlens.anatomy.watch import Hook, leaf, replace_leaf
 from logitlens.edit import Edit
 from logitlens.errors import LensMismatch, PromptError, UnsupportedModel
 from logitlens.lenses import Lens, resolve
@@ -27,17 +30,22 @@ if TYPE_CHECKING:
     from logitlens.model.lens_model import LensModel
 
 
+Changed = Callable[[Tensor, Sequence[Edit]], "Tensor | None"]
+
+
 @dataclass(frozen=True, eq=False)
 class Changes:
     """What edits do in one pass over a batch.
 
     depths   where the stream is changed     see      changes it; see `Anatomy.following`
     change   changes what sublayers add, see `additions.recording`; None: nothing there
+    heads    hooks on the maps that put heads together, which change what a head gives them
     """
 
     depths: list[int]
     see: See
     change: Change | None
+    heads: list[tuple[nn.Module, Hook]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,26 +101,51 @@ class Prepared:
         if not active:
             return None
         anatomy = self.model.anatomy
+        batch = 1 if lengths is None else len(lengths)
 
-        def changed(stream: Tensor, wanted: Sequence[Edit]) -> Tensor | None:
-            if not wanted:
-                return None
-            batch = 1 if lengths is None else len(lengths)
-            rows_BTD = anatomy.rows(stream.detach(), batch)
+        def edited(rows_BTD: Tensor, wanted: Sequence[Edit]) -> Tensor | None:
             T = rows_BTD.shape[1]
             places = [(where(e, T), e) for e in wanted]
             if not any(positions for each, _ in places for positions in each):
                 return None
-            new_BTD = _edited_rows(rows_BTD.clone(), places, lengths or [T])
+            rows_BTD = rows_BTD.clone(memory_format=torch.contiguous_format)
+            return _edited_rows(rows_BTD, places, lengths or [T])
+
+        def changed(stream: Tensor, wanted: Sequence[Edit]) -> Tensor | None:
+            new_BTD = edited(anatomy.rows(stream.detach(), batch), wanted) if wanted else None
+            if new_BTD is None:
+                return None
             return anatomy.stream(new_BTD).reshape(stream.shape).contiguous()
 
         def see(depth: int, stream: Tensor) -> Tensor | None:
             return changed(stream, [e for e in whole if _depth(e) == depth])
 
         whole = [e for e in active if e.stream == "resid"]
-        parts = [e for e in active if e.stream != "resid"]
+        parts = [e for e in active if e.stream in ("attn", "mlp")]
+        heads = [e for e in active if e.stream == "head"]
         change = _changing(anatomy, self.model.sublayers, parts, changed) if parts else None
-        return Changes(sorted({_depth(e) for e in whole}), see, change)
+        hooks = [
+            self._head_hook(block, [e for e in heads if _depth(e) == block + 1], batch, edited)
+            for block in sorted({_depth(e) - 1 for e in heads})
+        ]
+        return Changes(sorted({_depth(e) for e in whole}), see, change, hooks)
+
+    def _head_hook(
+        self, block: int, edits: Sequence[Edit], batch: int, edited: Changed
+    ) -> tuple[nn.Module, Hook]:
+        """What changes the heads of one block."""
+        heads = self.model.heads.of(block)
+
+        def change(z_BTE: Tensor) -> Tensor | None:
+            changes = False
+            for e in edits:
+                columns = heads.columns(e.head or 0)
+                new_BTe = edited(z_BTE[..., columns], [e])
+                if new_BTe is not None:
+                    z_BTE[..., columns], changes = new_BTe, True
+            return z_BTE if changes else None
+
+        return head_hook(heads, batch, change)
 
     def _positions(self, e: Edit, length: int) -> list[int]:
         """Where in a pass of `length` positions an edit acts."""
@@ -154,10 +187,16 @@ def _prepared(model: LensModel, e: Edit) -> Edit:
         (depth,) = select_layers(e.layer, labels)
     except (PromptError, ValueError) as error:
         raise PromptError(f"{e}: {error}") from None
+    width = model.width
     if e.stream != "resid":
         if depth == 0:
             raise PromptError(f"{e}: expected a block, 0 to {model.n_blocks - 1}")
-        if not model.sublayers.has(e.stream, depth - 1):
+        if e.stream == "head":
+            try:
+                width = _width(model.heads.of(depth - 1, e.head))
+            except PromptError as error:
+                raise PromptError(f"{e}: {error}") from None
+        elif not model.sublayers.has(e.stream, depth - 1):
             raise PromptError(f"{e}: block {depth - 1} adds no {e.stream} of its own to the stream")
     e = replace(e, layer=labels[depth], text=str(e))
     if e.source is not None and not e.vectors:
@@ -167,8 +206,9 @@ def _prepared(model: LensModel, e: Edit) -> Edit:
         for v in e.vectors
     )
     for v in vectors:
-        if v.shape[-1] != model.width:
-            raise PromptError(f"{e}: its vector is {v.shape[-1]} wide and the model {model.width}")
+        if v.shape[-1] != width:
+            whose = "the model" if width == model.width else "the head"
+            raise PromptError(f"{e}: its vector is {v.shape[-1]} wide and {whose} {width}")
     if e.kind == "swap":
         a, b = (v / np.linalg.norm(v) for v in vectors)
         if abs(float(a @ b)) > 1 - 1e-6:
@@ -180,14 +220,23 @@ def _source_rows(model: LensModel, e: Edit, depth: int) -> np.ndarray:
     """What the source prompt, run without edits, has at the layer (N, D)."""
     assert e.source is not None
     ids, _ = model._ids(e.source, False)
-    last = [depth] if e.stream == "resid" else [depth, model.n_blocks]
-    (residuals,) = capturing.capture(model, [ids], depths=last, stream=e.stream)
+    with model.heads.inputs() if e.stream == "head" else nullcontext({}) as inputs:
+        last = [depth] if e.stream == "resid" else [depth, model.n_blocks]
+        stream = "resid" if e.stream == "head" else e.stream
+        (residuals,) = capturing.capture(model, [ids], depths=last, stream=stream)
+    rows_TD = residuals.h[0]
+    if e.head is not None:
+        rows_TD = inputs[depth - 1][0][:, model.heads.of(depth - 1).columns(e.head)]
     chosen = e.from_positions if e.from_positions is not None else e.positions
     try:
         where = select_positions(chosen, len(ids))
     except PromptError as error:
         raise PromptError(f"{e}: in the prompt it is taken from, {error}") from None
-    return residuals.h[0][where].float().cpu().numpy()
+    return rows_TD[where].float().cpu().numpy()
+
+
+def _width(heads: BlockHeads) -> int:
+    return heads.weight_DE.shape[1] // heads.count
 
 
 def _depth(e: Edit) -> int:
@@ -231,7 +280,24 @@ def _edited(e: Edit, h_ND: Tensor, all_TD: Tensor) -> Tensor:
     return x_ND + e.scale * (c_N2.flip(-1) - c_N2) @ basis_D2.T
 
 
-Changed = Callable[[Tensor, Sequence[Edit]], "Tensor | None"]
+def head_hook(
+    heads: BlockHeads, batch: int, change: Callable[[Tensor], Tensor | None]
+) -> tuple[nn.Module, Hook]:
+    """A hook on the map that puts a block's heads together: `change` gets its input, a copy
+    (B, T, E), and returns what takes its place, or None."""
+
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        given = {"args": args, "kwargs": kwargs}
+        z = leaf(given, heads.slot)
+        rows = heads.axes.rows(z.detach(), batch)
+        new_BTE = change(rows.flatten(2).clone())
+        if new_BTE is None:
+            return None
+        new = heads.axes.carried(new_BTE.view(rows.shape)).reshape(z.shape).contiguous()
+        given = replace_leaf(given, heads.slot, new)
+        return given["args"], given["kwargs"]
+
+    return heads.module, hook
 
 
 def _changing(
@@ -295,9 +361,7 @@ def direction(
     """The direction of a token at a layer (D,) float32, of length 1; see `LensModel.direction`."""
     labels = [layer_label(d) for d in range(model.n_blocks + 1)]
     (depth,) = select_layers(layer, labels)
-    asked = [model.tokens.single(t, model.vocab_size) for t in (token, versus) if t is not None]
-    if len(set(asked)) < len(asked):
-        raise PromptError(f"versus={versus!r} is the token itself: compare it with another one")
+    asked = model.tokens.compared(token, versus, model.vocab_size)
     tail, found = model.tail, resolve(lens, model)
     generator = torch.Generator().manual_seed(1)
     shape = (1, model.width)

@@ -30,13 +30,13 @@ from logitlens.model.capture import (
     Residuals,
     capture,
     ending,
+    key_label,
     parts_of,
     reporting,
 )
 from logitlens.model.chunks import ROUNDING
 from logitlens.model.sampling import plain, refuse_several
 from logitlens.reading import Reading
-from logitlens.select import layer_label
 
 if TYPE_CHECKING:
     from logitlens.model.lens_model import LensModel
@@ -301,16 +301,16 @@ class _Run:
         """The residuals of the positions from `start` on, from the passes since the last token."""
         hf, anatomy, new = self.model.hf, self.model.anatomy, total - start
         h = []
-        for kept, (_, depths) in zip(self.kept, self.parts):
-            for depth in depths:
-                found = kept.pop(depth, [])
+        for kept, (_, keys) in zip(self.kept, self.parts):
+            for key in keys:
+                found = kept.pop(key, [])
                 rows = sum(h_1tD.shape[1] for h_1tD in found)
                 # A model without a cache runs the whole text again.
                 if rows not in (new, total) or any(
                     x.shape[::2] != (1, anatomy.width) for x in found
                 ):
                     raise UnsupportedModel(
-                        f"{type(hf).__name__}: layer {layer_label(depth)} made {rows} rows for "
+                        f"{type(hf).__name__}: layer {key_label(key, 'resid')} made {rows} rows for "
                         f"{new} of {total} tokens while it generates; expected one a token"
                     )
                 h.append((found[0] if len(found) == 1 else torch.cat(found, 1))[0, rows - new :])

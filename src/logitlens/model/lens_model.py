@@ -197,7 +197,8 @@ class LensModel:
                     prompt
         truncate    read the last positions that fit where the prompt is longer than the context
         stream      "resid": the residual stream after each block; "mid": between attention and MLP;
-                    "attn", "mlp": what a sublayer adds to the stream, read as if it were one
+                    "attn", "mlp", "head": what a sublayer, or each of its attention heads, adds to
+                    the stream, read as if it were one
         chunk       process long prompts N positions at a time through the KV cache, to bound memory
         edits       changes made to the stream while the model runs, see `logitlens.edit`; the last
                     row is checked against the edited model's own logits
@@ -455,7 +456,9 @@ class LensModel:
 
         token, versus   each by its exact text or id; token=None: what the model says there
         by              "sublayer": embeddings and what every attention and MLP added; "layer": what
-                        every block did; "head": as sublayer, attention head by head
+                        every block did; "head": as sublayer, attention head by head; "token": each
+                        head by the position it read, which needs eager attention; "expert": as
+                        sublayer, a mixture expert by expert, times the router's weight
 
         With the final norm's statistics held at this row's own values the logit before a softcap is
         a sum; the parts sum to the model's own logit, which is checked. Raises PromptError, and
@@ -488,7 +491,7 @@ class LensModel:
             grid.restored                     # (L, T): 0 as corrupted, 1 as clean
 
         token, versus   the answer, and what its logit is compared with (None: nothing)
-        stream          what is patched: "resid", after each layer; what an "attn" or "mlp" adds
+        stream          what is patched: "resid", after each layer; what an "attn", "mlp" or "head" adds
         position        where the answer is read
 
         Both prompts have as many tokens. For every layer and position the corrupted prompt runs with

@@ -1,66 +1,97 @@
 """A grid of patches: one cell of a clean run put into a corrupted one, cell by cell, many at once.
 
-Only what is above a patched layer runs again: the blocks below are skipped, and the stream that the
-corrupted run had there takes their place (Meng et al. 2022, "Locating and Editing Factual Associations
-in GPT", for the experiment). Cells in which the two runs are equal are not run at all. Every batch
-holds the corrupted run unpatched, too: it must give the corrupted run's own logits.
+Only what a patch can change runs again: the blocks below it are skipped, and the stream that the
+corrupted run had there takes their place; the positions before it are those of the corrupted run's cache
+(Meng et al. 2022, "Locating and Editing Factual Associations in GPT", for the experiment). Cells in which
+the two runs are equal are not run at all. Every batch holds the corrupted run unpatched, too: it must
+give the corrupted run's own logits, or more is run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from logitlens.anatomy.additions import Value
 from logitlens.anatomy.check import distance
 from logitlens.anatomy.forward import accepts, as_found, forward, input_device, logits_of, refusing
+from logitlens.anatomy.heads import Heads
 from logitlens.anatomy.replay import skipping
-from logitlens.anatomy.sublayers import MIXES, ROWWISE, Sublayers, contributions
+from logitlens.anatomy.sublayers import MIXES, ROWWISE, Key, Sublayers, contributions
+from logitlens.anatomy.watch import hooked
 from logitlens.errors import LogitLensError, PromptError, UnsupportedModel
 from logitlens.lenses import resolve
 from logitlens.model import capture as capturing
-from logitlens.model.assemble import provenance
-from logitlens.model.capture import Progress
-from logitlens.model.edits import replaced
+from logitlens.model.assemble import depths_of, provenance
+from logitlens.model.capture import Progress, Residuals
+from logitlens.model.chunks import cache_argument
+from logitlens.model.edits import head_hook, replaced
 from logitlens.patch_grid import PatchGrid
-from logitlens.select import Selection, layer_label, select_layers, select_positions
+from logitlens.select import (
+    Selection,
+    layer_label,
+    select_layers,
+    select_position,
+    select_positions,
+)
 
 if TYPE_CHECKING:
     from logitlens.model.lens_model import LensModel
 
 TOKENS = 2048  # of one forward pass
-ROUNDING = (
-    4.0  # of `distance`, times √blocks: a batch, and blocks that do not run, against one pass
-)
-STREAMS = ("resid", "attn", "mlp")
+# Of `distance`, times √blocks: a batch, and blocks that do not run, against one pass.
+ROUNDING = 4.0
+STREAMS = ("resid", "attn", "mlp", "head")
 
 
 @dataclass(eq=False)
 class Runs:
     """The two runs, and what is asked of the corrupted one when it is patched.
 
-    stream   what is patched                 rows   by depth, what the clean run has there (T, D)
-    own      by depth, what the corrupted run has there; of "resid" the same as `resid`
+    stream   what is patched                 rows   by key, what the clean run has there (T, ·)
+    own      by key, what the corrupted run has there; of "resid" the same as `resid`
     resid    by depth, the corrupted run's residual stream (T, D)
+    ways     what may be left out of a pass, in the order in which it is tried: the positions before a
+             cell and the blocks below it
     """
 
     model: LensModel
     ids: list[int]
     stream: str
-    rows: dict[int, Tensor]
-    own: dict[int, Tensor]
+    rows: dict[Key, Tensor]
+    own: dict[Key, Tensor]
     resid: dict[int, Tensor]
     at: int
     asked: list[int]
     logits_V: Tensor
-    skip: bool
+    ways: list[tuple[bool, bool]]
     worst: float = 0.0
+
+    @cached_property
+    def cache(self) -> DynamicCache | None:
+        """Keys and values of the corrupted run; None where the model keeps something else, too."""
+        argument = cache_argument(self.model.hf)
+        if argument is None or len(self.ids) < 2:
+            return None
+        cache = capturing.Cache(argument)
+        last = [self.model.n_blocks]
+        capturing.capture(self.model, [self.ids[:-1]], depths=last, cache=cache)
+        layers = getattr(cache.kept, "layers", [])
+        whole = all(
+            type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
+            and layer.is_initialized
+            and layer.keys.shape[-2] == len(self.ids) - 1
+            for layer in layers
+        )
+        return cache.kept if whole and layers and type(cache.kept) is DynamicCache else None
 
 
 def patch_grid(
@@ -86,43 +117,29 @@ def patch_grid(
             f"the clean prompt has {len(clean)} tokens and the corrupted one {T}: expected as many, "
             "position by position"
         )
-    asked = [model.tokens.single(t, model.vocab_size) for t in (token, versus) if t is not None]
-    if len(set(asked)) < len(asked):
-        raise PromptError(f"versus={versus!r} is the token itself: compare it with another one")
-    columns = select_positions(positions, T)
-    where = select_positions(position, T)
-    if len(where) != 1:
-        raise PromptError(f"position={position!r}: expected one position, got {len(where)}")
+    asked = model.tokens.compared(token, versus, model.vocab_size)
+    columns, at = select_positions(positions, T), select_position(position, T)
     with as_found(model.hf):
-        pair = capturing.capture(
-            model, [list(clean), list(corrupted)], stream=stream, check=[where[0]] * 2
-        )
-        plain = pair if stream == "resid" else capturing.capture(model, [list(corrupted)])
-        labels = pair[0].layers[: None if stream == "resid" else -1]
-        chosen = [labels[i] for i in select_layers(layers, labels, N)]
-        places = {label: i for i, label in enumerate(labels)}
-        runs = Runs(
-            model, list(corrupted), stream,
-            {_depth(label): pair[0].h[places[label]] for label in chosen},
-            {_depth(label): pair[1].h[places[label]] for label in chosen},
-            dict(enumerate(plain[-1].h)),
-            where[0], asked, pair[1].final_logits[0],
-            skip=all(first is last for first, last in zip(model.anatomy.entries, model.anatomy.blocks)),
-        )  # fmt: skip
-        values = np.empty((len(chosen), len(columns), 2))
-        for number, label in enumerate(chosen):
-            values[number] = _row(runs, _depth(label), columns)
+        pair, runs = _both(model, list(clean), list(corrupted), stream, at, asked)
+        keys = list(runs.rows)
+        labels = [capturing.key_label(key, stream) for key in keys]
+        chosen = [keys[i] for i in select_layers(layers, labels, N)]
+        values = {}
+        depths = dict.fromkeys(_depth(key) for key in chosen)
+        for number, depth in enumerate(depths):
+            values |= _cells(runs, [key for key in chosen if _depth(key) == depth], columns)
             if progress:
-                progress("layers", number + 1, len(chosen))
+                progress("layers", number + 1, len(depths))
+    table = np.array([[values[key, p] for p in columns] for key in chosen])
     ends = [_measured(r.final_logits, asked)[0].tolist() for r in pair]
     pieces, clean_pieces = (model.tokens.pieces(list(ids)) for ids in (corrupted, clean))
     return PatchGrid(
-        layers=chosen,
+        layers=[capturing.key_label(key, stream) for key in chosen],
         positions=columns,
         pieces=[pieces[i] for i in columns],
         clean_pieces=[clean_pieces[i] for i in columns],
-        logits=values[..., 0],
-        logprobs=values[..., 1],
+        logits=table[..., 0],
+        logprobs=table[..., 1],
         clean=dict(zip(("logit", "logprob"), ends[0])),
         corrupted=dict(zip(("logit", "logprob"), ends[1])),
         token=asked[0],
@@ -131,29 +148,64 @@ def patch_grid(
         meta={
             **provenance(model, resolve("logit", model), model.check),
             "stream": stream,
-            "position": where[0],
+            "position": at,
             "unpatched_nats": runs.worst,
             **facts,
         },
     )
 
 
-def _depth(label: str) -> int:
-    return 0 if label == "embed" else int(label.partition(".")[0]) + 1
+def _both(
+    model: LensModel, clean: list[int], corrupted: list[int], stream: str, at: int, asked: list[int]
+) -> tuple[list[Residuals], Runs]:
+    """The two prompts as they run, in one pass, and what a patch takes from them."""
+    heads: Heads | None = None
+    if stream == "head":
+        heads = model.heads
+        heads.require(model.name)
+    inside = "resid" if heads else stream
+    with heads.inputs(2) if heads else nullcontext({}) as inputs:
+        pair = capturing.capture(model, [clean, corrupted], stream=inside, check=[at] * 2)
+    plain = pair[1] if inside == "resid" else capturing.capture(model, [corrupted])[0]
+    rows: list[dict[Key, Tensor]] = [{}, {}]
+    for b, each in enumerate(rows):
+        if heads is None:
+            own = pair[b].layers[: None if stream == "resid" else -1]
+            each |= {depths_of([label])[0]: pair[b].h[i] for i, label in enumerate(own)}
+            continue
+        for block, z_BTE in sorted(inputs.items()):
+            found = heads.of(block)
+            for h in range(found.count):
+                each[block + 1, h] = z_BTE[b, :, found.columns(h)]
+    skip = all(first is last for first, last in zip(model.anatomy.entries, model.anatomy.blocks))
+    ways = (
+        [(True, True), (False, True), (False, False)] if skip else [(True, False), (False, False)]
+    )
+    return pair, Runs(
+        model, corrupted, stream, rows[0], rows[1], dict(enumerate(plain.h)), at, asked,
+        pair[1].final_logits[0], ways,
+    )  # fmt: skip
 
 
-def _row(runs: Runs, depth: int, columns: Sequence[int]) -> np.ndarray:
-    """(T, 2): logit and log-probability with each position of one layer patched."""
-    differ = [p for p in columns if not torch.equal(runs.rows[depth][p], runs.own[depth][p])]
-    own_2 = _measured(runs.logits_V[None], runs.asked)[0]
-    found = dict.fromkeys(columns, own_2.numpy())
+def _depth(key: Key) -> int:
+    return key if isinstance(key, int) else key[0]
+
+
+Cell = tuple[Key, int]  # what is patched, and at which position
+
+
+def _cells(runs: Runs, keys: Sequence[Key], columns: Sequence[int]) -> dict[Cell, list[float]]:
+    """Logit and log-probability with each position of one layer's keys patched."""
+    own = _measured(runs.logits_V[None], runs.asked)[0].tolist()
+    found: dict[Cell, list[float]] = {(key, p): own for key in keys for p in columns}
+    differ = [c for c in found if not torch.equal(runs.rows[c[0]][c[1]], runs.own[c[0]][c[1]])]
+    differ.sort(key=lambda cell: cell[1])  # a batch runs from its first position on
     size = max(1, TOKENS // len(runs.ids) - 1)
     for start in range(0, len(differ), size):
         batch = differ[start : start + size]
-        logits_BV = _checked_run(runs, depth, batch)
-        measured = _measured(logits_BV, runs.asked)
-        found |= {p: measured[i].numpy() for i, p in enumerate(batch)}
-    return np.stack([found[p] for p in columns])
+        measured = _measured(_checked_run(runs, batch), runs.asked)
+        found |= dict(zip(batch, measured.tolist()))
+    return found
 
 
 def _measured(logits_BV: Tensor, asked: Sequence[int]) -> Tensor:
@@ -163,63 +215,96 @@ def _measured(logits_BV: Tensor, asked: Sequence[int]) -> Tensor:
     return torch.stack([logit_B, z_BV.log_softmax(-1)[:, asked[0]]], dim=1)
 
 
-def _checked_run(runs: Runs, depth: int, positions: Sequence[int]) -> Tensor:
-    """Logits (B, V) with each of the positions patched; the unpatched run beside them is checked."""
+def _checked_run(runs: Runs, cells: Sequence[Cell]) -> Tensor:
+    """Logits (B, V) with each of the cells patched; the unpatched run beside them is checked."""
     model = runs.model
     allowed = ROUNDING * model.n_blocks**0.5
-    for skip in (True, False) if runs.skip else (False,):
+    while True:
+        cached, skip = runs.ways[0]
+        start = min(runs.at, *(p for _, p in cells)) if cached and runs.cache else 0
         try:
-            logits_BV = _run(runs, depth, positions, skip)
+            logits_BV = _run(runs, cells, start, skip)
         except LogitLensError:
-            if not skip:
+            if len(runs.ways) == 1:
                 raise
+            runs.ways.pop(0)
             continue
         apart = distance(runs.logits_V[None], logits_BV[-1:], model.dtype)
         if apart.rounding <= allowed:
-            runs.skip, runs.worst = skip, max(runs.worst, apart.nats)
+            runs.worst = max(runs.worst, apart.nats)
             return logits_BV[:-1]
-    raise UnsupportedModel(
-        f"{model.name}: run again from layer {layer_label(depth)}, unpatched, its log-probabilities "
-        f"differ by up to {apart.nats:.2g} nats from its own"
-    )
+        if len(runs.ways) == 1:
+            raise UnsupportedModel(
+                f"{model.name}: run again from layer {layer_label(_depth(cells[0][0]))}, unpatched, its "
+                f"log-probabilities differ by up to {apart.nats:.2g} nats from its own"
+            )
+        runs.ways.pop(0)
 
 
-def _run(runs: Runs, depth: int, positions: Sequence[int], skip: bool) -> Tensor:
-    """Logits (B + 1, V): each position patched, and none."""
+def _run(runs: Runs, cells: Sequence[Cell], first: int, skip: bool) -> Tensor:
+    """Logits (B + 1, V) of the positions from `first` on: each cell patched, and none."""
     model, anatomy = runs.model, runs.model.anatomy
-    B, T = len(positions) + 1, len(runs.ids)
+    B, T = len(cells) + 1, len(runs.ids) - first
+    depth = _depth(cells[0][0])
     start = depth if runs.stream == "resid" else depth - 1
-    resid_TD = runs.resid[start]
-    rows_BTD = resid_TD.expand(B, -1, -1).clone()
-    where = torch.tensor(positions, dtype=torch.long, device=resid_TD.device)
-    each = torch.arange(B - 1, dtype=torch.long, device=resid_TD.device)
+    rows_BTD = runs.resid[start][first:].expand(B, -1, -1).clone()
+
+    def patched(rows_BTD: Tensor, columns: Columns = lambda key: slice(None)) -> Tensor:
+        for b, (key, position) in enumerate(cells):
+            new = runs.rows[key][position].to(rows_BTD)
+            rows_BTD[b, position - first, columns(key)] = new
+        return rows_BTD
+
     if runs.stream == "resid":
-        rows_BTD[each, where] = runs.rows[depth][where].to(rows_BTD.dtype)
+        patched(rows_BTD)
 
     def see(_: int, stream: Tensor) -> Tensor:
         return anatomy.stream(rows_BTD).reshape(stream.shape).to(stream.device, stream.dtype)
 
     def changed(tensor: Tensor, _: Sequence[Any]) -> Tensor:
-        new_BTD = anatomy.rows(tensor, B).clone()
-        new_BTD[each, where] = runs.rows[depth][where].to(new_BTD)
-        return anatomy.stream(new_BTD).reshape(tensor.shape)
+        return anatomy.stream(patched(anatomy.rows(tensor, B).clone())).reshape(tensor.shape)
 
     device = input_device(model.hf)
-    ids_BT = torch.tensor(runs.ids, dtype=torch.long, device=device).expand(B, -1).contiguous()
+    ids_T = torch.tensor(runs.ids[first:], dtype=torch.long, device=device)
     extra: dict[str, Any] = {}
     if "logits_to_keep" in accepts(model.hf):
-        extra["logits_to_keep"] = torch.tensor([runs.at], dtype=torch.long, device=device)
+        extra["logits_to_keep"] = torch.tensor([runs.at - first], dtype=torch.long, device=device)
+    if first and runs.cache is not None:
+        argument = cache_argument(model.hf)
+        extra |= {"use_cache": True, str(argument): _prefix(runs.cache, first, B)}
     with ExitStack() as stack:
         stack.enter_context(refusing(model.hf, f"on {B} × {T} tokens"))
         if skip:
             stack.enter_context(skipping(anatomy.blocks[:start], anatomy.entry[1]))
         stack.enter_context(anatomy.following([start], see))
-        if runs.stream != "resid":
+        if runs.stream == "head":
+            heads = model.heads.of(start)
+            hook = head_hook(heads, B, lambda z_BTE: patched(z_BTE, lambda k: heads.columns(k[1])))
+            stack.enter_context(hooked(before=[hook]))
+        elif runs.stream != "resid":
             stack.enter_context(_one_block(model, start, runs.stream, changed))
+        ids_BT = ids_T.expand(B, -1).contiguous()
         logits_BPV = logits_of(model.hf, forward(model.hf, ids_BT, **extra)).detach()
     if logits_BPV.shape[0] != B or logits_BPV.shape[1] not in (1, T):
         raise UnsupportedModel(f"patching gave logits of shape {tuple(logits_BPV.shape)}")
-    return logits_BPV[:, runs.at if logits_BPV.shape[1] == T else 0].float()
+    return logits_BPV[:, runs.at - first if logits_BPV.shape[1] == T else 0].float()
+
+
+Columns = Callable[[Any], slice]
+
+
+def _prefix(cache: DynamicCache, length: int, batch: int) -> DynamicCache:
+    """The first positions of a cache of one prompt, for a batch; nothing is copied."""
+    out = DynamicCache()
+    for layer in cache.layers:
+        new = DynamicLayer()
+        parts = [
+            part[..., :length, :].expand(batch, -1, -1, -1) for part in (layer.keys, layer.values)
+        ]
+        new.lazy_initialization(*parts)
+        new.keys, new.values = parts
+        out.layers.append(new)
+    return out
 
 
 def _one_block(model: LensModel, block: int, stream: str, changed: Any) -> Any:

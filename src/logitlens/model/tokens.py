@@ -128,6 +128,16 @@ class Vocabulary:
                 "give other text, or token ids"
             ) from error
 
+    def compared(self, token: Any, versus: Any, vocab_size: int) -> list[int]:
+        """Ids of a token and of the one it is compared with; None: it is left out.
+
+        Raises PromptError where they are the same, and what `single` raises.
+        """
+        ids = [self.single(t, vocab_size) for t in (token, versus) if t is not None]
+        if len(set(ids)) < len(ids):
+            raise PromptError(f"versus={versus!r} is the token itself: compare it with another one")
+        return ids
+
     def single(self, token: Any, vocab_size: int) -> int:
         """A token to track, by id or by its exact text, as an id.
 

@@ -45,11 +45,25 @@ def bars(found: Attribution, top: int = TOP) -> list[Bar]:
     shown = set(np.argsort(-np.abs(parts), kind="stable")[: max(1, top)].tolist())
     out, total, rest = [], 0.0, [p for i, p in enumerate(parts) if i not in shown]
     for i in sorted(shown):
-        out.append(Bar(found.components[i], float(parts[i]), total))
+        out.append(Bar(label(found, found.components[i]), float(parts[i]), total))
         total += float(parts[i])
     if rest:
         out.append(Bar(f"{len(rest)} others", float(sum(rest)), total))
     return out
+
+
+def label(found: Attribution, component: str) -> str:
+    """A component's name; of an expert with its router's weight, of a source with its token."""
+    weight = found.meta.get("router", {}).get(component)
+    if weight is not None:
+        return f"{component} ×{weight:.2f}"
+    name, at, source = component.partition("@")
+    pieces = found.meta.get("pieces")
+    if at and source.isdigit() and isinstance(pieces, list) and int(source) < len(pieces):
+        return (
+            f"{name}@{source} {safe.isolate(safe.clip(safe.visible(str(pieces[int(source)])), 10))}"
+        )
+    return component
 
 
 def title(found: Attribution) -> str:
@@ -75,6 +89,10 @@ def sentences(found: Attribution) -> list[str]:
         out.append(
             f"before the softcap of {cap:.6g}, which makes {found.finished:.4f} of the sum "
             f"(slope {slopes} there)"
+        )
+    if found.meta.get("by") == "token":
+        out.append(
+            "head@position: what a head read there, by its attention weight, not what wrote it"
         )
     bound = found.meta["bound"]
     out.append(
@@ -135,8 +153,8 @@ def figure(found: Attribution, *, top: int = TOP) -> Figure:
     except ImportError:
         raise MissingExtra("matplotlib", "plot", "a figure") from None
     head, foot = title(found), sentences(found)[-1]
-    fonts = Fonts.covering(head)
     shown = bars(found, top)
+    fonts = Fonts.covering("".join([head, *(bar.label for bar in shown)]))
     rows = len(shown) + 1
     drawing = drawn(figsize=(7.0, 1.3 + 0.24 * rows), layout="constrained")
     axes = drawing.add_subplot()
@@ -152,7 +170,8 @@ def figure(found: Attribution, *, top: int = TOP) -> Figure:
             f"{bar.part:+.2f}", (max(bar.before, bar.after), i), (3, 0),
             textcoords="offset points", va="center", fontsize=7,
         )  # fmt: skip
-    axes.set_yticks(range(rows), [bar.label for bar in lines], fontsize=8)
+    names = [fonts.shown(bar.label).replace("$", r"\$") for bar in lines]
+    axes.set_yticks(range(rows), names, fontsize=8, family=fonts.families)
     axes.invert_yaxis()
     axes.axvline(0, color="#212529", linewidth=0.8)
     axes.axvline(found.sum, color="#212529", linewidth=0.8, linestyle=":")

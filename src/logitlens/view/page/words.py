@@ -33,6 +33,7 @@ _STREAMS = {
     "mid": "the residual stream between a block's attention and its MLP",
     "attn": "what a block's attention adds to the residual stream",
     "mlp": "what a block's MLP adds to the residual stream",
+    "head": "what each attention head adds to the residual stream",
 }
 CANDIDATES = 5  # of a reading that was asked for no other number
 ZERO_WIDTH_JOINER = "\u200d"  # holds emoji together
