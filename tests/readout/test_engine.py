@@ -85,6 +85,28 @@ def test_without_numba_torch_reads(monkeypatch):
     assert engine.choose(make_head(1000), engine.WORTH).name == "chunked (torch)"
 
 
+def test_a_large_reading_without_numba_says_once_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    engine._say_once.cache_clear()
+    head = Head(1000, torch.ones(1000, 4))
+    for _ in range(2):
+        engine.choose(head, engine.WORTH // 1000 + 1)
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        engine.choose(head, engine.LARGE // 1000 + 1)
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err.count("\n") == 1
+    assert "pip install 'logitlens[fast]'" in found.err
+
+
+@pytest.mark.skipif(not find_spec("numba"), reason="numba is not installed")
+def test_positions_that_come_one_by_one_call_for_numba_sooner():
+    head, rows = make_head(1000), engine.WORTH // 2000
+    assert engine.choose(head, rows).name == "chunked (torch)"
+    assert engine.choose(head, 0, single=rows).name == "chunked (numba)"
+
+
 @pytest.mark.skipif(not find_spec("numba"), reason="numba is not installed")
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512", "AVX512_BF16"])
 def test_bfloat16_calls_for_numba_sooner_where_it_may_be_multiplied(capability, monkeypatch):

@@ -102,7 +102,9 @@ class ReadingBuilder:
             h_LTD = [h_TD[where - start] for h_TD in h_LTD]
         if self.engine is None:
             most = max(request.top, request.candidates)
-            self.engine = choose(model.tail.head, self.table.T * len(kept), most)
+            T, L = len(self.positions), len(kept)
+            single = (self.table.T - T) * L  # rows of what the model is to write
+            self.engine = choose(model.tail.head, T * L, most, single=single)
         final, place = {}, {p: i for i, p in enumerate((where - start).tolist())}
         for p in set(part.final_positions) & set(place):
             final[place[p]] = self.final[p] = torch.empty(

@@ -26,6 +26,7 @@ from logitlens.readout.stats import Stats
 from logitlens.readout.topk import BLOCK, RunningTopK, block_maxima
 
 HOT = 300_000  # logits per thread looked at together: two such arrays stay in the caches
+SPARSE = 0.5  # share of the rows below which those to be counted are copied side by side
 LEAP = 20.0  # how far a logit may exceed c before its position is summed again with a new c
 LOG2E = float(np.float32(math.log2(math.e)))  # as float32 arithmetic has it, for both directions
 LN2 = math.log(2)
@@ -66,7 +67,7 @@ class Online:
             if self.seen:
                 block_maxima(z_NC[n], maxima_NB[n])
             self._sum(z_PLC[p], p, sums_3PL)
-            self._count(z_PLC[p], p)
+            self._count(z_NC[n], maxima_NB[n].amax(-1), p)
         highest_PL = maxima_NB.amax(-1).view_as(self.c_PL)
         self._add(z_PLC, sums_3PL.double(), highest_PL)
         self._own(z_PLC)
@@ -92,11 +93,24 @@ class Online:
         torch.sum(e_pLC.mul_(d_pLC), -1, out=a_pL)
         torch.sum(d_pLC.mul_(final_p1C), -1, out=x_pL)
 
-    def _count(self, z_pLC: Tensor, p: slice) -> None:
-        above_pLC = self.work[0, : z_pLC.numel()].view(z_pLC.shape)
-        for m in range(self.M):  # 0.0 or 1.0: summing floats is several times faster than bools
-            torch.gt(z_pLC, self.target_PLM[p, :, m, None], out=above_pLC)
-            self.above_PLM[p, :, m] += above_pLC.sum(-1)
+    def _count(self, z_nC: Tensor, highest_n: Tensor, p: slice) -> None:
+        """Of the rows that hold something greater than a target: few do, of likely ones."""
+        target_nM = self.target_PLM[p].flatten(0, 1)
+        open_nM = ~(highest_n[:, None] <= target_nM)  # a NaN is looked at
+        counts_M = open_nM.sum(0).tolist()
+        above_nM = torch.zeros_like(target_nM)
+        for m, count in enumerate(counts_M):
+            if not count:
+                continue
+            z_rC, target_r, rows = z_nC, target_nM[:, m], slice(None)
+            if count < SPARSE * len(z_nC):
+                rows = open_nM[:, m].nonzero()[:, 0]
+                z_rC, target_r = z_nC.index_select(0, rows), target_r[rows]
+            above_rC = self.work[0, : z_rC.numel()].view(z_rC.shape)
+            # 0.0 or 1.0: summing floats is several times faster than bools
+            torch.gt(z_rC, target_r[:, None], out=above_rC)
+            above_nM[rows, m] = above_rC.sum(-1)
+        self.above_PLM[p] += above_nM.view_as(self.above_PLM[p])
 
     def _add(self, z_PLC: Tensor, sums_3PL: Tensor, highest_PL: Tensor) -> None:
         """Add a tile's sums, then move c up to the running maximum.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 WIDE = 2 << 20  # numbers of the weights copied to float32 in one step (8 MB)
 LINE = 64  # floats; rows of a tile are a multiple of this apart
+FEW = 64  # rows up to which oneDNN's product is the faster one on processors with AVX2
 
 
 class Product:
@@ -35,7 +36,7 @@ class Product:
     ):
         self.weight_VE, self.bias_V = weight_VE, bias_V
         self.x_NE = x_NE.to(weight_VE.device, weight_VE.dtype).contiguous()
-        self.way = _way(weight_VE, compiled)
+        self.way = _way(weight_VE, compiled, len(x_NE))
         if self.way == "widen":
             self.x_NE = self.x_NE.float()
         elif self.way == "compiled":
@@ -70,7 +71,7 @@ class Product:
         for c in range(0, C, step):
             part_cE = weight_CE[c : c + step]
             wide_cE = self.wide[: part_cE.numel()].view(part_cE.shape).copy_(part_cE)
-            if wide_cE.is_cpu and _has_onednn():
+            if wide_cE.is_cpu and _prefers_onednn(len(self.x_NE)):
                 out_NC[:, c : c + step] = _onednn(self.x_NE, wide_cE)
             else:
                 torch.mm(self.x_NE, wide_cE.T, out=out_NC[:, c : c + step])
@@ -86,14 +87,14 @@ class Product:
         return self.space[:size].view(-1, stride)[:N, :columns]
 
 
-def _way(weight_VE: Tensor, compiled: bool) -> str:
+def _way(weight_VE: Tensor, compiled: bool, rows: int) -> str:
     half = weight_VE.dtype in (torch.bfloat16, torch.float16)
     if weight_VE.device.type == "cpu" and compiled and _compiles(weight_VE):
         return "compiled"
     # Tokens gathered one by one are contiguous. Tiles must be too, or another kernel multiplies
     # them, whose sums differ in the last bit: a token would rank below its twin.
     if weight_VE.dtype == torch.float32 and weight_VE.is_contiguous():
-        return "onednn" if weight_VE.is_cpu and _has_onednn() else "mm"
+        return "onednn" if weight_VE.is_cpu and _prefers_onednn(rows) else "mm"
     if (
         weight_VE.device.type == "cuda"
         and half
@@ -114,6 +115,12 @@ def _compiles(weight_VE: Tensor) -> bool:
 
 def _onednn(x_NE: Tensor, weight_CE: Tensor, bias_C: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x_NE, weight_CE, bias_C, "none", [], "")
+
+
+def _prefers_onednn(rows: int) -> bool:
+    """MKL multiplies many rows faster with AVX2, and writes where it is told to."""
+    mkl = torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return _has_onednn() and not (mkl and rows > FEW)
 
 
 @lru_cache
