@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import logitlens
 from logitlens import PromptError
 from logitlens.model import batches, capture
+from logitlens.readout.chunked import Chunked
 from tests.architectures.build import build
 from tests.models import VOCAB, tiny_gpt2, tiny_llama, tiny_tokenizer
 
@@ -49,6 +50,28 @@ def test_a_batch_equals_its_prompts_alone(name):
             mine, other = getattr(reading, field), getattr(alone, field)
             assert mine.shape == other.shape
             np.testing.assert_allclose(mine, other, atol=1e-4, err_msg=field)
+
+
+def test_short_prompts_share_a_product_and_differ_in_what_they_track(monkeypatch):
+    model, read = logitlens.load(tiny_gpt2()), []
+    stats = Chunked.stats
+
+    def counted(self, x_TLE, *given, **options):
+        read.append(len(x_TLE))
+        return stats(self, x_TLE, *given, **options)
+
+    monkeypatch.setattr(Chunked, "stats", counted)
+    tracks = [[1], [2, 3, {"some": [4, 5]}], [], [6]]
+    together = model.read_batch(PROMPTS, top=3, track=tracks)
+    assert read == [sum(map(len, PROMPTS))]
+    for prompt, track, reading in zip(PROMPTS, tracks, together):
+        alone = model.read(prompt, top=3, track=track)
+        assert reading.track == alone.track
+        for field in ("next_logprobs", "track_logprobs", "candidate_logprobs", "top_logprobs"):
+            np.testing.assert_allclose(getattr(reading, field), getattr(alone, field), atol=1e-4)
+        for field in ("track_ranks", "candidate_ranks", "next_ranks"):
+            apart = np.abs(getattr(reading, field) - getattr(alone, field))
+            assert apart.max(initial=0) <= 1, field  # a tie may be rounded the other way
 
 
 def test_a_model_that_minds_the_width_of_the_batch_is_read_by_length():

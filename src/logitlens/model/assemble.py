@@ -6,15 +6,17 @@ import os
 import platform
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
 import logitlens
 from logitlens.anatomy.check import Check, compare
@@ -25,7 +27,7 @@ from logitlens.model.chat import Messages
 from logitlens.model.turns import Turns
 from logitlens.reading import Reading
 from logitlens.readout.engine import Engine, choose
-from logitlens.readout.read import Table, statistics
+from logitlens.readout.read import Table, positions_per_block, statistics
 from logitlens.readout.stats import FinalRows
 from logitlens.select import layer_number
 
@@ -33,6 +35,15 @@ if TYPE_CHECKING:
     from logitlens.model.edits import Prepared
     from logitlens.model.lens_model import LensModel
     from logitlens.model.request import Request
+
+
+class Rows(NamedTuple):
+    """Residual rows to be read out: L of (T, D) at depths, targets (T, M), final rows to be filled."""
+
+    h_LTD: list[Tensor]
+    depths: list[int]
+    targets_TM: Tensor
+    final: FinalRows
 
 
 class ReadingBuilder:
@@ -82,6 +93,20 @@ class ReadingBuilder:
         Raises PromptError where they have another width than the model.
         """
         began = time.perf_counter()
+        rows = self._rows(start, part, chosen)
+        if rows is None:
+            return
+        if self.engine is None:
+            T, L = len(self.positions), len(rows.depths)
+            single = (self.table.T - T) * L  # rows of what the model is to write
+            most = max(self.request.top, self.request.candidates)
+            self.engine = choose(self.model.tail.head, T * L, most, single=single)
+        progress = partial(self.progress, "positions") if self.progress else None
+        read_rows(self, rows, self.engine, into=self.table, progress=progress)
+        self.seconds += time.perf_counter() - began
+
+    def _rows(self, start: int, part: Residuals, chosen: int = -1) -> Rows | None:
+        """What is to be read out of the positions from `start` on; None where none is shown."""
         model, request = self.model, self.request
         if part.h[-1].shape[-1] != model.width:
             raise PromptError(
@@ -93,38 +118,21 @@ class ReadingBuilder:
         first, end = (bisect_left(self.positions, p) for p in (start, stop))
         where = torch.tensor(self.positions[first:end], dtype=torch.long, device="cpu")
         if not len(where):
-            return
+            return None
         self.part, self.start, self.final = part, start, {}  # the last part that shows a position
         depths = depths_of(part.layers)
         kept = readable(request.lens, depths)
         h_LTD = [part.h[i] for i in kept]
         if len(where) < len(part.ids):
             h_LTD = [h_TD[where - start] for h_TD in h_LTD]
-        if self.engine is None:
-            most = max(request.top, request.candidates)
-            T, L = len(self.positions), len(kept)
-            single = (self.table.T - T) * L  # rows of what the model is to write
-            self.engine = choose(model.tail.head, T * L, most, single=single)
         final, place = {}, {p: i for i, p in enumerate((where - start).tolist())}
         for p in set(part.final_positions) & set(place):
             final[place[p]] = self.final[p] = torch.empty(
                 model.vocab_size, dtype=torch.float32, device=h_LTD[-1].device
             )
         tracked_TF = where.new_tensor(request.track.flat).expand(len(where), -1)
-        statistics(
-            h_LTD,
-            [depths[i] for i in kept],
-            model.tail,
-            request.lens,
-            k=request.top,
-            targets_TM=torch.cat([self.next_T[where, None], tracked_TF], dim=1),
-            candidates=request.candidates,
-            engine=self.engine,
-            into=self.table,
-            final=final,
-            progress=partial(self.progress, "positions") if self.progress else None,
-        )
-        self.seconds += time.perf_counter() - began
+        targets_TM = torch.cat([self.next_T[where, None], tracked_TF], dim=1)
+        return Rows(h_LTD, [depths[i] for i in kept], targets_TM, final)
 
     def check(self) -> Check:
         """Compare the last row of the part added last with the model's own logits; see `_checked`.
@@ -260,6 +268,89 @@ class ReadingBuilder:
             "kernel": self.engine.name if self.engine else "",
             "readout_seconds": round(seconds, 4),
         }
+
+
+def read_rows(
+    builder: ReadingBuilder,
+    rows: Rows,
+    engine: Engine,
+    *,
+    into: Table | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """`statistics` of rows as a builder's request asks for them."""
+    request = builder.request
+    return statistics(
+        rows.h_LTD,
+        rows.depths,
+        builder.model.tail,
+        request.lens,
+        k=request.top,
+        targets_TM=rows.targets_TM,
+        candidates=request.candidates,
+        engine=engine,
+        into=into,
+        final=rows.final,
+        progress=progress,
+    )
+
+
+def read_together(
+    builders: Sequence[ReadingBuilder], parts: Sequence[Residuals], engine: Engine
+) -> None:
+    """A whole prompt each, of requests that differ in positions and tracks only.
+
+    Rows of short prompts share products, which read the unembedding once for all of them.
+    """
+    start = 0
+    while start < len(builders):
+        h = parts[start].h
+        most = positions_per_block(len(h), h[-1].shape[-1], gpu=h[-1].is_cuda)
+        stop, count = start, 0
+        while stop < len(builders):
+            count += len(builders[stop].positions)
+            if stop > start and count > most:
+                break
+            stop += 1
+        _add_together(builders[start:stop], parts[start:stop], engine)
+        start = stop
+
+
+def _add_together(
+    builders: Sequence[ReadingBuilder], parts: Sequence[Residuals], engine: Engine
+) -> None:
+    for builder in builders:
+        builder.engine = engine
+    if len(builders) == 1:
+        builders[0].add(0, parts[0])
+        return
+    began = time.perf_counter()
+    found = [builder._rows(0, part) for builder, part in zip(builders, parts)]
+    asked = [(builder, rows) for builder, rows in zip(builders, found) if rows is not None]
+    if not asked:
+        return
+    M = max(rows.targets_TM.shape[1] for _, rows in asked)
+    counts = [len(rows.targets_TM) for _, rows in asked]
+    starts = [sum(counts[:i]) for i in range(len(counts))]
+    joined = Rows(
+        [torch.cat(h) for h in zip(*(rows.h_LTD for _, rows in asked))],
+        asked[0][1].depths,
+        torch.cat([pad(r.targets_TM, (0, M - r.targets_TM.shape[1]), value=-1) for _, r in asked]),
+        {
+            start + p: z_V
+            for start, (_, rows) in zip(starts, asked)
+            for p, z_V in rows.final.items()
+        },
+    )
+    table = Table(sum(counts))
+    read_rows(asked[0][0], joined, engine, into=table)
+    each = (time.perf_counter() - began) / len(asked)
+    for start, count, (builder, rows) in zip(starts, counts, asked):
+        own = table.part(slice(start, start + count))
+        for name in ("target_logprobs", "target_ranks"):
+            own[name] = own[name][..., : rows.targets_TM.shape[1]]
+        builder.table.add(own)
+        builder.seconds += each
 
 
 def provenance(

@@ -26,7 +26,7 @@ from logitlens.attribution import Attribution
 from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.lenses import Lens, resolve
 from logitlens.model import attribute, batches, capture, chunks, generate, patching, sampling, score
-from logitlens.model.assemble import ReadingBuilder
+from logitlens.model.assemble import ReadingBuilder, read_together
 from logitlens.model.capture import Progress, Residuals
 from logitlens.model.edits import direction, prepare
 from logitlens.model.generate import Each
@@ -38,6 +38,7 @@ from logitlens.model.track import Track, tracks_of
 from logitlens.model.vectors import read_vectors, weights
 from logitlens.patch_grid import PatchGrid
 from logitlens.reading import Reading
+from logitlens.readout.engine import choose
 from logitlens.scores import Scores
 from logitlens.select import Selection, renamed
 from logitlens.vector_table import VectorTable
@@ -260,6 +261,10 @@ class LensModel:
         alone_beyond = batches.rescales_beyond(self.hf.config)
         if len(set(lengths)) > 1 and not self._pads_change_nothing:
             alone_beyond = 0  # only prompts of one length share a batch
+        layers = self.n_blocks + 1 if requests and requests[0].depths is None else 0
+        rows = sum(len(r.positions) * (len(r.depths or ()) or layers) for r in requests)
+        most = max((max(r.top, r.candidates) for r in requests), default=1)
+        engine = choose(self.tail.head, rows, most)  # for all of them
         readings: dict[int, Reading] = {}
         for batch in batches.batches(lengths, token_budget, alone_beyond=alone_beyond):
             asked = requests[batch[0]]  # all run alike
@@ -268,8 +273,10 @@ class LensModel:
                     self, [cut[i][0] for i in batch], depths=asked.depths, stream=asked.stream,
                     check=[requests[i].positions[-1] for i in batch], edits=asked.edits,
                 )  # fmt: skip
-                for i, residuals in zip(batch, captured):
-                    readings[i] = self._reading(given[i], *cut[i], requests[i], [(0, residuals)])
+                builders = [ReadingBuilder(self, cut[i][0], requests[i]) for i in batch]
+                read_together(builders, captured, engine)
+                for i, builder in zip(batch, builders):
+                    readings[i] = builder.reading(prompt=words_of(given[i]), dropped=cut[i][1])
         return [readings[i] for i in range(len(given))]
 
     def score(
