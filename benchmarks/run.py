@@ -8,9 +8,9 @@
 Every contender runs in its own process and environment (benchmarks/environments, installed once
 under .bench/) on the same weights and token ids; repeats are interleaved (one round reads with each
 contender once), so that a slow minute of the machine hits all alike. Rows go to
-benchmarks/rows.jsonl: commit, machine, versions of the contender's environment, shape, dtype,
-tokens, threads, the 20/50/80 percentiles of the seconds, the peak memory beyond the loaded model and
-the time from process start to the first result.
+benchmarks/rows.jsonl: commit, machine and its instruction sets, versions of the contender's
+environment, shape, dtype, tokens, threads, the 20/50/80 percentiles of the seconds, the peak memory
+beyond the loaded model and the time from process start to the first result.
 """
 
 from __future__ import annotations
@@ -70,6 +70,10 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--report", action="store_true", help="only render the tables")
     options = parser.parse_args()
+    if options.weights and not options.weights.is_dir():
+        raise SystemExit(
+            f"--weights {options.weights}: no such folder; make it, or leave --weights out"
+        )
     if not options.report:
         with tempfile.TemporaryDirectory() as folder:
             for row in measure(options, options.weights or Path(folder)):

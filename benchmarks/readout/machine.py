@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 FORMAT = 2  # of a row; the report takes no older ones
+CLASSES = {"AVX-512": "avx512f", "AVX2": "avx2", "aarch64": "asimd"}
+SETS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "i8mm")
 SUMMED = {"seconds": "", "cpu": "cpu_", "product_s": "product_", "forward_s": "forward_"}
 
 
@@ -20,9 +22,16 @@ def facts() -> dict:
         "format": FORMAT,
         "commit": _commit(),
         "machine": f"{_processor()}, {cores()} cores",
-        "features": [f for f in ("avx512f", "avx512_bf16", "amx_bf16") if f in _flags()],
+        "features": [f for f in SETS if f in _flags()],
         "versions": versions(("torch", "transformers", "numba")),
     }
+
+
+def kind_of(row: dict) -> str:
+    """The class of machines that a row was measured on: their rows share a table and no others."""
+    if row.get("gpu"):
+        return "GPU"
+    return next((name for name, f in CLASSES.items() if f in row["features"]), "other")
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str | None]:
@@ -82,4 +91,4 @@ def _processor() -> str:
 
 
 def _flags() -> list[str]:
-    return _cpuinfo("flags").split()
+    return (_cpuinfo("flags") or _cpuinfo("Features")).split()

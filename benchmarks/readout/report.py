@@ -1,13 +1,12 @@
-"""The tables of the benchmarks from the rows alone: the newest row of each case, of one machine.
+"""The tables of the benchmarks from the rows alone: the newest row of each case, of one machine a class.
 
-docs/performance.md gets the one table and the one plot that most people want, benchmarks/README.md all
-the others.
+docs/performance.md gets, for each class of machines, the one table that most people want, and one plot;
+benchmarks/README.md all the others.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.readout import figures, machine
@@ -24,33 +23,47 @@ FLOOR = "floor: product + forward pass"
 
 def write(rows_path: Path, root: Path) -> None:
     """Replace what is between the marks of both pages under `root`; draw the plots."""
-    rows = newest(rows_path)
-    if not rows:
+    classes = newest(rows_path)
+    if not classes:
         raise SystemExit(f"{rows_path.name} has no rows of today's form: make bench measures them")
-    _fill(root / "docs" / "performance.md", rows, (overview, bars, origin))
-    others = (who, reading, single, start, kernels, memory, long, origin)
-    _fill(root / "benchmarks" / "README.md", rows, others)
-    figures.contenders(rows, root / "docs" / "images" / "contenders.svg")
-    figures.scaling(rows, root / "benchmarks" / "scaling.svg")
+    fullest = max(classes.values(), key=len)
+    short = [block for kind, rows in classes.items() for block in _short(kind, rows)]
+    _fill(root / "docs" / "performance.md", [*short, bars(fullest)])
+    makers = (who, reading, single, start, kernels, memory, long, origin)
+    full = [
+        block
+        for kind, rows in classes.items()
+        for block in (f"## {kind}", *(make(rows) for make in makers))
+    ]
+    _fill(root / "benchmarks" / "README.md", full)
+    figures.contenders(fullest, root / "docs" / "images" / "contenders.svg")
+    figures.scaling(fullest, root / "benchmarks" / "scaling.svg")
 
 
-def _fill(page: Path, rows: list[dict], makers: tuple[Callable[[list[dict]], str], ...]) -> None:
+def _short(kind: str, rows: list[dict]) -> tuple[str, ...]:
+    table = overview(rows)
+    return (f"### {kind}", table, origin(rows)) if table else ()
+
+
+def _fill(page: Path, blocks: list[str]) -> None:
     head, rest = page.read_text(encoding="utf-8").split(BEGIN)
     _, tail = rest.split(END)
-    blocks = "\n\n".join(block for block in (make(rows) for make in makers) if block)
-    page.write_text(f"{head}{BEGIN}\n\n{blocks}\n\n{END}{tail}", encoding="utf-8")
+    written = "\n\n".join(block for block in blocks if block)
+    page.write_text(f"{head}{BEGIN}\n\n{written}\n\n{END}{tail}", encoding="utf-8")
 
 
-def newest(path: Path) -> list[dict]:
-    """The last row of each case, in the order the cases first came; only those of the machine that
-    measured last, and of today's form."""
+def newest(path: Path) -> dict[str, list[dict]]:
+    """Class of machines → the last row of each case, in the order the cases first came: of the
+    machine of that class that measured last, and of today's form."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows = [row for row in rows if row.get("format") == machine.FORMAT]
-    found: dict[tuple, dict] = {}
+    last = {machine.kind_of(row): _place(row) for row in rows}
+    found: dict[str, dict[tuple, dict]] = {}
     for row in rows:
-        if _place(row) == _place(rows[-1]):
-            found[tuple(row.get(key) for key in KEYS)] = row
-    return list(found.values())
+        kind = machine.kind_of(row)
+        if _place(row) == last[kind]:
+            found.setdefault(kind, {})[tuple(row.get(key) for key in KEYS)] = row
+    return {kind: list(cases.values()) for kind, cases in found.items()}
 
 
 def _place(row: dict) -> tuple:

@@ -9,6 +9,7 @@ from importlib import import_module
 import pytest
 import torch
 
+from benchmarks import run
 from benchmarks.readout import compare, environments, figures, floor, machine, report, shapes
 from benchmarks.readout.contenders import CONTENDERS, STAND_INS, named
 from benchmarks.readout.worker import failure
@@ -208,6 +209,29 @@ def test_rows_of_other_machines_and_older_forms_are_left_out(tmp_path):
     assert "floor: product" in text
     assert "naive" not in text
     assert "nnsight" not in text
+
+
+def test_classes_of_machines_have_tables_of_their_own(tmp_path):
+    rows = [
+        row(contender="naive", features=["avx2"], **TIMES | {"p50": 7.0}),
+        row(features=["avx2"], **TIMES),
+        row(features=["avx2", "avx512f"], **TIMES | {"p50": 2.0}),
+    ]
+    text = rendered(tmp_path, rows)
+    narrow, wide = text.split("### AVX-512")[0], text.split("### AVX-512")[1].split("after")[0]
+    assert "### AVX2" in narrow
+    assert "| naive | 7.00 (7.00) |" in narrow
+    assert "avx2, avx512f" in wide
+    assert "naive" not in wide
+
+
+def test_a_folder_of_weights_that_is_missing_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["run.py", "--only", "small", "--weights", "nowhere"])
+    with pytest.raises(SystemExit) as refused:
+        run.main()
+    assert refused.value.code == (
+        "--weights nowhere: no such folder; make it, or leave --weights out"
+    )
 
 
 def test_without_rows_the_pages_stay_as_they_are(tmp_path):
