@@ -26,6 +26,27 @@ def test_a_row_for_each_reading_layer_and_position_with_every_statistic():
     assert row.prob.item() == pytest.approx(readings[1].probs[layer, 2, 0])
 
 
+def test_exits_and_reading_ahead_come_from_two_columns():
+    reading = random_reading(seed=3, L=5, T=8)
+    frame = logitlens.table(reading)
+    frame["exit"] = frame.agree & (frame.prob >= 0.4)
+    exits = frame.groupby("layer", observed=True).exit.mean()
+    np.testing.assert_allclose(exits, reading.exits(0.4), rtol=1e-6)
+    for n in (1, 3):
+        assert ((frame.ahead <= n).to_numpy() == reading.reads_ahead(n).reshape(-1)).all()
+
+
+def test_who_speaks_is_a_column_where_a_chat_was_read():
+    reading = random_reading(T=3)
+    chat = reading.replace(
+        role=["user", "", "assistant"], section=["content", "template", "answer"]
+    )
+    assert "role" not in logitlens.table(reading)
+    frame = logitlens.table([reading, chat])
+    assert frame.section.isna().sum() == len(frame) / 2
+    assert set(frame[frame.role == "assistant"].position) == {2}
+
+
 def test_layers_sort_as_numbers_and_nothing_follows_the_last_token():
     frame = logitlens.table(random_reading(L=13, T=3))
     assert list(frame.groupby("layer", observed=True).kl.mean().index) == [

@@ -245,12 +245,22 @@ class Reading:
         Positions that were not read count as far as their tokens are known: each column knows its
         own and the one that follows.
         """
+        ahead = self._ahead()
+        return (ahead > 0) & (ahead <= n)
+
+    def _ahead(self) -> Ints:
+        """(L, T) how many positions on the top token occurs; 0: nowhere that is known."""
         known = {p + 1: int(i) for p, i in zip(self.positions, self.next_ids) if i >= 0}
         known |= {p: int(i) for p, i in zip(self.positions, self.ids)}
-        out = np.zeros(self.top_ids.shape[:2], bool)
-        for column, position in enumerate(self.positions):
-            ahead = [known[p] for p in range(position + 1, position + 1 + n) if p in known]
-            out[:, column] = np.isin(self.top_ids[:, column, 0], ahead)
+        out = np.zeros(self.top_ids.shape[:2], np.int32)
+        later, place = sorted(known, reverse=True), 0
+        soonest: dict[int, int] = {}  # of each token, the next position that has it
+        for column, position in sorted(enumerate(self.positions), key=lambda each: -each[1]):
+            while place < len(later) and later[place] > position:
+                soonest[known[later[place]]] = later[place]
+                place += 1
+            tops = self.top_ids[:, column, 0].tolist()
+            out[:, column] = [soonest.get(top, position) - position for top in tops]
         return out
 
     def _settled_rows(self) -> NDArray[np.intp]:

@@ -26,6 +26,8 @@ def table(readings: Iterable[Reading] | Reading) -> pandas.DataFrame:
                                                   (embed < 0 < 1 < … < 10), so that it sorts as numbers
     role, section                                 of chats: whose words, and of which kind
     top, prob, entropy, kl                        the top token and its probability; nats
+    agree, ahead                                  whether the top token is already the model's own;
+                                                  how many positions on it occurs (missing: nowhere)
     next, next_prob, next_rank                    the token that follows, missing at the end
     answer, answer_prob, answer_rank              the model's own top token of that position
     track_1, track_1_prob, track_1_rank, …        tokens tracked, in the order they were asked for: with
@@ -75,6 +77,9 @@ def _columns(reading: Reading) -> dict[str, Any]:
         "top": words(reading.top_ids[:, :, 0]),
         "prob": np.exp(reading.top_logprobs[:, :, 0]).reshape(-1),
     }
+    out["agree"] = (reading.top_ids[:, :, 0] == reading.top_ids[-1, :, 0]).reshape(-1)
+    ahead = reading._ahead().reshape(-1)
+    out["ahead"] = np.where(ahead > 0, ahead, np.nan)
     for statistic in statistics.stored():
         if statistic.axes == "LT" and not statistic.name.startswith("next_"):
             out[statistic.name] = getattr(reading, statistic.name).reshape(-1)

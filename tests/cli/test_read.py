@@ -204,6 +204,7 @@ def test_figures_over_layers(cli, tmp_path):
     for plot, names in (
         ("curves", ["x.svg"]),
         ("settled", ["x.svg"]),
+        ("exits", ["x.svg"]),
         ("trajectories", ["x.logit.svg", "x.tuned.svg"]),
     ):
         folder = tmp_path / plot

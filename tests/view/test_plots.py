@@ -65,6 +65,17 @@ def test_shares_of_settled_positions_add_up_to_one(eiffel):
     assert ax.patches[-1].get_height() == np.mean(eiffel.settled() == 5)
 
 
+def test_exits_and_reading_ahead_are_shares_of_positions(eiffel):
+    tuned = eiffel.replace(meta={**eiffel.meta, "lens": {"name": "tuned"}})
+    ax = logitlens.curves([eiffel, tuned], "exits", threshold=0.3, ax=axes())
+    for line in ax.lines:
+        np.testing.assert_allclose(line.get_ydata(), eiffel.exits(0.3)[1:], rtol=1e-6)
+    assert ax.get_ylabel() == "could stop here, p ≥ 0.3"
+    ax = logitlens.curves(eiffel, "reads_ahead", ahead=2, ax=axes())
+    followed = eiffel.reads_ahead(2)[1:, eiffel.next_ids >= 0]
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), followed.mean(axis=1), rtol=1e-6)
+
+
 def test_a_figure_is_made_where_none_is_given_and_wrong_names_are_refused(eiffel):
     assert logitlens.curves([eiffel]).axes
     with pytest.raises(FormatError, match="cannot colour by"):

@@ -38,7 +38,7 @@ from logitlens.errors import FormatError, PromptError
 if TYPE_CHECKING:
     from logitlens import LensModel, Reading
 
-PLOTS = ("heatmap", "trajectories", "curves", "settled")
+PLOTS = ("heatmap", "trajectories", "curves", "settled", "exits", "reads_ahead")
 STREAMS = ("resid", "mid", "attn", "mlp", "head")
 KINDS = (*SUFFIXES, ".csv")
 
@@ -137,7 +137,8 @@ class Session:
 @click.option(
     "--plot", type=click.Choice(PLOTS), default="heatmap", show_default=True,
     help="What a .png, .svg or .pdf shows: the grid; tokens over layers; --color over layers, a line "
-    "for each lens; from which layer on positions have settled.",
+    "for each lens; from which layer on positions have settled; how many could stop at a layer (exits); "
+    "how many name a token that comes within four positions (reads_ahead).",
 )  # fmt: skip
 @click.option("--open", "open_browser", is_flag=True, help="Open a page in the browser.")
 @grid_options

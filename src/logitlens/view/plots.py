@@ -4,6 +4,7 @@
     reading.trajectories([" Paris", " Rome"], by="rank", ax=ax)
     logitlens.curves(readings, "kl")              mean over positions, a band over readings
     logitlens.curves(readings, "settled")         how many positions have settled at each layer
+    logitlens.curves(readings, "exits")           how many could stop there
 
 As in seaborn, a function draws into `ax` and returns it, or makes a Figure of its own. Colours, fonts
 and line widths are those of matplotlib's rcParams.
@@ -20,6 +21,7 @@ from logitlens import statistics
 from logitlens.errors import FormatError, PromptError
 from logitlens.reading import Reading
 from logitlens.select import EMBED, layer_number
+from logitlens.statistics import Statistic
 from logitlens.view import text as safe
 from logitlens.view.columns import stride_rows
 from logitlens.view.figure import shown_figure
@@ -32,6 +34,12 @@ if TYPE_CHECKING:
 
 By = Literal["prob", "rank"]
 _SETTLED = "settled"
+# Shares of positions, beside the colours of the views, and what their axis says.
+_SHARES = {
+    _SETTLED: "share settled from here on",
+    "exits": "could stop here, p ≥ {threshold:g}",
+    "reads_ahead": "names one of the next {ahead} tokens",
+}
 _Z = 1.96  # of a normal distribution: 95 %
 
 
@@ -86,6 +94,8 @@ def curves(
     readings: Iterable[Reading] | Reading,
     by: str = "kl",
     *,
+    threshold: float = 0.5,
+    ahead: int = 4,
     figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
 ) -> Figure | Axes:
@@ -93,8 +103,10 @@ def curves(
 
     by   a colour of the views ("kl", "entropy", "prob", "final", …): the mean over the positions of a
          reading (of ranks the geometric one), then over readings, with a 95 % interval of that mean
-         (± 1.96 standard errors); or "settled": the share of positions whose answer is settled from
-         each layer on
+         (± 1.96 standard errors); or a share of positions. "settled": whose answer is settled from
+         each layer on; "exits": where a layer already has it, with a probability of at least
+         `threshold` (`Reading.exits`); "reads_ahead": where a layer names a token that really occurs
+         within the next `ahead` positions (`Reading.reads_ahead`), of those that have a next one
 
     `embed`, which repeats the input, is left out. Raises FormatError and MissingExtra.
     """
@@ -105,7 +117,7 @@ def curves(
     labels = layers_of(readings, embed=by == _SETTLED)
     fig, (panel,) = _axes(ax, 1, figsize)
     for number, (name, group) in enumerate(groups.items()):
-        means_RL = np.array([_means(reading, by, labels) for reading in group])
+        means_RL = np.array([_means(r, by, labels, threshold, ahead) for r in group])
         with np.errstate(invalid="ignore"):
             mean = _nan_mean(means_RL)
             error = (
@@ -113,7 +125,7 @@ def curves(
                 if len(group) > 1
                 else None
             )
-        rank = by != _SETTLED and statistics.by_color(by).scale == "rank"
+        rank = by not in _SHARES and statistics.by_color(by).scale == "rank"
         low, high = (mean, mean) if error is None else (mean - error, mean + error)
         if rank:
             mean, low, high = 10**mean, 10**low, 10**high
@@ -129,22 +141,22 @@ def curves(
                 range(len(labels)), low, high, color=line.get_color(), alpha=0.2, linewidth=0
             )
     _over_layers(panel, labels)
-    if by == _SETTLED:
+    if by in _SHARES:
         panel.set_ylim(bottom=0)
-        panel.set_ylabel("share settled from here on")
+        panel.set_ylabel(_SHARES[by].format(threshold=threshold, ahead=ahead))
     else:
-        statistic = statistics.by_color(by)
-        unit = (
-            f" ({statistic.unit})"
-            if statistic.unit == "nats" and statistic.color in ("kl", "entropy")
-            else ""
-        )
-        panel.set_ylabel(statistic.label + unit)
-        if statistic.scale == "rank":
-            panel.set_yscale("log")
-            panel.invert_yaxis()
+        _measured(panel, statistics.by_color(by))
     panel.legend(frameon=False, fontsize="small")
     return panel if fig is None else fig
+
+
+def _measured(panel: Axes, statistic: Statistic) -> None:
+    """The axis of a statistic."""
+    nats = statistic.unit == "nats" and statistic.color in ("kl", "entropy")
+    panel.set_ylabel(statistic.label + (" (nats)" if nats else ""))
+    if statistic.scale == "rank":
+        panel.set_yscale("log")
+        panel.invert_yaxis()
 
 
 def layers_of(readings: Iterable[Reading], embed: bool = False) -> list[str]:
@@ -163,16 +175,23 @@ def _groups(readings: Sequence[Reading]) -> Mapping[str, list[Reading]]:
     return out
 
 
-def _means(reading: Reading, by: str, labels: Sequence[str]) -> np.ndarray:
+def _means(
+    reading: Reading, by: str, labels: Sequence[str], threshold: float, ahead: int
+) -> np.ndarray:
     """The mean over positions at each layer (of ranks, of their logarithm); nan for none."""
     if by == _SETTLED:
         since = [reading.layers[row] for row in reading._settled_rows()]
         return np.array([np.mean([s == label for s in since]) for label in labels])
-    statistic = statistics.by_color(by)
-    values = statistic.values(reading)
-    if statistic.scale == "rank":
-        values = np.log10(values)
-    known = dict(zip(reading.layers, _nan_mean(values.T)))
+    if by == "exits":
+        means = reading.exits(threshold)
+    elif by == "reads_ahead":
+        means = reading.reads_ahead(ahead)[:, reading.next_ids >= 0].astype(float)
+        means = _nan_mean(means.T)
+    else:
+        statistic = statistics.by_color(by)
+        values = statistic.values(reading)
+        means = _nan_mean((np.log10(values) if statistic.scale == "rank" else values).T)
+    known = dict(zip(reading.layers, means))
     return np.array([known.get(label, np.nan) for label in labels])
 
 
