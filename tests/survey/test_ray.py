@@ -20,24 +20,27 @@ pytestmark = [
 ITEMS = records(240)
 
 
-@pytest.fixture
-def cluster(monkeypatch):
+@pytest.fixture(scope="module")
+def cluster():
+    """A head and two nodes of one processor each."""
     ray = pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")  # of a busy machine
     from ray.cluster_utils import Cluster
 
-    # Actors as nice as the test itself: a busy machine would starve them.
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "_system_config": {"worker_niceness": 0}},
-    )
-    try:
-        cluster.nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        ray.init(address=cluster.address, log_to_driver=False)
-        yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_raylet_start_wait_time_s", "120")  # of a busy machine
+        # Actors as nice as the test itself: a busy machine would starve them.
+        settings = {"worker_niceness": 0, "prestart_worker_first_driver": False}
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": settings},
+        )
+        try:
+            cluster.nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+            ray.init(address=cluster.address, log_to_driver=False)
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
 
 
 def test_two_lost_nodes_change_no_byte(survey, cluster):

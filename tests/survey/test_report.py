@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -112,6 +113,12 @@ def test_a_report_is_written_as_text_and_as_a_page_that_needs_no_network(folder,
     assert "<script" not in page
     assert 'src="http' not in page
     assert "P(end)" in page
+    # Every point leads to a section of the page, and every prompt there to its reading.
+    links = set(re.findall(r'(?:xlink:)?href="#((?:point|reading)-[0-9-]+)"', page))
+    names = set(re.findall(r'<section class="behind" id="([^"]+)"', page))
+    assert links == names
+    assert any(name.startswith("point-1-") for name in names)
+    assert len([name for name in names if name.startswith("reading")]) == 2 * 12
     text = (tmp_path / "r.md").read_text(encoding="utf-8")
     assert "| even | 12 |" in text
     assert "Contrast: KL(final ‖ layer) (nats)" in text

@@ -22,6 +22,7 @@ from logitlens.model import batches
 from logitlens.model.assemble import depths_of, provenance, readable
 from logitlens.model.capture import Residuals, capture
 from logitlens.model.tokens import whole
+from logitlens.readout.engine import Engine, choose
 from logitlens.readout.read import statistics
 from logitlens.readout.stats import FinalRows
 from logitlens.scores import Scores
@@ -149,19 +150,26 @@ def read_rows(
     alone_beyond = batches.rescales_beyond(model.hf.config)
     if len(set(lengths)) > 1 and not model._pads_change_nothing:
         alone_beyond = 0  # only sequences of one length share a batch
+    layers = len(depths) if depths is not None else len(model.anatomy.blocks) + 1
+    engine = choose(model.tail.head, layers * sum(len(each.positions) for each in asked))
     for batch in batches.batches(lengths, token_budget, alone_beyond=alone_beyond):
         mine = [asked[i] for i in batch]
         with as_found(model.hf), torch.no_grad():
             captured = capture(
                 model, [a.ids for a in mine], depths=depths, check=[a.positions[-1] for a in mine]
             )
-            by_lens = [_read(model, mine, captured, lens, top) for lens in lenses]
+            by_lens = [_read(model, mine, captured, lens, top, engine) for lens in lenses]
         for i, *rows in zip(batch, *by_lens):
             yield i, rows
 
 
 def _read(
-    model: LensModel, asked: list[Asked], captured: list[Residuals], lens: Lens, top: int
+    model: LensModel,
+    asked: list[Asked],
+    captured: list[Residuals],
+    lens: Lens,
+    top: int,
+    engine: Engine,
 ) -> list[Rows]:
     """One batch by one lens."""
     depths = depths_of(captured[0].layers)
@@ -186,6 +194,7 @@ def _read(
         lens,
         k=top,
         targets_TM=targets_NM,
+        engine=engine,
         final=final,
     )
     check = _checked(model, captured, h_LND[-1], final, last_S, arrays)

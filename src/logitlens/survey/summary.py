@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 RANKS = (1, 5, 10)
 DRAWS = 1000
+SAMPLE = 12  # prompts kept behind the points of a page
 MEASURES = {  # name: (what it is, its unit or "")
     "logprob": ("log-probability of the answer", "nats"),
     "margin": ("right − wrong", "nats"),
@@ -63,12 +64,33 @@ class Histogram:
 
 
 @dataclass(frozen=True)
+class KeptPrompt:
+    """A prompt, and the numbers of its last position: a mapping for each layer."""
+
+    prompt: str
+    answer: str
+    rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A sample of the prompts of one survey, lens and group, `of` how many."""
+
+    survey: str
+    lens: str
+    group: str
+    of: int
+    prompts: list[KeptPrompt]
+
+
+@dataclass(frozen=True)
 class Summary:
     """What a report shows.
 
     curves      a measure for each lens and group          contrasts   paired differences of two groups
     settled     histograms of the settled layer            first       of the first layer with rank 1
     exits       of a corpus: what an early exit gives, over thresholds
+    kept        prompts behind the curves of each lens and group, for a page
     by          the condition that groups the prompts, or ""          unit   what is counted
     """
 
@@ -78,6 +100,7 @@ class Summary:
     settled: list[Histogram] = field(default_factory=list)
     first: list[Histogram] = field(default_factory=list)
     exits: list[Curve] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
     unit: str = "prompts"
     meta: dict[str, Any] = field(default_factory=dict)
 
@@ -124,6 +147,7 @@ def summarise(
             cubes = {group: _cube(rows) for group, rows in groups.items()}
             for group, cube in cubes.items():
                 key = (survey, lens, group)
+                found.kept.append(_kept(key, groups[group]))
                 for measure, values_NL in cube.values.items():
                     found.curves.append(
                         Curve(*key, measure, cube.layers, *interval(values_NL, cube.units, seed, draws),
@@ -139,6 +163,21 @@ def summarise(
             if contrast is not None:
                 found.contrasts.extend(_contrasts(survey, lens, cubes, contrast, seed, draws))
     return found
+
+
+def _kept(key: tuple[str, str, str], rows: pandas.DataFrame) -> Kept:
+    """Prompts evenly spaced over those of a group."""
+    every = rows["prompt_index"].unique()
+    some = every[np.linspace(0, len(every) - 1, min(SAMPLE, len(every))).astype(int)]
+    columns = ["layer", "top", "logprob", "rank", "margin", "kl", "entropy"]
+    prompts = []
+    for _, mine in rows[rows["prompt_index"].isin(some)].groupby("prompt_index"):
+        mine = mine.sort_values("block")
+        numbers = mine[columns].astype({"rank": "Int64"}).astype(object)
+        cells = numbers.where(numbers.notna(), None).to_dict("records")
+        first = mine.iloc[0]
+        prompts.append(KeptPrompt(str(first["prompt"]), str(first["answer"] or ""), cells))
+    return Kept(*key, len(every), prompts)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ It needs the numbers of `logitlens.survey.summary`, handed over as plain objects
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import math
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from logitlens.errors import MissingExtra
+from logitlens.view.behind import STYLE, sections, urls
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,6 +129,8 @@ def _lines(axes: Axes, curves: Sequence[Curve], summary: Summary) -> None:
         color = COLORS[i % len(COLORS)]
         axes.plot(x, curve.mean, color=color, marker=MARKS[i % len(MARKS)], ms=3, lw=1.3,
                   label=name_of(curve, summary))  # fmt: skip
+        if links := urls(curve, summary) if curve in summary.curves else []:
+            axes.scatter(x, curve.mean, s=60, alpha=0).set_urls(links)
         axes.fill_between(x, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
     if curves[0].measure in ZERO_TO_ONE and curves[0] not in summary.contrasts:
         axes.set_ylim(-0.03, 1.03)
@@ -213,12 +215,14 @@ def page(
     prompts: Sequence[dict[str, Any]] = (),
 ) -> str:
     """One HTML file that needs no network: the figure, the tables, and the prompts behind them."""
-    buffer = io.BytesIO()
+    buffer = io.StringIO()
     figure(summary, words).savefig(buffer, format="svg", metadata={"Date": None})
-    picture = base64.b64encode(buffer.getvalue()).decode()
+    picture = buffer.getvalue()
     parts = [
-        f"<h1>{html.escape(title)}</h1><p>{html.escape(' '.join(_about(summary)))}</p>",
-        f'<img alt="curves over layers" src="data:image/svg+xml;base64,{picture}">',
+        f'<h1 id="top">{html.escape(title)}</h1><p>{html.escape(" ".join(_about(summary)))}</p>',
+        picture[picture.index("<svg") :],  # inside the page, so that its points are links
+        *(["<p>A point opens some of its prompts.</p>"] if summary.kept else []),
+        *sections(summary),
     ]
     text = markdown(summary, words).splitlines()[4:]
     parts += _as_html(text)
@@ -259,7 +263,8 @@ def _as_html(lines: Sequence[str]) -> list[str]:
     return out
 
 
-_PAGE = """<!doctype html>
+_PAGE = (
+    """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy" content=
@@ -269,8 +274,13 @@ body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 84re
        color: #1b1b1b; background: #fff }}
 img {{ max-width: 100% }} table {{ border-collapse: collapse; font-size: 13px; margin: .5rem 0 }}
 details {{ overflow-x: auto }} summary {{ cursor: pointer; padding: .3rem 0 }}
+svg {{ max-width: 100%; height: auto }}
+"""
+    + STYLE
+    + """
 th, td {{ border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left; white-space: pre }}
 </style></head><body>
 {body}
 </body></html>
 """
+)

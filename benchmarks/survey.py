@@ -1,0 +1,278 @@
+"""Surveys: tokens per second and peak memory, beside what a survey cannot do without.
+
+    python benchmarks/survey.py                       # every case; rows are added to benchmarks/survey.jsonl
+    python benchmarks/survey.py --only corpus --shapes demo --tokens 20000
+
+One process per contender and repeat, interleaved. A row holds the wall and processor seconds (median),
+tokens or prompts per second, and the peak resident memory beyond the loaded model.
+
+corpus    windows of 256 tokens, every layer:
+    forward    the model's own forward passes and nothing else
+    product    these, and the product of every layer's normed residual with the unembedding
+    naive      these, and full logits per layer with log-softmax: loss, rank, entropy, KL, top token
+    survey     `logitlens survey run --corpus`
+    ray data   the naive statistics as a Ray Data pipeline that writes Parquet
+prompts   1,000 prompts of 20 tokens with four answers of one to three tokens:
+    loop       a pass for each answer, full logits per layer
+    survey     `logitlens survey run`
+jobs      a corpus by one and by two processes of one thread, loading included
+memory    a survey of 10,000 and of more tokens
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import logitlens
+from logitlens.survey.plan import Settings
+from logitlens.survey.run import run
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.readout import machine  # noqa: E402
+
+ROWS = Path(__file__).with_suffix(".jsonl")
+LENGTH, BATCH = 256, 8
+TOKENS = {"demo": 100_000, "gpt2": 8_192}
+CORPUS = ("forward", "product", "naive", "survey")
+
+
+def load(shape: str) -> logitlens.LensModel:
+    if shape == "demo":
+        return logitlens.load()
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    return logitlens.load(GPT2LMHeadModel(GPT2Config()).eval())
+
+
+def documents(model: logitlens.LensModel, tokens: int) -> Tensor:
+    """(documents, LENGTH) made-up ids."""
+    generator = np.random.default_rng(7)
+    return torch.from_numpy(generator.integers(0, model.vocab_size, (tokens // LENGTH, LENGTH)))
+
+
+def batches(model: logitlens.LensModel, ids_NT: Tensor) -> Any:
+    for ids_BT in ids_NT.split(BATCH):
+        with torch.inference_mode():
+            yield ids_BT, model.hf(ids_BT, output_hidden_states=True)
+
+
+def forward(model: logitlens.LensModel, ids_NT: Tensor) -> None:
+    for ids_BT in ids_NT.split(BATCH):
+        with torch.inference_mode():
+            model.hf(ids_BT)
+
+
+def product(model: logitlens.LensModel, ids_NT: Tensor) -> None:
+    norm, head = model.hf.transformer.ln_f, model.hf.lm_head
+    for _, out in batches(model, ids_NT):
+        with torch.inference_mode():
+            for h_BTD in out.hidden_states[:-1]:
+                for h_tD in h_BTD.flatten(0, 1).split(512):
+                    head(norm(h_tD))
+
+
+def naive(model: logitlens.LensModel, ids_NT: Tensor) -> None:
+    for ids_BT, out in batches(model, ids_NT):
+        with torch.inference_mode():
+            naive_statistics(model.hf, ids_BT, out)
+
+
+def naive_statistics(hf: Any, ids_BT: Tensor, out: Any) -> dict[str, np.ndarray]:
+    norm, head = hf.transformer.ln_f, hf.lm_head
+    final_BTV = out.logits.log_softmax(-1)
+    next_BT1 = ids_BT[:, 1:, None]
+    found: dict[str, list[Tensor]] = {}
+    for n, h_BTD in enumerate(out.hidden_states):
+        last = n == len(out.hidden_states) - 1
+        log_BTV = (out.logits if last else head(norm(h_BTD))).log_softmax(-1)
+        own_BT1 = log_BTV[:, :-1].gather(-1, next_BT1)
+        for name, value in {
+            "loss": -own_BT1[..., 0],
+            "rank": 1 + (log_BTV[:, :-1] > own_BT1).sum(-1),
+            "entropy": -(log_BTV.exp() * log_BTV).sum(-1),
+            "kl": (final_BTV.exp() * (final_BTV - log_BTV)).sum(-1),
+            "top": log_BTV.argmax(-1),
+        }.items():
+            found.setdefault(name, []).append(value.mean((-1,), dtype=torch.float32))
+    return {name: torch.stack(values, 1).numpy() for name, values in found.items()}
+
+
+def survey(model: logitlens.LensModel, ids_NT: Tensor, jobs: int = 1) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ids.jsonl"
+        path.write_text("".join(json.dumps({"ids": row}) + "\n" for row in ids_NT.tolist()))
+        settings = Settings(
+            token_budget=BATCH * LENGTH, shard_size=max(10_000, ids_NT.numel() // 8), length=LENGTH,
+            threads=1 if jobs > 1 else torch.get_num_threads(),
+        )  # fmt: skip
+        found = run(path, Path(folder) / "survey", model, source="demo", loading={}, settings=settings,
+                    jobs=jobs)  # fmt: skip
+        assert found.done
+
+
+def ray_data(model: logitlens.LensModel, ids_NT: Tensor) -> None:
+    import ray.data
+
+    class Naive:
+        def __init__(self) -> None:
+            self.hf = load("demo").hf
+
+        def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            ids_BT = torch.from_numpy(np.stack(batch["data"]))
+            with torch.inference_mode():
+                out = self.hf(ids_BT, output_hidden_states=True)
+                return naive_statistics(self.hf, ids_BT, out)
+
+    with tempfile.TemporaryDirectory() as folder:
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False,
+                 runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}})  # fmt: skip
+        data = ray.data.from_numpy(ids_NT.numpy())
+        data.map_batches(Naive, batch_size=BATCH, concurrency=1, num_cpus=1).write_parquet(folder)
+        ray.shutdown()
+
+
+def prompts(model: logitlens.LensModel, count: int) -> list[dict[str, Any]]:
+    """Prompts of 20 tokens of held-out prose, and four answers."""
+    text = (ROOT / "recipes/demo_model/heldout_prose.jsonl").read_text().splitlines()
+    ids = [i for line in text for i in model.tokens.encode(json.loads(line)["text"])]
+    answers = [" the", " of the", " a house", " Paris is"]
+    return [
+        {"prompt": ids[20 * n : 20 * n + 20], "answer": answers[n % 4],
+         "wrong": [a for a in answers if a != answers[n % 4]]}
+        for n in range(count)
+    ]  # fmt: skip
+
+
+def loop(model: logitlens.LensModel, items: list[dict[str, Any]]) -> None:
+    """What one would write in an afternoon."""
+    norm, head = model.hf.transformer.ln_f, model.hf.lm_head
+    for item in items:
+        for text in [item["answer"], *item["wrong"]]:
+            answer = model.tokens.plain(text)
+            ids_1T = torch.tensor([[*item["prompt"], *answer]])
+            with torch.inference_mode():
+                out = model.hf(ids_1T, output_hidden_states=True)
+                final_TV = out.logits[0].log_softmax(-1)
+                for h_1TD in (*out.hidden_states[:-1], None):
+                    log_TV = final_TV if h_1TD is None else head(norm(h_1TD))[0].log_softmax(-1)
+                    n = len(item["prompt"])
+                    log_TV[range(n - 1, n - 1 + len(answer)), answer].sum().item()
+                    row_V = log_TV[n - 1]
+                    (row_V > row_V[answer[0]]).sum().item()
+                    (-(row_V.exp() * row_V).sum()).item()
+                    (final_TV[n - 1].exp() * (final_TV[n - 1] - row_V)).sum().item()
+
+
+def survey_prompts(model: logitlens.LensModel, items: list[dict[str, Any]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "prompts.jsonl"
+        path.write_text("".join(json.dumps(item) + "\n" for item in items))
+        settings = Settings(threads=torch.get_num_threads(), token_budget=4096, shard_size=256)
+        assert run(
+            path, Path(folder) / "s", model, source="demo", loading={}, settings=settings
+        ).done
+
+
+DO: dict[str, Callable[..., None]] = {
+    "forward": forward, "product": product, "naive": naive, "survey": survey, "ray data": ray_data,
+    "loop": loop, "survey of prompts": survey_prompts,
+}  # fmt: skip
+
+
+def once(name: str, shape: str, count: int, jobs: int) -> None:
+    """In a process of its own: do it and print what it took."""
+    model = load(shape)
+    work: Any
+    if name in ("loop", "survey of prompts"):
+        work = prompts(model, count)
+        DO[name](model, work[:8])
+    else:
+        work = documents(model, count)
+        forward(model, work[:BATCH])
+    options = {"jobs": jobs} if jobs else {}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    wall, cpu = time.perf_counter(), _cpu()
+    DO[name](model, work, **options)
+    took, used = time.perf_counter() - wall, _cpu() - cpu
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(json.dumps({"seconds": took, "cpu": used, "peak_mb": peak}))
+
+
+def _cpu() -> float:
+    return sum(
+        sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+
+
+def cases(options: argparse.Namespace) -> list[tuple[str, str, str, int, int]]:
+    """(part, contender, shape, tokens or prompts, jobs)"""
+    out = []
+    if "corpus" in options.only:
+        for shape in options.shapes:
+            tokens = options.tokens or TOKENS[shape]
+            out += [("corpus", name, shape, tokens, 0) for name in CORPUS]
+    if "ray" in options.only:
+        out.append(("corpus", "ray data", "demo", options.tokens or TOKENS["demo"], 0))
+    if "prompts" in options.only:
+        out += [("prompts", name, "demo", 1000, 0) for name in ("loop", "survey of prompts")]
+    if "jobs" in options.only:
+        out += [("jobs", "survey", "demo", options.tokens or 200_000, jobs) for jobs in (1, 2)]
+    if "memory" in options.only:
+        out += [("memory", "survey", "demo", n, 0) for n in (10_000, options.tokens or 1_000_000)]
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=["corpus", "ray", "prompts", "jobs", "memory"])
+    parser.add_argument("--shapes", nargs="*", default=list(TOKENS))
+    parser.add_argument("--tokens", type=int)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--once", nargs=4)
+    options = parser.parse_args()
+    if options.once:
+        name, shape, count, jobs = options.once
+        once(name, shape, int(count), int(jobs))
+        return
+    wanted = cases(options)
+    said: dict[Any, list[dict[str, float]]] = {case: [] for case in wanted}
+    for _ in range(options.repeat):
+        for case in wanted:
+            words = [str(word) for word in case[1:]]
+            done = subprocess.run([sys.executable, __file__, "--once", *words], capture_output=True,
+                                  text=True, check=True)  # fmt: skip
+            said[case].append(json.loads(done.stdout.splitlines()[-1]))
+            print(case, said[case][-1], file=sys.stderr)
+    with ROWS.open("a") as file:
+        for (part, name, shape, count, jobs), each in said.items():
+            seconds = statistics.median(e["seconds"] for e in each)
+            row = {
+                "benchmark": f"survey {part}", "contender": name, "shape": shape, "count": count,
+                **({"jobs": jobs} if jobs else {}), "repeats": len(each), "p50": round(seconds, 3),
+                "cpu_p50": round(statistics.median(e["cpu"] for e in each), 3),
+                "per_second": round(count / seconds, 1),
+                "peak_mb": round(max(e["peak_mb"] for e in each), 1), "load": round(os.getloadavg()[0], 1),
+            }  # fmt: skip
+            file.write(json.dumps(machine.facts() | row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Behind a report's curves: each point opens a sample of its prompts, and each of these its reading.
+
+Links within one page and no script: `:target` shows the section whose name is in the address.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from logitlens.survey.summary import Curve, Kept, Summary
+
+COLUMNS = ("top", "logprob", "rank", "margin", "kl", "entropy")
+STYLE = """.behind {{ display: none; border: 1px solid #bbb; padding: .5rem 1rem; margin: 1rem 0 }}
+.behind:target {{ display: block }} svg a:hover path, svg a:hover use {{ opacity: .5 }}"""
+
+
+def urls(curve: Curve, summary: Summary) -> list[str]:
+    """Where the points of a curve lead; empty where nothing was kept."""
+    for number, kept in enumerate(summary.kept):
+        if (kept.survey, kept.lens, kept.group) == (curve.survey, curve.lens, curve.group):
+            return [f"#point-{number}-{i}" for i in range(len(curve.layers))]
+    return []
+
+
+def sections(summary: Summary) -> list[str]:
+    """The HTML of all points and of all readings."""
+    out = []
+    for number, kept in enumerate(summary.kept):
+        layers = [row["layer"] for row in kept.prompts[0].rows]
+        for i, layer in enumerate(layers):
+            ordered = sorted(
+                enumerate(kept.prompts), key=lambda pair: -_number(pair[1].rows[i]["kl"])
+            )
+            rows = [
+                [f'<a href="#reading-{number}-{n}">{_text(each.prompt)}</a>', _text(each.answer)]
+                + _cells(each.rows[i])
+                for n, each in ordered
+            ]
+            said = f"{_title(kept)}layer {layer}: {len(rows)} of {kept.of:,} prompts, by KL"
+            out.append(_section(f"point-{number}-{i}", said, ["prompt", "answer", *COLUMNS], rows))
+        for n, each in enumerate(kept.prompts):
+            rows = [[_text(row["layer"]), *_cells(row)] for row in each.rows]
+            said = f"{_title(kept)}{each.prompt}" + (f" → {each.answer}" if each.answer else "")
+            out.append(_section(f"reading-{number}-{n}", said, ["layer", *COLUMNS], rows))
+    return out
+
+
+def _title(kept: Kept) -> str:
+    return " · ".join(filter(None, [kept.survey, kept.lens, kept.group])) + " · "
+
+
+def _section(name: str, said: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{_text(each)}</th>" for each in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return (
+        f'<section class="behind" id="{name}"><p>{_text(said)} · <a href="#top">close</a></p>'
+        f"<table><tr>{head}</tr>{body}</table></section>"
+    )
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [_text(row[name]) for name in COLUMNS]
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, float) and not math.isnan(value) else -1.0
+
+
+def _text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return html.escape(f"{value:.3g}" if isinstance(value, float) else str(value))
