@@ -155,7 +155,7 @@ def prompts(model: logitlens.LensModel, count: int) -> list[dict[str, Any]]:
     ids = [i for line in text for i in model.tokens.encode(json.loads(line)["text"])]
     answers = [" the", " of the", " a house", " Paris is"]
     return [
-        {"prompt": ids[20 * n : 20 * n + 20], "answer": answers[n % 4],
+        {"prompt": ids[7 * n : 7 * n + 20], "answer": answers[n % 4],
          "wrong": [a for a in answers if a != answers[n % 4]]}
         for n in range(count)
     ]  # fmt: skip
@@ -228,7 +228,7 @@ def cases(options: argparse.Namespace) -> list[tuple[str, str, str, int, int]]:
     if "corpus" in options.only:
         for shape in options.shapes:
             tokens = options.tokens or TOKENS[shape]
-            out += [("corpus", name, shape, tokens, 0) for name in CORPUS]
+            out += [("corpus", name, shape, tokens, 0) for name in options.contenders]
     if "ray" in options.only:
         out.append(("corpus", "ray data", "demo", options.tokens or TOKENS["demo"], 0))
     if "prompts" in options.only:
@@ -245,6 +245,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["corpus", "ray", "prompts", "jobs", "memory"])
     parser.add_argument("--shapes", nargs="*", default=list(TOKENS))
     parser.add_argument("--tokens", type=int)
+    parser.add_argument("--contenders", nargs="*", default=CORPUS, choices=CORPUS)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--once", nargs=4)
     options = parser.parse_args()

@@ -279,3 +279,21 @@ def test_the_command_line_says_how_far_it_is_and_gives_3_for_failed_shards(surve
     assert "1 of 2 shards" in ended.stderr
     ended = CliRunner().invoke(main, ["survey", "status", str(survey.folder)])
     assert ended.exit_code == 4
+
+
+def test_chats_are_read_as_the_model_reads_them(survey):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }} is in {% endfor %}"
+        "{% if add_generation_prompt %}the{% endif %}"
+    )
+    chatting = logitlens.load(tiny_gpt2(), tokenizer=tokenizer)
+    messages = [{"role": "user", "content": "The tower"}]
+    found = survey.run([{"messages": messages, "answer": " city"}], model=chatting)
+    assert found.done
+    frame = pq.read_table(survey.folder / "a" / "survey.parquet").to_pandas()
+    reading = chatting.read(messages)
+    assert frame.top_id.tolist() == reading.top_ids[:, -1, 0].tolist()
+    assert json.loads(frame.prompt[0]) == messages
+    with pytest.raises(FormatError, match="with a prompt, or with messages"):
+        survey.run([{"messages": messages, "prompt": "Paris"}], name="both", folder="b")

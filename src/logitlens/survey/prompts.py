@@ -4,8 +4,9 @@
      "sets": {"English": [" the", " a"]}, "id": "france", "language": "en"}
 
 One object on each line of a .jsonl file, or the columns of a .csv or .parquet file, any of them
-gzipped but the last. `prompt` is text, token ids or chat messages; `answer` and `wrong` are one text
-or several, of any number of tokens (in CSV, several as a JSON list); all other columns are conditions.
+gzipped but the last. `prompt` is text or token ids (`messages`, in its place, a chat); `answer` and
+`wrong` are one text or several, of any number of tokens (in CSV, several as a JSON list); all other
+columns are conditions.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from logitlens import storage
 from logitlens.errors import FormatError, MissingExtra, ModelNotAvailable, PromptError
 from logitlens.schema import parse_json
 
-FIELDS = ("prompt", "answer", "wrong", "sets", "id")
+FIELDS = ("prompt", "messages", "answer", "wrong", "sets", "id")
 LINE = 1 << 22  # bytes of one line
 
 
@@ -142,8 +143,9 @@ def _csv_rows(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
                     FormatError(f"{where} has another number of fields than the first line"),
                 )
                 continue
-            record: dict[str, Any] = {k: v for k, v in row.items() if v != "" or k == "prompt"}
-            for name in ("answer", "wrong", "sets"):
+            keep = "" if "messages" in row else "prompt"  # an empty one is an error
+            record: dict[str, Any] = {k: v for k, v in row.items() if v != "" or k == keep}
+            for name in ("answer", "wrong", "sets", "messages"):
                 if record.get(name, "")[:1] in ("[", "{") and record[name][-1:] in ("]", "}"):
                     try:
                         record[name] = json.loads(record[name])
@@ -170,9 +172,11 @@ def _parquet(file: Path, data: bytes) -> list[dict[str, Any]]:
 def _item(record: Any, where: str, index: int, reserved: frozenset[str]) -> Item:
     if isinstance(record, FormatError):
         raise record
-    if not isinstance(record, Mapping) or "prompt" not in record:
-        raise FormatError(f"{where}: expected an object with a prompt, got {str(record)[:60]!r}")
-    prompt = record["prompt"]
+    if not isinstance(record, Mapping) or ("prompt" in record) == ("messages" in record):
+        raise FormatError(
+            f"{where}: expected an object with a prompt, or with messages; got {str(record)[:60]!r}"
+        )
+    prompt = record["messages"] if "messages" in record else record["prompt"]
     if not isinstance(prompt, (str, list)):
         raise FormatError(
             f"{where}: the prompt is {type(prompt).__name__}; expected text, ids or messages"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from logitlens.errors import FormatError
+from logitlens.errors import FormatError, SurveyError
 from logitlens.model.lens_model import LensModel
 from logitlens.model.request import depths_for
 from logitlens.survey import plan as planning
@@ -112,11 +113,14 @@ def run(
     left = [shard for shard in mine if files.committed(shard) is None]
     if share is None:
         files.sweep()
+    failed: dict[int, str] = {}
     if left:
         try:
             for record in _records(files, model, left, jobs, engine):
                 if "error" in record:
-                    files.fail(record["shard"], record["error"])
+                    failed[record["shard"]] = record["error"]
+                    with contextlib.suppress(OSError):  # the disk may be full
+                        files.fail(record["shard"], record["error"])
                 if report is not None:
                     report(plan, record)
         finally:
@@ -124,9 +128,17 @@ def run(
                 files.sweep()
     found = status(folder)
     if found.done and not found.merged:
-        merge(folder)
+        try:
+            merge(folder)
+        except OSError as error:
+            raise SurveyError(
+                f"every shard is committed, but {error}: make room, then run `logitlens survey merge`"
+            ) from error
         found = status(folder)
-    return found
+    done = {record["shard"] for record in found.records}
+    return replace(
+        found, failed={k: v for k, v in (failed | found.failed).items() if k not in done}
+    )
 
 
 def _given(
