@@ -49,7 +49,8 @@ def summarise(frames: dict[str, pandas.DataFrame]) -> Summary:
         meta={"about": "Means over tokens with 95 % intervals: ± 1.96 standard errors over documents."},
     )  # fmt: skip
     for survey, frame in frames.items():
-        for (lens, band), rows in frame.groupby(["lens", "band"], sort=False):
+        for lens, band in dict.fromkeys(zip(frame["lens"].tolist(), frame["band"].tolist())):
+            rows = frame.loc[(frame["lens"] == lens) & (frame["band"] == band)]
             group = "all positions" if band == "all" else f"position {band}"
             key, layers = (survey, str(lens), group), rows["layer"].tolist()
             n, nothing = int(rows["tokens"].iloc[-1]), np.full(len(rows), np.nan)

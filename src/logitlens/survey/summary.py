@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 RANKS = (1, 5, 10)
 DRAWS = 1000
+SHOWN = ("layer", "top", "logprob", "rank", "margin", "kl", "entropy")
 SAMPLE = 12  # prompts kept behind the points of a page
 MEASURES = {  # name: (what it is, its unit or "")
     "logprob": ("log-probability of the answer", "nats"),
@@ -167,16 +168,15 @@ def summarise(
 
 def _kept(key: tuple[str, str, str], rows: pandas.DataFrame) -> Kept:
     """Prompts evenly spaced over those of a group."""
-    every = rows["prompt_index"].unique()
+    every = np.unique(rows["prompt_index"].to_numpy())
     some = every[np.linspace(0, len(every) - 1, min(SAMPLE, len(every))).astype(int)]
-    columns = ["layer", "top", "logprob", "rank", "margin", "kl", "entropy"]
     prompts = []
-    for _, mine in rows[rows["prompt_index"].isin(some)].groupby("prompt_index"):
-        mine = mine.sort_values("block")
-        numbers = mine[columns].astype({"rank": "Int64"}).astype(object)
-        cells = numbers.where(numbers.notna(), None).to_dict("records")
-        first = mine.iloc[0]
-        prompts.append(KeptPrompt(str(first["prompt"]), str(first["answer"] or ""), cells))
+    for index in some.tolist():
+        mine = rows.loc[rows["prompt_index"] == index].sort_values(["block"])
+        columns = {name: mine[name].tolist() for name in SHOWN}
+        cells = [dict(zip(columns, values)) for values in zip(*columns.values())]
+        answer = mine["answer"].tolist()[0]
+        prompts.append(KeptPrompt(str(mine["prompt"].tolist()[0]), str(answer or ""), cells))
     return Kept(*key, len(every), prompts)
 
 

@@ -73,4 +73,6 @@ def _number(value: Any) -> float:
 def _text(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return html.escape(f"{value:.3g}" if isinstance(value, float) else str(value))
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() else f"{value:.3g}"
+    return html.escape(str(value))
