@@ -32,6 +32,30 @@ def test_a_vector_is_read_as_a_row_of_the_stream(model, monkeypatch):
     np.testing.assert_array_equal(model.read_vectors(ROWS, top=4).top_ids, whole.top_ids)
 
 
+def test_many_vectors_are_read_a_few_at_a_time(model, tmp_path, monkeypatch):
+    """A million as well: only the rows being read are in memory, beside the table itself."""
+    rows = np.lib.format.open_memmap(tmp_path / "rows.npy", "w+", np.float16, (3000, 32))
+    rows[:] = np.tile(ROWS, (429, 1))[:3000]
+    taken = []
+
+    class Watched:
+        shape = rows.shape
+
+        def __getitem__(self, where):
+            taken.append(where)
+            return rows[where]
+
+    monkeypatch.setattr(vectors, "BYTES", 100 * 4 * model.vocab_size)
+    table = model.read_vectors(Watched(), top=3)
+    assert len(taken) == 30
+    assert max(s.stop - s.start for s in taken) == 100
+    np.testing.assert_array_equal(table.top_ids[:7], table.top_ids[2800:2807])
+    kept = sum(
+        getattr(table, name).nbytes for name in ("top_ids", "top_logits", "low_ids", "low_logits")
+    )
+    assert kept == 3000 * 2 * 3 * 8
+
+
 def test_without_the_norm_it_is_the_head_alone(model):
     table = model.read_vectors(torch.from_numpy(ROWS), norm=False, both_signs=False, top=1)
     weight = model.hf.lm_head.weight.detach()

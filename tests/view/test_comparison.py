@@ -46,6 +46,13 @@ def test_words_say_what_changed_and_count_cells(pair):
     assert not again.difference().any()
 
 
+def test_what_was_edited_is_said(pair):
+    a, b = pair
+    assert "edited" not in str(logitlens.compare(a, b))
+    b.meta["edits"] = [{"text": "swapped 'a' and 'b' in layer 6"}]
+    assert logitlens.compare(a, b).changes()[-1] == "B was edited: swapped 'a' and 'b' in layer 6"
+
+
 def test_the_text_has_a_row_for_each_layer_and_changed_words_have_an_arrow(pair):
     text = str(logitlens.compare(*pair, color="kl", width=120))
     rows = [line for line in text.splitlines() if re.match(r" *(embed|\d+) ", line)]

@@ -42,8 +42,9 @@ def read_vectors(
     found = resolve(lens, model)
     depth = _depth(model, layer, found)
     signs = (1, -1) if both_signs else (1,)
-    ids = np.empty((2, N, k), np.int32)
-    logits = np.empty((2, N, k), np.float32)
+    ids = np.empty((len(signs), N, k), np.int32)
+    logits = np.empty((len(signs), N, k), np.float32)
+    occurs_V = np.zeros(model.vocab_size, np.bool_)
     device = next(model.hf.parameters()).device
     size = max(1, BYTES // (4 * model.vocab_size))
     for start in range(0, N, size):
@@ -57,15 +58,14 @@ def read_vectors(
             best.update(z_NV, block_maxima(z_NV))
             rows = slice(start, start + len(h_ND))
             ids[side, rows] = best.ids_NK.cpu().numpy()
+            occurs_V[ids[side, rows]] = True
             logits[side, rows] = best.values_NK.cpu().numpy()
-    low = ids[1] if both_signs else ids[1, :, :0]
-    tokens = {int(i) for i in np.unique(np.concatenate([ids[0].ravel(), low.ravel()]))}
     return VectorTable(
         top_ids=ids[0],
         top_logits=logits[0],
-        low_ids=low,
-        low_logits=logits[1] if both_signs else logits[1, :, :0],
-        vocab={i: model.tokens.piece(i) for i in sorted(tokens)},
+        low_ids=ids[1] if both_signs else ids[0, :, :0],
+        low_logits=logits[1] if both_signs else logits[0, :, :0],
+        vocab={i: model.tokens.piece(i) for i in np.flatnonzero(occurs_V).tolist()},
         meta={
             "model": display_name(model.name),
             "lens": found.describe(),

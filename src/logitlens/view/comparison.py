@@ -140,6 +140,11 @@ class Comparison:
                 "-", "−"
             )
         )
+        for letter, reading in zip(self.letters, (a, b)):
+            edits = [e for e in reading.meta.get("edits") or () if isinstance(e, dict)]
+            if edits:
+                said = "; ".join(safe.visible(str(e.get("text"))) for e in edits)
+                out.append(f"{letter} was edited: {said}")
         return out
 
     # -- seeing -------------------------------------------------------------------------------
