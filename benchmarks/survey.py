@@ -11,12 +11,9 @@ corpus    windows of 256 tokens, every layer:
     product    these, and the product of every layer's normed residual with the unembedding
     naive      these, and full logits per layer with log-softmax: loss, rank, entropy, KL, top token
     survey     `logitlens survey run --corpus`
-    ray data   the naive statistics as a Ray Data pipeline that writes Parquet
 prompts   1,000 prompts of 20 tokens with four answers of one to three tokens:
     loop       a pass for each answer, full logits per layer
     survey     `logitlens survey run`
-jobs      a corpus by one and by two processes of one thread, loading included
-memory    a survey of 10,000 and of more tokens
 """
 
 from __future__ import annotations
@@ -128,27 +125,6 @@ def survey(model: logitlens.LensModel, ids_NT: Tensor, jobs: int = 1) -> None:
         assert found.done
 
 
-def ray_data(model: logitlens.LensModel, ids_NT: Tensor) -> None:
-    import ray.data
-
-    class Naive:
-        def __init__(self) -> None:
-            self.hf = load("demo").hf
-
-        def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            ids_BT = torch.from_numpy(np.stack(batch["data"]))
-            with torch.inference_mode():
-                out = self.hf(ids_BT, output_hidden_states=True)
-                return naive_statistics(self.hf, ids_BT, out)
-
-    with tempfile.TemporaryDirectory() as folder:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False,
-                 runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}})  # fmt: skip
-        data = ray.data.from_numpy(ids_NT.numpy())
-        data.map_batches(Naive, batch_size=BATCH, concurrency=1, num_cpus=1).write_parquet(folder)
-        ray.shutdown()
-
-
 def prompts(model: logitlens.LensModel, count: int) -> list[dict[str, Any]]:
     """Prompts of 20 tokens of held-out prose, and four answers."""
     text = (ROOT / "recipes/demo_model/heldout_prose.jsonl").read_text().splitlines()
@@ -192,7 +168,7 @@ def survey_prompts(model: logitlens.LensModel, items: list[dict[str, Any]]) -> N
 
 
 DO: dict[str, Callable[..., None]] = {
-    "forward": forward, "product": product, "naive": naive, "survey": survey, "ray data": ray_data,
+    "forward": forward, "product": product, "naive": naive, "survey": survey,
     "loop": loop, "survey of prompts": survey_prompts,
 }  # fmt: skip
 
@@ -229,20 +205,14 @@ def cases(options: argparse.Namespace) -> list[tuple[str, str, str, int, int]]:
         for shape in options.shapes:
             tokens = options.tokens or TOKENS[shape]
             out += [("corpus", name, shape, tokens, 0) for name in options.contenders]
-    if "ray" in options.only:
-        out.append(("corpus", "ray data", "demo", options.tokens or TOKENS["demo"], 0))
     if "prompts" in options.only:
         out += [("prompts", name, "demo", 1000, 0) for name in ("loop", "survey of prompts")]
-    if "jobs" in options.only:
-        out += [("jobs", "survey", "demo", options.tokens or 200_000, jobs) for jobs in (1, 2)]
-    if "memory" in options.only:
-        out += [("memory", "survey", "demo", n, 0) for n in (10_000, options.tokens or 1_000_000)]
     return out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=["corpus", "ray", "prompts", "jobs", "memory"])
+    parser.add_argument("--only", nargs="*", default=["corpus", "prompts"])
     parser.add_argument("--shapes", nargs="*", default=list(TOKENS))
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--contenders", nargs="*", default=CORPUS, choices=CORPUS)
