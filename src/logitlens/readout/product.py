@@ -16,7 +16,7 @@ from torch import Tensor
 
 WIDE = 2 << 20  # numbers of the weights copied to float32 in one step (8 MB)
 LINE = 64  # floats; rows of a tile are a multiple of this apart
-FEW = 64  # rows up to which oneDNN's product is the faster one on processors with AVX2
+FEW = 256  # rows up to which oneDNN's product is the faster one on processors with AVX2
 
 
 class Product:
