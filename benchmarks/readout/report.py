@@ -27,8 +27,12 @@ def write(rows_path: Path, root: Path) -> None:
     if not classes:
         raise SystemExit(f"{rows_path.name} has no rows of today's form: make bench measures them")
     fullest = max(classes.values(), key=len)
-    short = [block for kind, rows in classes.items() for block in _short(kind, rows)]
-    _fill(root / "docs" / "performance.md", [*short, bars(fullest)])
+    short = [
+        block
+        for kind, rows in classes.items()
+        for block in (*_short(kind, rows), bars(rows) if rows is fullest else "")
+    ]
+    _fill(root / "docs" / "performance.md", short)
     makers = (who, reading, single, start, kernels, memory, long, origin)
     full = [
         block
