@@ -15,6 +15,7 @@ import logitlens
 from logitlens import FormatError, SurveyError
 from logitlens.survey import bands, sketch
 from logitlens.survey.documents import Windows
+from logitlens.survey.find import find
 from logitlens.survey.plan import Settings
 from logitlens.survey.run import run
 from tests.models import tiny_gpt2, tiny_tokenizer
@@ -238,3 +239,5 @@ def test_a_report_of_a_corpus_shows_curves_exits_and_agreement_by_band(corpus, t
     assert "| tokens |" in text
     with pytest.raises(FormatError, match="grouped by position"):
         report([folder], tmp_path / "b.md", by="language")
+    with pytest.raises(FormatError, match=r"cells/\*\.parquet"):
+        find(folder)

@@ -29,6 +29,11 @@ def find(
     except ImportError:
         raise MissingExtra("duckdb", "survey", "logitlens survey find") from None
     plan, files = planning.load(folder), Folder(folder)
+    if plan.is_corpus:
+        raise FormatError(
+            f"{folder} is a survey of a corpus, which keeps no prompts to find: with --keep cells, query "
+            f"{str(folder).rstrip('/')}/cells/*.parquet"
+        )
     shards = [s for s in range(len(plan.shards)) if files.committed(s)]
     if not shards:
         raise PromptError(f"nothing is committed in {folder} yet: run the survey first")
