@@ -1,0 +1,92 @@
+"""Speed of reading while a model writes, beside plain generate and beside reading it all for every token.
+
+    python benchmarks/generation.py          # two minutes on two cores; appends a row to generation.jsonl
+
+Greedy, 64 new tokens after 32, GPT-2's shape in float32 with random weights: all layers, top 10, five
+candidates. Repeats are interleaved. The floor is plain generate plus one pass over the unembedding for
+each token. Beside them: how long after its token the first column of the bundled model is there.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import logitlens  # noqa: E402
+from benchmarks.readout.machine import facts  # noqa: E402
+
+PROMPT, NEW, ROUNDS = 32, 64, 5
+CELL = {"top": 10, "candidates": 5}
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    hf = GPT2LMHeadModel(GPT2Config()).eval()
+    model = logitlens.load(hf)
+    ids = torch.randint(0, hf.config.vocab_size, (1, PROMPT)).tolist()[0]
+    settings = GenerationConfig(max_new_tokens=NEW, min_new_tokens=NEW, pad_token_id=0)
+
+    def plain() -> None:
+        ids_1T = torch.tensor([ids])
+        hf.generate(ids_1T, attention_mask=torch.ones_like(ids_1T), generation_config=settings)
+
+    def watched() -> None:
+        model.generate(ids, generation_config=settings, **CELL)
+
+    def read_again() -> None:
+        text = list(ids)
+        for _ in range(NEW):
+            text.append(int(model.read(text, positions=-1, **CELL).top_ids[-1, -1, 0]))
+
+    for run in (plain, watched):  # the first of each compiles and measures
+        run()
+    seconds: dict[str, list[float]] = {"generate": [], "logitlens": [], "a read for each token": []}
+    for n in range(ROUNDS):
+        seconds["generate"].append(timed(plain))
+        seconds["logitlens"].append(timed(watched))
+        if n < 2:
+            seconds["a read for each token"].append(timed(read_again))
+    medians = {name: round(statistics.median(each), 3) for name, each in seconds.items()}
+    row = {
+        "shape": "gpt2", "dtype": "float32", "tokens": [PROMPT, NEW], "seconds": medians,
+        "ratio": round(medians["logitlens"] / medians["generate"], 2),
+        "first_column_ms": round(1000 * first_column(), 1), **facts(),
+    }  # fmt: skip
+    with (Path(__file__).parent / "generation.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row, indent=2))
+
+
+def timed(run: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def first_column() -> float:
+    """Seconds from the end of the pass that a token is chosen from to its column: the median."""
+    model, passed, found = logitlens.load(), [0.0], []
+    hook = model.hf.register_forward_hook(lambda *_: passed.__setitem__(0, time.perf_counter()))
+    for _ in range(ROUNDS):
+        columns: list[float] = []
+        model.generate(
+            "The Eiffel Tower is in the city of", max_new_tokens=1,
+            each=lambda _, to=columns: to.append(time.perf_counter() - passed[0]), **CELL,
+        )  # fmt: skip
+        found += columns[:1]
+    hook.remove()
+    return statistics.median(found)
+
+
+if __name__ == "__main__":
+    main()
