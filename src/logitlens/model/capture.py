@@ -197,7 +197,8 @@ def parts_of(
         else:
             own, keep = keeper(anatomy, model.sublayers, stream, blocks, batch)
             watchers.append(keep)
-            kept, inner = nullcontext(own), [i + 1 for i in blocks]
+            kept = nullcontext(own)
+            inner = [i + 1 for i in blocks]
         depths = [last]
         labels = [*(key_label(key, stream) for key in inner), layer_label(last)]
     context: AbstractContextManager[Any] = nullcontext()

@@ -296,7 +296,10 @@ Columns = Callable[[Any], slice]
 def _prefix(cache: DynamicCache, length: int, batch: int) -> DynamicCache:
     """The first positions of a cache of one prompt, for a batch; nothing is copied."""
     out = DynamicCache()
-    for layer in cache.layers:
+    for layer in cache.layers:  # as `Runs.cache` has found them
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None
+        assert layer.values is not None
         new = DynamicLayer()
         parts = [
             part[..., :length, :].expand(batch, -1, -1, -1) for part in (layer.keys, layer.values)
