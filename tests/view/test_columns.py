@@ -3,7 +3,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitlens.view.columns import Columns, fit_columns, stride_rows
+from logitlens.view.columns import Columns, fit_columns, stride_rows, whole_bands
 
 
 @given(
@@ -31,3 +31,9 @@ def test_stride_ends_with_the_last_row_and_fits(rows, room):
     assert kept[-1] == rows - 1
     assert len(kept) <= room
     assert len({b - a for a, b in pairwise(kept)}) <= 1
+
+
+def test_bands_of_a_file_hold_every_column_at_its_natural_width():
+    bands = whole_bands([3, 20, 5, 90, 4], 40)
+    assert [(band.first, band.widths) for band in bands] == [(0, [3, 20, 5]), (3, [39]), (4, [4])]
+    assert all(sum(band.widths) + len(band.widths) <= 40 for band in bands)

@@ -112,16 +112,32 @@ def test_missing_values_are_masked_not_zero(eiffel):
     assert ax.collections[0].get_array().mask[0].all(), "embed is not painted"
 
 
-@pytest.mark.slow
-def test_large_grids_keep_their_words_apart(reading_of):
-    reading = reading_of([" word", "ish", " Notre-Dame", " of"] * 15, layers=49)
-    fig, ax, renderer = draw(reading, words=True)
-    assert len(ax.texts) == 49 * 60
-    assert_words_lie_in_their_cells(fig, ax, renderer, sample=7)
-    assert ax.texts[0].get_fontsize() >= 7
+def test_words_of_large_grids_are_one_artist_and_keep_apart(reading_of):
+    reading = reading_of([" word", "ish", " Notre-Dame", " $of$"] * 15, layers=20)
+    fig, ax, _ = draw(reading, words=True)
+    assert not ax.texts, "thousands of texts take seconds to draw"
+    (words,) = (c for c in ax.collections if len(c.get_offsets()) == 20 * 60)
+    box, (L, T) = ax.get_window_extent(), (20, 60)
+    points = 72 / fig.dpi
+    cell, line = box.width * points / T, box.height * points / L
+    for path in {id(path): path for path in words.get_paths()}.values():
+        extent = path.get_extents()
+        assert extent.width <= cell
+        assert 0 < extent.height <= line
     width, height = fig.get_size_inches()
     assert width < 60
     assert height < 20
+
+
+def test_a_strip_shows_how_early_each_position_settled(eiffel):
+    _, ax, _ = draw(eiffel, positions=[2, 8, 9])
+    (strip,) = ax.child_axes
+    since = np.array([eiffel._settled_rows()[c] for c in (2, 8, 9)])
+    shown = strip.collections[0].get_array().reshape(-1)
+    np.testing.assert_allclose(shown, 1 - since / (len(eiffel.layers) - 1))
+    assert strip.get_yticklabels()[0].get_text() == "settled"
+    below = max(t.get_window_extent().y0 for t in ax.get_xticklabels())
+    assert ax.get_window_extent().y1 < strip.get_window_extent().y1 < below
 
 
 def test_a_large_grid_fits_a_page_and_its_labels_keep_apart(reading_of):

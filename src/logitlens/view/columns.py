@@ -56,6 +56,19 @@ def bands_of(natural: Sequence[int], room: int, extra: int = 0) -> list[Columns]
     return [Columns(start, band.widths) for start, band in even]
 
 
+def whole_bands(natural: Sequence[int], room: int) -> list[Columns]:
+    """All columns in bands in which no word is cut, but those wider than the room."""
+    bands: list[Columns] = []
+    used = room
+    for number, wide in enumerate(min(n, max(1, room - 1)) for n in natural):
+        if used + wide + 1 > room:
+            bands.append(Columns(number, []))
+            used = 0
+        bands[-1].widths.append(wide)
+        used += wide + 1
+    return bands
+
+
 def _widen(widths: list[int], natural: Sequence[int], room: int, most: int) -> list[int]:
     widths = list(widths)
     spare = room - sum(widths) - len(widths)

@@ -27,6 +27,7 @@ from logitlens.select import EMBED, Selection, renamed
 from logitlens.view import color as paint
 from logitlens.view import text as safe
 from logitlens.view.columns import stride_rows
+from logitlens.view.figure_layout import INCH, LEAST, STRIP, Layout, head_of, placed
 from logitlens.view.fonts import Fonts
 from logitlens.view.options import FigureOptions
 from logitlens.view.words import source_text, word
@@ -38,10 +39,8 @@ if TYPE_CHECKING:
 
     from logitlens.view.comparison import Comparison
 
-_INCH = 72.0  # points
 _GREY = "#6b7280"
 _WORDS = 800  # cells up to which a figure is as large as its words need
-_LEAST = 5.0  # points: smaller words cannot be read
 _NO_VALUE = "#e5e7eb"
 _MUTED = "#5b6470"
 
@@ -97,52 +96,146 @@ def figure(
     mpl = _matplotlib()
     rows, columns = reading.rows(layers), reading.columns(positions)
     scale = paint.scale(reading, color)
-    colormap = colormap_of(cmap)
     trim = (lambda shown: shown) if spaces else safe.without_lead
+    if words is None:  # as large as many words need, a figure fits no page
+        words = ax is not None or figsize is not None or len(rows) * len(columns) <= _WORDS
     heads = [trim(safe.visible(reading.pieces[column])) for column in columns]
     labels = [safe.visible(reading.layers[row]) for row in rows]
-    fixed = ax is not None or figsize is not None
-    if words is None:  # as large as many words need, a figure fits no page
-        words = fixed or len(rows) * len(columns) <= _WORDS
-    texts = (
-        [[trim(word(reading, row, column)) for column in columns] for row in rows] if words else []
+    texts = [[trim(word(reading, y, x)) for x in columns] for y in rows] if words else []
+    letters = "".join([*heads, *labels, *(w for line in texts for w in line), title or ""])
+    grid = _Grid(
+        unit=scale.unit[np.ix_(rows, columns)],
+        early=1 - reading._settled_rows()[columns] / max(1, len(reading.layers) - 1),
+        heads=heads,
+        labels=labels,
+        texts=texts,
+        muted=[reading.layers[row] == EMBED for row in rows],
+        colormap=colormap_of(cmap),
+        fonts=Fonts.covering(letters),
     )
-    fonts = Fonts.covering(
-        "".join([*heads, *labels, *(w for line in texts for w in line), title or ""])
-    )
-    unit = scale.unit[np.ix_(rows, columns)]
-    muted = [reading.layers[row] == EMBED for row in rows]
-
     with mpl.rc_context({"text.usetex": False}):
         if ax is not None:
-            box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
-            cell, line = _INCH * box.width / len(columns), _INCH * box.height / len(rows)
-            size = min(fontsize or 9.0, max(_LEAST, 0.62 * min(line, 0.45 * cell)))
-            small = max(5.0, min(fontsize or 9.0, mpl.rcParams["font.size"]))
-            mesh = _heatmap(ax, unit, colormap)
-            _axes(ax, heads, labels, fonts, small, cell, line)
-            if texts and 0.62 * line >= _LEAST and cell >= 3 * _LEAST:
-                _words(ax, texts, unit, muted, colormap, fonts, size, cell)
-            _ticks(ax.figure.colorbar(mesh, ax=ax, pad=0.02), scale, small)
-            if title:
-                ax.set_title(fonts.shown(title), fontfamily=fonts.families, parse_math=False)
-            return ax
-        size, place = _placed(texts, heads, labels, fonts, fontsize, figsize, bool(title), caption)
-        fig = shown_figure()(figsize=(place.width / _INCH, place.height / _INCH))
-        grid = fig.add_axes(place.grid)
-        mesh = _heatmap(grid, unit, colormap)
-        _axes(grid, heads, labels, fonts, size, place.cell, place.line)
-        if texts and place.readable(size):
-            _words(grid, texts, unit, muted, colormap, fonts, size, place.cell)
+            return grid.among_others(ax, scale, fontsize or 9.0, title)
+        size, place = placed(
+            texts, heads, labels, grid.fonts, fontsize, figsize, bool(title), caption
+        )
+        fig = grid.alone(scale, size, place, title)
+        if caption:
+            _caption(fig, reading, grid.fonts, size, place)
+    return fig
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """What is drawn: numbers in [0, 1] (L, T), and as text the heads, labels and words of their cells.
+
+    early   (T,) 1 where a position settled in the first layer, 0 where only in the last
+    muted   rows whose words are grey
+    """
+
+    unit: np.ndarray
+    early: np.ndarray
+    heads: Sequence[str]
+    labels: Sequence[str]
+    texts: Sequence[Sequence[str]]
+    muted: Sequence[bool]
+    colormap: Colormap
+    fonts: Fonts
+
+    def among_others(self, ax: Axes, scale: paint.Scale, largest: float, title: str | None) -> Axes:
+        """Draw into `ax`, as large as it is."""
+        box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
+        L, T = self.unit.shape
+        cell, line = INCH * box.width / T, INCH * box.height / L
+        size = min(largest, max(LEAST, 0.62 * min(line, 0.45 * cell)))
+        small = max(5.0, min(largest, _matplotlib().rcParams["font.size"]))
+        mesh = _heatmap(ax, self.unit, self.colormap)
+        _axes(ax, self.heads, self.labels, self.fonts, small, cell, line)
+        self.settled(ax, small)
+        if self.texts and 0.62 * line >= LEAST and cell >= 3 * LEAST:
+            self.words(ax, size, cell)
+        _ticks(ax.figure.colorbar(mesh, ax=ax, pad=0.02), scale, small)
+        if title:
+            ax.set_title(self.fonts.shown(title), fontfamily=self.fonts.families, parse_math=False)
+        return ax
+
+    def alone(self, scale: paint.Scale, size: float, place: Layout, title: str | None) -> Figure:
+        """Draw a Figure of its own."""
+        fig = shown_figure()(figsize=(place.width / INCH, place.height / INCH))
+        ax = fig.add_axes(place.grid)
+        mesh = _heatmap(ax, self.unit, self.colormap)
+        _axes(ax, self.heads, self.labels, self.fonts, size, place.cell, place.line)
+        self.settled(ax, size)
+        if self.texts and place.readable(size):
+            self.words(ax, size, place.cell)
         _ticks(fig.colorbar(mesh, cax=fig.add_axes(place.bar(size))), scale, size)
         if title:
             fig.suptitle(
-                fonts.shown(title), x=place.middle, y=1 - 0.6 * size / place.height, va="top",
-                fontfamily=fonts.families, fontsize=size + 3, parse_math=False,
+                self.fonts.shown(title), x=place.middle, y=1 - 0.6 * size / place.height, va="top",
+                fontfamily=self.fonts.families, fontsize=size + 3, parse_math=False,
             )  # fmt: skip
-        if caption:
-            _caption(fig, reading, fonts, size, place)
-    return fig
+        return fig
+
+    def settled(self, ax: Axes, size: float) -> None:
+        """A strip below the tokens, as strong in colour as the answer settled early."""
+        height = STRIP * size * ax.figure.dpi / INCH / ax.get_window_extent().height
+        strip = ax.inset_axes((0, 1 + 0.4 * height, 1, height))
+        strip.pcolormesh(self.early[None], cmap=self.colormap, vmin=0, vmax=1)
+        strip.set_xticks([])
+        strip.set_yticks([0.5], ["settled"], fontsize=max(LEAST, size - 2), color=_GREY)
+        strip.tick_params(length=0)
+        for spine in strip.spines.values():
+            spine.set_visible(False)
+        ax.tick_params(axis="x", pad=3.5 + 1.4 * STRIP * size)
+
+    def words(self, ax: Axes, size: float, width: float) -> None:
+        """The top tokens, in an ink that can be read on their cells."""
+        cut = _cutter(self.fonts, size, width - 0.5 * size)
+        cells = []
+        for (y, x), t in np.ndenumerate(self.unit):
+            ink = _MUTED if self.muted[y] else "black"
+            if not np.isnan(t):
+                ink = _hex(paint.ink(_background(self.colormap, t)))
+            cells.append((x + 0.5, y + 0.5, cut(self.texts[y][x]), ink))
+        if len(cells) > _WORDS:
+            return _outlines(ax, cells, self.fonts, size)
+        for x, y, shown, ink in cells:
+            text = ax.text(
+                x, y, shown, color=ink, ha="center", va="center_baseline",
+                fontfamily=self.fonts.families, fontsize=size, parse_math=False,
+            )  # fmt: skip
+            text.set_in_layout(False)  # words are inside the axes
+        return None
+
+
+def _outlines(
+    ax: Axes, cells: Sequence[tuple[float, float, str, str]], fonts: Fonts, size: float
+) -> None:
+    """Thousands of words as one artist, of outlines: a Text takes a millisecond each time it is drawn."""
+    from matplotlib.collections import PathCollection
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.path import Path as Outline
+    from matplotlib.textpath import text_to_path
+    from matplotlib.transforms import Affine2D
+
+    font = FontProperties(family=fonts.families)
+    known: dict[str, Outline] = {}
+    for _, _, shown, _ in cells:
+        if shown not in known:
+            points, codes = text_to_path.get_text_path(font, shown)
+            points = np.asarray(points, float).reshape(-1, 2) / text_to_path.FONT_SCALE
+            middle = (points[:, 0].min() + points[:, 0].max()) / 2 if len(points) else 0.0
+            known[shown] = Outline(size * (points - [middle, 0.36]), codes if len(points) else None)
+    words = PathCollection(
+        [known[shown] for _, _, shown, _ in cells],
+        offsets=[(x, y) for x, y, _, _ in cells],
+        offset_transform=ax.transData,
+        facecolors=[ink for _, _, _, ink in cells],
+        linewidths=0,
+    )
+    words.set_transform(Affine2D().scale(1 / INCH) + ax.figure.dpi_scale_trans)
+    words.set_in_layout(False)
+    ax.add_collection(words, autolim=False)
 
 
 def save(
@@ -198,86 +291,6 @@ def colormap_of(name: str | Colormap | None) -> Colormap:
     return matplotlib.colormaps[name]
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where things lie, in points from the lower left: cells are as wide as their words need."""
-
-    width: float
-    height: float
-    left: float
-    bottom: float
-    cell: float
-    line: float
-    columns: int
-    rows: int
-
-    @staticmethod
-    def of(
-        words: Sequence[Sequence[str]],
-        heads: Sequence[str],
-        labels: Sequence[str],
-        fonts: Fonts,
-        size: float,
-        figsize: tuple[float, float] | None,
-        title: bool,
-        caption: bool,
-    ) -> _Layout:
-        rows, columns = len(labels), len(heads)
-        left = max(fonts.measure(label, size) for label in labels) + 3.2 * size
-        right = 7.5 * size  # gap, bar, its numbers and its label
-        # A head rotated by 45° is as high as it is wide: 1/√2 of its length and of its own height.
-        top = (
-            0.71 * max(fonts.measure(_head(head), size) + 1.2 * size for head in heads) + 2.6 * size
-        )
-        top += 2.2 * size if title else 0
-        bottom = 2.6 * size if caption else 0.6 * size
-        if figsize is not None:
-            cell = (_INCH * figsize[0] - left - right) / columns
-            line = (_INCH * figsize[1] - top - bottom) / rows
-            if cell <= 0 or line <= 0:
-                raise FormatError(
-                    f"{figsize[0]:g} × {figsize[1]:g} inches leave no room for cells beside labels of "
-                    f"{size:g} points: give a smaller fontsize, or leave figsize out"
-                )
-        elif words:
-            widths = sorted(fonts.measure(w, size) for w in {w for line in words for w in line})
-            wanted = widths[int(0.9 * (len(widths) - 1))] + size
-            cell, line = float(np.clip(wanted, 4.5 * size, 7.5 * size)), 2.3 * size
-            # The last head leans out over the bar; a single column still needs room for its labels.
-            cell = max(cell, 24 * size / columns)
-            line = max(line, 9 * size / rows)
-        else:
-            cell, line = (max(least, room / n) for least, room, n in (
-                (1.0, min(36.0 * size, 1.6 * size * columns), columns),
-                (1.0, min(26.0 * size, 1.4 * size * rows), rows),
-            ))  # fmt: skip
-        width, height = left + columns * cell + right, bottom + rows * line + top
-        return _Layout(width, height, left, bottom, cell, line, columns, rows)
-
-    def box(
-        self, left: float, bottom: float, width: float, height: float
-    ) -> tuple[float, float, float, float]:
-        """Points as the parts of the figure that matplotlib counts in."""
-        return left / self.width, bottom / self.height, width / self.width, height / self.height
-
-    @property
-    def grid(self) -> tuple[float, float, float, float]:
-        return self.box(self.left, self.bottom, self.columns * self.cell, self.rows * self.line)
-
-    def readable(self, size: float) -> bool:
-        """Whether words of this size fit into the cells."""
-        return size >= _LEAST and self.line >= 1.5 * size and self.cell >= 2.8 * size
-
-    def bar(self, size: float) -> tuple[float, float, float, float]:
-        right = self.left + self.columns * self.cell + 1.2 * size
-        return self.box(right, self.bottom, 1.4 * size, self.rows * self.line)
-
-    @property
-    def middle(self) -> float:
-        """The middle of the grid, as a part of the width."""
-        return (self.left + self.columns * self.cell / 2) / self.width
-
-
 def difference(ax: Axes, comparison: Comparison) -> None:
     """B − A in `ax`, from blue over white to orange; see `logitlens.view.comparison`."""
     from logitlens import statistics
@@ -291,33 +304,13 @@ def difference(ax: Axes, comparison: Comparison) -> None:
     unit[[label == EMBED for label in labels]] = np.nan
     box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
     mesh = _heatmap(ax, unit, colormap_of("less-more-day"))
-    sizes = _INCH * box.width / len(heads), _INCH * box.height / len(labels)
+    sizes = INCH * box.width / len(heads), INCH * box.height / len(labels)
     _axes(ax, heads, labels, Fonts.covering("".join(heads)), 9.0, *sizes)
     bar = ax.figure.colorbar(mesh, ax=ax, pad=0.02)
     bar.set_ticks([0, 0.5, 1], labels=[signed(statistic, -reach), "same", signed(statistic, reach)])
     bar.set_label(f"B − A: {statistic.label}")
     bar.outline.set_visible(False)
     ax.set_title("B − A")
-
-
-def _placed(
-    words: Sequence[Sequence[str]],
-    heads: Sequence[str],
-    labels: Sequence[str],
-    fonts: Fonts,
-    fontsize: float | None,
-    figsize: tuple[float, float] | None,
-    title: bool,
-    caption: bool,
-) -> tuple[float, _Layout]:
-    """The largest text that fits, from 9 points down to 5, and where things are with it."""
-    sizes = [fontsize] if fontsize else [9.0] if figsize is None else [9.0, 8.0, 7.0, 6.0, 5.0]
-    for size in sizes:
-        place = _Layout.of(words, heads, labels, fonts, size, figsize, title, caption)
-        if figsize is None or not words or place.readable(size):
-            return size, place
-    size = fontsize or 7.0  # of the labels; there is no room for words
-    return size, _Layout.of([], heads, labels, fonts, size, figsize, title, caption)
 
 
 def _heatmap(ax: Axes, unit: np.ndarray, colormap: Colormap) -> Any:
@@ -330,10 +323,6 @@ def _heatmap(ax: Axes, unit: np.ndarray, colormap: Colormap) -> Any:
     ax.set_facecolor(_NO_VALUE)
     ax.invert_yaxis()
     return mesh
-
-
-def _head(text: str) -> str:
-    return safe.clip(text, 16)
 
 
 def _axes(
@@ -351,7 +340,7 @@ def _axes(
     ax.xaxis.set_label_position("top")
     xs = stride_rows(len(heads), max(1, int(len(heads) * cell / (1.3 * size))))
     ys = stride_rows(len(labels), max(1, int(len(labels) * line / (1.15 * size))))
-    shown = [fonts.shown(_head(heads[i])) for i in xs]
+    shown = [fonts.shown(head_of(heads[i])) for i in xs]
     ax.set_xticks(
         np.array(xs) + 0.5, shown, rotation=45, ha="left", rotation_mode="anchor", **style
     )
@@ -363,30 +352,6 @@ def _axes(
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
-
-
-def _words(
-    ax: Axes,
-    words: Sequence[Sequence[str]],
-    unit: np.ndarray,
-    muted: Sequence[bool],
-    colormap: Colormap,
-    fonts: Fonts,
-    size: float,
-    width: float,
-) -> None:
-    cut = _cutter(fonts, size, width - 0.5 * size)
-    for y, line in enumerate(words):
-        for x, shown in enumerate(line):
-            ink = _MUTED if muted[y] else "black"
-            if not np.isnan(unit[y, x]):
-                ink = _hex(paint.ink(_background(colormap, unit[y, x])))
-            text = ax.text(
-                x + 0.5, y + 0.5, cut(shown), color=ink, ha="center", va="center_baseline",
-                fontfamily=fonts.families, fontsize=size, parse_math=False,
-            )  # fmt: skip
-            # Words are inside the axes; measuring thousands of them again is slow.
-            text.set_in_layout(False)
 
 
 def _cutter(fonts: Fonts, size: float, room: float) -> Callable[[str], str]:
@@ -424,7 +389,7 @@ def _ticks(bar: Any, scale: paint.Scale, size: float) -> None:
     bar.outline.set_visible(False)
 
 
-def _caption(fig: Figure, reading: Reading, fonts: Fonts, size: float, place: _Layout) -> None:
+def _caption(fig: Figure, reading: Reading, fonts: Fonts, size: float, place: Layout) -> None:
     """Model, lens and check, below the grid, in as many lines as its width needs."""
     parts = [*source_text(reading).split(" · "), reading.check_text()[1]]
     small, lines = max(6.0, size - 2), [""]

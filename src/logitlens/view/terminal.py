@@ -31,7 +31,7 @@ from logitlens.select import EMBED, Selection, renamed
 from logitlens.view import color as paint
 from logitlens.view import text as safe
 from logitlens.view.brush import DIM, Brush, faint_spaces, map_for
-from logitlens.view.columns import Columns, bands_of, stride_rows
+from logitlens.view.columns import Columns, bands_of, stride_rows, whole_bands
 from logitlens.view.followed import table
 from logitlens.view.options import GridOptions, Theme
 from logitlens.view.words import check_line, cut_line, source_line, word
@@ -185,15 +185,13 @@ class Grid:
     def bands_for(
         self, rows: list[int], width: int, brush: Brush, limit: int | None
     ) -> list[Columns]:
-        """The positions in bands; where lines are few, as many of the last bands as fit."""
+        """The positions in bands: into a file all of them, no word cut; else as many as fit."""
         size = self._value_width(rows) if self._shows_values(brush) else 0
         natural = [self._natural(c, rows, size) for c in self.columns]
+        if limit is None:
+            return whole_bands(natural, width - self._label)
         bands = bands_of(natural, width - self._label, size and size + 1)
-        return (
-            bands
-            if limit is None
-            else bands[-max(1, (limit - self._around) // (len(rows) + self._lines)) :]
-        )
+        return bands[-max(1, (limit - self._around) // (len(rows) + self._lines)) :]
 
     def _shows_values(self, brush: Brush) -> bool:
         return self.values if self.values is not None else not brush.paints
