@@ -55,10 +55,6 @@ def main() -> None:
             tab.goto(f"{path.as_uri()}#{state}{more}")
             tab.locator(".sc").first.wait_for()
             tab.wait_for_timeout(500)
-            if name == "page-light":
-                tab.locator("[role=grid]").focus()
-                tab.keyboard.press("Enter")
-                tab.wait_for_timeout(200)
             tab.screenshot(path=folder / f"{name}.png")
             print(folder / f"{name}.png")
         browser.close()

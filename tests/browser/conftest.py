@@ -62,7 +62,7 @@ def open_page(chromium, tmp_path):
         )
         contexts.append(context)
         tab = context.new_page()
-        tab.set_default_timeout(15_000)
+        tab.set_default_timeout(8_000)
         problems.watch(tab)
         tab.goto(path.as_uri() + (f"#{fragment}" if fragment else ""))
         tab.wait_for_selector(".sc")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -30,21 +32,21 @@ def test_three_readings_are_linked(open_page):
     assert tab.locator(".sc").evaluate_all("es => es.map(e => e.scrollLeft)") == [130] * 3
 
 
-def test_the_card_shows_all_three_readings_without_scrolling(open_page):
+def test_the_inspector_has_a_column_for_each_of_three_readings(open_page):
     readings = three()
     tab = open_page(readings, "cell=[6,5]")
-    tab.locator("[role=grid]").first.focus()
-    tab.keyboard.press("Enter")
-    tops = tab.locator(".pop .top")
-    assert tops.count() == 3
-    for n in range(3):
-        box = tops.nth(n).bounding_box()
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= 1280
-    wide, inner = tab.locator(".pop").evaluate("e => [e.scrollWidth, e.clientWidth]")
+    assert tab.locator(".card .names .letter").all_inner_texts() == ["A", "B", "C"]
+    wide, inner = tab.locator(".several").evaluate("e => [e.scrollWidth, e.clientWidth]")
     assert wide <= inner
     # the same token, each at its own position: "city", "old", "of" and so on are aligned by text
-    assert {t.split("after ")[1] for t in tab.locator(".pop .at").all_inner_texts()} == {"·the"}
+    places = tab.locator(".card .at div").all_inner_texts()
+    assert {place.split("after ")[1] for place in places} == {"␣the"}
+    positions = [r.pieces.index(" the") for r in readings]
+    assert [int(re.search(r"position (\d+)", place)[1]) for place in places] == positions
+    row = tab.locator(".card tr", has_text="entropy").locator("td").all_inner_texts()[:3]
+    want = [float(np.float16(r.entropy[6, t])) for r, t in zip(readings, positions)]
+    assert [float(text) for text in row] == pytest.approx(want, rel=0.006)
+    assert tab.locator(".prompt .letter").all_inner_texts() == ["A", "B", "C"]
 
 
 def test_charts_of_several_readings_name_each_line(open_page):
@@ -63,17 +65,18 @@ def test_any_two_of_three_are_subtracted(open_page):
     readings = three()
     tab = open_page(readings, "view=diff&a=1&b=2&color=entropy&text=value")
     heads = tab.locator("[role=columnheader] bdi").all_inner_texts()
-    assert "·the" in heads
+    assert "␣the" in heads
     differing = [head for head in heads if " / " in head]
     assert differing, "where the tokens differ the column has both"
     for head in differing:
         one, other = head.split(" / ")
-        assert one in {p.replace(" ", "·") for p in readings[1].pieces}
-        assert other in {p.replace(" ", "·") for p in readings[2].pieces}
-    assert tab.locator("figcaption").inner_text().startswith("Tower is in the capital of −")
-    column = heads.index("·the")
+        assert one in {p.replace(" ", "␣") for p in readings[1].pieces}
+        assert other in {p.replace(" ", "␣") for p in readings[2].pieces}
+    assert tab.locator("figcaption").inner_text().startswith("C − B: Tower is in the capital of −")
+    column = heads.index("␣the")
     tab.mouse.move(*cell_at(tab, 4, column))
-    assert tab.locator(".pop section").count() == 2
+    settle(tab)
+    assert tab.locator(".card .names .letter").all_inner_texts() == ["B", "C"]
     t = [readings[r].pieces.index(" the") for r in (1, 2)]
     tab.click("button:has-text('Table')")
     text = tab.locator("dialog .real tbody tr").nth(4).locator("td").nth(column).inner_text()
@@ -81,6 +84,15 @@ def test_any_two_of_three_are_subtracted(open_page):
         np.float16(readings[1].entropy[4, t[0]])
     )
     assert float(text.replace("−", "-")) == pytest.approx(want, rel=0.06, abs=0.01)
+    tab.keyboard.press("Escape")
+    tab.mouse.move(2, 2)
+    tab.mouse.move(*cell_at(tab, 4, column))
+    settle(tab)
+    # every number of the card has its difference
+    row = tab.locator(".card tr", has_text="entropy").locator("td").all_inner_texts()
+    assert float(row[2].replace("−", "-")) == pytest.approx(want, abs=0.006)
+    deltas = tab.locator(".card .delta").all_inner_texts()
+    assert sum(bool(re.fullmatch(r"[+−][\d.,]+|0|×.+", d)) for d in deltas) >= 3, deltas
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

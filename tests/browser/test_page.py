@@ -21,14 +21,12 @@ from tests.view import page_synthetic as synthetic
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
-def popup_rows(tab):
-    """The card's top k: (rank, token, probability, log-probability)."""
-    return [
-        r.split("\t")
-        for r in tab.locator(".pop .top tr").evaluate_all(
-            "rows => rows.map(r => [...r.children].map(c => c.textContent).join('\\t'))"
-        )
-    ]
+def card_rows(tab):
+    """The card's top k: (rank, token, probability, id and log-probability)."""
+    return tab.locator(".card .top tr").evaluate_all(
+        "rows => rows.map(r => [...r.children].slice(0, 3).map(c => c.textContent)"
+        ".concat(r.children[2].title))"
+    )
 
 
 def test_hover_shows_the_numbers_of_the_reading(open_page):
@@ -36,16 +34,17 @@ def test_hover_shows_the_numbers_of_the_reading(open_page):
     tab = open_page([reading])
     for row, column in [(0, 0), (5, 3), (12, 7)]:
         tab.mouse.move(*cell_at(tab, row, column))
-        tab.wait_for_selector(".pop:not([hidden])")
-        shown = popup_rows(tab)
+        settle(tab)
+        shown = card_rows(tab)
         assert len(shown) == 10
         for slot, (rank, token, percent, logprob) in enumerate(shown):
             assert int(rank) == slot + 1
-            assert token.replace("·", " ") == reading.piece(int(reading.top_ids[row, column, slot]))
+            assert token.replace("␣", " ") == reading.piece(int(reading.top_ids[row, column, slot]))
             want = float(reading.top_logprobs[row, column, slot])
-            assert float(logprob.replace("−", "-")) == pytest.approx(want, rel=0.006)
+            said = logprob.partition("· ")[2].replace("−", "-").split()[0]
+            assert float(said) == pytest.approx(want, rel=0.006)
             assert float(percent.rstrip("%")) == pytest.approx(100 * np.exp(want), rel=0.01)
-        text = tab.inner_text(".pop")
+        text = tab.inner_text(".card")
         assert f"{reading.entropy[row, column]:.3g}"[:3] in text
         assert ("none follows" in text) == (column == 7)
 
@@ -53,7 +52,7 @@ def test_hover_shows_the_numbers_of_the_reading(open_page):
 def test_every_cell_of_the_table_is_the_readings(open_page):
     reading = synthetic.random(4, 9, 3, 2, seed=7)
     tab = open_page([reading])
-    tab.click("text=Save")
+    tab.click(".tools summary:has-text('Save')")
     with tab.expect_download() as download:
         tab.click("text=CSV, all of it")
     rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8"))))
@@ -110,13 +109,15 @@ def test_keys_reach_everything(open_page):
     settle(tab)
     assert tab.locator("select[aria-label=Colour]").input_value() == "entropy"
     tab.keyboard.press("Enter")
-    assert tab.locator(".pop.lock").is_visible()
+    settle(tab)
+    focused = "document.activeElement.getAttribute('aria-label')"
+    assert tab.evaluate(focused).startswith("Pin "), "Enter leads into the inspector"
     tab.keyboard.press("ArrowDown")
     tab.keyboard.press("Enter")
     settle(tab)
     assert tab.locator(".chips .chip").count() >= 3
+    assert tab.evaluate(focused).startswith("Pin "), "the button keeps the focus"
     tab.keyboard.press("Escape")
-    assert tab.locator(".pop").is_hidden()
     assert tab.evaluate("document.activeElement.getAttribute('role')") == "grid"
     tab.keyboard.press("?")
     assert tab.locator("dialog[open]").inner_text().count("What am I looking at?") == 1
@@ -126,6 +127,18 @@ def test_keys_reach_everything(open_page):
     tab.keyboard.press("Escape")
     tab.keyboard.press("/")
     assert tab.evaluate("document.activeElement.type") == "search"
+    tab.keyboard.type("the")
+    tab.locator(".results button").first.wait_for()
+    tab.keyboard.press("Escape")
+    assert tab.locator(".results").is_hidden()
+    assert tab.evaluate("document.activeElement.getAttribute('role')") == "grid"
+    tab.keyboard.press("/")
+    assert tab.locator("input[type=search]").input_value() == "", "and / is a key again"
+    # from the top of the page, the first Tab is the grid
+    tab.evaluate("document.activeElement.blur()")
+    tab.mouse.click(5, 5)
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.getAttribute('role')") == "grid"
 
 
 def test_pins_give_exact_trajectories_of_tracked_tokens(open_page):
@@ -134,8 +147,8 @@ def test_pins_give_exact_trajectories_of_tracked_tokens(open_page):
     tab = open_page([reading], f"pins=[[0,{paris}]]&cell=[3,7]")
     rank_chart = tab.locator(".chart").nth(1)
     ys = rank_chart.locator("circle").evaluate_all("es => es.map(e => +e.getAttribute('cy'))")
-    ranks = reading.track_ranks[:, 7, 0]
-    assert len(ys) == len(ranks), "a tracked token has a value at every layer"
+    ranks = reading.track_ranks[1:, 7, 0]
+    assert len(ys) == len(ranks), "a tracked token has a value at every layer but embed"
     deep = np.ceil(np.log10(ranks.max()))
     want = 26 + np.log10(ranks) / deep * 150
     assert np.allclose(ys, want, atol=0.06)
@@ -147,7 +160,7 @@ def test_a_chart_of_probabilities_has_the_log_probability_of_every_layer_and_pos
     paris = int(reading.track_ids[0])
     tab = open_page([reading], f"pins=[[0,{paris}]]&cell=[3,7]")
     for chart, values in [
-        (0, reading.track_logprobs[:, 7, 0]),
+        (0, reading.track_logprobs[1:, 7, 0]),
         (2, reading.track_logprobs[3, :, 0]),
     ]:
         circles = tab.locator(".chart").nth(chart).locator("circle")
@@ -163,7 +176,8 @@ def test_groups_add_probabilities(open_page):
     a, b = (int(i) for i in reading.top_ids[12, 7, :2])
     tab = open_page([reading], f"pins=[[0,{a},{b}]]&cell=[12,7]")
     tab.mouse.move(*cell_at(tab, 12, 7))
-    row = tab.locator(".pop .stats tr", has_text="pinned").inner_text()
+    settle(tab)
+    row = tab.locator(".card .stats tr", has_text="pinned").inner_text()
     want = 100 * float(np.exp(reading.top_logprobs[12, 7, :2]).sum())
     assert float(re.search(r"([\d.]+)%", row)[1]) == pytest.approx(want, rel=0.01)
     assert "#1" in row
@@ -171,12 +185,12 @@ def test_groups_add_probabilities(open_page):
 
 def test_a_group_is_made_and_undone_from_the_keyboard(open_page):
     reading = eiffel()
-    first, second = (reading.piece(int(i)).replace(" ", "·") for i in reading.top_ids[12, 7, :2])
+    first, second = (reading.piece(int(i)).replace(" ", "␣") for i in reading.top_ids[12, 7, :2])
     tab = open_page([reading], "cell=[12,7]&pins=[]")
     tab.locator("[role=grid]").focus()
     for key in ("Enter", "Enter", "ArrowDown", "Shift+Enter", "Escape"):
         tab.keyboard.press(key)
-    settle(tab)
+        settle(tab)
     chips = tab.locator(".chip bdi")
     assert chips.all_inner_texts()[0] == f"{first} + {second}"
     for label in (f"Remove {first} + {second}", f"Pin {first}"):
@@ -191,11 +205,11 @@ def test_what_is_read_aloud_is_the_cell(open_page):
     tab = open_page([reading], "color=entropy")
     tab.locator("[role=grid]").focus()
     tab.keyboard.press("Control+End")
-    token = reading.words[12][7].replace(" ", "·")
+    token = reading.words[12][7].replace(" ", "␣")
     percent = f"{100 * np.exp(np.float16(reading.top_logprobs[12, 7, 0]).astype(float)):.3g}"
     entropy = f"{np.float16(reading.entropy[12, 7]):#.3g}"
     assert tab.locator("[aria-live=polite]").inner_text() == (
-        f"layer 11, position 7, after ·of: {token}, {percent}%; entropy {entropy} nats"
+        f"layer 11, position 7, after ␣of: {token}, {percent}%; entropy {entropy} nats"
     )
 
 
@@ -219,18 +233,18 @@ def test_a_page_opens_on_the_answer_with_tracked_tokens_pinned_and_embed_muted(
 ):
     reading = demo_model.read("The Eiffel Tower is in the city of", track=[" Rome"])
     tab = open_page([reading])
-    assert "position 9, after ·of" in tab.locator("[role=gridcell]").inner_text()
+    assert "position 9, after ␣of" in tab.locator("[role=gridcell]").inner_text()
     chips = tab.locator(".chip bdi").all_inner_texts()
-    assert chips[:2] == ["·Rome", "·Paris"], "the pin, then the answer"
+    assert chips[:2] == ["␣Rome", "␣Paris"], "the pin, then the answer"
     assert len(chips) == 6, "and the other candidates"
     circles = tab.locator(".chart").first.locator("circle")
-    assert circles.count() == 2 * 9, "both are known at every layer"
-    assert "not recorded" not in tab.locator(".panel").inner_text()
+    assert circles.count() == 2 * 8, "both are known at every layer"
+    assert "not recorded" not in tab.inner_text(".inspector") + tab.inner_text(".panel")
     titles = tab.locator(".chart .t")
-    assert "after “·of” (9)" in titles.first.text_content()
+    assert "after “␣of” (9)" in titles.first.text_content()
     tab.mouse.move(*cell_at(tab, 5, 6))
     settle(tab)
-    assert "after “·in” (6)" in titles.first.text_content(), "the charts follow the pointer"
+    assert "after “␣in” (6)" in titles.first.text_content(), "the charts follow the pointer"
     early = tab.locator(".prompt .tk").nth(4)  # Tower: settled from layer 0 on
     assert "settled from layer 0" in early.get_attribute("title")
     assert "color-mix" in early.get_attribute("style")
@@ -239,7 +253,7 @@ def test_a_page_opens_on_the_answer_with_tracked_tokens_pinned_and_embed_muted(
 def test_candidates_are_the_tokens_that_were_top_at_any_layer(open_page):
     reading = eiffel()
     tab = open_page([reading], "cell=[12,4]&pins=[]")
-    shown = [t.replace("·", " ") for t in tab.locator(".chip bdi").all_inner_texts()]
+    shown = [t.replace("␣", " ") for t in tab.locator(".chip bdi").all_inner_texts()]
     tops = {reading.piece(int(i)) for i in reading.top_ids[:, 4, 0]}
     assert set(shown) <= tops
     assert shown[0] == reading.piece(int(reading.top_ids[-1, 4, 0]))
@@ -254,7 +268,7 @@ def test_every_colour_mode_draws_and_says_what_it_is(open_page):
     for mode in modes:
         tab.select_option("select[aria-label=Colour]", mode)
         settle(tab)
-        seen.add(tab.locator(".sc canvas").evaluate("c => c.toDataURL()"))
+        seen.add(tab.locator(".sc canvas >> nth=0").evaluate("c => c.toDataURL()"))
         assert tab.locator(".legend").inner_text().strip()
         assert "NaN" not in tab.inner_text("body")
     assert len(seen) == len(modes), "each has its own picture"
@@ -302,13 +316,15 @@ def test_a_statistic_nobody_has_heard_of_is_in_the_menu_the_card_the_charts_and_
     )
     value = norm_LT[6, 3]
     tab.mouse.move(*cell_at(tab, 6, 3))
-    row = tab.locator(".pop .stats tr", has_text="norm of the stream").inner_text()
+    settle(tab)
+    row = tab.locator(".card .stats tr", has_text="norm of the stream").inner_text()
     assert float(re.search(r"([\d.e+]+) units", row)[1]) == pytest.approx(value, rel=0.005)
     titles = tab.locator(".chart .t").all_text_contents()
-    assert titles[3].startswith("Norm of the stream (units) over layers")
-    assert tab.locator(".chart").nth(3).locator("circle").count() == 12, "embed is left out"
+    assert titles[2].startswith("Norm of the stream after")
+    assert tab.locator(".chart").nth(2).locator("text", has_text="units").count() == 1
+    assert tab.locator(".chart").nth(2).locator("circle").count() == 12, "embed is left out"
     assert "norm of the stream" in tab.locator("[role=gridcell]").inner_text()
-    tab.click("text=Save")
+    tab.click(".tools summary:has-text('Save')")
     with tab.expect_download() as download:
         tab.click("text=CSV, all of it")
     rows = csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8")))
@@ -320,8 +336,8 @@ def test_missing_is_hatched_not_zero(open_page):
     reading = eiffel()
     tab = open_page([reading], "color=next")
     x, y = cell_at(tab, 4, 7)  # nothing follows the last position
-    box = tab.locator(".sc canvas").bounding_box()
-    colours = tab.locator(".sc canvas").evaluate(
+    box = tab.locator(".sc canvas >> nth=0").bounding_box()
+    colours = tab.locator(".sc canvas >> nth=0").evaluate(
         """(c, [x, y]) => { const d = c.getContext('2d').getImageData(x - 8, y - 8, 16, 16).data, s = new Set();
         for (let i = 0; i < d.length; i += 4) s.add([d[i], d[i+1], d[i+2]].join()); return [...s] }""",
         [x - box["x"] + 40, y - box["y"]],
@@ -329,7 +345,8 @@ def test_missing_is_hatched_not_zero(open_page):
     assert any(len(set(c.split(","))) == 1 for c in colours), "grey strokes"
     assert "255,255,255" in colours
     tab.mouse.move(x, y)
-    assert "none follows" in tab.inner_text(".pop")
+    settle(tab)
+    assert "none follows" in tab.inner_text(".card")
 
 
 def test_state_lives_in_the_address(open_page):
@@ -360,8 +377,9 @@ def test_state_lives_in_the_address(open_page):
 )
 def test_a_foreign_address_breaks_nothing(open_page, fragment):
     tab = open_page([eiffel()], fragment)
-    tab.mouse.move(*cell_at(tab, 0, 0))
-    assert tab.locator(".pop").is_visible()
+    tab.locator(".sc").hover()
+    settle(tab)
+    assert "position" in tab.inner_text(".card .at")
 
 
 def test_layers_are_strided_and_the_last_row_stays(open_page):
@@ -369,15 +387,15 @@ def test_layers_are_strided_and_the_last_row_stays(open_page):
     settle(tab)
     rows = tab.locator(".rows [role=rowheader]")
     assert sorted(rows.all_inner_texts(), key=int) == ["1", "4", "7", "11"]
-    tab.click("summary:has-text('Layers')")
+    tab.click("summary:has-text('Show')")
     tab.select_option("select[aria-label=every]", "1")
-    tab.select_option("select[aria-label=from]", "0")
+    tab.select_option("select[aria-label='layers from']", "0")
     settle(tab)
     assert rows.count() == 10, "embed to 7, and the last"
-    before = tab.locator(".sc canvas").evaluate("c => c.toDataURL()")
+    before = tab.locator(".sc canvas >> nth=0").evaluate("c => c.toDataURL()")
     tab.select_option("select[aria-label=scale]", "viridis")
     settle(tab)
-    assert tab.locator(".sc canvas").evaluate("c => c.toDataURL()") != before
+    assert tab.locator(".sc canvas >> nth=0").evaluate("c => c.toDataURL()") != before
 
 
 def test_a_part_of_a_prompt_keeps_its_numbers(open_page):
@@ -387,7 +405,7 @@ def test_a_part_of_a_prompt_keeps_its_numbers(open_page):
     assert tab.locator("[role=columnheader] small").all_inner_texts()[0] == "100"
     tab.fill("input[type=search]", "104")
     tab.keyboard.press("Enter")
-    assert "position 104, after ·in" in tab.locator("[aria-live=polite]").inner_text()
+    assert "position 104, after ␣in" in tab.locator("[aria-live=polite]").inner_text()
 
 
 def test_a_pin_is_found_by_its_text_in_another_vocabulary(open_page):
@@ -407,11 +425,13 @@ def test_a_pin_is_found_by_its_text_in_another_vocabulary(open_page):
         .locator("circle")
         .evaluate_all("e => e.map(x => x.getAttribute('cy'))")
     )
-    assert len(ys) == 26, "exact at 13 layers of both"
-    assert ys[:13] == ys[13:]
+    assert len(ys) == 24, "exact at 12 layers of both"
+    assert ys[:12] == ys[12:]
     tab.select_option("select[aria-label=Colour]", "pin0")
     settle(tab)
-    pictures = [c.evaluate("c => c.toDataURL()") for c in tab.locator(".sc canvas").all()]
+    pictures = [
+        c.evaluate("c => c.toDataURL()") for c in tab.locator(".sc canvas:first-child").all()
+    ]
     assert pictures[0] == pictures[1]
 
 
@@ -430,6 +450,9 @@ def test_search_finds_tokens_and_positions(open_page):
         reading.pieces[int(position)]
     }
     assert any(word in piece for piece in found)
+    assert tab.locator(".results").is_hidden(), "nothing lies over what was found"
+    tab.fill("input[type=search]", word + " ")
+    tab.fill("input[type=search]", word)
     tab.locator(".results button").first.click()
     settle(tab)
     assert tab.locator(".chips .lab").first.inner_text() == "Pinned"
@@ -457,14 +480,16 @@ def test_compare_links_scrolling_and_subtracts_what_is_aligned(open_page):
     tab.locator(".sc").first.evaluate("e => e.scrollLeft = 0")
     settle(tab)
     tab.mouse.move(*cell_at(tab, 3, 0))
-    assert tab.locator(".pop section").count() == 2
+    settle(tab)
+    assert tab.locator(".card .names .letter").all_inner_texts() == ["A", "B"]
     tab.mouse.move(2, 2)
     tab.select_option("select[aria-label=View]", "diff")
-    tab.select_option("select[aria-label=Cells]", "value")
+    tab.click("summary:has-text('Show')")
+    tab.select_option("select[aria-label=cells]", "value")
     tab.select_option("select[aria-label=Colour]", "entropy")
     settle(tab)
     assert tab.locator("[role=grid]").count() == 1
-    assert tab.locator(".grids canvas").count() == 1
+    assert tab.locator(".grids .sc").count() == 1
     tab.click("button:has-text('Table')")
     cells = tab.locator("dialog .real tbody tr").nth(5).locator("td").all_inner_texts()
     heads = tab.locator("dialog .real thead th").all_inner_texts()[1:]
@@ -485,9 +510,9 @@ def test_save_png_and_svg_copy_text_and_python(open_page):
     tab = open_page([reading], "cell=[12,7]")
     tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
     for kind, magic in [("PNG", b"\x89PNG"), ("SVG", b"<svg")]:
-        tab.click("text=Save")
+        tab.click(".tools summary:has-text('Save')")
         with tab.expect_download() as download:
-            tab.click(f"summary:has-text('Save') + div >> text={kind}")
+            tab.click(f".tools summary:has-text('Save') + div >> text={kind}")
         data = Path(download.value.path()).read_bytes()
         assert data.startswith(magic)
         assert (
@@ -505,12 +530,34 @@ def test_save_png_and_svg_copy_text_and_python(open_page):
             image = Image.open(io.BytesIO(data))
             assert image.width > 800
             assert len(image.convert("RGB").getcolors(1 << 20)) > 30
+    # each chart by itself
+    rank = tab.locator(".plot").nth(1)
+    ranks = reading.track_ranks[1:, 7, 0]
+    for what in ("SVG", "PNG", "CSV"):
+        rank.locator("summary").click()
+        with tab.expect_download() as download:
+            rank.locator(f"text=Save {what}").click()
+        data = Path(download.value.path()).read_bytes()
+        assert download.value.suggested_filename == f"Rank-after-of-7-.{what.lower()}"
+        if what == "SVG":
+            assert b"rank (log)" in data
+            assert b'class="t"' not in data, "it needs no style sheet"
+        elif what == "PNG":
+            assert data.startswith(b"\x89PNG")
+        else:
+            saved = list(csv.reader(io.StringIO(data.decode())))
+            column = saved[0].index("rank (log) of ␣Paris")
+            assert [int(line[column]) for line in saved[1:]] == ranks.tolist()
+            assert [line[0] for line in saved[1:]] == reading.layers[1:]
+    rank.locator("summary").click()
+    rank.locator("text=Copy as CSV").click()
+    assert copied(tab, "rank (log)") == data.decode()
     for what, words in [
         ("Cell as text", ["entropy", json.dumps(reading.words[12][7])]),
         ("Cell as Python", ["import logitlens", "reading.top_ids[12, 7]"]),
         ("Cells in view as CSV", ["reading,layer,position"]),
     ]:
-        tab.click("text=Copy")
+        tab.click(".tools summary:has-text('Copy')")
         tab.click(f"text={what}")
         text = copied(tab, words[0])
         assert all(word in text for word in words), text
@@ -525,7 +572,7 @@ def test_paper_gets_tables_and_vector_charts(open_page, tmp_path):
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
     tab.emulate_media(media="print")
     assert tab.locator(".print .real").count() == 3, "eight positions to a table"
-    assert tab.locator(".print svg").count() == 3
+    assert tab.locator(".print svg").count() == 4
     assert tab.locator(".sc").is_hidden()
     assert "no fitted map" in tab.locator(".print").inner_text()
 
@@ -546,8 +593,8 @@ def test_a_hostile_vocabulary_is_shown_and_harmless(open_page):
     tab = open_page([reading], "w=90&cell=[0,0]")
     assert "owned" not in tab.title() or "</script>" in tab.title()
     heads = tab.locator("[role=columnheader] bdi").all_inner_texts()
-    assert heads[2] == "↵"
-    assert heads[4] == "∅"
+    assert heads[2] == "⏎"
+    assert heads[4] == "⟨⟩"
     assert heads[8].startswith("◌")
     grid = tab.locator("[role=grid]")
     grid.focus()
@@ -567,7 +614,8 @@ def test_a_split_character_is_repaired_where_its_last_byte_would_complete_it(ope
     settle(tab)
     tab.locator("[role=grid]").focus()
     tab.keyboard.press("Enter")
-    assert "→ 😀" in tab.locator(".pop .top").inner_text()
+    settle(tab)
+    assert "→ 😀" in tab.locator(".card .top").inner_text()
 
 
 @pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
@@ -586,6 +634,14 @@ def test_axe_finds_no_violation(open_page, theme):
     tab.keyboard.press("Escape")
     tab.keyboard.press("t")
     assert violations(tab) == []
+    tab.keyboard.press("Escape")
+    tab.locator(".plot summary").first.click()
+    tab.set_viewport_size({"width": 400, "height": 800})
+    settle(tab)
+    assert violations(tab) == []
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 400
+    grid, inspector = (tab.locator(q).first.bounding_box() for q in (".grids", ".inspector"))
+    assert inspector["y"] > grid["y"], "on a phone the inspector is below"
 
 
 def test_damaged_data_are_reported_in_words(chromium, tmp_path):

@@ -26,7 +26,7 @@ def scroll_trace(tab, dx, dy, frames=150):
 
 
 def test_thousands_of_positions_scroll_smoothly(open_page):
-    tab = open_page([synthetic.plausible(L=48, T=2000, K=5)])
+    tab = open_page([synthetic.with_candidates(synthetic.plausible(L=48, T=2000, K=5))])
     tab.wait_for_timeout(800)
     times = scroll_trace(tab, 40, 24)
     # only what is in view exists, whatever the length of the prompt
@@ -34,6 +34,11 @@ def test_thousands_of_positions_scroll_smoothly(open_page):
     assert tab.locator(".rows [role=row]").count() < 50
     # a busy machine may drop frames; drawing everything would take seconds for each
     assert times[len(times) // 2] < 60, times[::15]
+    # and with the pointer over the cells, whose card and charts follow it
+    box = tab.locator(".sc").bounding_box()
+    tab.mouse.move(box["x"] + 300, box["y"] + 200)
+    times = scroll_trace(tab, 4, 24, frames=60)
+    assert times[len(times) // 2] < 60, times[::6]
     tab.locator("[role=grid]").focus()
     tab.keyboard.press("End")
     assert "position 1999," in tab.locator("[aria-live=polite]").inner_text()

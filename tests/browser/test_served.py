@@ -108,7 +108,7 @@ def test_a_typed_prompt_becomes_a_grid_and_pins_become_exact(open_tab):
     tab.locator("[role=grid]").focus()
     tab.keyboard.press("Control+End")
     last = tab.locator("[role=columnheader] small").last.inner_text()
-    assert f"position {last}, after ·of" in tab.locator("[aria-live=polite]").inner_text()
+    assert f"position {last}, after ␣of" in tab.locator("[aria-live=polite]").inner_text()
     tab.keyboard.press("ArrowUp")
     tab.keyboard.press("ArrowUp")
     tab.locator(".chip").first.wait_for()  # the tile has come

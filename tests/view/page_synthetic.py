@@ -123,6 +123,21 @@ def plausible(
     )
 
 
+def with_candidates(reading: Reading, C: int = 5) -> Reading:
+    """The same with the C first tokens of its last row followed through every layer."""
+    rng = np.random.default_rng(C)
+    ids = reading.top_ids[-1, :, :C]
+    fall = np.linspace(9, 0, len(reading.layers), dtype=np.float32)[:, None, None]
+    noise = np.exp(0.3 * rng.normal(size=(len(reading.layers), *ids.shape)))
+    logprobs = reading.top_logprobs[-1:, :, :C] - fall * noise
+    logprobs[-1] = reading.top_logprobs[-1, :, :C]
+    return reading.replace(
+        candidate_ids=ids,
+        candidate_logprobs=logprobs,
+        candidate_ranks=np.exp((-logprobs * 0.9).clip(0, 12)).astype(np.int32),
+    )
+
+
 def names_id(names: dict[int, str], text: str) -> int:
     return next(i for i, piece in names.items() if piece == text)
 

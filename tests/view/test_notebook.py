@@ -11,7 +11,7 @@ from logitlens.view.page import notebook
 from tests.view import page_synthetic as synthetic
 
 
-def test_a_cell_carries_at_most_40_kb_of_script():
+def test_a_cell_carries_at_most_64_kb_of_script():
     assert notebook.script_bytes() <= notebook.SCRIPT_LIMIT
 
 

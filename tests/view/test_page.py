@@ -70,11 +70,13 @@ def test_large_readings_are_tiled_and_equal_the_whole(monkeypatch):
     assert page.decode(manifest, blocks).equals(whole)
 
 
-def test_2000_positions_at_48_layers_are_a_file_of_at_most_2_4_mb(tmp_path):
+def test_2000_positions_at_48_layers_are_a_file_of_at_most_4_mb_with_candidates(tmp_path):
     reading = synthetic.plausible(L=48, T=2000, K=5, M=0)
     path = page.save([reading], tmp_path / "page.html")
     assert path.stat().st_size <= 2_400_000
     assert np.array_equal(page.load(path)[0].top_ids, reading.top_ids)
+    followed = synthetic.with_candidates(reading)
+    assert page.save([followed], path).stat().st_size <= 4_000_000
 
 
 def test_a_file_survives_a_change_of_line_ends(tmp_path):

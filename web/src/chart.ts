@@ -23,6 +23,9 @@ export interface Plot {
   /** place to mark */
   at: number
   xlabel: string
+  ylabel: string
+  /** the first place that the model wrote itself; -1 for none */
+  from?: number
   width: number
   pick?: (x: number) => void
 }
@@ -36,9 +39,9 @@ interface Axis {
 const HEIGHT = 210
 const TOP = 26
 const BOTTOM = 176
-const LEFT = 44
+const LEFT = 58
 /** room for names at the right */
-const NAMES = 96
+const NAMES = 104
 
 const AXES: Record<Plot["axis"], (values: number[]) => Axis> = {
   // both count decades downwards: of probability below 1, of rank above 1
@@ -94,7 +97,12 @@ export function chart(plot: Plot): SVGElement {
       "aria-label": title,
       class: "chart",
     },
-    text(8, 15, title, "start", "t"),
+    text(8, 15, clip(title, Math.floor((width - 44) / 6.6)), "start", "t"),
+    svg(
+      "text",
+      { "text-anchor": "middle", transform: `translate(11 ${(TOP + BOTTOM) / 2}) rotate(-90)` },
+      plot.ylabel,
+    ),
     text((LEFT + right) / 2, HEIGHT - 5, xlabel),
   )
   for (const [label, place] of axis.ticks) {
@@ -106,6 +114,14 @@ export function chart(plot: Plot): SVGElement {
     if (i % every == 0) out.append(text(xOf(i), BOTTOM + 14, visible(clip(x, 6))))
   })
   if (at >= 0) out.append(svg("path", { d: `M${xOf(at)} ${TOP}V${BOTTOM}`, class: "m" }))
+  const from = plot.from ?? -1
+  if (from >= 0) {
+    const x = xOf(Math.max(0, from - 0.5))
+    out.append(
+      svg("path", { d: `M${x} ${TOP}V${BOTTOM}`, class: "g" }),
+      text(x + 3, TOP + 9, "written by the model →", "start"),
+    )
+  }
   const ends: [y: number, line: Line][] = []
   for (const line of lines) {
     const end = drawLine(out, line, at, xOf, value => yOf(axis.place(value)), last < 64)
@@ -162,12 +178,12 @@ function nameLines(out: SVGElement, ends: [y: number, line: Line][], right: numb
     y = Math.max(end, y + 13)
     out.append(
       svg("path", {
-        d: `M${right + 4} ${y}h14`,
+        d: `M${right + 4} ${y}h24`,
         stroke: colour,
-        "stroke-width": 3,
-        "stroke-dasharray": dash && "4 2",
+        "stroke-width": 2.2,
+        "stroke-dasharray": dash,
       }),
-      text(right + 23, y + 4, clip(name, 11 - suffix.length) + suffix, "start", "n"),
+      text(right + 32, y + 4, clip(name, 11 - suffix.length) + suffix, "start", "n"),
     )
   }
 }

@@ -19,6 +19,22 @@ export function download(name: string, data: Blob) {
   setTimeout(() => URL.revokeObjectURL(url), 10_000)
 }
 
+/** Whether a text could be put on the clipboard. */
+export async function toClipboard(text: string, box: HTMLElement): Promise<boolean> {
+  try {
+    await navigator.clipboard.writeText(text)
+    return true
+  } catch {
+    // no clipboard without a secure address or a permission: the old way
+    const area = h("textarea.sr", { value: text })
+    box.append(area)
+    area.select()
+    const done = document.execCommand("copy")
+    area.remove()
+    return done
+  }
+}
+
 /** Statistics of the cell itself, as the manifest names them. */
 const cellModes = (app: App) => Object.values(app.modes).filter(mode => mode.statistic)
 
@@ -97,8 +113,10 @@ export function asCSV(app: App, part: Part): string {
       }
     }
   }
-  return lines.map(line => line.map(csvField).join()).join("\n") + "\n"
+  return csvLines(lines)
 }
+
+export const csvLines = (lines: unknown[][]) => lines.map(line => line.map(csvField).join()).join("\n") + "\n"
 
 function csvField(value: unknown): string {
   if (typeof value == "number") {

@@ -39,6 +39,8 @@ const WITH_WORDS = { width: 32, height: 13, twoLines: 36 }
 /** Columns narrower than this have upright headers, or only every so many of them one. */
 const UPRIGHT = 40
 const SLIM = 14
+/** Under the headers: from which layer each column's answer is settled. */
+const STRIP = 15
 
 export class Grid {
   cellWidth = 0
@@ -49,6 +51,7 @@ export class Grid {
   readonly scroller: HTMLElement
   private headerHeight = 40
   private canvas = h("canvas", { "aria-hidden": "true" })
+  private strip = h("canvas", { "aria-hidden": "true" })
   private columnHeaders = h("div", { role: "row", "aria-rowindex": 1 })
   private headerBox = h("div.cols", this.columnHeaders)
   private rowHeaders = h("div.rows", { role: "rowgroup" })
@@ -74,8 +77,17 @@ export class Grid {
       "div.stick",
       this.canvas,
       this.headerBox,
+      this.strip,
       this.rowHeaders,
-      h("div.corner", "layer"),
+      h(
+        "div.corner",
+        h("span", "layer"),
+        h(
+          "span",
+          { title: "the layer from which the answer stays on top; the darker, the earlier" },
+          "settled",
+        ),
+      ),
       this.liveRow,
     )
     this.space = h("div", this.picture)
@@ -137,11 +149,11 @@ export class Grid {
     this.cellWidth = cellWidth
     this.cellHeight = cellHeight
     const form = cellWidth >= UPRIGHT ? "" : cellWidth >= SLIM ? "upright" : "slim"
-    this.headerHeight = { "": 40, upright: 84, slim: 22 }[form]
+    this.headerHeight = { "": 40, upright: 84, slim: 22 }[form] + STRIP
     this.headerBox.className = `cols ${form}`
     const width = ROW_HEADER + sheet.columnCount * cellWidth
     const height = this.headerHeight + sheet.rowCount * cellHeight
-    this.space.style.cssText = `width:${width}px;height:${height}px;--head:${this.headerHeight}px`
+    this.space.style.cssText = `width:${width}px;height:${height}px;--head:${this.headerHeight}px;--strip:${STRIP}px`
     const scrollbar = width > scroller.clientWidth ? SCROLLBAR : 1
     scroller.style.height = `${Math.min(height + scrollbar, Math.max(160, limit))}px`
     scroller.setAttribute("aria-rowcount", String(sheet.rowCount + 1))
@@ -229,6 +241,30 @@ export class Grid {
     this.outline(context, this.hovered, left, css.color, 1.5, css.backgroundColor)
     this.outline(context, this.cursor, left, css.outlineColor, 2.5, css.backgroundColor)
     this.drawHeaders(left, { rows, columns })
+    this.paintStrip(left, columns, css)
+  }
+
+  /** How early each column's answer is settled, as a tint, and from which layer, where there is room. */
+  private paintStrip(left: number, columns: [number, number], css: CSSStyleDeclaration) {
+    const { strip, sheet, cellWidth, width, headerHeight } = this
+    const ratio = devicePixelRatio || 1
+    strip.width = Math.round(width * ratio)
+    strip.height = Math.round(STRIP * ratio)
+    strip.style.cssText = `width:${width}px;height:${STRIP}px;left:${ROW_HEADER}px;top:${headerHeight - STRIP}px`
+    const context = strip.getContext("2d")!
+    context.setTransform(ratio, 0, 0, ratio, 0, 0)
+    context.font = `10px ${css.fontFamily}`
+    context.textBaseline = "middle"
+    for (let column = columns[0]; column < columns[1]; column++) {
+      const { text, early } = sheet.settled(column)
+      const x = column * cellWidth - left
+      context.fillStyle = css.outlineColor
+      context.globalAlpha = 0.06 + 0.34 * early
+      context.fillRect(x, 0, Math.max(1, cellWidth - 1), STRIP - 1)
+      context.globalAlpha = 1
+      context.fillStyle = css.color
+      if (cellWidth >= 30) context.fillText(this.fitText(context, text), x + 5, STRIP / 2)
+    }
   }
 
   /** Give the canvas the size of the view; the left edge of the view, in whole device pixels. */

@@ -11,7 +11,7 @@ export async function mount(
   source: Source,
   options: Options = {},
 ): Promise<() => void> {
-  const box = h("div.ll")
+  const box = h("div.ll.page")
   element.replaceChildren(box)
   try {
     const { title, frame, statistics } = source.manifest

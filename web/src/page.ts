@@ -2,12 +2,12 @@
 import type { App } from "./app"
 import { chart } from "./chart"
 import { clamp, framed, h, range } from "./dom"
-import { asCSV, asPython, asText, download, figure, png, tables, type Part } from "./export"
+import { asCSV, asPython, asText, download, figure, png, tables, toClipboard, type Part } from "./export"
 import { Grid, ROW_HEADER, type Place } from "./grid"
+import { Inspector, type TokenActions } from "./inspector"
 import { destination } from "./keys"
 import { Overview } from "./overview"
-import { Panel, plots } from "./panel"
-import { Popup } from "./popup"
+import { layerPlots, Panel, positionPlots } from "./panel"
 import { Prompt } from "./prompt"
 import { findNext } from "./search"
 import { makeSheet, sentence, sheetIndices } from "./sheet"
@@ -24,6 +24,8 @@ export interface Options {
   height?: number
   /** a state to begin with, as in the address */
   state?: string
+  /** what the host can do with a token */
+  actions?: TokenActions
 }
 
 /** Columns that a table, a picture and a copy hold at most. */
@@ -31,6 +33,8 @@ const TABLE_COLUMNS = 60
 const COPY_COLUMNS = 200
 const PRINT_COLUMNS = 8
 const VIEWS = ["one", "side", "diff"]
+/** From so many pixels on the inspector is beside the grid. */
+const WIDE = 820
 /** Cells are at most so large. */
 const WIDEST = 170
 const ZOOM = { width: 240, height: 64 }
@@ -43,15 +47,16 @@ export class Page {
   private paper = h("div.print")
   private tools: Tools
   private prompt: Prompt
-  private popup: Popup
+  private inspector: Inspector
   private panel: Panel
   private overview: Overview
   private redraw = framed(() => this.draw())
-  /** the charts follow the pointer, else the chosen cell */
+  /** inspector and charts follow the pointer, else the cursor */
   private redrawPanel = framed(() => {
     const [row, column] = this.hovered ?? []
-    if (row == null) this.panel.draw(...this.place)
-    else this.panel.draw(this.app.shown[row]!, column!)
+    const place = row == null ? this.place : ([this.app.shown[row]!, column!] as const)
+    this.inspector.draw(...place)
+    this.panel.draw(...place)
   })
   private hovered?: Place
   /** the grid that was used last, among those side by side */
@@ -73,29 +78,33 @@ export class Page {
       save: what => void this.save(what),
       table: () => this.showTable(),
       find: step => this.find(step),
+      leave: () => this.leave(),
     }
     this.tools = new Tools(app, title, actions)
     this.prompt = new Prompt(app, column => this.go(this.place[0], column, true))
-    this.popup = new Popup(app, { copy: actions.copy, close: () => this.unlock() })
-    this.panel = new Panel(app, (layer, column) => this.go(layer, column))
+    const go = (layer: number, column: number) => this.go(layer, column)
+    const say = (text: string) => this.say(text)
+    this.inspector = new Inspector(app, options.actions ?? {}, go, () => this.leave(), say)
+    this.panel = new Panel(app, go, say)
     this.overview = new Overview(app, column =>
       this.grids.forEach(grid => (grid.scroller.scrollLeft = column * grid.cellWidth - grid.width / 2)),
     )
-    const { tools, prompt, panel, overview, popup } = this
+    const { tools, prompt, panel, overview, inspector } = this
+    // the grid is the first that the Tab key reaches; the style puts the tools above it
     box.append(
       tools.head,
       prompt.element,
-      tools.bar,
-      this.gridBox,
-      overview.element,
+      h("div.main", this.gridBox, overview.element),
+      inspector.element,
       panel.element,
-      popup.element,
+      tools.bar,
       this.live,
       this.toast,
       tools.help,
       tools.tableDialog,
       this.paper,
     )
+    box.classList.toggle("wide", box.clientWidth >= WIDE)
     this.listen()
     this.applyTheme()
     this.buildGrids()
@@ -105,7 +114,7 @@ export class Page {
   }
 
   private listen() {
-    const { app, box, options, popup } = this
+    const { app, box, options } = this
     const { signal } = this.closed
     const darkSystem = matchMedia("(prefers-color-scheme: dark)")
     darkSystem.addEventListener("change", () => this.applyTheme(), { signal })
@@ -117,20 +126,22 @@ export class Page {
     }
     addEventListener("message", onMessage, { signal })
     addEventListener("beforeprint", () => this.print(), { signal })
-    const onResize = () => {
+    // a wide page has its inspector beside the grid, a narrow one below
+    let width = 0
+    const onResize = new ResizeObserver(() => {
+      if (box.clientWidth == width) return
+      width = box.clientWidth
+      box.classList.toggle("wide", width >= WIDE)
       this.resizeCells()
       this.redraw()
-    }
-    addEventListener("resize", onResize, { signal })
+    })
+    onResize.observe(box)
+    signal.addEventListener("abort", () => onResize.disconnect())
+    addEventListener("resize", () => this.resizeCells(), { signal })
     if (options.hash) addEventListener("hashchange", () => app.fromAddress(location.hash), { signal })
     // in a notebook the host keeps the keys that are pressed outside of the page
     const keyTarget: EventTarget = options.hash ? document : box
     keyTarget.addEventListener("keydown", event => this.onKey(event as KeyboardEvent), { signal })
-    const onPointer = ({ target }: PointerEvent) => {
-      const inside = [popup.element, this.gridBox, this.panel.element].some(e => e.contains(target as Node))
-      if (popup.locked && !inside) popup.hide()
-    }
-    document.addEventListener("pointerdown", onPointer, { signal })
     for (const reading of app.readings) {
       reading.changed = problem => {
         if (problem) this.say(problem)
@@ -199,7 +210,6 @@ export class Page {
       pick: (row: number, column: number) => {
         this.active = n
         this.go(row < 0 ? this.place[0] : app.shown[row]!, column)
-        if (row >= 0) this.lock()
       },
       scrolled: () => this.onScroll(grid),
       zoom: (factor: number) => this.zoom(factor),
@@ -221,7 +231,6 @@ export class Page {
     }
     this.overview.draw(source)
     this.drawPrompt()
-    if (!this.popup.locked) this.popup.hide()
   }
 
   /** Cell sizes that suit the reading, unless a person chose them. */
@@ -229,7 +238,7 @@ export class Page {
     const { state, columnCount, shown } = this.app
     const several = this.grids.length > 1
     const room = (this.grids[0]!.scroller.clientWidth || 900) - ROW_HEADER - 2
-    const width = state.w || clamp(Math.floor(room / columnCount), several ? 52 : 72, WIDEST)
+    const width = state.w || clamp(Math.floor(room / columnCount), several ? 52 : 64, WIDEST)
     const height = state.h || (shown.length <= 16 ? 28 : 24)
     const stacked = several && this.gridBox.clientWidth < 980
     const limit = this.options.height ?? innerHeight * (stacked ? 0.42 : 0.64)
@@ -262,7 +271,7 @@ export class Page {
   }
 
   private draw() {
-    const { app, popup } = this
+    const { app } = this
     const [layer, column] = app.state.cell
     const row = layer == null ? -1 : this.rowOf(layer)
     for (const grid of this.grids) {
@@ -273,7 +282,6 @@ export class Page {
     this.drawPrompt()
     this.overview.draw(this.grids[0]!)
     this.redrawPanel()
-    if (popup.locked && row >= 0) popup.show(layer!, column!, this.grid.rect(row, column!), true)
   }
 
   private drawPrompt() {
@@ -286,7 +294,6 @@ export class Page {
 
   /** The pointer is over a cell of the grid (or over none: -1). */
   private hover(row: number, column: number) {
-    const { popup } = this
     this.hovered = row < 0 ? undefined : [row, column]
     for (const grid of this.grids) {
       grid.hovered = this.hovered
@@ -294,14 +301,11 @@ export class Page {
     }
     this.markPrompt()
     this.redrawPanel()
-    if (popup.locked) return
-    if (row < 0) popup.hide()
-    else popup.show(this.app.shown[row]!, column, this.grid.rect(row, column), false)
   }
 
   /** Choose a cell and have it in view. */
   private go(layer: number, column: number, centre = false) {
-    const { app, popup } = this
+    const { app } = this
     const row = this.rowOf(layer)
     app.set({ cell: [layer, column] })
     for (const grid of this.grids) {
@@ -310,17 +314,10 @@ export class Page {
       grid.speak()
     }
     this.live.textContent = sentence(app, layer, column)
-    if (!popup.locked) popup.hide()
   }
 
-  /** Keep the card of the chosen cell open. */
-  private lock() {
-    const [layer, column] = this.place
-    this.popup.show(layer, column, this.grid.rect(this.rowOf(layer), column), true)
-    this.popup.element.querySelector("button")?.focus()
-  }
-  private unlock() {
-    this.popup.hide()
+  /** Back to the grid, from wherever the focus is. */
+  private leave() {
     this.grid.scroller.focus({ preventScroll: true })
   }
 
@@ -392,13 +389,18 @@ export class Page {
     const { app } = this
     const part = this.part()
     const { first, stop } = part
-    const manifests = app.panes.map(r => app.readings[r]!.manifest)
     const isPart = stop - first < app.columnCount
     this.paper.replaceChildren(
-      ...manifests.flatMap(({ label, about }) => [h("h1", label), ...about.text.map(line => h("p", line))]),
+      ...app.panes.flatMap(r => {
+        const { label, about } = app.readings[r]!.manifest
+        return [h("h1", app.several && `${letter(r)} · `, label), ...about.text.map(line => h("p", line))]
+      }),
       isPart ? `Columns ${first} – ${stop - 1} of ${app.columnCount}, those in view; save CSV for all.` : "",
       ...tables(app, part, PRINT_COLUMNS),
-      h("div.charts", plots(app, ...this.place, 330).map(chart)),
+      h(
+        "div.charts",
+        [...layerPlots(app, ...this.place, 330), ...positionPlots(app, ...this.place, 330)].map(chart),
+      ),
     )
   }
 
@@ -419,7 +421,7 @@ export class Page {
   }
 
   private onKey(event: KeyboardEvent) {
-    const { grid, popup } = this
+    const { grid } = this
     const source = event.target as HTMLElement
     if (event.altKey || source.closest("input,select,textarea,dialog")) return
     const inGrid = source == grid.scroller
@@ -427,20 +429,19 @@ export class Page {
     const to = inGrid && destination(event, grid, [Math.max(0, this.rowOf(layer)), column])
     if (to) {
       event.preventDefault()
+      // the pointer is somewhere else: the keys count now
+      this.hover(-1, -1)
       this.go(this.app.shown[to[0]]!, to[1])
-      popup.show(this.app.shown[to[0]]!, to[1], grid.rect(...to), popup.locked)
       return
     }
-    if (event.key == "Escape") {
-      if (popup.locked) this.unlock()
-      else popup.hide()
-      return
-    }
+    if (event.key == "Escape") return this.leave()
     if (event.ctrlKey || event.metaKey) return
     if (event.key == "Enter" && inGrid) {
       event.preventDefault()
+      this.hover(-1, -1)
       this.go(layer, column)
-      this.lock()
+      this.inspector.element.scrollIntoView({ block: "nearest" })
+      requestAnimationFrame(() => this.inspector.focus())
       return
     }
     const act = this.shortcuts[event.key]
@@ -503,19 +504,3 @@ export class Page {
 
 /** The one that follows in a list, after the last the first. */
 const after = (list: string[], now: string) => list[(list.indexOf(now) + 1) % list.length]!
-
-/** Whether a text could be put on the clipboard. */
-async function toClipboard(text: string, box: HTMLElement): Promise<boolean> {
-  try {
-    await navigator.clipboard.writeText(text)
-    return true
-  } catch {
-    // no clipboard without a secure address or a permission: the old way
-    const area = h("textarea.sr", { value: text })
-    box.append(area)
-    area.select()
-    const done = document.execCommand("copy")
-    area.remove()
-    return done
-  }
-}

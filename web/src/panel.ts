@@ -1,10 +1,11 @@
 /* Under the grid: what is followed, as chips, and its trajectories over layers and over positions. */
 import type { App, Cell } from "./app"
-import { chart, type Line, type Plot } from "./chart"
+import type { Line, Plot } from "./chart"
 import { DASHES, LINES } from "./colour"
 import { h, range } from "./dom"
 import type { TokenValue } from "./format"
-import { dot } from "./popup"
+import { dot } from "./inspector"
+import { Slots } from "./slots"
 import { clip, letter, visible } from "./text"
 import { candidates, type Pin } from "./values"
 
@@ -38,92 +39,98 @@ function suggested(app: App, column: number): Pin[] {
   return [...unique.values()].slice(0, 12 / app.panes.length)
 }
 
-/** The charts, as data: the followed tokens, and the statistic of the cells where one is the colour. */
-export function plots(
+/** Charts over layers at a column: the followed tokens, and the statistic of the cells where one is the
+ * colour. */
+export function layerPlots(
   app: App,
   layer: number,
   column: number,
   width: number,
   go?: (layer: number, column: number) => void,
 ): Plot[] {
-  const { state, shown, layers, readingA, mode } = app
+  const { state, layers, readingA } = app
   const position = app.positionA(column)
   const many = state.pos.length > 0
   const columns = many ? [...new Set([...state.pos, column])].slice(-5) : [column]
-  const first = Math.max(0, Math.min(column - (SPAN - 1) / 2, app.columnCount - SPAN))
-  const near = range(Math.min(app.columnCount, SPAN), first)
-  const ready = app.cells(layer, column).every(({ reading, t }) => reading.ready(t))
-  const empty = ready ? "not recorded here" : "…"
-
+  // embed repeats the input, and would set the scale of all others
+  const shown = app.shown.filter(index => layers[index] != "embed" || layers.length == 1)
   const where =
     columns.length > 1
       ? "at the pinned positions"
       : position < 0
         ? ""
         : `after “${visible(clip(readingA.pieces[position]!, 12))}” (${readingA.positionNumber(position)})`
-  const overLayers = {
+  const base = {
     width,
-    empty,
+    empty: empty(app, layer, column),
     xs: shown.map(index => layers[index]!),
     at: shown.indexOf(layer),
     xlabel: "layer",
     pick: go && ((x: number) => go(shown[x]!, column)),
   }
-  const overPositions = {
+  const tracks = columns.map(c => shown.map(index => [index, c] as const))
+  return plotsOf(app, base, where, followed(app, column), columns, tracks)
+}
+
+/** Charts over positions at a layer. */
+export function positionPlots(
+  app: App,
+  layer: number,
+  column: number,
+  width: number,
+  go?: (layer: number, column: number) => void,
+): Plot[] {
+  const { layers, readingA, columnCount } = app
+  const first = Math.max(0, Math.min(column - (SPAN - 1) / 2, columnCount - SPAN))
+  const near = range(Math.min(columnCount, SPAN), first)
+  const base = {
     width,
-    empty,
+    empty: empty(app, layer, column),
     xs: near.map(c => {
       const t = app.positionA(c)
       if (t < 0) return ""
-      return near.length > 16 ? String(readingA.positionNumber(t)) : readingA.pieces[t]!
+      return near.length * 52 > width ? String(readingA.positionNumber(t)) : readingA.pieces[t]!
     }),
     at: column - first,
     xlabel: "position",
     pick: go && ((x: number) => go(layer, first + x)),
   }
-  const down = columns.map(c => shown.map(index => [index, c] as const))
-  const across = [near.map(c => [layer, c] as const)]
-  const pins = followed(app, column)
+  const tracks = [near.map(c => [layer, c] as const)]
+  return plotsOf(app, base, `at layer ${layers[layer]}`, followed(app, column), [column], tracks)
+}
 
+function empty(app: App, layer: number, column: number): string {
+  const ready = app.cells(layer, column).every(({ reading, t }) => reading.ready(t))
+  return ready ? "not recorded here" : "…"
+}
+
+/** Probability and rank of tokens; and the statistic of the cells, where one is the colour. */
+function plotsOf(
+  app: App,
+  base: Omit<Plot, "title" | "axis" | "ylabel" | "lines">,
+  where: string,
+  pins: Pin[],
+  columns: number[],
+  tracks: Track[],
+): Plot[] {
+  const { mode } = app
+  const lines = (key: keyof TokenValue) => tokenLines(app, pins, key, columns, tracks)
   const out: Plot[] = [
     {
-      ...overLayers,
-      title: `Probability (log scale) over layers ${where}`,
+      ...base,
+      title: `Probability ${where}`,
+      ylabel: "probability (log)",
       axis: "probability",
-      lines: tokenLines(app, pins, "logprob", columns, down),
+      lines: lines("logprob"),
     },
-    {
-      ...overLayers,
-      title: `Rank (log scale) over layers ${where}`,
-      axis: "rank",
-      lines: tokenLines(app, pins, "rank", columns, down),
-    },
-    {
-      ...overPositions,
-      title: `Probability (log scale) over positions at layer ${layers[layer]}`,
-      axis: "probability",
-      lines: tokenLines(app, pins, "logprob", [column], across),
-    },
+    { ...base, title: `Rank ${where}`, ylabel: "rank (log)", axis: "rank", lines: lines("rank") },
   ]
   if (!mode.statistic) return out
   const { unit, scale } = mode.statistic
   const axis = scale == "rank" || scale == "probability" ? scale : "linear"
-  const name = (scale == "linear" || scale == "log") && unit ? `${mode.label} (${unit})` : mode.label
-  return [
-    ...out,
-    {
-      ...overLayers,
-      title: `${name} over layers ${where}`,
-      axis,
-      lines: cellLines(app, columns, down),
-    },
-    {
-      ...overPositions,
-      title: `${name} over positions at layer ${layers[layer]}`,
-      axis,
-      lines: cellLines(app, [column], across),
-    },
-  ]
+  const ylabel = (scale == "linear" || scale == "log") && unit ? unit : mode.statistic.label
+  const title = `${mode.label} ${where}`
+  return [...out, { ...base, title, ylabel, axis, lines: cellLines(app, columns, tracks) }]
 }
 
 /** The places along a line. */
@@ -187,31 +194,41 @@ function cellLines(app: App, columns: number[], tracks: Track[]): Line[] {
 
 export class Panel {
   private chips = h("div.chips")
-  private charts = h("div.charts")
-  readonly element = h("section.panel", { "aria-label": "Trajectories" }, this.chips, this.charts)
+  private slots: Slots
+  private note = h("p.note", { hidden: true })
+  readonly element: HTMLElement
 
   constructor(
     private app: App,
     private go: (layer: number, column: number) => void,
-  ) {}
+    say: (text: string) => void,
+  ) {
+    this.slots = new Slots(say, "Trajectories over positions")
+    this.element = h(
+      "section.panel",
+      { "aria-label": "Followed tokens" },
+      this.chips,
+      this.slots.element,
+      this.note,
+    )
+  }
 
   draw(layer: number, column: number) {
-    const { app, charts } = this
+    const { app, slots, note } = this
     const pins = followed(app, column)
     this.chips.replaceChildren(...this.pinChips(pins, column), ...this.positionChips())
-    const width = charts.clientWidth || 900
-    const perLine = width > 940 ? 3 : width > 620 ? 2 : 1
-    const each = Math.floor((width - 12 * (perLine - 1)) / perLine)
-    charts.replaceChildren(...plots(app, layer, column, each, this.go).map(chart))
+    const all = slots.width
+    const perLine = all > 620 ? 2 : 1
+    const each = Math.floor((all - 12 * (perLine - 1)) / perLine)
+    slots.draw(positionPlots(app, layer, column, each, this.go))
     const { trackIds, candidateIds } = app.readingA
     const t = app.positionA(column)
     const exact = new Set([...trackIds, ...((t >= 0 && candidateIds[t]) || [])])
-    if (app.readingA.ready(Math.max(0, t)) && pins.some(([, ...ids]) => ids.some(id => !exact.has(id)))) {
-      const gaps = `Gaps: not among the top ${app.readingA.K} there, so not recorded.`
-      charts.append(
-        h("p.note", `${gaps} Tracked tokens and those that the last row puts first are exact everywhere.`),
-      )
-    }
+    note.hidden =
+      !app.readingA.ready(Math.max(0, t)) || !pins.some(([, ...ids]) => ids.some(id => !exact.has(id)))
+    note.textContent =
+      `Gaps: not among the top ${app.readingA.K} there, so not recorded. Tracked tokens and those that ` +
+      "the last row puts first are exact everywhere."
   }
 
   private pinChips(list: Pin[], column: number): Node[] {

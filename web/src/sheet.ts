@@ -2,7 +2,8 @@
 import type { App, Cell } from "./app"
 import type { Scale } from "./colour"
 import { clamp } from "./dom"
-import { clip, number, prob, visible } from "./text"
+import { clip, letter, number, prob, visible } from "./text"
+import { settled } from "./values"
 
 /** What a cell says on its two lines. */
 export interface Words {
@@ -27,6 +28,8 @@ export interface Sheet {
   isFound(row: number, column: number): boolean
   rowLabel(row: number): string
   columnLabel(column: number): { text: string; position: string; special: boolean; pinned: boolean }
+  /** from which layer a column's answer stays on top: its label, and how early that is (0 … 1) */
+  settled(column: number): { text: string; early: number }
   speak(row: number, column: number): string
 }
 
@@ -46,7 +49,7 @@ export function makeSheet(app: App, r: number): Sheet {
   const label = (index: number) => readings[index]!.manifest.label
   const cellsAt = (row: number, column: number) => used.map(index => app.cell(index, shown[row]!, column))
   return {
-    name: isDiff ? `${label(b)} − ${label(a)}` : label(r),
+    name: isDiff ? `${letter(b)} − ${letter(a)}: ${label(b)} − ${label(a)}` : label(r),
     rowCount: shown.length,
     columnCount: app.columnCount,
     scale: app.scale,
@@ -59,14 +62,12 @@ export function makeSheet(app: App, r: number): Sheet {
 
     shade(row, column) {
       const layer = shown[row]!
-      if (app.layers[layer] == "embed" && app.layers.length > 1) return MUTED
+      const arrived = () => cellsAt(row, column).every(cell => !cell || cell.reading.ready(cell.t))
+      if (app.layers[layer] == "embed" && app.layers.length > 1) return arrived() ? MUTED : PENDING
       const value = isDiff
         ? app.difference(layer, column, mode)
         : app.measure(app.cell(r, layer, column), mode)
-      if (Number.isNaN(value)) {
-        const arrived = cellsAt(row, column).every(cell => !cell || cell.reading.ready(cell.t))
-        return arrived ? MISSING : PENDING
-      }
+      if (Number.isNaN(value)) return arrived() ? MISSING : PENDING
       // beyond the scale is known to be at its dark end
       if (Math.abs(value) == Infinity) return 0
       return clamp(Math.round((255 * (value - low)) / (high - low || 1)), 0, 255)
@@ -118,6 +119,20 @@ export function makeSheet(app: App, r: number): Sheet {
       }
     },
 
+    settled(column) {
+      const found = used.flatMap(index => {
+        const t = columns[index]![column]!
+        const reading = readings[index]!
+        return t < 0 || !reading.ready(t) ? [] : [[reading, settled(reading, t)] as const]
+      })
+      const texts = found.map(([reading, l]) => reading.layer(l))
+      const [first] = found
+      return {
+        text: [...new Set(texts)].join("→"),
+        early: first && first[0].L > 1 ? 1 - first[1] / (first[0].L - 1) : 0,
+      }
+    },
+
     speak: (row, column) => sentence(app, shown[row]!, column),
   }
 }
@@ -127,9 +142,9 @@ const topToken = (cell: Cell | null) =>
 
 /** A cell in words, for a screen reader. */
 export function sentence(app: App, layer: number, column: number): string {
-  const { mode, several } = app
+  const { mode, several, readings } = app
   const sentences = app.cells(layer, column).map(({ reading, l, t }) => {
-    const name = several ? reading.manifest.label + ": " : ""
+    const name = several ? `${letter(readings.indexOf(reading))}, ${reading.manifest.label}: ` : ""
     const input = visible(clip(reading.pieces[t]!, 40))
     const top = visible(clip(reading.piece(reading.topId(l, t)), 40))
     const value = mode.format(mode.value(reading, l, t))

@@ -1,20 +1,24 @@
 /* Tokens as a person can read them: whitespace and control characters get glyphs, combining marks a
  * base, byte fragments their hex; truncation never cuts a grapheme. */
 
-const GLYPHS: Record<string, string> = { " ": "·", "\n": "↵", "\t": "⇥", "\xa0": "⍽" }
+const GLYPHS: Record<string, string> = { " ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥", "\xa0": "⍽", "\x7f": "␡" }
+/** Spaces at either end, beside another one, or beside a line end. */
+const SPACES = /^ +| +$| {2,}|(?<=[\n\r\t]) +| +(?=[\n\r\t])/g
 const HIDDEN =
-  /[\s\x00-\x1f\x7f-\x9f\xad\u200b\u200c\u200e\u200f\u2028-\u202f\u2060-\u206f\ufeff\p{Cs}]|^\u200d/gu
+  /[^\S ]|[\x00-\x1f\x7f-\x9f\xad\u200b\u200c\u200e\u200f\u2028-\u202f\u2060-\u206f\ufeff\p{Cs}]|^\u200d/gu
 
 function glyph(hidden: string): string {
   const code = hidden.charCodeAt(0)
   // control characters have pictures of their own in Unicode
-  return GLYPHS[hidden] ?? (code < 32 ? String.fromCharCode(0x2400 + code) : `⟨${hex([code])}⟩`)
+  if (GLYPHS[hidden] || code >= 32) return GLYPHS[hidden] ?? "\\u" + code.toString(16).padStart(4, "0")
+  return String.fromCharCode(0x2400 + code)
 }
 
-/** A token with everything invisible made visible; "" (an empty piece) is shown as ∅. */
+/** A token with everything invisible made visible, as the terminal and the figures do it (see
+ * src/logitlens/view/text.py); an empty piece is shown as ⟨⟩. */
 export function visible(piece: string): string {
-  const text = piece.replace(HIDDEN, glyph)
-  if (!text) return "∅"
+  const text = piece.replace(SPACES, run => "␣".repeat(run.length)).replace(HIDDEN, glyph)
+  if (!text) return "⟨⟩"
   return /^\p{M}/u.test(text) ? "◌" + text : text
 }
 
@@ -82,6 +86,12 @@ export function number(value: number, digits = 3): string {
   if (value == Infinity) return "∞"
   if (!Number.isFinite(value)) return "–"
   return Math.abs(value) < 1e-4 ? "0" : value.toPrecision(digits).replace("-", "−")
+}
+
+/** A difference: with its sign, and so many places. */
+export function signed(value: number, places: number): string {
+  const text = Math.abs(value).toLocaleString("en-US", { maximumFractionDigits: places })
+  return +text.replaceAll(",", "") ? (value < 0 ? "−" : "+") + text : "0"
 }
 
 export const count = (value: number) => (Number.isFinite(value) ? value.toLocaleString("en-US") : "–")

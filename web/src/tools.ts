@@ -3,6 +3,7 @@ import type { App } from "./app"
 import { h } from "./dom"
 import { legend } from "./export"
 import type { Reading } from "./format"
+import { item, menu } from "./menu"
 import type { State } from "./state"
 import { clip, letter, visible } from "./text"
 
@@ -13,13 +14,15 @@ export interface Actions {
   save(what: "png" | "svg" | "csv"): void
   table(): void
   find(step: number): void
+  /** back to the grid */
+  leave(): void
 }
 
 const KEYS = {
   "← ↑ → ↓": "move",
   "Home End": "first, last (Ctrl: corner)",
   "PgUp PgDn": "a page (Shift: sideways)",
-  "Enter Esc": "keep the card open, close it",
+  "Enter Esc": "into the inspector, back to the grid",
   P: "pin the top token",
   F: "pin the final token",
   "Shift P": "pin the position",
@@ -43,7 +46,7 @@ export class Tools {
   readonly tableDialog = h("dialog.wide", { "aria-label": "Table" })
   readonly search = h("input", {
     type: "search",
-    placeholder: "Token or position",
+    placeholder: "Search",
     "aria-label": "Search tokens or a position",
   })
   private results = h("div.results", { hidden: true })
@@ -58,8 +61,7 @@ export class Tools {
     title: string,
     private actions: Actions,
   ) {
-    const question = h("button.round", { "aria-label": "Help", onclick: () => this.help.showModal() }, "?")
-    this.head = h("header", h("div.line", h("h1", h("bdi", clip(title, 160))), question), this.about)
+    this.head = h("header", h("h1", h("bdi", clip(title, 160))), this.about)
     this.bar = h(
       "div.tools",
       { role: "group", "aria-label": "View" },
@@ -76,7 +78,7 @@ export class Tools {
   private select(label: string, key: keyof State, options: () => Option[], when = () => true): HTMLElement {
     const { app } = this
     const element = h("select", { "aria-label": label })
-    const box = h("label", h("span", label), element)
+    const box = h("label", label != "Colour" && h("span", label), element)
     element.onchange = () => {
       const numeric = typeof app.start[key] == "number"
       app.set({ [key]: numeric ? Number(element.value) : element.value })
@@ -133,11 +135,11 @@ export class Tools {
     return [
       this.select("Colour", "color", colours),
       this.legend,
-      this.select("Cells", "text", () => texts),
       menu(
         "form",
-        "Layers",
-        this.select("from", "from", layers),
+        "Show",
+        this.select("cells", "text", () => texts),
+        this.select("layers from", "from", layers),
         this.select("to", "to", layers),
         this.select("every", "step", () => steps),
         this.select("scale", "map", () => maps),
@@ -164,16 +166,16 @@ export class Tools {
         this.showResults()
       }, SEARCH_DELAY)
     }
+    search.onfocus = () => search.select()
     search.onkeydown = event => {
       if (event.key == "Enter") {
-        app.set({ q: search.value })
+        clearTimeout(this.waiting)
+        if (app.state.q != search.value) app.set({ q: search.value })
+        // what was found is looked at: nothing lies over it
+        results.hidden = true
         actions.find(event.shiftKey ? -1 : 1)
       }
-      if (event.key == "Escape") {
-        search.value = ""
-        app.set({ q: "" })
-        results.hidden = true
-      }
+      if (event.key == "ArrowDown") results.querySelector("button")?.focus()
     }
     const box: HTMLElement = h(
       "div.find",
@@ -183,6 +185,13 @@ export class Tools {
       button("↓", "Next place", () => actions.find(1)),
       results,
     )
+    box.onkeydown = event => {
+      if (event.key != "Escape") return
+      search.value = ""
+      app.set({ q: "" })
+      results.hidden = true
+      actions.leave()
+    }
     box.addEventListener("focusout", event => {
       if (!box.contains(event.relatedTarget as Node)) results.hidden = true
     })
@@ -208,7 +217,8 @@ export class Tools {
         item("SVG", () => save("svg")),
         item("CSV, all of it", () => save("csv")),
       ),
-      h("button", { onclick: table }, "Table"),
+      h("button.table", { onclick: table }, "Table"),
+      h("button.round", { "aria-label": "Help", onclick: () => this.help.showModal() }, "?"),
     )
   }
 
@@ -298,25 +308,3 @@ const button = (text: string, label: string, onclick: () => void) =>
   h("button", { title: label, "aria-label": label, onclick }, text)
 
 const closeForm = () => h("form", { method: "dialog" }, h("button", "Close"))
-
-/** A list that opens under its name, and closes when the focus leaves it or with Escape. */
-function menu(style: "form" | "", name: string, ...items: Node[]): HTMLElement {
-  const details = h("details", h("summary", name), h("div", { class: style }, items))
-  details.addEventListener("focusout", event => {
-    if (event.relatedTarget && !details.contains(event.relatedTarget as Node)) details.open = false
-  })
-  details.onkeydown = event => {
-    if (event.key == "Escape") details.open = false
-  }
-  return details
-}
-
-/** A choice of a menu, which closes. */
-function item(text: string, action: () => void) {
-  const element: HTMLElement = h("button", text)
-  element.onclick = () => {
-    action()
-    element.closest("details")!.open = false
-  }
-  return element
-}

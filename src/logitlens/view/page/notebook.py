@@ -24,8 +24,8 @@ from logitlens.view.options import PageOptions
 from logitlens.view.page import words
 from logitlens.view.text import clip, isolate, visible
 
-SCRIPT_LIMIT = 40 * 1024  # bytes of script that one cell may carry
-HEIGHT = 430  # pixels of a notebook's grid
+SCRIPT_LIMIT = 64 * 1024  # bytes of script that one cell may carry
+HEIGHT = 215  # pixels of a notebook's grid: three readings share a screen
 TABLE_ROWS, TABLE_COLUMNS = 14, 12
 
 _CELL = "border:1px solid #8886;padding:1px 6px;text-align:left;white-space:nowrap"
@@ -39,14 +39,15 @@ def mimebundle(reading: Reading, **options: Unpack[PageOptions]) -> dict[str, st
 def cell(readings: Sequence[Reading], **options: Unpack[PageOptions]) -> str:
     """HTML for a notebook cell: the static table, replaced by the page where scripts may run.
 
-    `options` as in page.html; the frame is 470 pixels higher than the grid, for controls and charts.
+    `options` as in page.html; the frame is 80 pixels higher than the grid, for the controls; its lower
+    edge can be dragged, and the charts are below.
     """
     place = "logitlens-" + secrets.token_hex(6)  # one name for each execution
     height = options.get("height") or HEIGHT
     frame = _frame(readings, {**options, "height": height})
     return (
         f'<div id="{place}">{static_table(readings[0])}</div>\n<script>'
-        f"{_HOST % {'place': place, 'height': height + 470, 'frame': page.script_json(frame)}}</script>"
+        f"{_HOST % {'place': place, 'height': height + 80, 'frame': page.script_json(frame)}}</script>"
     )
 
 
@@ -58,7 +59,8 @@ _HOST = (
     "/vscode-(dark|light)/.exec(b.className)?.[1]??d.theme??'auto',"
     "f=document.createElement('iframe');f.sandbox='allow-scripts allow-downloads allow-modals';"
     "f.allow='clipboard-write';f.title='logitlens';"
-    "f.style.cssText='width:100%%;height:%(height)dpx;border:0';"
+    "f.style.cssText='width:100%%;height:100%%;border:0';"
+    "e.style.cssText='height:%(height)dpx;resize:vertical;overflow:hidden';"
     "f.name=t();f.srcdoc=%(frame)s;e.replaceChildren(f);"
     "new MutationObserver(_=>f.contentWindow?.postMessage(f.name=t(),'*')).observe(b,{attributes:!0})}"
 )
