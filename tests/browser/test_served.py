@@ -97,35 +97,91 @@ def wide(tab):
     return tab.evaluate("document.documentElement.scrollWidth - innerWidth")
 
 
-def test_a_typed_prompt_becomes_a_grid_and_pins_become_exact(open_tab):
+NONE = "?show="  # a tab that asks for no example
+
+
+def lenses(tab, *names):
+    for box in tab.locator(".lenses input").all():
+        box.set_checked(box.get_attribute("value") in names)
+
+
+def dots(tab, chart):
+    """How many values a chart draws."""
+    return tab.locator(".chart").nth(chart).locator("circle").count()
+
+
+def test_an_example_is_there_and_is_followed_appended_to_explained_named_and_written_on(open_tab):
     tab = open_tab()
-    tab.fill("input[aria-label^='Tokens to track']", " Paris")
-    ask(tab, EIFFEL)
     tab.wait_for_selector(".sc")
     assert re.fullmatch(r"Done in [\d.]+ s", status(tab, "Done in"))
+    assert tab.input_value("textarea") == EIFFEL
     assert tab.locator("h1").nth(1).inner_text() == EIFFEL
     assert "✓ last row" in tab.inner_text(".about")
+    other = open_tab()  # has the same readings
+    drawn(other, 1)
+    assert other.locator(".made li").count() == 1
+    # a pin is followed exactly, by itself, in the place of the reading
     tab.locator("[role=grid]").focus()
     tab.keyboard.press("Control+End")
-    last = tab.locator("[role=columnheader] small").last.inner_text()
-    assert f"position {last}, after ␣of" in tab.locator("[aria-live=polite]").inner_text()
-    tab.keyboard.press("ArrowUp")
-    tab.keyboard.press("ArrowUp")
     tab.locator(".chip").first.wait_for()  # the tile has come
     tab.keyboard.press("p")
-    tab.wait_for_url(re.compile("pins="))
-    tab.click("text=Track pins exactly")
+    for _ in range(200):
+        if dots(tab, 2) == 10:
+            break
+        tab.wait_for_timeout(100)
+    assert dots(tab, 2) == 10, "a value at every position"
+    assert tab.locator(".made li").count() == 1
+    # who wrote it
+    tab.locator("button[aria-label='Who wrote ␣Paris?']").click()
+    tab.locator(".who table").wait_for()
+    assert "mlp" in tab.inner_text(".who")
+    assert "The model’s own logit is" in tab.inner_text(".who")
+    assert violations(tab) == []
+    # a predicted token is appended, and read again
+    tab.locator("button[aria-label^='Append ␣Paris']").click()
     tab.locator(".made li").nth(1).wait_for()
-    dots = tab.locator(".chart").nth(1).locator("circle")
-    layers = int(tab.locator("[role=grid]").get_attribute("aria-rowcount")) - 1
-    dots.nth(2 * layers - 1).wait_for()
-    assert dots.count() == 2 * layers, "a value at every layer, of the pin and of what was tracked"
+    tab.locator("[role=columnheader]", has_text="Paris").wait_for()
+    assert tab.input_value("textarea") == EIFFEL + " Paris"
+    # the model writes; columns come as it does, and a slider takes them away again
+    tab.get_by_role("button", name="Write", exact=True).click()
+    tab.locator(".time").wait_for()
+    tab.locator(".made li", has_text="tokens written").wait_for()
+    heads = tab.locator("[role=columnheader]")
+    tab.wait_for_url(re.compile("show=r3"))
+    tab.locator(".tk.written").first.wait_for()
+    status(tab, "Done in")
+    count = heads.count()
+    tab.locator("input[type=range]").focus()
+    tab.keyboard.press("Home")
+    tab.wait_for_timeout(100)
+    assert heads.count() < count, "later columns are hidden"
+    tab.wait_for_url(re.compile("upto="))
+    assert violations(tab) == []
+    # named here and seen there; deleted there and gone here
+    tab.locator("button[aria-label^=Rename]").first.click()
+    tab.keyboard.type("the long one")
+    tab.keyboard.press("Enter")
+    other.locator(".made li", has_text="the long one").wait_for()
+    other.locator("button[aria-label='Delete the long one']").click()
+    tab.locator(".made li", has_text="the long one").wait_for(state="detached")
+    # a choice from the list fills the form
+    tab.locator(".made li", has_text=EIFFEL).last.locator("button").first.click()
+    tab.locator("[role=columnheader]", has_text="Paris").wait_for(state="detached")
+    assert tab.input_value("textarea") == EIFFEL
+    # two prompts, and which cells of one bring its answer back in the other
+    tab.select_option("select[aria-label='Kind of prompt']", "patch")
+    tab.fill("textarea[aria-label='Corrupted prompt']", COLOSSEUM)
+    tab.fill("input[aria-label='Answer of the clean prompt']", " Paris")
+    tab.fill("input[aria-label='Answer of the corrupted prompt']", " Rome")
+    tab.get_by_role("button", name="Patch", exact=True).click()
+    tab.locator(".patches td").first.wait_for()
+    assert "100" in tab.locator(".patches tbody tr").first.inner_text().split()
 
 
 def test_a_run_is_followed_and_cancelled_and_the_next_prompt_is_read(open_tab, hold):
     (hold / "load").touch()
     (hold / "run").touch()
-    tab = open_tab()
+    tab = open_tab(NONE)
     bar = tab.get_by_role("progressbar", name="Progress")
     assert not bar.is_visible()
     ask(tab, EIFFEL)
@@ -152,7 +208,7 @@ def test_a_run_is_followed_and_cancelled_and_the_next_prompt_is_read(open_tab, h
 
 def test_two_tabs_wait_for_each_other_and_a_closed_one_makes_way(open_tab, hold):
     (hold / "run").touch()
-    first, second, third = open_tab(), open_tab(), open_tab()
+    first, second, third = open_tab(NONE), open_tab(NONE), open_tab(NONE)
     ask(first, EIFFEL)
     status(first, "Running")
     ask(second, COLOSSEUM)
@@ -171,12 +227,14 @@ def test_two_tabs_wait_for_each_other_and_a_closed_one_makes_way(open_tab, hold)
 
 
 def test_readings_are_compared_and_any_view_is_exported_as_it_is_seen(open_tab, tmp_path):
-    tab = open_tab()
-    for prompt, lens in ((EIFFEL, "logit"), (COLOSSEUM, "logit"), (EIFFEL, "tuned")):
-        before = tab.locator(".made li").count()
-        tab.select_option("select[aria-label=Lens]", lens)
-        ask(tab, prompt)
-        tab.locator(".made li").nth(before).wait_for()
+    tab = open_tab(NONE)
+    ask(tab, COLOSSEUM)
+    tab.locator(".made li").first.wait_for()
+    status(tab, "Done in")
+    lenses(tab, "logit", "tuned")
+    ask(tab, EIFFEL)  # both from one run
+    tab.locator(".made li").nth(2).wait_for()
+    tab.locator("[role=grid]").nth(1).wait_for()
 
     def export(name):
         tab.wait_for_timeout(300)  # the page writes its state into the address a moment later
@@ -187,8 +245,8 @@ def test_readings_are_compared_and_any_view_is_exported_as_it_is_seen(open_tab, 
 
     tab.select_option("select[aria-label=Colour]", "entropy")
     path, readings = export("grid.html")
-    assert [(r.prompt, r.lens_name) for r in readings] == [(EIFFEL, "tuned")]
-    assert shown(tab, path) == (1, "entropy")
+    assert [(r.prompt, r.lens_name) for r in readings] == [(EIFFEL, "logit"), (EIFFEL, "tuned")]
+    assert shown(tab, path) == (2, "entropy")
     for box in tab.locator(".made input").all():
         box.check()
     tab.click("text=Compare 3")
@@ -221,7 +279,7 @@ def shown(tab, path):
 
 
 def test_what_cannot_be_read_is_told_and_the_next_prompt_is_read(open_tab, hold):
-    tab = open_tab()
+    tab = open_tab(NONE)
     ask(tab, "")
     assert status(tab, "empty") == "the prompt is empty: type some text"
     ask(tab, "one two three " * 40)
@@ -249,14 +307,16 @@ def test_what_cannot_be_read_is_told_and_the_next_prompt_is_read(open_tab, hold)
 
 def test_everybody_can_use_it(open_tab):
     for scheme, width in (("light", 1280), ("dark", 1280), ("light", 400), ("dark", 400)):
-        tab = open_tab(color_scheme=scheme, width=width)
+        tab = open_tab(NONE, color_scheme=scheme, width=width)
         if (scheme, width) != ("light", 1280):  # the first finds no reading there
             drawn(tab, 1)
         assert violations(tab) == []
         # by keyboard alone: from the prompt through the tools to the page
         tab.keyboard.press("Control+a")
         tab.keyboard.type(COLOSSEUM)
-        for label in ("Model", "Lens", "Tokens kept in each cell", "Tokens to track", None):
+        form = ("Kind of prompt", "Model", "logit lens", "tuned lens", "jacobian lens")
+        form += ("Tokens kept in each cell", "Tokens to track", "Edits", None, None)
+        for label in form:
             tab.keyboard.press("Tab")
             focused = tab.evaluate("document.activeElement.getAttribute('aria-label')")
             assert focused is None if label is None else focused.startswith(label)
@@ -280,8 +340,8 @@ def test_the_file_that_the_browser_is_started_with_opens_the_page(chromium, addr
     with redirecting(address) as file:
         tab = chromium.new_page()
         tab.goto(file.as_uri())
-        tab.wait_for_url(address)
-        tab.locator("textarea").wait_for()
+        tab.wait_for_url(re.compile(re.escape(address)))
+        tab.locator("textarea").first.wait_for()
         tab.close()
 
 

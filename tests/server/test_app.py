@@ -125,7 +125,7 @@ def test_a_prompt_that_is_over_or_of_nobody_cannot_be_cancelled(client):
 def test_a_failing_model_leaves_the_server_up(client):
     assert "the model failed" in read(client, "crash")[-1]["message"]
     assert read(client, "fine")[-1]["state"] == "done"
-    assert "no tuned lens found" in read(client, "fine", lens="tuned")[-1]["message"]
+    assert "no tuned lens found" in read(client, "fine", lenses=["tuned"])[-1]["message"]
 
 
 @pytest.mark.parametrize(

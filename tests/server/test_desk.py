@@ -109,7 +109,7 @@ def test_a_failure_is_told_and_the_next_prompt_is_read(desk, prompt, words):
 def test_a_crashed_model_is_loaded_anew_and_a_refused_prompt_keeps_it(desk):
     ending(ask(desk, "ok")[0])
     ending(ask(desk, "1 2 3 4 5 6 7")[0])
-    ending(ask(desk, "ok", lens="tuned")[0])
+    ending(ask(desk, "ok", lenses=("tuned",))[0])
     assert desk.loads == ["one"]
     for prompt in ("crash", "forward", "cuda memory"):
         desk.loads.clear()
@@ -286,7 +286,18 @@ def test_stopping_tells_those_who_wait_and_ends_the_thread(desk):
         ({"prompt": 3}, "the prompt is empty"),
         ({"prompt": "x" * 20_001}, "20,001 characters, at most 20,000"),
         ({"prompt": "x", "model": "/etc"}, "no model '/etc' here: expected one of one, two"),
-        ({"prompt": "x", "lens": "tuned:/etc/passwd"}, "no lens"),
+        ({"prompt": "x", "lenses": ["tuned:/etc/passwd"]}, "no lens"),
+        ({"prompt": "x", "lenses": []}, "choose a lens"),
+        ({"prompt": [{"role": 3}]}, "a chat's messages have a role and a content"),
+        ({"prompt": "x", "edits": ["add:layer=x"]}, "lacks token="),
+        ({"prompt": "x", "edits": ["/etc/passwd.json"]}, "the server reads no files"),
+        ({"prompt": "x", "edits": ["add:layer=1,vector=/etc/x.npy"]}, "the server reads no files"),
+        ({"prompt": "x", "write": {"max_new_tokens": 9999}}, "at most 1,024 tokens are written"),
+        (
+            {"prompt": "x", "write": {"temperature": "hot"}},
+            "'temperature' is 'hot': expected a number",
+        ),
+        ({"prompt": "x", "write": {"custom_generate": "x"}}, "'custom_generate' is 'x'"),
         ({"prompt": "x", "top": 0}, "top is 0: expected 1 to 50"),
         ({"prompt": "x", "top": True}, "top is True"),
         ({"prompt": "x", "top": 1e99}, "top is"),

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import queue
 import re
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
 import logitlens
-from logitlens.server.desk import Desk
-from tests.server.test_desk import ask, ending
+from logitlens.errors import PromptError
+from logitlens.server.desk import Desk, Job
+from logitlens.server.gallery import Gallery
+from logitlens.server.order import Limits, Order, Patch
+from logitlens.view import page
+from tests.server.test_desk import ask, ending, until
 
 PROMPT = "The Eiffel Tower is in the city of"
 
@@ -83,7 +89,7 @@ def test_a_cancelled_run_ends_within_one_block_and_leaves_the_model_as_it_was(de
         events, job = ask(desk, PROMPT, "demo")
         assert stop.reached.wait(30)
         waiting, waits = ask(desk, "Rome is", "demo")
-        stays, _ = ask(desk, PROMPT, "demo", lens="tuned")
+        stays, _ = ask(desk, PROMPT, "demo", lenses=("tuned",))
         assert desk.cancel(waits.id)
         assert ending(waiting)[0]["message"] == "cancelled before its turn"
         assert desk.cancel(job.id)
@@ -153,3 +159,87 @@ def test_half_a_character_is_a_sentence(desk, loads):
     assert "outside the vocabulary" in read(desk, track=(10**30,))[0]["message"]
     assert read(desk)[0]["state"] == "done"
     assert loads == ["demo"]
+
+
+def test_lenses_are_read_from_one_run_and_an_edit_beside_what_was_before(desk):
+    done, _ = read(desk, lenses=("logit", "tuned"), edits=("ablate:block=3,stream=mlp",))
+    made = [desk.readings[entry["id"]] for entry in done["entries"]]
+    assert [r.lens_name for r in made] == ["logit", "tuned"] * 2
+    assert ["edits" in r.meta and bool(r.meta["edits"]) for r in made] == [False, False, True, True]
+    assert "3.mlp set to zero" in done["entries"][2]["lens"]
+    # each alone is what the form asks for
+    assert done["entries"][3]["order"]["lenses"] == ["tuned"]
+    assert done["entries"][0]["order"]["edits"] == []
+
+
+def test_a_text_grows_column_by_column_is_stopped_followed_and_gone_on_with(desk):
+    events, _ = ask(desk, PROMPT, "demo", write={"max_new_tokens": 8})
+    until(events, "column")  # the prompt
+    until(events, "column")
+    done, states = ending(events)
+    assert states.count("column") == len(desk.readings[done["id"]].meta["generation"]["ids"]) - 1
+    whole = desk.readings[done["id"]]
+    written = whole.meta["generation"]["ids"]
+    assert written == model_of(desk).generate(PROMPT, max_new_tokens=8).meta["generation"]["ids"]
+    # pinned tokens are followed in the place of the reading, and the text stays as it is
+    order = Order.of(
+        desk.order_of({"again": done["id"], "track": [7]}), ["demo"], ["logit"], Limits()
+    )
+    again, _ = ending(put(desk, replace(order, replaces=done["id"])))
+    followed = desk.readings[again["id"]]
+    assert again["id"] == done["id"]
+    assert followed.ids.tolist() == whole.ids.tolist()
+    assert (followed.generated == whole.generated).all()
+    assert followed.meta["generation"] == whole.meta["generation"]
+    assert followed.track_ids.tolist() == [7]
+    # from any position, with any token
+    start = {"id": done["id"], "position": 9, "token": written[0]}
+    order = Order.of(desk.order_of({"from": start, "model": "demo"}), ["demo"], ["logit"], Limits())
+    longer, _ = ending(put(desk, order))
+    assert longer["order"]["prompt"].startswith(PROMPT), "ids that are a text are shown as one"
+    assert desk.readings[longer["id"]].ids.tolist() == [*whole.ids.tolist()[:10], written[0]]
+    # who wrote it: parts that sum to the model's own logit
+    question = desk.question({"id": done["id"], "position": 9, "token": written[0]})
+    found = ending(put(desk, question))[0]["attribution"]
+    assert sum(v for _, v in found["parts"]) + found["rest"] == pytest.approx(found["sum"])
+    assert abs(found["difference"]) < 1e-2
+    patch = Patch("demo", PROMPT, "The Colosseum is in the city of", " Paris", " Rome")
+    grid = ending(put(desk, patch))[0]["grid"]
+    assert grid["restored"][-1][-1] == pytest.approx(1, abs=1e-2), "all of it, after the last layer"
+
+
+def test_a_text_that_is_stopped_is_kept_as_far_as_it_came(desk):
+    read(desk)
+    events, job = ask(
+        desk, PROMPT, "demo", write={"max_new_tokens": 60, "temperature": 1.0, "seed": 1}
+    )
+    until(events, "column")
+    assert desk.cancel(job.id) == "ending"
+    done, _ = ending(events)
+    if done["state"] == "done":  # after its first word
+        assert len(desk.readings[done["id"]].meta["generation"]["ids"]) < 60
+    else:
+        assert done["state"] == "cancelled"
+
+
+def test_readings_are_named_and_deleted_and_a_gallery_follows(desk, tmp_path):
+    gallery = Gallery(tmp_path / "shared")
+    desk._told_of_change = gallery
+    done, _ = read(desk)
+    desk.rename(done["id"], "the <tower>")
+    index = (tmp_path / "shared/index.html").read_text("utf-8")
+    assert "the &lt;tower&gt;" in index
+    path = tmp_path / "shared" / f"{done['id']}.html"
+    assert page.load(path)[0].prompt == PROMPT
+    version = desk.version
+    desk.forget(done["id"])
+    assert desk.version > version
+    assert not path.exists()
+    with pytest.raises(PromptError, match="no reading"):
+        desk.forget(done["id"])
+
+
+def put(desk, order):
+    events: queue.Queue = queue.Queue()
+    desk.put(Job(order, events.put))
+    return events

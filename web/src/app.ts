@@ -20,7 +20,7 @@ export class App {
   /** labels of the layers of the frame */
   readonly layers: string[]
   /** per reading: the position of every column, the row of every layer; -1 for none */
-  readonly columns: number[][]
+  columns: number[][] = []
   readonly rows: number[][]
   /** layers shown, as indices into `layers` */
   shown: number[] = []
@@ -35,6 +35,9 @@ export class App {
   readonly start: State
   /** called after every change of state */
   changed: (patch: Partial<State>) => void = () => {}
+  /** the columns as they are aligned, and which of them the filter leaves */
+  private all: number[][]
+  private kept: number[] = []
   private reaches: Record<string, number> = {}
   private translated: Record<string, number[]> = {}
 
@@ -46,7 +49,9 @@ export class App {
   ) {
     const [first] = readings as [Reading]
     this.layers = frame?.layers ?? first.manifest.layers
-    this.columns = frame?.columns.map(positionsOf) ?? [range(first.T)]
+    this.all = frame?.columns.map(positionsOf) ?? [range(first.T)]
+    this.kept = range(this.all[0]!.length)
+    this.columns = this.all
     this.rows = frame?.rows ?? [range(first.L)]
     // readings of one tokenizer name each other's ids
     for (const reading of readings) {
@@ -70,6 +75,8 @@ export class App {
       pins: [],
       pos: [],
       q: "",
+      hide: "",
+      upto: 0,
     }
     // tokens that were asked for are pinned, and what the model answers last is looked at
     const tracked = readings.flatMap(reading => reading.trackIds.map(id => [this.home(reading), id]))
@@ -96,7 +103,7 @@ export class App {
 
   /** Keep the state within bounds, and find what depends on it. */
   private derive() {
-    const { state, readings, columnCount } = this
+    const { state, readings } = this
     const last = this.layers.length - 1
     const within = (value: number, low: number, high: number) => clamp(Math.round(value), low, high)
     state.from = within(state.from, 0, last)
@@ -107,6 +114,16 @@ export class App {
     state.a = within(state.a, 0, readings.length - 1)
     state.b = within(state.b, 0, readings.length - 1)
     if (!this.several) state.view = "one"
+    const hidden = state.hide.split(",")
+    const sections = (c: number) => readings.map((reading, r) => reading.section[this.all[r]![c]!])
+    this.kept = range(this.all[0]!.length).filter(c => !sections(c).some(s => s && hidden.includes(s)))
+    // a filter that leaves nothing is none
+    if (!this.kept.length) this.kept = range(this.all[0]!.length)
+    state.upto = within(state.upto, 0, this.total)
+    if (state.upto == this.total) state.upto = 0
+    const shownColumns = this.kept.slice(0, state.upto || this.total)
+    this.columns = this.all.map(own => shownColumns.map(c => own[c]!))
+    const { columnCount } = this
     // the model's own row is always there to compare with
     this.shown = range(last + 1).filter(
       layer =>
@@ -126,6 +143,42 @@ export class App {
       for (const [key, mode] of Object.entries(modes)) this.modes[key + i] = mode
     })
     if (!this.modes[state.color]) state.color = this.start.color
+  }
+
+  /** Columns that the filter leaves, before the slider of time hides later ones. */
+  get total(): number {
+    return this.kept.length
+  }
+  /** How many columns of reading A (those that the filter leaves) came before the model wrote, -1 for all. */
+  get generatedFrom(): number {
+    const own = this.all[this.state.a]!
+    return this.kept.findIndex(c => this.readingA.generated[own[c]!])
+  }
+  /** Leave sections of a chat out; what is chosen stays chosen where it is still there. */
+  filter(hide: string) {
+    const { cell, pos } = this.state
+    const places = [cell[1] ?? -1, ...pos].map(column => this.kept[column]!)
+    this.state.upto = 0
+    this.set({ hide })
+    const near = (place: number) =>
+      Math.max(
+        0,
+        this.kept.findLastIndex(c => c <= place),
+      )
+    const [column, ...others] = places
+    const kept = others.filter(place => this.kept.includes(place)).map(place => this.kept.indexOf(place))
+    this.set({ cell: cell.length ? [cell[0]!, near(column!)] : [], pos: kept })
+  }
+  /** A column has come: a position that the model has just read. The cursor stays at the end. */
+  append(part: Reading) {
+    const { state, readings } = this
+    const followed = state.cell[1] == this.columnCount - 1
+    readings[0]!.append(part)
+    this.all = [range(readings[0]!.T)]
+    this.reaches = {}
+    this.set({})
+    if (followed) this.set({ cell: [state.cell[0]!, this.columnCount - 1] })
+    else this.set({ upto: state.upto })
   }
 
   get several(): boolean {

@@ -119,7 +119,7 @@ export function chart(plot: Plot): SVGElement {
     const x = xOf(Math.max(0, from - 0.5))
     out.append(
       svg("path", { d: `M${x} ${TOP}V${BOTTOM}`, class: "g" }),
-      text(x + 3, TOP + 9, "written by the model →", "start"),
+      text(x - 4, TOP + 9, "prompt", "end"),
     )
   }
   const ends: [y: number, line: Line][] = []

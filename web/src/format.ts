@@ -85,7 +85,14 @@ export interface Source {
 }
 
 interface Head {
-  arrays: { ids: number[]; next_ids: number[]; candidate_ids: number[][]; track_ids: number[] }
+  arrays: {
+    ids: number[]
+    next_ids: number[]
+    candidate_ids: number[][]
+    track_ids: number[]
+    generated?: boolean[]
+    section?: string[]
+  }
   /** null: as its id's piece in the vocabulary */
   pieces: (string | null)[]
   special: number[]
@@ -183,7 +190,7 @@ function unsortRanks(values: Column, logprobs: Column, n: number) {
 /** One reading; a tile's values are missing until it has been inflated (see load). */
 export class Reading {
   readonly L: number
-  readonly T: number
+  T: number
   readonly K: number
   readonly ids: number[]
   /** the token that follows each position, -1 for none */
@@ -191,6 +198,10 @@ export class Reading {
   /** per position, the tokens that its last row puts first, which are followed through every layer */
   readonly candidateIds: number[][]
   readonly trackIds: number[]
+  /** whether the model wrote the token itself */
+  readonly generated: boolean[]
+  /** of a chat: template, content, thinking, answer; else nothing */
+  readonly section: string[]
   readonly pieces: string[]
   readonly special: Set<number>
   vocab = new Map<number, string>()
@@ -201,6 +212,8 @@ export class Reading {
   private tiles: (Record<string, Column> | undefined)[] = []
   private loading: Promise<void>[] = []
   private types: Record<string, FieldType>
+  /** columns that came later, each a reading of one position */
+  private later = new Map<number, Reading>()
 
   constructor(
     readonly manifest: ReadingManifest,
@@ -213,6 +226,8 @@ export class Reading {
     this.nextIds = arrays.next_ids
     this.candidateIds = arrays.candidate_ids
     this.trackIds = arrays.track_ids
+    this.generated = arrays.generated ?? this.ids.map(() => false)
+    this.section = arrays.section ?? this.ids.map(() => "")
     this.types = Object.fromEntries(manifest.fields.map(([name, type]) => [name, type]))
     this.special = new Set(head.special)
     let id = 0
@@ -229,8 +244,37 @@ export class Reading {
     }
   }
 
+  /** Put a column after those that are there, or in the place of the one of its position. */
+  append(part: Reading) {
+    const number = part.positionNumber(0)
+    let t = this.ids.findIndex((_, other) => this.positionNumber(other) == number)
+    if (t < 0) t = this.T++
+    const { ids, nextIds, candidateIds, pieces, generated, section } = this
+    ids[t] = part.ids[0]!
+    nextIds[t] = part.nextIds[0]!
+    candidateIds[t] = part.candidateIds[0]!
+    pieces[t] = part.pieces[0]!
+    generated[t] = part.generated[0]!
+    section[t] = part.section[0]!
+    if (Array.isArray(this.head.positions)) this.head.positions[t] = number
+    part.vocab.forEach((piece, id) => this.vocab.set(id, piece))
+    part.bytes.forEach((bytes, id) => this.bytes.set(id, bytes))
+    part.special.forEach(id => this.special.add(id))
+    for (const [, , role] of part.head.roles)
+      if (!this.head.roles.some(([start]) => start == t)) this.openTurn(t, role)
+    this.later.set(t, part)
+  }
+  private openTurn(t: number, role: string) {
+    const { roles } = this.head
+    const last = roles.at(-1)
+    if (last?.[2] == role && last[1] == t) last[1] = t + 1
+    else roles.push([t, t + 1, role])
+  }
+
   /** Inflate the tile of position t (once); resolves when its values can be read. */
   load(t: number): Promise<void> {
+    const later = this.later.get(t)
+    if (later) return later.load(0)
     const index = Math.floor(t / this.manifest.tile)
     return (this.loading[index] ??= this.inflate(index))
   }
@@ -239,7 +283,7 @@ export class Reading {
     const { tile, tiles, fields, shape } = this.manifest
     try {
       const bytes = await gunzip(await this.read(tiles[index]!))
-      this.tiles[index] = unpackTile(bytes, fields, Math.min(tile, this.T - index * tile), shape)
+      this.tiles[index] = unpackTile(bytes, fields, Math.min(tile, shape.T - index * tile), shape)
       this.changed()
     } catch (error) {
       this.changed(`Positions from ${index * tile} could not be read: ${(error as Error).message}`)
@@ -247,15 +291,17 @@ export class Reading {
   }
 
   private raw(name: string, l: number, t: number, k: number): number | undefined {
+    const later = this.later.get(t)
+    if (later) return later.raw(name, l, 0, k)
     const { tile } = this.manifest
     const index = Math.floor(t / tile)
-    const n = Math.min(tile, this.T - index * tile)
+    const n = Math.min(tile, this.manifest.shape.T - index * tile)
     return this.tiles[index]?.[name]?.[(k * this.L + l) * n + t - index * tile]
   }
 
   /** True once the tile that holds position t has been inflated. */
   ready(t: number): boolean {
-    return !!this.tiles[Math.floor(t / this.manifest.tile)]
+    return !!(this.later.get(t)?.ready(0) ?? this.tiles[Math.floor(t / this.manifest.tile)])
   }
   /** A value of an array; NaN where missing (or not inflated yet). */
   value(name: string, l: number, t: number, k = 0): number {

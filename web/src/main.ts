@@ -5,12 +5,14 @@ import { embedded, open, type Source } from "./format"
 import { Page, type Options } from "./page"
 import "./style.css"
 
-/** Show a source in an element. Returns the way to take it away again. */
-export async function mount(
-  element: HTMLElement,
-  source: Source,
-  options: Options = {},
-): Promise<() => void> {
+/** Takes the page away again; `append` adds a column to its reading. */
+export interface Mounted {
+  (): void
+  append(part: Source): Promise<void>
+}
+
+/** Show a source in an element. */
+export async function mount(element: HTMLElement, source: Source, options: Options = {}): Promise<Mounted> {
   const box = h("div.ll.page")
   element.replaceChildren(box)
   try {
@@ -19,10 +21,15 @@ export async function mount(
     const readings = await open(source)
     const state = (all.hash && location.hash) || all.state || ""
     const page = new Page(box, title, new App(readings, statistics, frame, state), all)
-    return () => page.close()
+    const append = async (part: Source) => {
+      const [column] = await open(part)
+      await column!.load(0)
+      page.append(column!)
+    }
+    return Object.assign(() => page.close(), { append })
   } catch (error) {
     box.append(h("p.problem", { role: "alert" }, (error as Error).message))
-    return () => box.remove()
+    return Object.assign(() => box.remove(), { append: async () => {} })
   }
 }
 

@@ -5,6 +5,7 @@ import { clamp, framed, h, range } from "./dom"
 import { asCSV, asPython, asText, download, figure, png, tables, toClipboard, type Part } from "./export"
 import { Grid, ROW_HEADER, type Place } from "./grid"
 import { Inspector, type TokenActions } from "./inspector"
+import type { Reading } from "./format"
 import { destination } from "./keys"
 import { Overview } from "./overview"
 import { layerPlots, Panel, positionPlots } from "./panel"
@@ -13,6 +14,7 @@ import { findNext } from "./search"
 import { makeSheet, sentence, sheetIndices } from "./sheet"
 import type { State } from "./state"
 import { clip, letter } from "./text"
+import { Time } from "./time"
 import { Tools, type Actions } from "./tools"
 
 export interface Options {
@@ -26,6 +28,8 @@ export interface Options {
   state?: string
   /** what the host can do with a token */
   actions?: TokenActions
+  /** called with the pinned ids that a reading (by its number) does not know in every cell */
+  follow?(missing: [reading: number, ids: number[]][]): void
 }
 
 /** Columns that a table, a picture and a copy hold at most. */
@@ -50,6 +54,7 @@ export class Page {
   private inspector: Inspector
   private panel: Panel
   private overview: Overview
+  private time: Time
   private redraw = framed(() => this.draw())
   /** inspector and charts follow the pointer, else the cursor */
   private redrawPanel = framed(() => {
@@ -59,6 +64,7 @@ export class Page {
     this.panel.draw(...place)
   })
   private hovered?: Place
+  private columnsDrawn = 0
   /** the grid that was used last, among those side by side */
   private active = 0
   private closed = new AbortController()
@@ -89,12 +95,13 @@ export class Page {
     this.overview = new Overview(app, column =>
       this.grids.forEach(grid => (grid.scroller.scrollLeft = column * grid.cellWidth - grid.width / 2)),
     )
+    this.time = new Time(app)
     const { tools, prompt, panel, overview, inspector } = this
     // the grid is the first that the Tab key reaches; the style puts the tools above it
     box.append(
       tools.head,
       prompt.element,
-      h("div.main", this.gridBox, overview.element),
+      h("div.main", this.gridBox, overview.element, this.time.element),
       inspector.element,
       panel.element,
       tools.bar,
@@ -109,6 +116,7 @@ export class Page {
     this.applyTheme()
     this.buildGrids()
     void this.loadRest()
+    this.followPins()
     const [layer, column] = app.state.cell
     if (layer != null) requestAnimationFrame(() => this.go(layer, column!, true))
   }
@@ -154,8 +162,27 @@ export class Page {
     app.changed = patch => this.onChange(patch)
   }
 
+  /** Pins that were not tracked have gaps; a host that has the model can close them. */
+  private followPins() {
+    const { app, options } = this
+    const missing = app.readings.map((reading, r): [number, number[]] => {
+      const own = app.state.pins.filter(([home]) => home == app.home(reading))
+      return [r, own.flatMap(([, ...ids]) => ids).filter(id => !reading.trackIds.includes(id))]
+    })
+    if (missing.some(([, ids]) => ids.length)) options.follow?.(missing.filter(([, ids]) => ids.length))
+  }
+
+  /** A column has come while the model writes. */
+  append(part: Reading) {
+    this.app.append(part)
+    const [layer, column] = this.app.state.cell
+    if (column == this.app.columnCount - 1)
+      for (const grid of this.grids) grid.reveal(this.rowOf(layer!), column)
+  }
+
   close() {
     this.closed.abort()
+    this.time.stop()
     this.box.remove()
   }
 
@@ -235,10 +262,10 @@ export class Page {
 
   /** Cell sizes that suit the reading, unless a person chose them. */
   private resizeCells() {
-    const { state, columnCount, shown } = this.app
+    const { state, total, shown } = this.app
     const several = this.grids.length > 1
     const room = (this.grids[0]!.scroller.clientWidth || 900) - ROW_HEADER - 2
-    const width = state.w || clamp(Math.floor(room / columnCount), several ? 52 : 64, WIDEST)
+    const width = state.w || clamp(Math.floor(room / total), several ? 52 : 64, WIDEST)
     const height = state.h || (shown.length <= 16 ? 28 : 24)
     const stacked = several && this.gridBox.clientWidth < 980
     const limit = this.options.height ?? innerHeight * (stacked ? 0.42 : 0.64)
@@ -258,11 +285,14 @@ export class Page {
 
   private onChange(patch: Partial<State>) {
     const touches = (...keys: (keyof State)[]) => keys.some(key => key in patch)
-    const onlyMoves = touches("cell") && !touches("q")
+    const onlyMoves = touches("cell") && Object.keys(patch).length == 1
     this.prompt.refresh()
+    if (touches("pins")) this.followPins()
     if (touches("view", "a", "b")) this.buildGrids()
     else if (!onlyMoves) this.refreshSheets()
-    if (touches("w", "from", "to", "step")) this.resizeCells()
+    if (touches("w", "from", "to", "step", "hide", "upto") || this.columnsDrawn != this.app.columnCount)
+      this.resizeCells()
+    this.columnsDrawn = this.app.columnCount
     this.redraw()
     clearTimeout(this.savingAddress)
     if (!this.options.hash) return
@@ -279,6 +309,7 @@ export class Page {
       grid.draw()
     }
     this.tools.draw()
+    this.time.draw()
     this.drawPrompt()
     this.overview.draw(this.grids[0]!)
     this.redrawPanel()

@@ -92,6 +92,7 @@ export function positionPlots(
       return near.length * 52 > width ? String(readingA.positionNumber(t)) : readingA.pieces[t]!
     }),
     at: column - first,
+    from: near.findIndex(c => app.readingA.generated[app.positionA(c)]),
     xlabel: "position",
     pick: go && ((x: number) => go(layer, first + x)),
   }

@@ -43,7 +43,7 @@ export class Prompt {
           app.several && h("b.letter", letter(r)),
           start ? "… " : "",
           range(end - start, start).map(column => this.token(r, column)),
-          end < columnCount ? " …" : "",
+          end < columnCount ? " …" : this.last(r),
         ),
       ),
     )
@@ -57,24 +57,48 @@ export class Prompt {
     if (t < 0) return []
     const role = head.roles.find(([start]) => start == t)?.[2]
     const styles = ["tk"]
+    const written = reading.generated[t]
+    if (written) styles.push("written")
     if (special.has(ids[t]!)) styles.push("special")
     if (app.foundPositions[r]!.has(t)) styles.push("found")
     if (app.state.pos.includes(column)) styles.push("pinned")
-    // tinted where the answer is settled, the more the earlier
-    const since = reading.ready(t) && reading.L > 1 ? settled(reading, t) : reading.L - 1
+    // tinted where the answer is settled, the more the earlier: of a token that the model wrote, itself,
+    // which was settled in the column before
+    const of = written ? t - 1 : t
+    const known = of >= 0 && reading.ready(of)
+    const since = known && reading.L > 1 ? settled(reading, of) : reading.L - 1
     const early = Math.round(100 * (1 - since / Math.max(1, reading.L - 1)))
     const token = h(
       "span",
       {
         class: styles.join(" "),
         "data-column": column,
-        title: reading.ready(t) && `answer settled from layer ${reading.layer(since)}`,
+        title:
+          known && `${written ? "was settled from" : "answer settled from"} layer ${reading.layer(since)}`,
         style: early > 0 ? `background:color-mix(in srgb,var(--accbg) ${early}%,transparent)` : "",
         onclick: () => this.go(column),
       },
       h("bdi", shown(pieces[t]!)),
     )
     return role ? [h("span.role", role), token] : [token]
+  }
+
+  /** What the model wrote last has no column: it was not read again. */
+  private last(r: number): Node | string {
+    const { app } = this
+    const reading = app.readings[r]!
+    const t = app.columns[r]![app.columnCount - 1] ?? -1
+    const next = reading.nextIds[t] ?? -1
+    if (next < 0 || !(reading.generated[t] || reading.generated.some(written => written))) return ""
+    const since = reading.ready(t) ? settled(reading, t) : reading.L - 1
+    const early = Math.round(100 * (1 - since / Math.max(1, reading.L - 1)))
+    const style = `background:color-mix(in srgb,var(--accbg) ${early}%,transparent)`
+    const title = `was settled from layer ${reading.layer(since)}`
+    return h(
+      "span.tk.written",
+      { style, title, onclick: () => this.go(app.columnCount - 1) },
+      h("bdi", shown(reading.piece(next))),
+    )
   }
 
   /** Mark the current position, in every reading. */

@@ -1,26 +1,42 @@
 /* The served page: a prompt box with progress, the readings made so far, and the page below. */
 import { h } from "./dom"
-import type { Manifest, Source } from "./format"
+import { fromBase64, type Manifest, type Source } from "./format"
+import { Fields, type Message } from "./fields"
+import type { Mounted } from "./main"
 import type { Options } from "./page"
+import { components, heatmap, type Attribution, type PatchGrid } from "./patches"
 import "./serve.css"
 
 declare const logitlens: {
-  mount(element: HTMLElement, source: Source, options?: Options): Promise<() => void>
+  mount(element: HTMLElement, source: Source, options?: Options): Promise<Mounted>
 }
 
+interface Form {
+  prompt: string | Message[] | number[]
+  model: string
+  lenses: string[]
+  top: number
+  track: (string | number)[]
+  edits: string[]
+  write: Record<string, number | string> | null
+}
 interface Entry {
   id: string
   label: string
   model: string
   lens: string
   shape: [number, number, number]
+  /** its prompt, as text */
+  text: string
+  order: Form
 }
 interface Start {
   models: string[]
   loaded: string | null
   lenses: string[]
-  limits: { characters: number; tokens: number; top: number }
+  limits: { characters: number; tokens: number; top: number; written: number }
   history: Entry[]
+  version: number
 }
 type Event = {
   state: string
@@ -34,6 +50,12 @@ type Event = {
   lens?: string
   message?: string
   seconds?: number
+  entries?: Entry[]
+  /** a column that the model has just read */
+  manifest?: Manifest
+  blocks?: Record<string, string>
+  attribution?: Attribution
+  grid?: PatchGrid
 } & Partial<Entry>
 
 const count = (n: number, noun: string) => `${n} ${noun}${n == 1 ? "" : "s"}`
@@ -48,9 +70,12 @@ export function words(e: Event): string {
     case "loading":
       return `Loading ${e.model} …`
     case "running":
+      if (e.phase == "patches") return `Patching ${count(e.total!, "cell")} …`
       return e.phase == "blocks"
         ? `Running ${count(e.tokens!, "token")} through ${count(e.total!, "block")} …`
         : `Reading ${count(e.tokens!, "position")} with the ${e.lens} lens …`
+    case "column":
+      return "Writing …"
     case "done":
       return `Done in ${e.seconds} s`
     case "cancelled":
@@ -87,22 +112,16 @@ async function ask(path: string, request?: RequestInit): Promise<Response> {
 }
 const getJSON = async <T>(path: string): Promise<T> => (await ask(path)).json()
 
+/** Shown to whoever comes first. */
+const EXAMPLE = "The Eiffel Tower is in the city of"
+/** Readings compared at most. */
+const COMPARED = 8
+/** Milliseconds between looks at what other tabs have read, and before pins are followed. */
+const POLL = 2000
+const PATIENCE = 250
+
 class Desk {
-  private prompt = h("textarea", {
-    rows: 2,
-    placeholder: "Type a prompt",
-    "aria-label": "Prompt",
-    spellcheck: "false",
-  })
-  private model = h("select", { "aria-label": "Model" })
-  private lens = h("select", { "aria-label": "Lens" })
-  private top = h("input", { type: "number", min: 1, "aria-label": "Tokens kept in each cell" })
-  private track = h("input", {
-    type: "text",
-    placeholder: " Paris, Rome",
-    "aria-label": "Tokens to track, separated by commas; spaces count",
-  })
-  private go = h("button.go", { type: "submit" }, "Read")
+  private fields: Fields
   private stop = h("button", { type: "button" }, "Cancel")
   private status = h("p.status", { role: "status" })
   private bar = h("progress", { "aria-label": "Progress" })
@@ -111,93 +130,83 @@ class Desk {
   private underway = h("div.way", { hidden: true }, this.bar, this.progress, this.stop)
   private list = h("ol.made", { "aria-label": "Readings" })
   private compare = h("button", { type: "button", disabled: true }, "Compare")
-  private export = h("a.button", { hidden: true }, "Export file")
-  private exact = h(
+  private goOn = h(
     "button",
-    { type: "button", hidden: true, title: "read again, with the pinned tokens followed in every cell" },
-    "Track pins exactly",
+    { type: "button", hidden: true, title: "let the model write on from the end" },
+    "Write on",
   )
+  private export = h("a.button", { hidden: true }, "Export file")
+  private answer = h("div.answer")
   private page = h("div")
   private made: Entry[]
+  private version: number
   /** ids of the readings ticked, and of those on the page */
   private chosen: string[] = []
   private shown: string[] = []
-  private close?: () => void
+  private mounted?: Mounted
   private busy = false
   private job?: string
+  private following?: ReturnType<typeof setTimeout>
 
   constructor(
     root: HTMLElement,
     private start: Start,
   ) {
-    const { model, lens, top, prompt } = this
-    for (const [select, values] of [[model, start.models] as const, [lens, start.lenses] as const]) {
-      select.append(...values.map(value => h("option", { value }, value)))
-    }
-    if (start.loaded) model.value = start.loaded
-    top.max = String(start.limits.top)
-    top.value = String(Math.min(10, start.limits.top))
+    this.fields = new Fields(start, {
+      read: () => void this.read(false),
+      write: () => void this.read(true),
+      patch: () => void this.patch(),
+    })
     this.made = start.history
+    this.version = start.version
     const box = this.layout()
     followSystemTheme(box)
     this.listen()
     root.append(box, this.page)
     this.draw()
     // what the address names, where it is still there; a reading forgotten is not an error here
-    const named = (new URLSearchParams(location.search).get("show") ?? "").split(",")
-    const kept = named.filter(id => this.made.some(entry => entry.id == id))
+    const asked = new URLSearchParams(location.search).get("show")
+    const kept = (asked ?? "").split(",").filter(id => this.made.some(entry => entry.id == id))
     const [latest] = this.made
-    if (latest) void this.show(kept.length ? kept : [latest.id])
-    else {
-      prompt.value = "The Eiffel Tower is in the city of"
-      this.say("Enter reads the prompt; Shift+Enter begins a new line")
+    if (latest) void this.choose(kept.length ? kept : [latest.id])
+    else if (asked == null) {
+      this.fields.prompt.value = EXAMPLE
+      void this.read(false)
     }
-    prompt.focus()
+    this.fields.prompt.focus()
+    setInterval(() => document.visibilityState == "visible" && void this.refresh(), POLL)
   }
 
   private layout(): HTMLElement {
-    const label = (text: string, control: HTMLElement) => h("label", h("span.lab", text), control)
-    const form = h(
-      "form.ask",
-      this.prompt,
-      h(
-        "div.tools",
-        label("Model", this.model),
-        label("Lens", this.lens),
-        label("Top", this.top),
-        label("Track", this.track),
-        this.go,
-      ),
-    )
-    form.onsubmit = event => {
-      event.preventDefault()
-      void this.read()
-    }
     const motto = "what the model would say if it stopped after each layer"
     return h(
       "div.ll.desk",
       h("div.line", h("h1", "logitlens"), h("span.lab", motto)),
-      form,
+      this.fields.element,
       h("div.now", this.status, this.underway),
-      h("div.row", this.list, h("span.end", this.compare, this.exact, this.export)),
+      h("div.row", this.list, h("span.end", this.compare, this.goOn, this.export)),
+      this.answer,
     )
   }
 
   private listen() {
-    this.prompt.onkeydown = event => {
-      // Enter reads; Shift+Enter is a line of the prompt
-      if (event.key != "Enter" || event.shiftKey || event.isComposing) return
-      event.preventDefault()
-      void this.read()
-    }
     this.stop.onclick = () => this.cancel()
     this.compare.onclick = () => this.show(this.chosen)
-    this.exact.onclick = () => void this.again()
+    this.goOn.onclick = () => {
+      const entry = this.entryOf(this.shown[0]!)
+      if (entry)
+        void this.run({
+          ...this.fields.order(true),
+          from: { id: entry.id, position: entry.shape[1] - 1, token: this.nextId },
+        })
+    }
     this.export.onclick = () => {
       const state = encodeURIComponent(location.hash.slice(1))
       this.export.href = `api/export/${this.shown}?state=${state}`
     }
   }
+  /** what the model wrote last in the reading shown, which has no column yet */
+  private nextId = -1
 
   private say(text: string, kind: "" | "problem" = "") {
     // a screen reader hears it when it changes
@@ -208,10 +217,11 @@ class Desk {
   private setBusy(busy: boolean) {
     this.busy = busy
     // a button that is disabled or hidden while it has the focus would drop it
-    this.go.ariaDisabled = String(busy)
-    if (this.underway.contains(document.activeElement)) this.prompt.focus()
+    this.fields.setBusy(busy)
+    if (this.underway.contains(document.activeElement)) this.fields.prompt.focus()
     this.underway.hidden = !busy
     this.stop.disabled = busy
+    this.stop.textContent = "Cancel"
     this.job = undefined
   }
 
@@ -236,52 +246,46 @@ class Desk {
 
   /** Ask to end what waits or runs; the stream then says that it has ended. */
   private cancel() {
-    this.prompt.focus()
+    this.fields.prompt.focus()
     this.stop.disabled = true
-    this.say("Cancelling …")
+    this.say(this.stop.textContent == "Stop" ? "Stopping …" : "Cancelling …")
     // where it has just ended, or the server has, the stream says so
     fetch("api/read/" + this.job, { method: "DELETE" }).catch(() => {})
   }
 
-  /** What the form asks for. */
-  private get order(): object {
-    const track = this.track.value
-    return {
-      prompt: this.prompt.value,
-      model: this.model.value,
-      lens: this.lens.value,
-      top: Number(this.top.value),
-      track: track ? track.split(",") : [],
-    }
-  }
-
-  /** Read the prompt, and show the reading. */
-  private async read() {
+  /** Read the prompt (or let the model write after it), and show the reading. */
+  private async read(write: boolean) {
     if (this.busy) return
-    const { length } = [...this.prompt.value]
+    const order = this.fields.order(write)
     const { characters } = this.start.limits
-    if (length <= characters) return this.run([this.order])
+    const length = typeof order.prompt == "string" ? [...order.prompt].length : 0
+    if (length <= characters) return this.run(order)
     const found = `The prompt has ${length.toLocaleString("en")} characters`
     this.say(`${found}, at most ${characters.toLocaleString("en")} are read here`, "problem")
   }
 
-  /** Send orders, one after the other, say what happens to them, and show the readings. */
-  private async run(orders: object[]) {
+  /** Send an order, say what happens to it, and show the readings. */
+  private async run(order: object, silent = false): Promise<boolean> {
+    const last = await this.send("api/read", order)
+    if (!last) return false
+    await this.refresh()
+    // readings that were followed further are shown as they were
+    await (silent ? this.show(this.shown) : this.choose(last.entries!.map(entry => entry.id)))
+    this.say(words(last))
+    return true
+  }
+
+  /** Send something that waits in line; its last event, or nothing where it failed or was cancelled. */
+  private async send(path: string, order: object): Promise<Event | undefined> {
     if (this.busy) return
     this.setBusy(true)
+    this.answer.replaceChildren()
     this.report({ state: "sent" })
     try {
-      const ids: string[] = []
-      let last: Event | undefined
-      for (const order of orders) {
-        last = await this.follow(order)
-        if (last.state == "cancelled") return this.say(words(last))
-        if (last.state != "done") throw Error(words(last))
-        this.made.unshift(last as Entry)
-        ids.push(last.id!)
-      }
-      await this.show(ids)
-      this.say(words(last!))
+      const last = await this.follow(path, order)
+      if (last.state == "done") return last
+      if (last.state == "cancelled") this.say(words(last))
+      else throw Error(words(last))
     } catch (error) {
       // fetch has no other words for a server that is gone
       const gone = error instanceof TypeError
@@ -291,30 +295,56 @@ class Desk {
       this.draw()
       this.setBusy(false)
     }
+    return undefined
   }
 
   /** Send an order, report its events, and return the last of them. */
-  private async follow(order: object): Promise<Event> {
-    const response = await ask("api/read", {
+  private async follow(path: string, order: object): Promise<Event> {
+    const response = await ask(path, {
       method: "POST",
       headers: { "content-type": "application/json" },
       body: JSON.stringify(order),
     })
     let last: Event = { state: "error", message: "the server ended before the reading was done" }
+    let growing: Mounted | undefined
     for await (const event of lines(response.body!)) {
       last = event
       if (event.state != "done") this.report(event)
+      if (event.state != "column") continue
+      const { manifest, blocks } = event
+      const source = { manifest: manifest!, read: (name: string) => fromBase64(blocks![name]!).buffer }
+      if (growing) await growing.append(source)
+      else {
+        this.stop.textContent = "Stop"
+        this.mounted?.()
+        growing = this.mounted = await logitlens.mount(this.page, source, { hash: true, state: "" })
+      }
     }
     return last
   }
 
-  /** Read what is shown again, with the pinned tokens tracked, so that no line has a gap. */
-  private async again() {
-    // the page writes its state into the address a moment after a change
-    await new Promise(done => setTimeout(done, 250))
-    const track = pinnedIds(location.hash)
-    if (track.length) void this.run(this.shown.map(again => ({ again, track })))
-    else this.say("Pin a token first: P, or the pin in a cell’s card")
+  /** Look for readings that other tabs have made. */
+  private async refresh() {
+    const found = await getJSON<{ version: number; history?: Entry[] }>(
+      "api/readings?version=" + this.version,
+    ).catch(() => null)
+    if (!found?.history) return
+    this.version = found.version
+    this.made = found.history
+    this.chosen = this.chosen.filter(id => this.entryOf(id))
+    this.draw()
+  }
+  private entryOf(id: string): Entry | undefined {
+    return this.made.find(entry => entry.id == id)
+  }
+
+  /** Show readings, and what they were asked with in the form. */
+  private async choose(ids: string[]) {
+    const entry = this.entryOf(ids[0]!)
+    const entries = ids.flatMap(id => this.entryOf(id) ?? [])
+    if (entry)
+      this.fields.fill(entry.order, entry.text, [...new Set(entries.flatMap(other => other.order.lenses))])
+    await this.show(ids)
   }
 
   /** Put readings on the page. */
@@ -323,25 +353,78 @@ class Desk {
       const at = `api/page/${ids}`
       const manifest = await getJSON<Manifest>(at)
       const read = async (name: string) => (await ask(`${at}/${name}`)).arrayBuffer()
-      this.close?.()
-      this.close = await logitlens.mount(this.page, { manifest, read }, { hash: true })
+      const focused = this.page.contains(document.activeElement)
+      this.mounted?.()
       this.shown = ids
+      const idOf = (own: unknown) => ids[manifest.readings.findIndex(reading => reading == own)]!
+      this.mounted = await logitlens.mount(
+        this.page,
+        { manifest, read },
+        {
+          hash: true,
+          follow: missing => this.followPins(missing.map(([r, track]) => [ids[r]!, track])),
+          actions: {
+            append: (cell, token) => {
+              const id = idOf(cell.reading.manifest)
+              const order = this.fields.order(!!this.entryOf(id)?.order.write)
+              void this.run({ ...order, from: { id, position: cell.t, token } })
+            },
+            attribute: async (cell, token) => {
+              const question = { id: idOf(cell.reading.manifest), position: cell.t, token }
+              const last = await this.send("api/attribute", question)
+              if (last) this.say(words(last))
+              return last ? components(last.attribution!) : h("p")
+            },
+          },
+        },
+      )
+      if (focused) this.page.querySelector<HTMLElement>("[role=grid]")?.focus()
+      const [{ meta }] = manifest.readings as [Manifest["readings"][number]]
+      const generation = meta.generation as { ids: number[] } | undefined
+      this.nextId = generation?.ids.at(-1) ?? -1
+      this.goOn.hidden = ids.length > 1 || this.nextId < 0
       history.replaceState(null, "", `?show=${ids}${location.hash}`)
-      this.export.hidden = this.exact.hidden = false
+      this.export.hidden = false
       this.draw()
     } catch (error) {
       this.say((error as Error).message, "problem")
     }
   }
 
+  /** Pinned tokens are read exactly, as soon as the model is free. */
+  private followPins(missing: [id: string, track: number[]][]) {
+    clearTimeout(this.following)
+    this.following = setTimeout(async () => {
+      if (this.busy) return this.followPins(missing)
+      if (missing.some(([id]) => !this.shown.includes(id))) return
+      for (const [i, [again, track]] of missing.entries()) {
+        const last = i == missing.length - 1
+        if (!last) {
+          if (!(await this.send("api/read", { again, track }))) return
+        } else await this.run({ again, track }, true)
+      }
+    }, PATIENCE)
+  }
+
+  /** A grid of patches, under the form. */
+  private async patch() {
+    const last = await this.send("api/patch", this.fields.patchOrder)
+    if (!last) return
+    this.answer.replaceChildren(heatmap(last.grid!))
+    this.say(words(last))
+  }
+
   private draw() {
     const { chosen } = this
-    this.list.replaceChildren(...this.made.map(entry => this.entry(entry)))
+    // a name that is being typed is not taken away
+    if (!this.list.querySelector("input[type=text]"))
+      this.list.replaceChildren(...this.made.map(entry => this.entry(entry)))
     this.compare.disabled = chosen.length < 2
     this.compare.textContent = chosen.length < 2 ? "Compare" : `Compare ${chosen.length}`
   }
 
-  private entry({ id, label, model, lens }: Entry): HTMLElement {
+  private entry(entry: Entry): HTMLElement {
+    const { id, label, model, lens } = entry
     const box = h("input", { type: "checkbox", "aria-label": "compare " + label })
     box.checked = this.chosen.includes(id)
     box.onchange = () => {
@@ -351,13 +434,57 @@ class Desk {
     }
     const name = h("bdi", label.slice(0, 60))
     const source = h("small", ` ${model} · ${lens}`)
-    const show = h("button", { type: "button", onclick: () => this.show([id]), title: label }, name, source)
-    return h("li", { "aria-current": this.shown.includes(id) && "true" }, box, show)
+    const show = h("button", { type: "button", onclick: () => this.choose([id]), title: label }, name, source)
+    const item: HTMLElement = h("li", { "aria-current": this.shown.includes(id) && "true" }, box, show)
+    const small = (text: string, title: string, onclick: () => void) =>
+      h("button.small", { type: "button", title, "aria-label": `${title} ${label}`, onclick }, text)
+    item.append(
+      small("✎", "Rename", () => this.rename(entry, show)),
+      small("×", "Delete", () => void this.forget(id)),
+    )
+    return item
+  }
+
+  private rename({ id, label }: Entry, show: HTMLElement) {
+    const input = h("input", {
+      type: "text",
+      "aria-label": "Name of the reading",
+      value: label,
+      maxlength: 120,
+    })
+    const end = async (name: string) => {
+      input.onblur = null
+      input.replaceWith(show)
+      if (name && name != label) {
+        const headers = { "content-type": "application/json" }
+        await ask("api/readings/" + id, { method: "POST", headers, body: JSON.stringify({ name }) }).catch(
+          () => {},
+        )
+      }
+      await this.refresh()
+      this.draw()
+    }
+    input.onkeydown = event => {
+      if (event.key == "Enter") void end(input.value.trim())
+      if (event.key == "Escape") void end("")
+    }
+    input.onblur = () => void end(input.value.trim())
+    show.replaceWith(input)
+    input.focus()
+    input.select()
+  }
+
+  private async forget(id: string) {
+    await ask("api/readings/" + id, { method: "DELETE" }).catch(() => {})
+    await this.refresh()
+    if (!this.shown.includes(id)) return
+    const [latest] = this.made
+    if (latest) return this.choose([latest.id])
+    this.mounted?.()
+    this.shown = []
+    this.export.hidden = this.goOn.hidden = true
   }
 }
-
-/** Readings compared at most. */
-const COMPARED = 8
 
 function followSystemTheme(box: HTMLElement) {
   const dark = matchMedia("(prefers-color-scheme: dark)")
@@ -366,17 +493,6 @@ function followSystemTheme(box: HTMLElement) {
   }
   dark.onchange = apply
   apply()
-}
-
-/** Ids of all tokens that the state in an address pins. */
-function pinnedIds(hash: string): number[] {
-  try {
-    const pins = JSON.parse(new URLSearchParams(hash.slice(1)).get("pins") ?? "[]") as number[][]
-    return pins.flatMap(([, ...ids]) => ids)
-  } catch {
-    // not an address of ours
-    return []
-  }
 }
 
 export async function serve(root: HTMLElement) {

@@ -23,6 +23,10 @@ export interface State {
   pos: number[]
   /** text searched for */
   q: string
+  /** sections of a chat that are left out, with commas */
+  hide: string
+  /** so many columns are shown, as if the model had come no further; 0: all */
+  upto: number
 }
 
 const asText = (value: unknown) => (typeof value == "string" ? value : JSON.stringify(value))

@@ -143,8 +143,25 @@ export class Tools {
         this.select("to", "to", layers),
         this.select("every", "step", () => steps),
         this.select("scale", "map", () => maps),
+        ...this.sectionFilter(),
       ),
     ]
+  }
+
+  /** Of a chat: template, thinking and the rest, each shown or left out. */
+  private sectionFilter() {
+    const { app } = this
+    const sections = [...new Set(app.readings.flatMap(reading => reading.section))].filter(s => s)
+    if (sections.length < 2) return []
+    return sections.map(section => {
+      const box = h("input", { type: "checkbox" })
+      box.onchange = () => {
+        const others = app.state.hide.split(",").filter(other => other && other != section)
+        app.filter([...others, ...(box.checked ? [] : [section])].join())
+      }
+      this.updates.push(() => (box.checked = !app.state.hide.split(",").includes(section)))
+      return h("label", h("span", section), box)
+    })
   }
 
   private sizeControls() {

@@ -52,6 +52,10 @@ def _named(ctx: click.Context, param: click.Parameter, value: str) -> str:
     help="Longest prompt that is read.",
 )  # fmt: skip
 @click.option(
+    "--share", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
+    help="Keep the readings as pages in a folder, with a list of them: a static gallery.",
+)  # fmt: skip
+@click.option(
     "--open/--no-open", "open_browser", default=True, show_default=True, help="Open the browser."
 )
 @loading_options
@@ -62,6 +66,7 @@ def command(
     port: int,
     allow_hosts: tuple[str, ...],
     max_tokens: int,
+    share: Path | None,
     open_browser: bool,
     **loading: Any,
 ) -> int:
@@ -73,6 +78,12 @@ def command(
     """
     from logitlens.server.order import Limits
     from logitlens.server.run import serve
+
+    shared: dict[str, Any] = {}
+    if share is not None:
+        from logitlens.server.gallery import Gallery
+
+        shared["changed"] = Gallery(share)
 
     with contextlib.ExitStack() as until_the_end:
 
@@ -100,6 +111,7 @@ def command(
                 allow_hosts=allow_hosts,
                 limits=Limits(tokens=max_tokens),
                 ready=ready,
+                **shared,
             )
         except KeyboardInterrupt:  # a second one, while the model had its time to end
             ended = False

@@ -285,6 +285,8 @@ def ending(function: Callable[..., object]) -> Callable[..., None]:
     def call(*args: Any) -> None:
         try:
             function(*args)
+        except Ended:
+            raise
         except BaseException as error:
             raise Ended(error) from error
 

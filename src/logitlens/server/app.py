@@ -3,7 +3,12 @@
 GET  /                         the page
 GET  /assets/NAME              its scripts and style sheets
 GET  /api/start                models, lenses, limits, history
+GET  /api/readings             history, and the number of its version
+POST /api/readings/ID          {"name": …}: name a reading
+DELETE /api/readings/ID        delete it
 POST /api/read                 an order → progress, one JSON object per line
+POST /api/attribute            who wrote a token of a reading → the same
+POST /api/patch                a grid of patches → the same
 DELETE /api/read/JOB           cancel it; JOB is in the first of those lines
 GET  /api/page/IDS             manifest of one or several readings (r1,r2)
 GET  /api/page/IDS/BLOCK       one of its blocks
@@ -16,6 +21,7 @@ import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -34,7 +40,7 @@ from logitlens.errors import LogitLensError, PromptError
 from logitlens.reading import Reading
 from logitlens.server.desk import ENDINGS, Desk, Job
 from logitlens.server.guard import TooLarge
-from logitlens.server.order import Order
+from logitlens.server.order import Order, Patch, Question
 from logitlens.view import page
 
 ASSETS = {
@@ -43,6 +49,7 @@ ASSETS = {
     "serve.js": "text/javascript",
     "serve.css": "text/css",
 }
+Shown = tuple[dict[str, Any], dict[str, bytes], list[Reading]]  # manifest, blocks, whose they are
 _COMPARED = 8  # readings on one page
 _PAGES_KEPT = 8
 
@@ -70,7 +77,12 @@ def create(desk: Desk, lenses: Sequence[str]) -> Starlette:
             Route("/", routes.shell),
             Route("/assets/{name}", routes.asset),
             Route("/api/start", routes.start),
+            Route("/api/readings", routes.history),
+            Route("/api/readings/{id}", routes.rename, methods=["POST"]),
+            Route("/api/readings/{id}", routes.forget, methods=["DELETE"]),
             Route("/api/read", routes.read, methods=["POST"]),
+            Route("/api/attribute", routes.attribute, methods=["POST"]),
+            Route("/api/patch", routes.patch, methods=["POST"]),
             Route("/api/read/{job}", routes.cancel, methods=["DELETE"]),
             Route("/api/page/{ids}", routes.manifest),
             Route("/api/page/{ids}/{block}", routes.block),
@@ -78,6 +90,7 @@ def create(desk: Desk, lenses: Sequence[str]) -> Starlette:
         ],
         exception_handlers={
             LogitLensError: _saying(400),
+            NotJson: _saying(415, "expected JSON"),
             TooLarge: _saying(413, "the request is too large"),
             404: _saying(404, "nothing here"),
             500: _saying(500, "this request failed on the server; the others go on"),
@@ -91,7 +104,10 @@ class Routes:
     def __init__(self, desk: Desk, lenses: Sequence[str]):
         self.desk = desk
         self.lenses = list(lenses)
-        self.pages: OrderedDict[str, tuple[dict[str, Any], dict[str, bytes]]] = OrderedDict()
+        # by the identities of readings: one that was read again has another
+        self.pages: OrderedDict[
+            tuple[int, ...], tuple[dict[str, Any], dict[str, bytes], list[Reading]]
+        ] = OrderedDict()
 
     async def shell(self, request: Request) -> Response:
         return HTMLResponse(_SHELL)
@@ -111,27 +127,49 @@ class Routes:
                 "models": desk.models,
                 "loaded": desk.loaded,
                 "lenses": self.lenses,
-                "limits": limits | {"top": desk.limits.top},
+                "limits": limits | {"top": desk.limits.top, "written": desk.limits.written},
                 "history": desk.history(),
+                "version": desk.version,
             }
         )
+
+    async def history(self, request: Request) -> Response:
+        """The readings; only the version where that is the one the asker has."""
+        version = self.desk.version
+        if request.query_params.get("version") == str(version):
+            return JSONResponse({"version": version})
+        return JSONResponse({"version": version, "history": self.desk.history()})
+
+    async def rename(self, request: Request) -> Response:
+        name = (await _json(request)).get("name")
+        if not isinstance(name, str):
+            raise PromptError("expected a name")
+        await asyncio.to_thread(self.desk.rename, request.path_params["id"], name)
+        return Response(status_code=204)
+
+    async def forget(self, request: Request) -> Response:
+        await asyncio.to_thread(self.desk.forget, request.path_params["id"])
+        return Response(status_code=204)
 
     async def read(self, request: Request) -> Response:
         """Read a prompt; the answer is a stream of progress that ends in an ending.
 
         Closing it earlier cancels the prompt.
         """
-        if request.headers.get("content-type", "").partition(";")[0] != "application/json":
-            return _plain("expected JSON", 415)
-        try:
-            data = json.loads(await request.body())
-        except ValueError as error:
-            raise PromptError(f"not JSON: {error}") from error
-        except RecursionError:
-            raise PromptError("not JSON: nested too deeply") from None
-        if isinstance(data, dict) and "again" in data:
-            data = self.desk.again(data)
-        order = Order.of(data, self.desk.models, self.lenses, self.desk.limits)
+        data = await _json(request)
+        order = Order.of(self.desk.order_of(data), self.desk.models, self.lenses, self.desk.limits)
+        if "again" in data:
+            order = replace(order, replaces=str(data["again"]))
+        return self._put(order)
+
+    async def attribute(self, request: Request) -> Response:
+        return self._put(self.desk.question(await _json(request)))
+
+    async def patch(self, request: Request) -> Response:
+        return self._put(Patch.of(await _json(request), self.desk.models, self.desk.limits))
+
+    def _put(self, order: Order | Question | Patch) -> Response:
+        """Join the line; the answer is what happens to the order, one JSON object on each line."""
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         job = Job(order, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
@@ -184,12 +222,14 @@ class Routes:
     async def _page(self, request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
         ids = request.path_params["ids"]
         readings = self._readings(ids)
-        if ids not in self.pages:
-            self.pages[ids] = await asyncio.to_thread(page.manifest, readings)
+        key = tuple(map(id, readings))
+        if key not in self.pages:
+            head, blocks = await asyncio.to_thread(page.manifest, readings)
+            self.pages[key] = head, blocks, readings  # which keeps their identities
             while len(self.pages) > _PAGES_KEPT:
                 self.pages.popitem(last=False)
-        self.pages.move_to_end(ids)
-        return self.pages[ids]
+        self.pages.move_to_end(key)
+        return self.pages[key][:2]
 
     def _readings(self, ids: str) -> list[Reading]:
         names = ids.split(",")
@@ -219,6 +259,25 @@ class Progress(StreamingResponse):
             await super().__call__(*args)
         finally:
             self.closed()
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    """The object of a request. Raises PromptError, and NotJson for what was not sent as JSON."""
+    if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+        raise NotJson
+    try:
+        data = json.loads(await request.body())
+    except ValueError as error:
+        raise PromptError(f"not JSON: {error}") from error
+    except RecursionError:
+        raise PromptError("not JSON: nested too deeply") from None
+    if not isinstance(data, dict):
+        raise PromptError("expected a JSON object with the prompt")
+    return data
+
+
+class NotJson(Exception):
+    """A request that was not sent as JSON."""
 
 
 def _plain(words: str, status: int) -> Response:

@@ -16,12 +16,13 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from logitlens.errors import LogitLensError, PromptError, UnsupportedModel, out_of_memory
 from logitlens.reading import Reading
-from logitlens.server.order import Limits, Order
+from logitlens.server import work
+from logitlens.server.order import Limits, Order, Patch, Question, before
 from logitlens.view.page import words
 
 Loader = Callable[[str], Any]
@@ -43,7 +44,7 @@ class Job:
     The id is a secret between the desk and the asker, who may cancel with it.
     """
 
-    order: Order
+    order: Order | Question | Patch
     tell: Callable[[Event], object]
     id: str = field(default_factory=lambda: secrets.token_urlsafe(12))
     cancelled: bool = False
@@ -54,8 +55,20 @@ class Job:
 class Desk:
     """Models by name, a line of jobs, and the readings made so far."""
 
-    def __init__(self, models: Sequence[str], load: Loader, *, limits: Limits | None = None):
+    def __init__(
+        self,
+        models: Sequence[str],
+        load: Loader,
+        *,
+        limits: Limits | None = None,
+        preload: bool = False,
+        changed: Callable[[Desk], object] = lambda desk: None,
+    ):
+        """preload: load the first model now. changed: called, in any thread, after the readings changed."""
         self.models = list(models)
+        self.version = 0  # counts changes of the readings
+        self.names: dict[str, str] = {}  # that people gave
+        self._preload, self._told_of_change = preload, changed
         self.limits = limits or Limits()
         self.readings: OrderedDict[str, Reading] = OrderedDict()
         self.orders: dict[str, Order] = {}
@@ -89,6 +102,8 @@ class Desk:
                 return
             self._line.append(job)
             self._tell_place(job, len(self._line) - 1)
+            if self._loading and self._running is None:
+                self._tell(job, {"state": "loading", "model": self._loading})
             self._changed.notify()
 
     def cancel(self, name: str) -> Literal["ended", "ending"] | None:
@@ -143,24 +158,79 @@ class Desk:
         with self._changed:
             return self.readings.get(name)
 
-    def again(self, data: Event) -> Event:
-        """The order of an earlier reading, `data["again"]`, with more tokens to track, as JSON.
+    def order_of(self, data: Event) -> Event:
+        """JSON in which what refers to an earlier reading is filled in.
+
+        {"again": id, "track": …}    that reading with more tokens tracked, in its place
+        {"from": {"id", "position", "token"}, …}   its ids up to a position, and a token: the prompt
 
         Raises PromptError if the reading is no longer kept.
         """
-        name = str(data["again"])
-        with self._changed:
-            order = self.orders.get(name)
-        if order is None:
+        if "again" in data:
+            order = self._order(str(data["again"]))
+            more = data.get("track", [])
+            track = [*order.track, *more] if isinstance(more, list) else more
+            return order.plain() | {"track": track}
+        if "from" in data:
+            start = data["from"] if isinstance(data["from"], dict) else {}
+            reading = self._reading(str(start.get("id")))
+            ids = before(reading, start.get("position"))
+            return data | {"prompt": [*ids, *([start["token"]] if "token" in start else [])]}
+        return data
+
+    def question(self, data: Event) -> Question:
+        """A question about a cell of a reading. Raises PromptError."""
+        name = str(data.get("id"))
+        return Question.of(data, self._reading(name), self._order(name))
+
+    def _order(self, name: str) -> Order:
+        self._reading(name)
+        return self.orders[name]
+
+    def _reading(self, name: str) -> Reading:
+        reading = self.find(name)
+        if reading is None:
             raise PromptError(f"no reading {name[:40]!r} here any more: read the prompt again")
-        more = data.get("track", [])
-        return vars(order) | {"track": [*order.track, *more] if isinstance(more, list) else more}
+        return reading
+
+    def rename(self, name: str, label: str) -> None:
+        """Name a reading. Raises PromptError if it is no longer kept."""
+        self._reading(name)
+        self.names[name] = " ".join(label.split())[:120]
+        self._change()
+
+    def forget(self, name: str) -> None:
+        """Delete a reading. Raises PromptError if it is no longer kept."""
+        self._reading(name)
+        with self._changed:
+            for kept in (self.readings, self.orders, self.names):
+                kept.pop(name, None)
+        self._change()
+
+    def _change(self) -> None:
+        self.version += 1
+        self._told_of_change(self)
 
     def history(self) -> list[Event]:
         """The readings kept, newest first."""
         with self._changed:
             kept = list(self.readings.items())
-        return [_entry(name, reading) for name, reading in reversed(kept)]
+        return [self._entry(name, reading) for name, reading in reversed(kept)]
+
+    def _entry(self, name: str, reading: Reading) -> Event:
+        about = words.about(reading)
+        notes = [about["lens"], *(str(e.get("text", "")) for e in reading.meta.get("edits") or [])]
+        if written := reading.meta.get("generation"):
+            notes.append(f"{len(written['ids'])} tokens written")
+        return {
+            "id": name,
+            "label": self.names.get(name) or words.label(reading),
+            "model": about["model"],
+            "lens": " · ".join(notes),
+            "shape": list(reading.shape),
+            "text": reading.prompt,
+            "order": self.orders[name].plain(),
+        }
 
     # -- telling -------------------------------------------------------------------------------
 
@@ -188,6 +258,9 @@ class Desk:
     # -- the worker's thread --------------------------------------------------------------------
 
     def _work(self) -> None:
+        if self._preload:
+            with contextlib.suppress(BaseException):  # whoever asks for it will hear why
+                self._put_in(self.models[0])
         while True:
             with self._changed:
                 while not self._line and not self._stopped:
@@ -225,18 +298,24 @@ class Desk:
     def _read(self, job: Job) -> Event:
         order = job.order
         model = self._get(order.model, job)
-        tokens = len(model.tokens.encode(order.prompt))
-        limit = min(self.limits.tokens, model.context or self.limits.tokens)
-        if tokens > limit:
-            raise PromptError(f"the prompt has {tokens:,} tokens, at most {limit:,} are read here")
-        reading = model.read(
-            order.prompt,
-            top=order.top,
-            track=order.track,
-            lens=order.lens,
-            progress=self._progress(job, {"tokens": tokens, "lens": order.lens}),
-        )
-        return self._keep(job, reading)
+        if isinstance(order, Question):
+            return self._done(job, attribution=work.attribute(order, model))
+        if isinstance(order, Patch):
+            progress = self._progress(job, {"tokens": 0, "lens": ""})
+            return self._done(job, grid=work.patch(order, model, progress))
+        tokens = work.tokens_of(model, order.prompt, self.limits)
+        progress = self._progress(job, {"tokens": tokens, "lens": ", ".join(order.lenses)})
+        if order.replaces:
+            made = [(order, work.follow(order, self._reading(order.replaces), model, progress))]
+        else:
+            if isinstance(order.prompt, tuple) and isinstance(order.prompt[0], int):
+                order = _as_text(order, model)
+            writing = {
+                "tell": lambda event: self._tell(job, event),
+                "stopped": lambda: job.cancelled,
+            }
+            made = list(work.read(order, model, progress=progress, **writing))
+        return self._keep(job, made)
 
     def _progress(self, job: Job, facts: Event) -> Callable[[str, int, int], None]:
         """A callback for the model: reports to the asker now and then, and ends a cancelled job."""
@@ -261,22 +340,32 @@ class Desk:
             self._sign, self._where = time.monotonic(), where
             return self._sign
 
-    def _keep(self, job: Job, reading: Reading) -> Event:
-        """Add a reading to the history, which makes its job done. Raises Cancelled."""
+    def _keep(self, job: Job, made: Sequence[tuple[Order, Reading]]) -> Event:
+        """Add readings to the history, which makes their job done. Raises Cancelled."""
         with self._changed:
-            if job.cancelled:
+            # a text that was stopped is kept as far as it came
+            if job.cancelled and not any("generation" in reading.meta for _, reading in made):
                 raise Cancelled("at the last moment")
-            name = f"r{next(self._numbers)}"
-            self.orders[name], self.readings[name] = job.order, reading
+            names = []
+            for order, reading in made:
+                name = order.replaces or f"r{next(self._numbers)}"
+                names.append(name)
+                self.orders[name], self.readings[name] = replace(order, replaces=""), reading
             while len(self.readings) > self.limits.history or (
-                len(self.readings) > 1 and self._bytes() > self.limits.history_bytes
+                len(self.readings) > len(made) and self._bytes() > self.limits.history_bytes
             ):
                 oldest, _ = self.readings.popitem(last=False)
                 del self.orders[oldest]
-            seconds = round(time.monotonic() - job.began, 3)
-            event = {"state": "done", "seconds": seconds, **_entry(name, reading)}
-            self._end(job, event)
-            return event
+                self.names.pop(oldest, None)
+            entries = [self._entry(name, self.readings[name]) for name in names]
+        self._change()
+        return self._done(job, **entries[0], entries=entries)
+
+    def _done(self, job: Job, **found: Any) -> Event:
+        seconds = round(time.monotonic() - job.began, 3)
+        event = {"state": "done", "seconds": seconds, **found}
+        self._end(job, event)
+        return event
 
     def _bytes(self) -> int:
         arrays = (vars(reading).values() for reading in self.readings.values())
@@ -290,15 +379,21 @@ class Desk:
                     raise Cancelled("before its model was loaded")
                 self._loading = name
                 self._tell(job, {"state": "loading", "model": name})
-            try:
-                self._drop()
-                self._model = (name, self._load(name))
-            finally:
-                self._seen("before its first block")
-                self._loading = None
+            self._put_in(name)
         if job.cancelled:
             raise Cancelled("before the model ran")
+        assert self._model is not None
         return self._model[1]
+
+    def _put_in(self, name: str) -> None:
+        """Load a model in place of the one in memory."""
+        self._loading = name
+        try:
+            self._drop()
+            self._model = (name, self._load(name))
+        finally:
+            self._seen("before its first block")
+            self._loading = None
 
     def _drop(self) -> None:
         """Free the model, and its memory on the device."""
@@ -310,15 +405,14 @@ class Desk:
             torch.cuda.empty_cache()
 
 
-def _entry(name: str, reading: Reading) -> Event:
-    about = words.about(reading)
-    return {
-        "id": name,
-        "label": words.label(reading),
-        "model": about["model"],
-        "lens": about["lens"],
-        "shape": list(reading.shape),
-    }
+def _as_text(order: Order, model: Any) -> Order:
+    """An order of ids as one of text, where that is the same."""
+    text = model.tokens.text(list(order.prompt))
+    try:
+        same = bool(text) and model.tokens.encode(text) == list(order.prompt)
+    except PromptError:
+        same = False
+    return replace(order, prompt=text) if same else order
 
 
 def _cancelled(where: str) -> Event:

@@ -45,12 +45,14 @@ def serve(
     allow_hosts: Iterable[str] = (),
     limits: Limits | None = None,
     ready: Callable[[str, bool], None] = lambda url, local: print(url),
+    changed: Callable[[Desk], object] = lambda desk: None,
     token: str | None = None,
 ) -> bool:
     """Serve until interrupted.
 
     load    makes a LensModel of a name
     ready   is called once with the URL, and whether only this machine can reach it
+    changed is called whenever the readings have changed
 
     At the end, a prompt that is being read ends before the model's next block. Returns False if it
     has not ended within GRACE_SECONDS: its thread is in native code.
@@ -69,7 +71,7 @@ def serve(
         address = ipaddress.ip_address(sock.getsockname()[0].partition("%")[0])
         known, anywhere = names(host, port, address, allow_hosts)
         shown = "127.0.0.1" if anywhere else literal(host)
-        desk = Desk(models, load, limits=limits)
+        desk = Desk(models, load, limits=limits, preload=True, changed=changed)
         app = Guard(create(desk, lenses), token=token, hosts=known, any_address=anywhere)
         try:
             listener(
