@@ -192,11 +192,12 @@ class _Grid:
         """The top tokens, in an ink that can be read on their cells."""
         cut = _cutter(self.fonts, size, width - 0.5 * size)
         cells = []
-        for (y, x), t in np.ndenumerate(self.unit):
-            ink = _MUTED if self.muted[y] else "black"
-            if not np.isnan(t):
-                ink = _hex(paint.ink(_background(self.colormap, t)))
-            cells.append((x + 0.5, y + 0.5, cut(self.texts[y][x]), ink))
+        for y, line in enumerate(self.texts):
+            for x, shown in enumerate(line):
+                ink = _MUTED if self.muted[y] else "black"
+                if not np.isnan(self.unit[y, x]):
+                    ink = _hex(paint.ink(_background(self.colormap, self.unit[y, x])))
+                cells.append((x + 0.5, y + 0.5, cut(shown), ink))
         if len(cells) > _WORDS:
             return _outlines(ax, cells, self.fonts, size)
         for x, y, shown, ink in cells:
