@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.readout import (  # noqa: E402
     compare,
+    gpu,
     kernels,
     long,
     machine,
@@ -57,7 +58,7 @@ CASES = {
         Case(1024, False, 3, 0, SLOW + HELD + ("TransformerLens logit_lens",)),
     ],
 }
-PARTS = ("gpt2", "128k", "single", "first", "kernels", "memory", "long", "start")
+PARTS = ("gpt2", "128k", "single", "first", "kernels", "memory", "long", "start", "gpu")
 
 
 def main() -> None:
@@ -101,7 +102,9 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict]:
         elif part == "long":
             yield from long.rows(weights("long"), threads, options.tokens)
         else:
-            yield from {"kernels": kernels, "memory": memory, "start": start}[part].rows(threads)
+            yield from {"kernels": kernels, "memory": memory, "start": start, "gpu": gpu}[
+                part
+            ].rows(threads)
 
 
 def keep(row: dict, path: Path) -> None:

@@ -3,8 +3,8 @@
 A slab holds the raw logits of up to 4,096 rows (whole positions, all layers of each) × as many tokens as
 fill 32 MB. cuBLAS or hipBLAS writes it, the kernels of `epilogue` look at each logit of it once, and the
 next slab overwrites it: nothing else as large is held. All slabs of a reading have one shape, so that the
-library multiplies each with the same kernel; the targets, gathered, pass first in that shape too, and a
-token ranks no lower than its twin. No step waits for the GPU.
+library multiplies each with the same kernel. The targets, gathered, pass first, of many rows in that shape
+too, so that a token ranks no lower than its twin. No step waits for the GPU.
 
 Equal to `reference` up to float32 rounding. `serves` proves it on the machine at hand, once.
 """
@@ -32,6 +32,7 @@ SHARE = 2 / 3  # … and of a second cache that can hold slabs at all, …
 LARGE = 24 << 20  # … of so many bytes
 STEP = 512  # tokens of a slab are a multiple of this, so that only the last needs masks
 PROGRAMS = 2048  # of the epilogue, where there is as much work: several for each scheduler
+GATHERED = 2048  # targets multiplied together at most: as many as a slab of 4,096 rows has tokens
 MOST = 256  # tokens that a row's list can hold
 
 
@@ -134,11 +135,12 @@ class Rows:
         if self.columns == self.head.vocab and count:
             self._pick(self.slab(0), targets_PM, targets_PM, out_NM)
             return out_NM
-        ids = torch.nn.functional.pad(targets_PM.flatten().clamp(min=0), (0, -count % self.columns))
+        C = min(self.columns, GATHERED)
+        ids = torch.nn.functional.pad(targets_PM.flatten().clamp(min=0), (0, -count % C))
         place_PM = torch.arange(count, dtype=torch.long, device=ids.device).view_as(targets_PM)
-        for i in range(0, count, self.columns):
-            here_PM = (place_PM >= i) & (place_PM < i + self.columns)
-            slab = self.product.raw(ids[i : i + self.columns])
+        for i in range(0, count, C):
+            here_PM = (place_PM >= i) & (place_PM < i + C)
+            slab = self.product.raw(ids[i : i + C])
             self._pick(slab, place_PM - i, targets_PM.masked_fill(~here_PM, -1), out_NM)
         return out_NM
 

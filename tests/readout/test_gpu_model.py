@@ -1,0 +1,93 @@
+"""The cost model of the GPU path: its bytes are those that the path moves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+from benchmarks.readout import gpu as benchmark
+from benchmarks.readout import gpu_model
+from benchmarks.readout.gpu_model import Work
+from logitlens.readout import gpu
+from logitlens.readout.gpu import Slabs
+from logitlens.readout.head import Head
+from logitlens.readout.product import Product
+from tests.readout.interpreter import Moved, patched_once
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Counted(Product):
+    """A product that adds up the bytes of what it reads and writes."""
+
+    bytes = 0
+
+    def raw(self, v: slice | Tensor) -> Tensor:
+        out_NC = super().raw(v)
+        weight_CE = self.weight_VE[v]
+        copied = 3 if isinstance(v, Tensor) else 1  # read, written in order, and read again
+        read = copied * weight_CE.numel() + self.x_NE.numel()
+        Counted.bytes += read * self.x_NE.element_size() + out_NC.numel() * 4
+        return out_NC
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        Work(2, 3, 1500, 8, k=5, M=2, size=4, slab=6 * 512),
+        Work(1, 2, 300, 8, k=5, M=1, size=4, slab=1 << 20),
+    ],
+    ids=["slabs", "one slab"],
+)
+def test_the_path_moves_the_bytes_that_the_model_says(work, monkeypatch):
+    monkeypatch.setattr(gpu, "Product", Counted)
+    monkeypatch.setattr(Counted, "bytes", 0)
+    # Logits fall with the id, so that the top k is in the first block: opened once, in the first slab.
+    weight = torch.linspace(3, 0, work.V)[:, None].expand(-1, work.E).contiguous()
+    x = torch.rand(work.P, work.L, work.E, generator=torch.Generator().manual_seed(0)) + 0.1
+    targets = torch.arange(work.P * work.M).view(work.P, work.M) * 70
+    with patched_once(), monkeypatch.context() as patch:
+        kernels = Moved(patch)
+        Slabs(work.slab).stats(x, Head(work.V, weight), work.k, targets)
+    work = Work(**vars(work) | {"opened": work.N, "touched": work.N})
+    assert kernels.read + kernels.written + Counted.bytes == sum(gpu_model.moved(work).values())
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_for_every_gpu_without_a_spill_and_the_page_says_so():
+    command = [sys.executable, "-m", "benchmarks.readout.gpu_kernels", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_page_has_the_models_tables():
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert gpu_model.table() in page
+    assert gpu_model.bytes_table() in page
+
+
+def test_a_machine_without_a_gpu_measures_nothing_and_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert list(benchmark.rows(1)) == []
+    assert capsys.readouterr().err == "gpu: skipped, torch sees no GPU here\n"
+
+
+def test_a_large_reading_on_an_h100_reaches_most_of_the_products_rate():
+    card = gpu_model.CARDS[0]
+    for rows in gpu_model.ROWS:
+        took = gpu_model.seconds(gpu_model.work_on(card, rows), card)
+        assert took["product"] / sum(took.values()) > 0.75
+
+
+def test_no_slab_is_larger_than_its_share_of_the_cache():
+    for card in gpu_model.CARDS:
+        work = gpu_model.work_on(card, 4096)
+        assert work.N * work.C <= card.slab
