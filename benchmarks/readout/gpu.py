@@ -34,7 +34,7 @@ def _point(count: int, threads: int) -> Iterator[dict]:
     x_TLE = torch.randn(work.P, work.L, work.E, **made)
     targets = torch.randint(work.V, (work.P, work.M), generator=seed, device="cuda")
     at = {"T": work.P, "L": work.L, "V": work.V, "E": work.E, "k": work.k, "dtype": "bfloat16"}
-    where = {"machine": torch.cuda.get_device_name(), "features": [], "threads": threads}
+    where = {"gpu": torch.cuda.get_device_name(), "threads": threads}
     for name, read in _ways(x_TLE, head, work.k, targets).items():
         said = [_measured(read) for _ in range(1 + TURNS)][1:]
         yield {"kind": "gpu", "contender": name, **at} | machine.summary(said) | where

@@ -33,7 +33,7 @@ def write(rows_path: Path, root: Path) -> None:
         for block in (*_short(kind, rows), bars(rows) if rows is fullest else "")
     ]
     _fill(root / "docs" / "performance.md", short)
-    makers = (who, reading, single, start, kernels, memory, long, origin)
+    makers = (who, reading, on_gpu, single, start, kernels, memory, long, origin)
     full = [
         block
         for kind, rows in classes.items()
@@ -211,6 +211,18 @@ def single(rows: list[dict]) -> str:
             f"| {'floor: product' if name == 'floor' else name} | " + " | ".join(cells) + " |"
         )
     return "\n".join(lines)
+
+
+def on_gpu(rows: list[dict]) -> str:
+    """The readout alone on a GPU: seconds, and memory beyond rows and weights."""
+    found = [r for r in rows if r["kind"] == "gpu"]
+    lines = ["**On a GPU**: the readout alone, bfloat16", "", "| rows | way | s | MB |"]
+    lines.append("| ---: | --- | ---: | ---: |")
+    for r in found:
+        lines.append(
+            f"| {r['T'] * r['L']:,} | {r['contender']} | {r['p50']:.5f} | {r['peak_mb']:.0f} |"
+        )
+    return "\n".join(lines) if found else ""
 
 
 def kernels(rows: list[dict]) -> str:

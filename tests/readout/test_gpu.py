@@ -183,6 +183,8 @@ def test_slabs_read_on_a_gpu_only_and_only_where_proven(monkeypatch):
     from logitlens.readout import engine
 
     assert not proof.slabs(make_head(10))  # on the CPU
+    elsewhere = Head(10, torch.empty(10, 4, device="meta"))
+    assert engine.choose(elsewhere, engine.WORTH).name == "chunked (torch)"
     monkeypatch.setattr(proof, "slabs", lambda head: True)
     assert engine.choose(make_head(10), 1, 256).name == "slabs (triton)"
     assert engine.choose(make_head(10), 1, 257).name == "chunked (torch)"

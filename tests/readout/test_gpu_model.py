@@ -12,7 +12,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 from benchmarks.readout import gpu as benchmark
-from benchmarks.readout import gpu_model
+from benchmarks.readout import gpu_model, report
 from benchmarks.readout.gpu_model import Work
 from logitlens.readout import gpu
 from logitlens.readout.gpu import Slabs
@@ -72,6 +72,12 @@ def test_the_page_has_the_models_tables():
     page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     assert gpu_model.table() in page
     assert gpu_model.bytes_table() in page
+
+
+def test_rows_of_a_gpu_have_a_table():
+    row = {"kind": "gpu", "contender": "slabs", "T": 124, "L": 33, "p50": 0.0061, "peak_mb": 40.2}
+    assert "| 4,092 | slabs | 0.00610 | 40 |" in report.on_gpu([row])
+    assert report.on_gpu([]) == ""
 
 
 def test_a_machine_without_a_gpu_measures_nothing_and_says_so(monkeypatch, capsys):

@@ -57,11 +57,11 @@ def choose(head: Head, rows: int, k: int = 1, *, single: int = 0) -> Engine:
     single: further rows, which come a position at a time, as a model writes them.
 
     A sharded head has its own. On a GPU the slabs, where triton is installed and they have proven
-    there to be right and faster. Else numba's kernel where it is installed and the reading is large
-    enough to pay for loading it: half a second, and several the first time after an installation.
-    Half-precision weights that torch would widen but numba might multiply as they are count for
-    more. Nothing else decides, so that the same reading always takes the same kernel. Where numba is
-    missed, that is said once, on stderr.
+    there to be right and faster, or torch. On the CPU numba's kernel where it is installed and the
+    reading is large enough to pay for loading it: half a second, and several the first time after
+    an installation. Half-precision weights that torch would widen but numba might multiply as they
+    are count for more. Nothing else decides, so that the same reading always takes the same kernel.
+    Where numba is missed, that is said once, on stderr.
     """
     if head.shard is not None:
         from logitlens.readout.sharded import Sharded  # torch.distributed is not in every build
@@ -70,6 +70,8 @@ def choose(head: Head, rows: int, k: int = 1, *, single: int = 0) -> Engine:
     if k <= MOST and proof.slabs(head):
         return Slabs()
     logits, weight_VE = (rows + SINGLE * single) * head.vocab, head.weight_VE
+    if weight_VE is not None and not weight_VE.is_cpu:
+        return Chunked("torch")
     wide = weight_VE is not None and weight_VE.dtype == torch.bfloat16 and _wide_vectors()
     if wide and weight_VE is not None:
         logits *= 1 + weight_VE.shape[1] // WIDENED
@@ -77,7 +79,7 @@ def choose(head: Head, rows: int, k: int = 1, *, single: int = 0) -> Engine:
         return Chunked("torch")
     if find_spec("numba"):
         return Chunked("numba")
-    if logits > LARGE and weight_VE is not None and weight_VE.is_cpu:
+    if logits > LARGE and weight_VE is not None:
         _say_once("half the time" if wide else "a quarter less time")
     return Chunked("torch")
 
