@@ -201,8 +201,8 @@ class ReadingBuilder:
                 self.turns = Turns(prompt, tokens, dropped)
                 for token in self.ids_T[self.given :].tolist():
                     self.turns.follow(token)
-            arrays["role"] = [self.turns.role[p] for p in positions]
-            arrays["section"] = [self.turns.section[p] for p in positions]
+            arrays["role"] = np.array([self.turns.role[p] for p in positions])
+            arrays["section"] = np.array([self.turns.section[p] for p in positions])
         meta["vocab_bytes"] = {str(i): b for i, b in tokens.fragments(occurring).items()}
         meta["special_ids"] = sorted(i for i in occurring if tokens.is_special(i))
         meta["nonfinite_cells"] = int((~finite).sum())
