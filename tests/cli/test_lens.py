@@ -162,7 +162,7 @@ def test_eval(home, place):  # noqa: F811
         (
             ["eval", "--facts", "f", "-o", "e.html"],
             1,
-            "expected .parquet, .json, .png, .svg or .pdf",
+            "end it in .parquet .json .png .svg .pdf",
         ),
         (["eval", "--facts", "f", "-o", "no/e.png"], 1, "there is no folder no"),
         (["merge", "none", "-o", "x"], 4, "no lens at none"),

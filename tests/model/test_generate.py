@@ -138,7 +138,7 @@ def test_each_column_is_that_of_the_whole_reading(model):
             assert np.array_equal(getattr(column, name)[:, 0], getattr(whole, name)[:, t]), name
         assert np.array_equal(column.candidate_ids[0], whole.candidate_ids[t])
     *first, last = model.stream(IDS, **options)
-    assert last.equals(columns[-1].replace(meta=last.meta))
+    equal(last, columns[-1])  # run in a thread of its own, whose libraries may sum otherwise
     assert len(first) == 4
 
 
