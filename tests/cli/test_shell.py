@@ -125,12 +125,16 @@ class Terminal:
             os.execvpe(sys.executable, command, env)
         self.seen = b""
 
-    def until(self, text):
+    def until(self, text, again=b""):
+        """What came before `text`. `again` is pressed after seconds of silence: readline notices a signal
+        that came just before it waits for input with the next key only."""
         end = time.monotonic() + 120
         while text not in self.seen:
             assert time.monotonic() < end, self.seen
-            if select.select([self.fd], [], [], 1)[0]:
+            if select.select([self.fd], [], [], 10)[0]:
                 self.seen += os.read(self.fd, 65536)
+            else:
+                os.write(self.fd, again)
         before, _, self.seen = self.seen.partition(text)
         return before.decode()
 
@@ -157,8 +161,11 @@ def test_ctrl_c_clears_or_stops_arrow_up_repeats_and_ctrl_d_ends(kind):
     terminal = Terminal(kind)
     terminal.type(b"The Eiffel Tower --color kl\r")
     assert "logit lens" in terminal.until(b"KL to the final layer")
-    terminal.type(b"half a li\x03")
-    terminal.type(b"\x1b[A\r")  # arrow up
+    terminal.type(b"half a li")
+    terminal.until(b"li")
+    os.write(terminal.fd, b"\x03")
+    terminal.until(terminal.ready, again=b"\x03")
+    os.write(terminal.fd, b"\x1b[A\r")  # arrow up
     terminal.until(b"KL to the final layer")
     terminal.type(b"slow\r")
     terminal.until(b"started")
