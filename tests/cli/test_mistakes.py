@@ -206,6 +206,7 @@ ERRORS = [
         ("--layers ''", ERROR, "no layer ''"),
         ("--layers 2:1", ERROR, "no layer selected"),
         ("--layers 0:2:0", ERROR, "from '0:2:0': the step of a slice cannot be 0"),
+        ("--depths 5", USAGE, "--depths is now --layers"),
         ("--positions a:b", ERROR, "cannot read positions from 'a:b'"),
         ("--positions 99", ERROR, "no position 99"),
         ("--track ''", ERROR, "is empty"),

@@ -90,10 +90,24 @@ edit_option = click.option(
 truncate_option = click.option(
     "--truncate", is_flag=True, help="Read the last positions that fit the model's context."
 )
-layers_option = click.option(
-    "--layers", metavar="LAYERS",
-    help="Which layers: 5 is the output of block 5, -1 that of the last block, and embed what the "
-    "first block receives. 0:12:2, -4:, or embed,4,8.",
+
+
+def _renamed(context: click.Context, option: click.Parameter, value: str | None) -> None:
+    """Refuse the former name of --layers by the new one."""
+    if value is not None:
+        raise click.UsageError(
+            f"{option.opts[0]} is now --layers: the number 5 is the output of block 5, -1 the last, "
+            "and embed has its name"
+        )
+
+
+layers_option = together(
+    click.option(
+        "--layers", metavar="LAYERS",
+        help="Which layers: 5 is the output of block 5, -1 that of the last block, and embed what the "
+        "first block receives. 0:12:2, -4:, or embed,4,8.",
+    ),
+    click.option("--depths", hidden=True, callback=_renamed, expose_value=False),
 )  # fmt: skip
 positions_option = click.option(
     "--positions", metavar="POSITIONS",
