@@ -67,7 +67,8 @@ class Layout:
     ) -> Layout:
         rows, columns = len(labels), len(heads)
         left = max(fonts.measure(label, size) for label in labels) + 3.2 * size
-        right = 7.5 * size  # gap, bar, its numbers and its label
+        # Gap, bar, its numbers and its label; its ticks do not shrink with the text.
+        right = 5.25 * size + 20.25
         # A head rotated by 45° is as high as it is wide: 1/√2 of its length and of its own height.
         top = (
             0.71 * max(fonts.measure(head_of(head), size) + 1.2 * size for head in heads)
