@@ -50,10 +50,11 @@ def test_buffers_become_a_page(chromium):
             blocks,
         ],
     )
-    tab.locator("[role=columnheader]").last.wait_for(state="attached")  # drawn with the first frame
+    tab.wait_for_function(
+        "document.querySelectorAll('[role=columnheader]').length == 6"
+    )  # a frame later
     assert tab.locator("select[aria-label=Colour]").input_value() == "entropy"
     assert tab.locator(".ll").get_attribute("data-theme") == "dark"
-    assert tab.locator("[role=columnheader]").count() == 6
     tab.keyboard.press("?")
     assert tab.locator("dialog[open]").count() == 0, "the notebook keeps its own keys"
     tab.evaluate("document.body.dataset.jpThemeLight = 'true'")
