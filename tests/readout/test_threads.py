@@ -46,3 +46,24 @@ def test_three_threads_read_with_a_pool_that_serves_one():
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:] or f"ended by signal {-done.returncode}"
     assert done.stdout == "workqueue\n"
+
+
+ONCE = """
+import torch
+from logitlens.readout.chunked import Chunked
+from tests.readout.heads import make_head, make_rows, make_targets
+
+torch.set_num_threads(1)
+Chunked("numba").stats(make_rows(4, 5), make_head(500), 5, make_targets(4, 500))
+print(torch.get_num_threads())
+"""
+
+
+@pytest.mark.slow
+def test_numba_leaves_torch_its_number_of_threads():
+    """Its OpenMP pool, when it starts, sets the number that torch has as well."""
+    environment = os.environ | {"NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", ONCE], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == "1\n", done.stderr[-500:]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numba
+import torch
 from numba.core import config
 
 _turn = threading.Lock()
@@ -19,13 +20,18 @@ _turn = threading.Lock()
 
 @contextmanager
 def pool(threads: int) -> Iterator[None]:
-    """Run a function that numba compiled for several threads."""
+    """Run a function that numba compiled for several threads.
+
+    When numba starts its threads it sets OpenMP's number, which is torch's: that is put back.
+    """
+    before = torch.get_num_threads()
     numba.set_num_threads(min(threads, config.NUMBA_NUM_THREADS))  # pyright: ignore[reportAttributeAccessIssue]
-    if _serves_many():
-        yield
-    else:
-        with _turn:
+    try:
+        with nullcontext() if _serves_many() else _turn:
             yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 def _serves_many() -> bool:
