@@ -153,6 +153,10 @@ class Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
 
 
+@pytest.mark.slow
+@pytest.mark.xfail(
+    strict=False, reason="on a busy machine a Ctrl-C is lost now and then; not understood"
+)
 @pytest.mark.skipif(os.name == "nt", reason="POSIX terminals")
 @pytest.mark.parametrize("kind", ["prompt_toolkit", "plain"])
 def test_ctrl_c_clears_or_stops_arrow_up_repeats_and_ctrl_d_ends(kind):
