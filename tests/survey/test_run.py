@@ -93,6 +93,31 @@ def test_a_survey_that_was_left_reads_only_what_is_missing(survey):
     assert (folder / "survey.parquet").read_bytes() == whole
 
 
+def test_a_survey_leaves_torch_its_number_of_threads(survey, model, monkeypatch):
+    before, during = torch.get_num_threads(), []
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            model.hf,
+            "forward",
+            _noting(model.hf.forward, lambda: during.append(torch.get_num_threads())),
+        )
+        torch.set_num_threads(3)
+        try:
+            survey.run(size=100)
+            assert torch.get_num_threads() == 3
+        finally:
+            torch.set_num_threads(before)
+    assert set(during) == {1}
+
+
+def _noting(function, note):
+    def noted(*args, **options):
+        note()
+        return function(*args, **options)
+
+    return noted
+
+
 def test_shares_of_a_survey_together_are_the_whole(survey):
     for i in range(3):
         found = survey.run(folder="shares", share=(i, 3))
@@ -202,6 +227,7 @@ def test_a_prompt_longer_than_the_context_fails_its_shard_or_is_skipped(survey):
     found = survey.run(items)
     assert list(found.failed) == [1]
     assert "line 6" in found.failed[1]
+    assert "Traceback" in (survey.folder / "a" / "failed" / "00001.txt").read_text()
     assert not found.merged
     found = survey.run(items, folder="b", bad="skip")
     assert found.done

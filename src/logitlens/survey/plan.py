@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -278,9 +279,15 @@ def _checked(data: bytes, path: str) -> Plan:
     return Plan(facts)
 
 
-def set_threads(plan: Plan) -> None:
-    """Divide the work of this process as every worker of the survey does."""
+@contextmanager
+def threads(plan: Plan) -> Iterator[None]:
+    """Divide torch's work as every worker of the survey does; afterwards it is divided as before."""
+    before = torch.get_num_threads()
     torch.set_num_threads(plan.settings.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def needs_pyarrow() -> None:

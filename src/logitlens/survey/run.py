@@ -113,32 +113,48 @@ def run(
     left = [shard for shard in mine if files.committed(shard) is None]
     if share is None:
         files.sweep()
-    failed: dict[int, str] = {}
-    if left:
-        try:
-            for record in _records(files, model, left, jobs, engine):
-                if "error" in record:
-                    failed[record["shard"]] = record["error"]
-                    with contextlib.suppress(OSError):  # the disk may be full
-                        files.fail(record["shard"], record["error"])
-                if report is not None:
-                    report(plan, record)
-        finally:
-            if share is None:
-                files.sweep()
+    try:
+        failed = (
+            _read(files, plan, _records(files, model, left, jobs, engine), report) if left else {}
+        )
+    finally:
+        if share is None:
+            files.sweep()
     found = status(folder)
     if found.done and not found.merged:
-        try:
-            merge(folder)
-        except OSError as error:
-            raise SurveyError(
-                f"every shard is committed, but {error}: make room, then run `logitlens survey merge`"
-            ) from error
+        _merge(folder)
         found = status(folder)
     done = {record["shard"] for record in found.records}
     return replace(
         found, failed={k: v for k, v in (failed | found.failed).items() if k not in done}
     )
+
+
+def _read(
+    files: Folder,
+    plan: Plan,
+    records: Iterator[dict[str, Any]],
+    report: Callable[[Plan, dict[str, Any]], None] | None,
+) -> dict[int, str]:
+    """Take the records as shards end. Returns shard → why, of those that failed."""
+    failed: dict[int, str] = {}
+    for record in records:
+        if "error" in record:
+            failed[record["shard"]] = record["error"]
+            with contextlib.suppress(OSError):  # the disk may be full
+                files.fail(record["shard"], f"{record['error']}\n\n{record.get('traceback', '')}")
+        if report is not None:
+            report(plan, record)
+    return failed
+
+
+def _merge(folder: str | os.PathLike[str]) -> None:
+    try:
+        merge(folder)
+    except OSError as error:
+        raise SurveyError(
+            f"every shard is committed, but {error}: make room, then run `logitlens survey merge`"
+        ) from error
 
 
 def _given(

@@ -6,7 +6,6 @@ with a line of JSON each: the commit record, or {"shard": …, "error": …}.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -41,7 +40,6 @@ class Worker:
         self.folder = Folder(folder)
         self.plan = planning.load(folder)
         facts = self.plan.facts
-        planning.set_threads(self.plan)
         if model is None:
             source = facts["model"]["source"]
             model = load(None if source == "demo" else source, **facts["model"]["loading"])
@@ -97,7 +95,8 @@ class Worker:
             return there
         began = time.perf_counter()
         self.folder.log(shard, "began")
-        part = self._measure(shard)
+        with planning.threads(self.plan):
+            part = self._measure(shard)
         record = self.folder.commit(
             shard,
             part.table,
@@ -120,20 +119,14 @@ class Worker:
         return record
 
     def try_shard(self, shard: int) -> dict[str, Any]:
-        """The record of a shard, or {"shard": …, "error": …}, which DIR/failed keeps."""
+        """The record of a shard, or {"shard": …, "error": …, "traceback": …}."""
         try:
             return self.read(shard)
         except Exception as error:
-            line = (
-                f"{error}"
-                if isinstance(error, LogitLensError)
-                else f"{type(error).__name__}: {error}"
-            )
-            line = " ".join(line.split())
+            known = isinstance(error, LogitLensError)
+            line = " ".join((f"{error}" if known else f"{type(error).__name__}: {error}").split())
             self.folder.log(shard, f"failed: {line}")
-            with contextlib.suppress(OSError):
-                self.folder.fail(shard, f"{line}\n\n{traceback.format_exc()}")
-            return {"shard": shard, "error": line}
+            return {"shard": shard, "error": line, "traceback": traceback.format_exc()}
 
 
 def main() -> None:
