@@ -14,9 +14,11 @@ from click.testing import CliRunner
 import logitlens
 from logitlens import FormatError, PromptError, SurveyError
 from logitlens.cli import main
+from logitlens.lenses import save
 from logitlens.survey import prompts as labelled
 from logitlens.survey.commit import Folder
 from logitlens.survey.merge import merge
+from tests.lenses.test_store import tuned
 from tests.models import tiny_gpt2, tiny_tokenizer
 from tests.survey.conftest import records, write_lines
 
@@ -51,6 +53,24 @@ def test_the_table_holds_what_score_and_read_give_for_each_prompt(survey, model)
         assert mine.agree.iloc[-1]
         assert mine.order.iloc[0] == item["order"]
     assert frame.set_end[frame.prompt_index == 0].isna().all()
+
+
+def saved_lens(survey, model) -> str:
+    return f"tuned:{save(tuned(model), survey.folder / 'lens.safetensors')}"
+
+
+def test_every_lens_has_rows_of_its_own(survey, model):
+    lenses = ("logit", saved_lens(survey, model))
+    survey.run(records(5), lenses=lenses)
+    frame = pq.read_table(survey.folder / "a" / "survey.parquet").to_pandas()
+    names = frame.lens.unique()
+    assert len(names) == 2
+    for name, lens in zip(names, lenses):
+        for i, item in enumerate(records(5)):
+            mine = frame[(frame.lens == name) & (frame.prompt_index == i)]
+            reading = model.read(item["prompt"], lens=lens)
+            assert mine.layer.tolist() == reading.layers
+            np.testing.assert_allclose(mine.kl, reading.kl[:, -1], atol=1e-4)
 
 
 def test_shards_of_any_size_merge_into_the_same_numbers(survey):
@@ -240,13 +260,14 @@ def test_logits_that_are_not_finite_are_null_and_counted(survey):
     with torch.no_grad():
         broken.hf.transformer.wte.weight[9].fill_(float("nan"))
     items = [{"prompt": [1, 2, 3]}, {"prompt": [1, 9, 3]}]
-    found = survey.run(items, model=broken)
-    assert found.total("nonfinite") == 1
+    found = survey.run(items, model=broken, lenses=("logit", saved_lens(survey, broken)))
+    assert found.total("nonfinite") == 1  # a prompt, by however many lenses
     frame = pq.read_table(survey.folder / "a" / "survey.parquet").to_pandas()
+    frame = frame[frame.lens == "logit"]
     assert frame.entropy[frame.prompt_index == 0].notna().all()
     broken_rows = frame[frame.prompt_index == 1]
     assert broken_rows.kl.isna().all()
-    assert broken_rows.entropy[1:].isna().all()  # the embedding of the last token is whole
+    assert broken_rows.entropy.iloc[1:].isna().all()  # the embedding of the last token is whole
 
 
 def test_out_of_memory_halves_the_batch_and_says_so(survey, model, monkeypatch):

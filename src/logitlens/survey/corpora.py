@@ -50,9 +50,9 @@ def measure(
             if name not in sums:
                 sums[name] = Bands(each.layers, windows.length, inside)
             sums[name].add(mine[n], each.arrays)
-            nonfinite += int(not each.arrays["finite"].all())
             if cells:
                 kept[name][n] = each
+        nonfinite += not all(each.arrays["finite"].all() for each in rows)
     columns: dict[str, list[Any]] = {}
     for name, found in sums.items():
         for column, values in found.columns(name).items():

@@ -106,10 +106,10 @@ def measure(
     }
     nonfinite = 0
     for ready in prepared:
-        for n, name in enumerate(lenses):
-            mine = [read[ready.first + s][n] for s in range(len(ready.question.asked))]
-            nonfinite += not all(rows.arrays["finite"].all() for rows in mine)
-            _add(columns, model, ready, name, mine, conditions, sets)
+        mine = [read[ready.first + s] for s in range(len(ready.question.asked))]
+        nonfinite += not all(rows.arrays["finite"].all() for each in mine for rows in each)
+        for name, rows in zip(lenses, zip(*mine)):
+            _add(columns, model, ready, name, rows, conditions, sets)
     tokens = sum(len(a.ids) for a in asked)
     return Part(
         _table(columns, conditions, sets), len(prepared), tokens, skipped, nonfinite, remarks
@@ -187,7 +187,7 @@ def _add(
     model: LensModel,
     ready: _Prepared,
     lens: str,
-    rows: list[Rows],
+    rows: Sequence[Rows],
     conditions: dict[str, str],
     sets: Sequence[str],
 ) -> None:
@@ -253,7 +253,7 @@ def _end(asking: Question) -> tuple[int, int]:
 
 
 def _answers(
-    rows: list[Rows], places: list[list[tuple[int, int, int]]], L: int
+    rows: Sequence[Rows], places: list[list[tuple[int, int, int]]], L: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(L,) log of the summed probability of whole answers, and the best rank of a first token."""
     if not places:
