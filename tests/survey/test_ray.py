@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from logitlens import SurveyError
+from logitlens.cli import main
 from logitlens.survey import plan as planning
 from logitlens.survey.commit import Folder
 from logitlens.survey.engines import ray as engine
@@ -71,6 +73,38 @@ def test_two_lost_nodes_change_no_byte(survey, cluster):
 
 def _log(folder: Path, shard: int) -> list[str]:
     return (folder / "logs" / f"{shard:05}.txt").read_text().splitlines()
+
+
+def test_the_command_line_reads_with_ray_and_refuses_threads_that_no_node_has(
+    survey, saved, cluster
+):
+    items = ITEMS[:9]
+    survey.run(items, folder="whole", size=3)
+    path = str(survey.folder / "prompts.jsonl")
+
+    def go(folder: str, threads: str):
+        words = [
+            "--engine",
+            "ray",
+            "--shard-size",
+            "3",
+            "--token-budget",
+            "64",
+            "--threads",
+            threads,
+        ]
+        out = str(survey.folder / folder)
+        arguments = ["survey", "run", path, "-o", out, "-m", str(saved), *words]
+        return CliRunner().invoke(main, arguments, prog_name="logitlens")
+
+    done = go("ray", "1")
+    assert done.exit_code == 0, done.output
+    whole, read = (survey.folder / name / "survey.parquet" for name in ("whole", "ray"))
+    assert read.read_bytes() == whole.read_bytes()
+    refused = go("wide", "2")
+    assert refused.exit_code == 1
+    assert "each worker takes 2 CPUs" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
 
 
 def test_a_survey_that_no_actor_can_load_is_an_error_in_one_line(survey, cluster):

@@ -50,7 +50,7 @@ def run(
     address   of a cluster to join, or "auto"; None: a cluster is started on this machine
     jobs      actors; None: as many as there are GPUs, or CPUs for the plan's threads
 
-    Raises MissingExtra, and SurveyError where no actor starts.
+    Raises MissingExtra, and SurveyError where no cluster is found or started, or no actor can start.
     """
     try:
         import ray
@@ -63,9 +63,14 @@ def run(
                 address=address, log_to_driver=False, include_dashboard=False if address is None else None,
                 configure_logging=False,
             )  # fmt: skip
-        except ConnectionError as error:
+        except Exception as error:  # Ray raises plain ones
             line = " ".join(str(error).split())[:200]
-            raise SurveyError(f"no Ray cluster at {address!r}: {line}") from None
+            where = (
+                "did not start on this machine"
+                if address is None
+                else f"found no cluster at {address!r}"
+            )
+            raise SurveyError(f"Ray {where}: {line}") from error
     try:
         yield from _Pool(ray, folder, jobs).run(shards)
     finally:
@@ -81,6 +86,12 @@ class _Pool:
         threads = planning.load(folder).settings.threads
         has = ray.cluster_resources()
         gpus = int(has.get("GPU", 0))
+        cpus = [int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]]
+        if 0 < max(cpus, default=0) < threads:  # without any, nodes may be on their way
+            raise SurveyError(
+                f"each worker takes {threads} CPUs (--threads) and the largest node of the cluster has "
+                f"{max(cpus)}: begin the survey in another folder with --threads {max(cpus)}"
+            )
         self.count = jobs or max(1, gpus or int(has.get("CPU", 1)) // threads)
         # The package may be a checkout that other processes would not find.
         path = os.pathsep.join(
