@@ -82,8 +82,8 @@ def test_fifty_kills_at_random_times_change_nothing(survey, whole):
 
 @pytest.mark.parametrize("number", range(1, 8))
 def test_a_kill_before_any_rename_changes_nothing(survey, whole, monkeypatch, number):
-    """Odd renames are of parts, even ones of commit records: killed between write and rename, and
-    between rename and commit. The first writes the plan."""
+    """The first rename is of the plan, then even ones of parts, odd ones of commit records: killed
+    between write and rename, and between rename and commit."""
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", killed_at_call(os.replace, number))
         assert os.WIFSIGNALED(forked(lambda: survey.run(ITEMS, folder="renames")))
