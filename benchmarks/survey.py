@@ -11,7 +11,7 @@ corpus    windows of 256 tokens, every layer:
     product    these, and the product of every layer's normed residual with the unembedding
     naive      these, and full logits per layer with log-softmax: loss, rank, entropy, KL, top token
     survey     `logitlens survey run --corpus`
-prompts   1,000 prompts of 20 tokens with four answers of one to three tokens:
+prompts   300 prompts of 20 tokens with four answers of one or two tokens (--prompts for more):
     loop       a pass for each answer, full logits per layer
     survey     `logitlens survey run`
 """
@@ -206,7 +206,9 @@ def cases(options: argparse.Namespace) -> list[tuple[str, str, str, int, int]]:
             tokens = options.tokens or TOKENS[shape]
             out += [("corpus", name, shape, tokens, 0) for name in options.contenders]
     if "prompts" in options.only:
-        out += [("prompts", name, "demo", 1000, 0) for name in ("loop", "survey of prompts")]
+        out += [
+            ("prompts", name, "demo", options.prompts, 0) for name in ("loop", "survey of prompts")
+        ]
     return out
 
 
@@ -215,6 +217,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["corpus", "prompts"])
     parser.add_argument("--shapes", nargs="*", default=list(TOKENS))
     parser.add_argument("--tokens", type=int)
+    parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--contenders", nargs="*", default=CORPUS, choices=CORPUS)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--once", nargs=4)
