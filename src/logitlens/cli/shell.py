@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Collection
 from functools import partial
@@ -40,6 +41,8 @@ def loop(ctx: click.Context) -> int:
     held = {name: ctx.params[name] for name in _given(ctx) - _NOT_HELD}
     flags = {flag for option in ctx.command.params for flag in option.opts if flag[0] == "-"}
     typed, next_line = _lines(flags)
+    if typed:  # what a script starts in the background inherits a Ctrl-C that is ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     worst = 0
     with terminable(_end):
         while True:
