@@ -45,7 +45,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.readout import machine  # noqa: E402
 
 ROWS = Path(__file__).with_suffix(".jsonl")
-LENGTH, BATCH = 256, 8
+LENGTH, BATCH, SHARD = 256, 8, 10_000
+ROWS_AT_ONCE = 512
 TOKENS = {"demo": 100_000, "gpt2": 8_192}
 CORPUS = ("forward", "product", "naive", "survey")
 
@@ -79,11 +80,12 @@ def forward(model: logitlens.LensModel, ids_NT: Tensor) -> None:
 
 def product(model: logitlens.LensModel, ids_NT: Tensor) -> None:
     norm, head = model.hf.transformer.ln_f, model.hf.lm_head
+    z_tV = torch.empty(ROWS_AT_ONCE, model.vocab_size, dtype=torch.float32)
     for _, out in batches(model, ids_NT):
         with torch.inference_mode():
             for h_BTD in out.hidden_states[:-1]:
-                for h_tD in h_BTD.flatten(0, 1).split(512):
-                    head(norm(h_tD))
+                for h_tD in h_BTD.flatten(0, 1).split(ROWS_AT_ONCE):
+                    torch.mm(norm(h_tD), head.weight.T, out=z_tV[: len(h_tD)])
 
 
 def naive(model: logitlens.LensModel, ids_NT: Tensor) -> None:
@@ -115,9 +117,11 @@ def naive_statistics(hf: Any, ids_BT: Tensor, out: Any) -> dict[str, np.ndarray]
 def survey(model: logitlens.LensModel, ids_NT: Tensor, jobs: int = 1) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ids.jsonl"
-        path.write_text("".join(json.dumps({"ids": row}) + "\n" for row in ids_NT.tolist()))
+        with path.open("w") as file:
+            for ids_T in ids_NT:
+                file.write(json.dumps({"ids": ids_T.tolist()}) + "\n")
         settings = Settings(
-            token_budget=BATCH * LENGTH, shard_size=max(10_000, ids_NT.numel() // 8), length=LENGTH,
+            token_budget=BATCH * LENGTH, shard_size=SHARD, length=LENGTH,
             threads=1 if jobs > 1 else torch.get_num_threads(),
         )  # fmt: skip
         found = run(path, Path(folder) / "survey", model, source="demo", loading={}, settings=settings,

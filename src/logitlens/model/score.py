@@ -174,9 +174,8 @@ def _read(
     """One batch by one lens."""
     depths = depths_of(captured[0].layers)
     kept = readable(lens, depths)
-    h_LND = [
-        torch.cat([part.h[i][each.positions] for part, each in zip(captured, asked)]) for i in kept
-    ]
+    places = [_places(each.positions) for each in asked]
+    h_LND = [torch.cat([part.h[i][p] for part, p in zip(captured, places)]) for i in kept]
     targets = [ids for each in asked for ids in each.targets]
     M = max(1, *(len(ids) for ids in targets)) if targets else 1
     targets_NM = torch.tensor(
@@ -205,6 +204,12 @@ def _read(
         Rows(labels, {name: array[:, a:b] for name, array in arrays.items()}, check)
         for a, b in zip(starts, stops)
     ]
+
+
+def _places(positions: list[int]) -> slice | list[int]:
+    """Positions as what indexes rows: neighbours as a slice, which copies nothing."""
+    first, last = positions[0], positions[-1]
+    return slice(first, last + 1) if last - first == len(positions) - 1 else positions
 
 
 def _checked(

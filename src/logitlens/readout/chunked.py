@@ -91,7 +91,7 @@ class Chunked:
         few = P * L * head.vocab <= WHOLE and not self.columns
         if head.weight_VE is None or few:
             z_NV = whole(x_PLE.reshape(P * L, E), head, compiled=compiled)
-            return lambda v: z_NV[:, v], leading(z_NV[L - 1 :: L], candidates).ids_NK
+            return _Held(z_NV), leading(z_NV[L - 1 :: L], candidates).ids_NK
         if not candidates:
             tile = tiles(x_PLE.reshape(P * L, E), head, compiled=compiled)
             return tile, head.weight_VE.new_empty((P, 0), dtype=torch.long)
@@ -126,6 +126,16 @@ class Chunked:
         from logitlens.readout.fused import Fused
 
         return Fused(k, targets_PM, target_PLM)
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """The tile of logits that are all there."""
+
+    z_NV: Tensor
+
+    def __call__(self, v: slice | Tensor) -> Tensor:
+        return self.z_NV[:, v]
 
 
 def tile_columns(rows: int, V: int) -> int:
@@ -201,6 +211,13 @@ def stream(
 def target_logits(tile: Tile, L: int, targets_PM: Tensor) -> Tensor:
     """Logits (P, L, M) of the targets, before any tile has passed: ranks count against them."""
     P, M = targets_PM.shape
+    if isinstance(tile, _Held):
+        return _own_logits(tile.z_NV, L, targets_PM.clamp(min=0))
     unique_U, place = targets_PM.clamp(min=0).unique(return_inverse=True)
-    z_PLU = tile(unique_U).unflatten(0, (P, L))
-    return z_PLU.gather(-1, place.view(P, 1, M).expand(-1, L, -1))
+    return _own_logits(tile(unique_U), L, place.view(P, M))
+
+
+def _own_logits(z_NC: Tensor, L: int, columns_PM: Tensor) -> Tensor:
+    """(P, L, M): of each position's rows, the logits in its own columns."""
+    z_PLC = z_NC.unflatten(0, (len(columns_PM), L))
+    return z_PLC.gather(-1, columns_PM[:, None].expand(-1, L, -1))
