@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from logitlens.readout.gpu import GATHERED, SLAB, row_share, slab_columns
 
 TILE, BLOCK = 512, 64  # of `epilogue`, which needs triton to be imported
-LOOKED, COUNTED = (
-    16,
-    6.2,
-)  # instructions for a logit, and for it and a target: of the code for sm_90
+# Instructions for a logit, and for it and a target: counted by hand in the code for sm_90.
+LOOKED, COUNTED = 16, 6.2
 MERGED, OPENED = 400, 600  # instructions of a warp for a row of a slab, and for a block opened
 BOUNDARY = 2e-6  # seconds from the end of one kernel to the start of the next
 ROWS = (1, 13, 512, 4096)

@@ -19,7 +19,7 @@ from logitlens.errors import MissingExtra
 from logitlens.readout.head import Head
 from logitlens.readout.online import Online
 from logitlens.readout.product import Product
-from logitlens.readout.stats import FinalRows, Stats, check_request, inside
+from logitlens.readout.stats import Engine, FinalRows, Stats
 from logitlens.readout.topk import leading
 
 ROWS = 1024  # rows of a tile: enough that packing the weights costs the product nothing
@@ -34,7 +34,7 @@ Tile = Callable[[slice | Tensor], Tensor]  # tokens → their logits (N, C) in e
 
 
 @dataclass(frozen=True)
-class Chunked:
+class Chunked(Engine):
     """kernel: what looks at a tile, "torch" or "numba" (extra `fast`); rows, columns: size of a
     tile (None: by rule). Neither changes anything beyond rounding.
 
@@ -55,34 +55,19 @@ class Chunked:
     def name(self) -> str:
         return f"chunked ({self.kernel})"
 
-    @torch.no_grad()
-    def stats(
-        self,
-        x_TLE: Tensor,
-        head: Head,
-        k: int,
-        targets_TM: Tensor,
-        *,
-        candidates: int = 0,
-        final: FinalRows | None = None,
-    ) -> Stats:
-        """See `Engine.stats`."""
-        check_request(x_TLE, head, k, targets_TM, candidates)
-        T, L, _ = x_TLE.shape
-        step = max(1, (self.rows or ROWS) // L)
+    def positions(self, L: int, head: Head, candidates: int) -> int:
+        step = (self.rows or ROWS) // L
         if head.weight_VE is None:
-            step = max(1, min(step, CALLED // head.vocab // L))
-        elif candidates:
-            step = max(1, min(step, HELD // head.vocab))
-        parts = []
-        for p in range(0, max(T, 1), step):
-            block = slice(p, p + step)
-            tile, leading_PC = self._tiles(x_TLE[block], head, candidates)
-            targets_PM = torch.cat([targets_TM[block].to(leading_PC.device), leading_PC], 1)
-            shape = (len(targets_PM), L, head.vocab)
-            online = self._look(tile, shape, k, targets_PM, inside(final, p, p + step))
-            parts.append(online.result(candidates))
-        return Stats.joined(parts)
+            return min(step, CALLED // head.vocab // L)
+        return min(step, HELD // head.vocab) if candidates else step
+
+    def block(
+        self, x_PLE: Tensor, head: Head, k: int, targets_PM: Tensor, candidates: int, final: FinalRows
+    ) -> Stats:  # fmt: skip
+        tile, leading_PC = self._tiles(x_PLE, head, candidates)
+        targets_PM = torch.cat([targets_PM.to(leading_PC.device), leading_PC], 1)
+        shape = (len(x_PLE), x_PLE.shape[1], head.vocab)
+        return self._look(tile, shape, k, targets_PM, final).result(candidates)
 
     def _tiles(self, x_PLE: Tensor, head: Head, candidates: int) -> tuple[Tile, Tensor]:
         """The rows of some positions, and the candidates (P, C) of their final rows."""

@@ -223,7 +223,7 @@ def _few(
 
 @numba.njit
 def _widened(kind, weight, words, to):
-    """A token's wshares as words, one after another."""
+    """A token's weights as words, one after another."""
     whole = words // LANES * LANES
     for w in range(0, whole, LANES):
         blocks.widen(kind, weight + 2 * w, to + 4 * w)

@@ -1,54 +1,23 @@
-"""What a readout engine is, and which one reads."""
+"""Which readout engine reads."""
 
 from __future__ import annotations
 
 import sys
 from functools import cache
 from importlib.util import find_spec
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from logitlens.readout import proof
 from logitlens.readout.chunked import Chunked
 from logitlens.readout.gpu import MOST, Slabs
 from logitlens.readout.head import Head
-from logitlens.readout.stats import FinalRows, Stats
+from logitlens.readout.stats import Engine
 
 WORTH = 1 << 27  # logits of a reading from which on it pays to load what numba compiled
 SINGLE = 4  # times as much is saved on a logit where one position is read at a time
 LARGE = 1 << 30  # logits from which on it is worth saying what is missing: seconds of work
 WIDENED = 128  # numbers of a widened token that cost as much as looking at one logit
-
-
-class Engine(Protocol):
-    """Rows of head input → statistics, however much work it is, in bounded memory."""
-
-    @property
-    def name(self) -> str:
-        """What a reading's `meta["kernel"]` says."""
-        ...
-
-    def stats(
-        self,
-        x_TLE: Tensor,
-        head: Head,
-        k: int,
-        targets_TM: Tensor,
-        *,
-        candidates: int = 0,
-        final: FinalRows | None = None,
-    ) -> Stats:
-        """Rows of head input (T, L, E), the final row last along L → `Stats`.
-
-        targets_TM   (T, M) int64 ids whose log-probability and rank are wanted; −1: none
-        candidates   C: so many of the final row's likeliest tokens are further targets
-        final        positions whose final row's logits are wanted whole; filled as they pass
-
-        Raises PromptError for a k, a target id or candidates outside the vocabulary.
-        """
-        ...
 
 
 def choose(head: Head, rows: int, k: int = 1, *, single: int = 0) -> Engine:

@@ -1,7 +1,7 @@
 """The statistics of `online`, in Triton: one look at every logit of a slab while the second cache holds it.
 
 Needs triton (extra `gpu`). A slab is what the library's product left: raw float32 logits of some
-rows × C tokens. Three kernels, of one warp a program and without shared memory:
+rows × C tokens. Three kernels, of one warp a program and with 32 bytes of shared memory at most:
 
     pick    the targets' logits, from a slab
     look    the epilogue proper: each logit once; sums of every 512 tokens, counts above the targets,
@@ -24,9 +24,8 @@ TILE = 512  # tokens a program looks at in each of its rows
 BLOCK = 64  # tokens of a block that the top k opens
 LOWEST = -(2**63)  # key of nothing; a list that is not full holds the next ones
 HIGHEST = 2**63 - 1  # fills a list's places beyond k
-LAST = (
-    2**31 - 1
-)  # a key's lower half is this less (or xor) the id, so that of equal logits the lower id leads
+# A key's lower half is this less (or xor) the id, so that of equal logits the lower id leads.
+LAST = 2**31 - 1
 
 _TILE, _BLOCK = tl.constexpr(TILE), tl.constexpr(BLOCK)
 _LOWEST, _LAST = tl.constexpr(LOWEST), tl.constexpr(LAST)

@@ -24,7 +24,7 @@ from torch import Tensor
 from logitlens.readout.head import Head
 from logitlens.readout.online import Online
 from logitlens.readout.product import Product
-from logitlens.readout.stats import FinalRows, Stats, check_request, inside
+from logitlens.readout.stats import Engine, FinalRows, Stats
 
 ROWS = 4096  # rows of a slab at most: enough that reading the weights costs the product nothing
 SLAB = 8 << 20  # logits of a slab (32 MB) …
@@ -37,44 +37,32 @@ MOST = 256  # tokens that a row's list can hold
 
 
 @dataclass(frozen=True)
-class Slabs:
+class Slabs(Engine):
     """logits: size of a slab (None: by the second cache); rows: of how many at most. Neither changes
-    anything beyond rounding."""
+    anything beyond rounding. Raises ValueError for a head that may only be called, or k beyond 256."""
 
     logits: int | None = None
     rows: int = ROWS
 
     name = "slabs (triton)"
 
-    @torch.no_grad()
-    def stats(
-        self,
-        x_TLE: Tensor,
-        head: Head,
-        k: int,
-        targets_TM: Tensor,
-        *,
-        candidates: int = 0,
-        final: FinalRows | None = None,
-    ) -> Stats:
-        """See `Engine.stats`. Raises ValueError for a head that may only be called, or k beyond 256."""
-        check_request(x_TLE, head, k, targets_TM, candidates)
+    def positions(self, L: int, head: Head, candidates: int) -> int:
+        return self.rows // L
+
+    def block(
+        self, x_PLE: Tensor, head: Head, k: int, targets_PM: Tensor, candidates: int, final: FinalRows
+    ) -> Stats:  # fmt: skip
         if head.weight_VE is None or max(k, candidates) > MOST:
             raise ValueError(f"slabs need a head's weights, and k of at most {MOST}")
         device = head.weight_VE.device
-        logits = self.logits or slab_logits(device)
-        step = max(1, self.rows // x_TLE.shape[1])
-        parts = []
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            for p in range(0, max(len(x_TLE), 1), step):
-                rows = Rows(x_TLE[p : p + step], head, logits)
-                targets_PM = targets_TM[p : p + step].to(device)
-                if candidates:
-                    targets_PM = torch.cat([targets_PM, rows.leading(candidates)], 1)
-                passed = Pass(rows, k, targets_PM)
-                passed.read(inside(final, p, p + step))
-                parts.append(passed.result(candidates))
-        return Stats.joined(parts)
+            rows = Rows(x_PLE, head, self.logits or slab_logits(device))
+            targets_PM = targets_PM.to(device)
+            if candidates:
+                targets_PM = torch.cat([targets_PM, rows.leading(candidates)], 1)
+            passed = Pass(rows, k, targets_PM)
+            passed.read(final)
+            return passed.result(candidates)
 
 
 @lru_cache

@@ -30,41 +30,28 @@ from logitlens.readout.chunked import (
 )
 from logitlens.readout.head import Head, Shard
 from logitlens.readout.online import Online
-from logitlens.readout.stats import FinalRows, Stats, check_request, inside
+from logitlens.readout.stats import Engine, FinalRows, Stats
 from logitlens.readout.topk import RunningTopK, leading
 
 
-class Sharded:
-    """The engine of a head with a `shard`, which holds this process's part."""
+class Sharded(Engine):
+    """The engine of a head with a `shard`, which holds this process's part: rows, targets and
+    positions of `final` are the same on every process, and so are the answers. Raises ValueError
+    where the head is not sharded."""
 
     name = "sharded"
 
-    @torch.no_grad()
-    def stats(
-        self,
-        x_TLE: Tensor,
-        head: Head,
-        k: int,
-        targets_TM: Tensor,
-        *,
-        candidates: int = 0,
-        final: FinalRows | None = None,
-    ) -> Stats:
-        """See `Engine.stats`: rows, targets and positions of `final` are the same on every process,
-        and so are the answers. Raises ValueError where the head is not sharded."""
-        check_request(x_TLE, head, k, targets_TM, candidates)
+    def positions(self, L: int, head: Head, candidates: int) -> int:
+        return min(ROWS // L, HELD // head.vocab) if candidates else ROWS // L
+
+    def block(
+        self, x_PLE: Tensor, head: Head, k: int, targets_PM: Tensor, candidates: int, final: FinalRows
+    ) -> Stats:  # fmt: skip
         shard = head.shard
         if shard is None or shard.head.weight_VE is None:
             raise ValueError("the head is not sharded: its weights are all in this process")
-        T, L, _ = x_TLE.shape
-        targets_TM = targets_TM.to(shard.head.weight_VE.device)
-        step = max(1, min(ROWS // L, HELD // head.vocab if candidates else ROWS))
-        parts = []
-        for p in range(0, max(T, 1), step):
-            block, mine = slice(p, p + step), inside(final, p, p + step)
-            online = _look(x_TLE[block], shard, k, targets_TM[block], candidates, mine)
-            parts.append(online.result(candidates))
-        return Stats.joined(parts)
+        targets_PM = targets_PM.to(shard.head.weight_VE.device)
+        return _look(x_PLE, shard, k, targets_PM, candidates, final).result(candidates)
 
 
 def _look(

@@ -1,7 +1,8 @@
-"""What a readout keeps of a row of logits: a few numbers, never the vocabulary."""
+"""What a readout keeps of a row of logits, a few numbers, never the vocabulary; and what finds them."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -46,6 +47,52 @@ class Stats:
             return parts[0]
         names = [field.name for field in fields(cls)]
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
+class Engine(ABC):
+    """Rows of head input → statistics, however much work it is, in bounded memory: a block of
+    positions at a time."""
+
+    name: str  # what a reading's `meta["kernel"]` says
+
+    @torch.no_grad()
+    def stats(
+        self,
+        x_TLE: Tensor,
+        head: Head,
+        k: int,
+        targets_TM: Tensor,
+        *,
+        candidates: int = 0,
+        final: FinalRows | None = None,
+    ) -> Stats:
+        """Rows of head input (T, L, E), the final row last along L → `Stats`.
+
+        targets_TM   (T, M) int64 ids whose log-probability and rank are wanted; −1: none
+        candidates   C: so many of the final row's likeliest tokens are further targets
+        final        positions whose final row's logits are wanted whole; filled as they pass
+
+        Raises PromptError for a k, a target id or candidates outside the vocabulary, ValueError for
+        shapes that do not match and for what the engine does not serve.
+        """
+        check_request(x_TLE, head, k, targets_TM, candidates)
+        step = max(1, self.positions(x_TLE.shape[1], head, candidates))
+        parts = []
+        for p in range(0, max(len(x_TLE), 1), step):
+            block = slice(p, p + step)
+            given = (x_TLE[block], head, k, targets_TM[block], candidates)
+            parts.append(self.block(*given, inside(final, p, p + step)))
+        return Stats.joined(parts)
+
+    @abstractmethod
+    def positions(self, L: int, head: Head, candidates: int) -> int:
+        """How many positions of L rows make a block."""
+
+    @abstractmethod
+    def block(
+        self, x_PLE: Tensor, head: Head, k: int, targets_PM: Tensor, candidates: int, final: FinalRows
+    ) -> Stats:  # fmt: skip
+        """`stats` of P positions, which `final` counts from the first."""
 
 
 def inside(final: FinalRows | None, start: int, stop: int) -> FinalRows:
