@@ -18,8 +18,9 @@ logits, and keeps its edits: `edit.load("reading.json")` gives them back.
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from logitlens.edit_data import HOW, KINDS, STREAMS, Edit, checked
 from logitlens.edit_io import FORMAT, VERSION, from_data, load, save, to_data
 from logitlens.errors import PromptError
-from logitlens.select import Selection
+from logitlens.select import Selection, select_layer, select_positions
 
 __all__ = [
     "FORMAT", "HOW", "KINDS", "STREAMS", "VERSION", "Edit", "Vector", "ablate", "add", "control",
@@ -61,7 +62,7 @@ def add(
     generated: bool = False,
 ) -> Edit:
     """Add `scale` times a vector to the stream after a layer. Raises PromptError."""
-    return checked(Edit("add", layer, _plain(positions), generated, float(scale), _vectors(vector)))
+    return checked(Edit("add", layer, _plain(positions), generated, scale, _vectors(vector)))
 
 
 def project_out(
@@ -74,7 +75,7 @@ def project_out(
 ) -> Edit:
     """Take out of the stream after a layer what it holds of a direction. Raises PromptError."""
     given = _vectors(direction)
-    return checked(Edit("project_out", layer, _plain(positions), generated, float(scale), given))
+    return checked(Edit("project_out", layer, _plain(positions), generated, scale, given))
 
 
 def swap(
@@ -90,7 +91,7 @@ def swap(
 
     Raises PromptError.
     """
-    return checked(Edit("swap", layer, _plain(positions), generated, float(scale), _vectors(a, b)))
+    return checked(Edit("swap", layer, _plain(positions), generated, scale, _vectors(a, b)))
 
 
 def ablate(
@@ -131,13 +132,22 @@ def patch(
     stream = "head" if head is not None and stream == "resid" else stream
     if (head is not None and hasattr(source, "h")) or getattr(source, "stream", "") == "head":
         raise PromptError(
-            "a head is patched from a prompt, not from residuals: give its text or ids"
+            "a head is patched from a prompt, not from residuals, which hold what heads add to the "
+            "stream and not what they give to the projection: give its text or ids"
         )
     if hasattr(source, "h") and hasattr(source, "layers"):
+        if stream not in ("resid", source.stream):  # type: ignore
+            raise PromptError(f"stream={stream!r}: the residuals are those of {source.stream!r}")  # type: ignore
         chosen = positions if from_positions is None else from_positions
         rows, stream = _rows(source, layer, chosen), source.stream  # type: ignore
         return checked(Edit("patch", layer, _plain(positions), vectors=(rows,), stream=stream))
-    text = source if isinstance(source, str) else [int(i) for i in source]  # type: ignore
+    try:
+        text = source if isinstance(source, str) else [operator.index(i) for i in source]  # type: ignore
+    except TypeError:
+        raise PromptError(
+            f"cannot patch from {type(source).__name__}: expected a prompt's text or token ids, or "
+            "what capture returned"
+        ) from None
     return checked(
         Edit(
             "patch", layer, _plain(positions), stream=stream, source=text,
@@ -148,9 +158,8 @@ def patch(
 
 def control(edit: Edit, seed: int = 0) -> Edit:
     """The same edit with random directions of equal length: what any direction would do."""
-    if edit.kind not in ("add", "project_out", "swap") or not all(
-        isinstance(v, np.ndarray) for v in edit.vectors
-    ):
+    along = isinstance(edit, Edit) and edit.kind in ("add", "project_out", "swap")
+    if not along or not all(isinstance(v, np.ndarray) for v in edit.vectors):
         raise PromptError(f"no control for {edit}: expected an edit along vectors")
     random = np.random.default_rng(seed)
     out = []
@@ -166,6 +175,7 @@ _KEYS = (
     "layer", "block", "stream", "token", "versus", "a", "b", "positions", "scale", "how", "from",
     "prompt", "vector", "generated", "head",
 )  # fmt: skip
+_YES, _NO = ("yes", "true", "1"), ("no", "false", "0")
 _SPLIT = re.compile(rf",(?=(?:{'|'.join(_KEYS)})=)")
 
 
@@ -192,6 +202,8 @@ def parse(text: str) -> list[Edit]:
         key, equals, value = item.partition("=")
         if key not in _KEYS or not equals:
             raise PromptError(f"cannot read {item[:60]!r} in {text[:60]!r}: expected key=value")
+        if key in given:
+            raise PromptError(f"{key}= is given twice in {text[:60]!r}")
         given[key] = value
     try:
         return [_built(kind, given)]
@@ -212,7 +224,10 @@ def _built(kind: str, given: dict[str, str]) -> Edit:
     if strange := [key for key in given if key not in taken]:
         raise PromptError(f"{kind} takes {', '.join(taken)}, not {strange[0]}")
     where = {"positions": given.get("positions")}
-    shared = {**where, "generated": given.get("generated", "no") in ("yes", "true", "1")}
+    generated = given.get("generated", "no")
+    if generated not in (*_YES, *_NO):
+        raise PromptError(f"generated={generated}: expected yes or no")
+    shared = {**where, "generated": generated in _YES}
     scale = float(given.get("scale", 1.0))
     head = int(given["head"]) if "head" in given else None
     if kind == "ablate":
@@ -227,6 +242,8 @@ def _built(kind: str, given: dict[str, str]) -> Edit:
         )
     if kind == "swap":
         return swap(given["a"], given["b"], layer, scale=scale, **shared)
+    if "vector" in given and "token" in given:
+        raise PromptError(f"{kind} takes token= or vector=, not both")
     if "vector" in given:
         vector: Any = np.load(given["vector"], allow_pickle=False)
     else:
@@ -237,7 +254,7 @@ def _built(kind: str, given: dict[str, str]) -> Edit:
 def _vectors(*given: Vector) -> tuple[Any, ...]:
     out = []
     for each in given:
-        value: Any = each
+        value: Any = each.item() if isinstance(each, np.generic) else each
         if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
             out.append(value)
             continue
@@ -245,18 +262,22 @@ def _vectors(*given: Vector) -> tuple[Any, ...]:
         if detach is not None:  # a tensor
             value = detach().float().cpu().numpy()
         try:
-            out.append(np.array(value, dtype=np.float32))
-        except (TypeError, ValueError):
+            array = np.asarray(value)
+        except ValueError:  # rows of several lengths
+            array = np.empty(0, object)
+        if array.dtype.kind not in "iuf":
             raise PromptError(
                 f"cannot take {type(value).__name__} for a vector: expected numbers, or a token"
-            ) from None
+            )
+        with np.errstate(over="ignore"):  # what is too large becomes inf, and is refused
+            out.append(array.astype(np.float32))
     return tuple(out)
 
 
 def _rows(source: Any, layer: int | str, positions: Selection) -> Floats:
-    from logitlens.select import select_layers, select_positions
-
-    (i,) = select_layers(layer, list(source.layers))
+    # Of a sublayer, the last row is the final residual, the base of comparisons.
+    labels = list(source.layers) if source.stream == "resid" else list(source.layers[:-1])
+    i = select_layer(layer, labels, int(source.layers[-1]) + 1)
     h_TD = source.h[i]
     where = select_positions(positions, len(h_TD))
     return h_TD[where].detach().float().cpu().numpy()
@@ -271,4 +292,7 @@ def _plain(selection: Any) -> Any:
         return ":".join("" if end is None else str(end) for end in ends).removesuffix(":")
     if selection is None or isinstance(selection, str):
         return selection
-    return [int(selection)] if isinstance(selection, int) else list(selection)
+    if not isinstance(selection, Iterable):
+        return [selection]
+    items = (item.tolist() if hasattr(item, "tolist") else item for item in selection)
+    return [_plain(item) if isinstance(item, slice) else item for item in items]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,9 +74,14 @@ _COUNTS = {"add": (1,), "project_out": (1,), "swap": (2,), "ablate": (0,), "patc
 
 
 def checked(e: Edit) -> Edit:
-    """The edit, where its parts make sense without a model. Raises PromptError."""
-    if not np.isfinite(e.scale):
-        raise PromptError(f"scale={e.scale}: expected a number")
+    """The edit in Python's numbers, where they make sense without a model. Raises PromptError."""
+    given = (e.layer, e.scale, e.head)
+    layer, scale, head = (v.tolist() if hasattr(v, "tolist") else v for v in given)
+    if isinstance(layer, bool) or not isinstance(layer, (int, str)):
+        raise PromptError(f"layer={layer!r}: expected one layer, like 5, -1 or 'embed'")
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) < 1e300:
+        raise PromptError(f"scale={scale!r}: expected a number")
+    e = replace(e, layer=layer, scale=float(scale), head=head)
     if e.stream not in STREAMS or (e.kind == "ablate" and e.stream == "resid"):
         wanted = STREAMS[1:] if e.kind == "ablate" else STREAMS
         raise PromptError(f"stream={e.stream!r}: expected one of {', '.join(wanted)}")

@@ -63,7 +63,12 @@ _ARRAY = {"shape": [int], "float32": str}
 
 
 def to_data(edits: Sequence[Edit]) -> dict[str, Any]:
-    """Edits as JSON-able data: `edits`, which name vectors by hash, and `vectors`."""
+    """Edits as JSON-able data: `edits`, which name vectors by hash, and `vectors`.
+
+    Raises PromptError for what is no edit.
+    """
+    if strange := [e for e in edits if not isinstance(e, Edit)]:
+        raise PromptError(f"cannot save {type(strange[0]).__name__}: expected edits")
     arrays: dict[str, Any] = {}
 
     def plain(vector: Any) -> Any:

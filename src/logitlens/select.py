@@ -49,6 +49,14 @@ def select_layers(
     return _select(selection, "layer", numbers, blocks, labels)
 
 
+def select_layer(selection: Selection, labels: Sequence[str], blocks: int | None = None) -> int:
+    """The index of the one layer that a selection names. Raises PromptError where it names several."""
+    found = select_layers(selection, labels, blocks)
+    if len(found) != 1:
+        raise PromptError(f"layer={selection!r}: expected one layer, got {len(found)}")
+    return found[0]
+
+
 def select_positions(
     selection: Selection, numbers: Sequence[int] | int, length: int | None = None
 ) -> list[int]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import logitlens
-from logitlens import PromptError, edit
+from logitlens import LogitLensError, PromptError, edit
 from tests.anatomy.test_sublayers import loud
 from tests.architectures.build import build
 from tests.models import tiny_gpt2, tiny_llama, tiny_tokenizer
@@ -221,7 +221,7 @@ def test_batches_and_chunks_read_the_same(model):
     for a, b in zip(alone, model.read_batch([IDS, OTHER[:6]], edits=EDITS)):
         equal(a, b, exact=False)
     equal(alone[0], model.read(IDS, edits=EDITS, chunk=3), exact=False)
-    with pytest.raises(PromptError, match="needs it whole, without chunk"):
+    with pytest.raises(PromptError, match="needs it whole: not in chunks"):
         model.read(IDS, edits=edit.ablate(1, "mlp", "mean"), chunk=3)
 
 
@@ -325,12 +325,15 @@ def test_a_direction_raises_its_token_and_goes_through_a_lens(model):
         ),
         (edit.ablate(1, head=4), "no head 4: block 1 has heads 0 to 3"),
         (edit.patch(OTHER, "embed", head=1), "expected a block, 0 to 3"),
+        (edit.add(VECTOR, "0:2"), "layer='0:2': expected one layer, got 2"),
+        (edit.add(VECTOR, 1, scale=3e38), "its edits may be too strong"),
         ("add:layer=5", "edits hold str"),
+        (VECTOR, "edits hold float32"),
     ],
 )
 def test_mistakes_are_one_line(model, e, said):
-    with pytest.raises(PromptError, match=said) as caught:
-        model.read(IDS, edits=[e])
+    with pytest.raises(LogitLensError, match=said) as caught:
+        model.read(IDS, edits=e)
     assert "\n" not in str(caught.value)
 
 

@@ -144,6 +144,7 @@ def test_a_run_that_is_not_the_models_own_is_refused(model, monkeypatch):
     [
         (CORRUPTED[1:], {}, "the clean prompt has 7 tokens and the corrupted one 6"),
         (CORRUPTED, {"versus": 7}, "is the token itself"),
+        (CORRUPTED, {"token": None}, "token=None: expected the answer"),
         (CORRUPTED, {"stream": "mid"}, "expected one of resid, attn, mlp, head"),
         (CORRUPTED, {"layers": 9}, "no layer 9"),
         (CORRUPTED, {"positions": 9}, "no position 9"),
@@ -153,7 +154,7 @@ def test_a_run_that_is_not_the_models_own_is_refused(model, monkeypatch):
 )
 def test_mistakes_are_one_line(model, corrupted, options, said):
     with pytest.raises(PromptError, match=said) as caught:
-        model.patch_grid(CLEAN, corrupted, 7, **options)
+        model.patch_grid(CLEAN, corrupted, **{"token": 7, **options})
     assert "\n" not in str(caught.value)
 
 

@@ -171,7 +171,8 @@ class ReadingBuilder:
             bad = positions[int(np.argmin(finite[-1]))]
             raise UnsupportedModel(
                 f"{model.name}: the model's own logits at position {bad} are not finite (nan or inf); "
-                "check the weights, or load with dtype='float32'"
+                + ("its edits may be too strong, or " if part.edits is not None else "")
+                + "check the weights, or load with dtype='float32'"
             )
         check = self.verdict or self.check()
         targets, ranks = arrays.pop("target_logprobs"), arrays.pop("target_ranks")

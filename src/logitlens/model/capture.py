@@ -97,8 +97,6 @@ def capture(
     Raises PromptError for an empty prompt, UnsupportedModel where the model's forward fails, its
     blocks do not run once each, or its stream has another shape than when it was loaded.
     """
-    if stream not in STREAMS:
-        raise PromptError(f"stream={stream!r}: expected {', '.join(STREAMS)}")
     hf, found = model.hf, model.anatomy
     wanted = list(range(len(found.blocks) + 1)) if depths is None else sorted(set(depths))
     ids = [torch.as_tensor(p, dtype=torch.long).cpu().flatten() for p in prompts]
@@ -174,7 +172,10 @@ def parts_of(
     """What to hook, in this order, and the label of every row captured.
 
     What is edited is read as the edit left it: its hooks come before those that keep the stream.
+    Raises PromptError for a stream that there is not.
     """
+    if stream not in STREAMS:
+        raise PromptError(f"stream={stream!r}: expected {', '.join(STREAMS)}")
     watchers = [watch] if watch is not None else []
     see, change = (None, None) if changes is None else (changes.see, changes.change)
     kept: AbstractContextManager[dict[Key, list[Tensor]]] = nullcontext({})

@@ -22,7 +22,7 @@ from logitlens.errors import LensMismatch, PromptError, UnsupportedModel
 from logitlens.lenses import Lens, resolve
 from logitlens.model import capture as capturing
 from logitlens.model.assemble import display_name
-from logitlens.select import layer_label, select_layers, select_positions
+from logitlens.select import layer_label, select_layer, select_positions
 
 if TYPE_CHECKING:
     from logitlens.anatomy.blocks import Anatomy
@@ -97,7 +97,9 @@ class Prepared:
         active = [e for e in edits if e.scale != 0 or e.kind == "patch"]
         for e in active:
             if e.how == "mean" and self.length is not None:
-                raise PromptError(f"{e}: the mean over a prompt needs it whole, without chunk")
+                raise PromptError(
+                    f"{e}: the mean over a prompt needs it whole: not in chunks, not in generate"
+                )
         if not active:
             return None
         anatomy = self.model.anatomy
@@ -168,7 +170,8 @@ def prepare(model: LensModel, edits: Prepared | Edit | Iterable[Edit] | None) ->
     """
     if isinstance(edits, Prepared):
         return edits
-    given = [edits] if isinstance(edits, Edit) else list(edits or ())
+    edits = () if edits is None else edits
+    given = list(edits) if isinstance(edits, Iterable) else [edits]
     for e in given:
         if not isinstance(e, Edit):
             raise PromptError(
@@ -184,8 +187,8 @@ def _prepared(model: LensModel, e: Edit) -> Edit:
         raise PromptError(f"{e}: saved with the model {e.model}, and this is {name}")
     labels = [layer_label(depth) for depth in range(model.n_blocks + 1)]
     try:
-        (depth,) = select_layers(e.layer, labels)
-    except (PromptError, ValueError) as error:
+        depth = select_layer(e.layer, labels)
+    except PromptError as error:
         raise PromptError(f"{e}: {error}") from None
     width = model.width
     if e.stream != "resid":
@@ -210,7 +213,7 @@ def _prepared(model: LensModel, e: Edit) -> Edit:
             whose = "the model" if width == model.width else "the head"
             raise PromptError(f"{e}: its vector is {v.shape[-1]} wide and {whose} {width}")
     if e.kind == "swap":
-        a, b = (v / np.linalg.norm(v) for v in vectors)
+        a, b = (v / np.linalg.norm(v) for v in (v.astype(np.float64) for v in vectors))
         if abs(float(a @ b)) > 1 - 1e-6:
             raise PromptError(f"{e}: the two directions are the same")
     return replace(e, vectors=vectors)
@@ -271,7 +274,7 @@ def _edited(e: Edit, h_ND: Tensor, all_TD: Tensor) -> Tensor:
     x_ND = h_ND.float()
     if e.kind == "add":
         return x_ND + e.scale * vectors[0]
-    unit = [v / v.norm() for v in vectors]
+    unit = [(v / v.norm()).float() for v in (v.double() for v in vectors)]
     if e.kind == "project_out":
         return x_ND - e.scale * (x_ND @ unit[0])[:, None] * unit[0]
     basis_D2 = torch.stack(unit, dim=1)
@@ -360,7 +363,7 @@ def direction(
 ) -> np.ndarray:
     """The direction of a token at a layer (D,) float32, of length 1; see `LensModel.direction`."""
     labels = [layer_label(d) for d in range(model.n_blocks + 1)]
-    (depth,) = select_layers(layer, labels)
+    depth = select_layer(layer, labels)
     asked = model.tokens.compared(token, versus, model.vocab_size)
     tail, found = model.tail, resolve(lens, model)
     generator = torch.Generator().manual_seed(1)

@@ -417,8 +417,9 @@ class LensModel:
         sequences, beams and assistants, UnsupportedModel for logits that are not numbers.
         """
         self._look_again()
-        if seed is not None and whole(seed) is None:
-            raise PromptError(f"seed={seed!r}: expected a whole number")
+        number = whole(seed)
+        if seed is not None and (number is None or not -(1 << 63) <= number < 1 << 64):
+            raise PromptError(f"seed={seed!r}: expected a whole number of 64 bits")
         settings = sampling.settings_of(
             self, generation_config, max_new_tokens=max_new_tokens, temperature=temperature,
             top_p=top_p, top_k=top_k, stop=stop,
@@ -429,7 +430,7 @@ class LensModel:
         request = replace(request, positions=sorted({*request.positions, len(ids) - 1}))
         builder = ReadingBuilder(self, ids, request, room=(settings.max_new_tokens or 1) - 1)
         return generate.written(
-            self, builder, settings, seed=seed, each=each, progress=progress,
+            self, builder, settings, seed=number, each=each, progress=progress,
             prompt=words_of(prompt), dropped=dropped,
         )  # fmt: skip
 

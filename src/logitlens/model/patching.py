@@ -117,6 +117,8 @@ def patch_grid(
             f"the clean prompt has {len(clean)} tokens and the corrupted one {T}: expected as many, "
             "position by position"
         )
+    if token is None:
+        raise PromptError("token=None: expected the answer that a patch may bring back")
     asked = model.tokens.compared(token, versus, model.vocab_size)
     columns, at = select_positions(positions, T), select_position(position, T)
     with as_found(model.hf):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig
@@ -86,8 +86,8 @@ def settings_of(
         if (n := whole(max_new_tokens)) is None or n < 1:
             raise PromptError(f"max_new_tokens={max_new_tokens!r}: expected at least 1")
         settings.max_new_tokens, settings.max_length = n, None
-    texts = [stop] if isinstance(stop, str) else list(stop)
-    if not all(isinstance(text, str) and text for text in texts):
+    texts = list(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else [stop]
+    if not all(isinstance(text, str) and text and _is_text(text) for text in texts):
         raise PromptError(f"stop={stop!r}: expected texts that end the generation")
     if texts and model.tokenizer is None:
         raise PromptError(f"stop={stop!r} needs a tokenizer: load the model with tokenizer=…")
@@ -101,6 +101,11 @@ def settings_of(
 
 def _is_number(value: Any) -> bool:
     return not isinstance(value, (bool, str)) and isinstance(value, (int, float))
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8: half a character is no text."""
+    return text == text.encode("utf-8", "ignore").decode()
 
 
 def with_length(settings: GenerationConfig, tokens: int, context: int | None) -> GenerationConfig:

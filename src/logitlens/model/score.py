@@ -7,7 +7,7 @@ what they share. Prompts of similar length run as one batch; only the rows asked
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -114,10 +114,11 @@ def answer_ids(model: LensModel, prompt: Any, ids: list[int], answer: Answer) ->
     """
     tokens = model.tokens
     if not isinstance(answer, str):
-        found = [whole(token) for token in answer]
+        found = [whole(token) for token in answer] if isinstance(answer, Iterable) else []
         if not found or any(t is None or not 0 <= t < model.vocab_size for t in found):
             raise PromptError(
-                f"the answer {list(answer)!r} is no list of token ids from 0 to {model.vocab_size - 1}"
+                f"the answer {answer!r} is no text, and no list of token ids from 0 to "
+                f"{model.vocab_size - 1}"
             )
         return [t for t in found if t is not None]
     if not answer:

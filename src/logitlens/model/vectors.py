@@ -13,8 +13,8 @@ from logitlens.errors import LensMismatch, PromptError, UnsupportedModel
 from logitlens.lenses import Lens, resolve
 from logitlens.model.assemble import display_name
 from logitlens.model.tokens import whole
-from logitlens.readout.topk import RunningTopK, block_maxima
-from logitlens.select import layer_label, select_layers
+from logitlens.readout.topk import leading
+from logitlens.select import layer_label, select_layer
 from logitlens.vector_table import VectorTable
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ def read_vectors(
             raise PromptError(f"vector {bad} holds nan or inf: expected finite numbers")
         for side, sign in enumerate(signs):
             z_NV = _logits(model, h_ND * sign, depth, found, norm)
-            best = RunningTopK(len(h_ND), k, z_NV.device)
-            best.update(z_NV, block_maxima(z_NV))
+            best = leading(z_NV, k)
             rows = slice(start, start + len(h_ND))
             ids[side, rows] = best.ids_NK.cpu().numpy()
             occurs_V[ids[side, rows]] = True
@@ -89,7 +88,7 @@ def _depth(model: LensModel, layer: int | str | None, lens: Lens) -> int | None:
         if lens.name != "logit":
             raise PromptError(f"the {lens.name} lens maps layers: give the vectors' layer=")
         return None
-    (depth,) = select_layers(layer, [layer_label(d) for d in range(model.n_blocks + 1)])
+    depth = select_layer(layer, [layer_label(d) for d in range(model.n_blocks + 1)])
     has = lens.depths()
     if has is not None and depth not in has and depth < model.n_blocks:
         raise LensMismatch(f"the {lens.name} lens has no map for layer {layer_label(depth)}")
@@ -97,7 +96,12 @@ def _depth(model: LensModel, layer: int | str | None, lens: Lens) -> int | None:
 
 
 def _count(vectors: Any, width: int) -> int:
-    shape = tuple(getattr(vectors, "shape", np.shape(vectors)))
+    try:
+        shape = tuple(vectors.shape if hasattr(vectors, "shape") else np.shape(vectors))
+    except ValueError:
+        raise PromptError(
+            "vectors of several lengths: expected rows of the model's width"
+        ) from None
     if len(shape) != 2 or not shape[0] or shape[1] != width:
         raise PromptError(f"vectors of shape {shape}: expected (N, {width}), the model's width")
     return shape[0]
@@ -106,7 +110,14 @@ def _count(vectors: Any, width: int) -> int:
 def _tensor(rows: Any, device: torch.device) -> Tensor:
     if isinstance(rows, Tensor):
         return rows.detach().to(device, torch.float32)
-    return torch.from_numpy(np.asarray(rows, np.float32)).to(device)
+    array = np.asarray(rows)
+    if array.dtype.kind not in "iuf":
+        raise PromptError(f"vectors of {array.dtype}: expected real numbers")
+    with np.errstate(over="ignore"):  # what is too large becomes inf, and is refused
+        copied = array.astype(
+            np.float32
+        )  # torch warns of an array that is only read (numpy.memmap)
+    return torch.from_numpy(copied).to(device)
 
 
 def weights(model: LensModel, name: str, block: int | None) -> Tensor:
@@ -116,7 +127,7 @@ def weights(model: LensModel, name: str, block: int | None) -> Tensor:
     if name in ("attn_out", "mlp_out"):
         if whole(block) is None:
             raise PromptError(f"{name} belongs to a block: give block=0 to {model.n_blocks - 1}")
-        (depth,) = select_layers(block, [str(i) for i in range(model.n_blocks)])
+        depth = select_layer(block, [str(i) for i in range(model.n_blocks)])
         found = model.heads.writers[name.removesuffix("_out")][depth]
         if isinstance(found, str):
             raise UnsupportedModel(f"block {depth} of {model.name} has no {name}: {found}")
