@@ -11,6 +11,9 @@ corpus    windows of 256 tokens, every layer:
     product    these, and the product of every layer's normed residual with the unembedding
     naive      these, and full logits per layer with log-softmax: loss, rank, entropy, KL, top token
     survey     `logitlens survey run --corpus`
+    ray data   `naive` as a Ray Data pipeline that writes Parquet, with the loading of its actor's model
+jobs      the corpus again, by one and by two processes of one thread; the second starts both
+memory    the corpus at three sizes: what a survey holds does not grow with it
 prompts   300 prompts of 20 tokens with four answers of one or two tokens (--prompts for more):
     loop       a pass for each answer, full logits per layer
     survey     `logitlens survey run`
@@ -48,7 +51,8 @@ ROWS = Path(__file__).with_suffix(".jsonl")
 LENGTH, BATCH, SHARD = 256, 8, 10_000
 ROWS_AT_ONCE = 512
 TOKENS = {"demo": 100_000, "gpt2": 8_192}
-CORPUS = ("forward", "product", "naive", "survey")
+CORPUS = ("forward", "product", "naive", "survey", "ray data")
+MEMORY = (10_240, 102_400, 1_024_000)
 
 
 def load(shape: str) -> logitlens.LensModel:
@@ -114,7 +118,7 @@ def naive_statistics(hf: Any, ids_BT: Tensor, out: Any) -> dict[str, np.ndarray]
     return {name: torch.stack(values, 1).numpy() for name, values in found.items()}
 
 
-def survey(model: logitlens.LensModel, ids_NT: Tensor, jobs: int = 1) -> None:
+def survey(model: logitlens.LensModel, ids_NT: Tensor, jobs: int = 0) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ids.jsonl"
         with path.open("w") as file:
@@ -122,11 +126,34 @@ def survey(model: logitlens.LensModel, ids_NT: Tensor, jobs: int = 1) -> None:
                 file.write(json.dumps({"ids": ids_T.tolist()}) + "\n")
         settings = Settings(
             token_budget=BATCH * LENGTH, shard_size=SHARD, length=LENGTH,
-            threads=1 if jobs > 1 else torch.get_num_threads(),
+            threads=1 if jobs else torch.get_num_threads(),
         )  # fmt: skip
         found = run(path, Path(folder) / "survey", model, source="demo", loading={}, settings=settings,
-                    jobs=jobs)  # fmt: skip
+                    jobs=jobs or 1)  # fmt: skip
         assert found.done
+
+
+class Actor:
+    """What Ray Data runs."""
+
+    def __init__(self, shape: str):
+        torch.set_num_threads(os.cpu_count() or 1)
+        self.model = load(shape)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        ids_BT = torch.from_numpy(batch["data"].copy())
+        with torch.inference_mode():
+            out = self.model.hf(ids_BT, output_hidden_states=True)
+            return naive_statistics(self.model.hf, ids_BT, out)
+
+
+def ray_data(model: logitlens.LensModel, ids_NT: Tensor) -> None:
+    import ray
+
+    with tempfile.TemporaryDirectory() as folder:
+        ray.data.from_numpy(ids_NT.numpy()).map_batches(
+            Actor, fn_constructor_args=("demo",), batch_size=BATCH, concurrency=1, num_cpus=2
+        ).write_parquet(folder)
 
 
 def prompts(model: logitlens.LensModel, count: int) -> list[dict[str, Any]]:
@@ -172,7 +199,7 @@ def survey_prompts(model: logitlens.LensModel, items: list[dict[str, Any]]) -> N
 
 
 DO: dict[str, Callable[..., None]] = {
-    "forward": forward, "product": product, "naive": naive, "survey": survey,
+    "forward": forward, "product": product, "naive": naive, "survey": survey, "ray data": ray_data,
     "loop": loop, "survey of prompts": survey_prompts,
 }  # fmt: skip
 
@@ -186,7 +213,13 @@ def once(name: str, shape: str, count: int, jobs: int) -> None:
         DO[name](model, work[:8])
     else:
         work = documents(model, count)
-        forward(model, work[:BATCH])
+        (survey if name == "survey" else forward)(model, work[:BATCH])
+        if name == "ray data":
+            import ray
+
+            path = os.pathsep.join(map(str, (ROOT / "src", ROOT)))
+            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False,
+                     runtime_env={"env_vars": {"PYTHONPATH": path}})  # fmt: skip
     options = {"jobs": jobs} if jobs else {}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall, cpu = time.perf_counter(), _cpu()
@@ -208,7 +241,12 @@ def cases(options: argparse.Namespace) -> list[tuple[str, str, str, int, int]]:
     if "corpus" in options.only:
         for shape in options.shapes:
             tokens = options.tokens or TOKENS[shape]
-            out += [("corpus", name, shape, tokens, 0) for name in options.contenders]
+            mine = [c for c in options.contenders if shape == "demo" or c != "ray data"]
+            out += [("corpus", name, shape, tokens, 0) for name in mine]
+    if "jobs" in options.only:
+        out += [("jobs", "survey", "demo", options.tokens or TOKENS["demo"], j) for j in (1, 2)]
+    if "memory" in options.only:
+        out += [("memory", "survey", "demo", tokens, 0) for tokens in MEMORY]
     if "prompts" in options.only:
         out += [
             ("prompts", name, "demo", options.prompts, 0) for name in ("loop", "survey of prompts")
@@ -218,7 +256,8 @@ def cases(options: argparse.Namespace) -> list[tuple[str, str, str, int, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=["corpus", "prompts"])
+    parser.add_argument("--only", nargs="*", default=["corpus", "prompts", "jobs"],
+                        choices=["corpus", "prompts", "jobs", "memory"])  # fmt: skip
     parser.add_argument("--shapes", nargs="*", default=list(TOKENS))
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--prompts", type=int, default=300)
