@@ -215,6 +215,7 @@ def once(name: str, shape: str, count: int, jobs: int) -> None:
         work = documents(model, count)
         (survey if name == "survey" else forward)(model, work[:BATCH])
         if name == "ray data":
+            os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray reads this name; it lowers priorities)
             import ray
 
             path = os.pathsep.join(map(str, (ROOT / "src", ROOT)))
