@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import pyarrow
     from matplotlib.figure import Figure
 
+    from logitlens.reading import Reading
+
 FORMAT, VERSION = "logitlens.attribution", 1
 SUFFIXES = (".json", ".parquet", ".png", ".svg", ".pdf", ".txt")
 BY = ("sublayer", "layer", "head", "token", "expert")
@@ -129,6 +131,43 @@ class Attribution:
         """The n components with the largest parts, up or down."""
         order = np.argsort(-np.abs(self.parts), kind="stable")[:n]
         return [(self.components[i], float(self.parts[i])) for i in order]
+
+    def added_to(self, reading: Reading) -> Reading:
+        """The reading with its largest components in `meta["attributions"]`.
+
+        The page's card, of a file without a model too, then says who wrote this token after this
+        position. Every format of a reading keeps them. Raises PromptError for a reading of another
+        prompt, model or edits, or without the position.
+        """
+        ids, position = self.meta.get("ids", []), self.meta.get("position", -1)
+        if position not in reading.positions:
+            raise PromptError(f"the reading does not have position {position}, which is attributed")
+        pairs = zip(reading.positions, reading.ids.tolist())
+        if any(p < len(ids) and ids[p] != i for p, i in pairs if p <= position):
+            raise PromptError("the attribution is of another prompt than the reading")
+        for name, other in (("model", "another model"), ("edits", "other edits")):
+            if self.meta.get(name) != reading.meta.get(name):
+                raise PromptError(f"the attribution is of {other} than the reading")
+        new = {"position": position, "id": self.token, **self.summary()}
+        before = [
+            old for old in reading.meta.get("attributions", [])
+            if (old["position"], old["id"]) != (position, self.token)
+        ]  # fmt: skip
+        return reading.replace(meta={**reading.meta, "attributions": [*before, new]})
+
+    def summary(self, n: int = 12) -> dict[str, Any]:
+        """What the page shows: the n largest components, and what they all sum to."""
+        largest = self.largest(n)
+        return {
+            "token": self.piece(self.token),
+            "versus": None if self.versus is None else self.piece(self.versus),
+            "parts": [[name, value] for name, value in largest],
+            "rest": self.sum - sum(value for _, value in largest),
+            "others": len(self.components) - len(largest),
+            "sum": self.sum,
+            "logit": self.logit,
+            "difference": self.difference,
+        }
 
     def piece(self, token: int) -> str:
         """The display piece of a token id; `⟨id⟩` for one without text."""

@@ -250,6 +250,24 @@ def test_a_page_opens_on_the_answer_with_tracked_tokens_pinned_and_embed_muted(
     assert "color-mix" in early.get_attribute("style")
 
 
+def test_the_card_says_who_wrote_a_token_where_that_was_recorded(open_page, demo_model):
+    prompt = "The Eiffel Tower is in the city of"
+    found = demo_model.attribute(prompt, " Paris")
+    tab = open_page([found.added_to(demo_model.read(prompt))])
+    assert tab.locator("button[aria-label^='Who wrote']").count() == 1, "one token was recorded"
+    tab.locator("button[aria-label='Who wrote ␣Paris?']").click()
+    rows = tab.locator(".who tr").all_inner_texts()
+    name, part = found.largest(1)[0]
+    assert rows[0].split("\t")[0] == name
+    assert float(rows[0].split("\t")[-1]) == pytest.approx(part, rel=0.01)
+    assert rows[-2].startswith(f"{len(found.components) - 12} more")
+    assert float(rows[-1].split("\t")[-1]) == pytest.approx(found.sum, rel=1e-3)
+    assert violations(tab) == []
+    tab.mouse.move(*cell_at(tab, 5, 3))
+    settle(tab)
+    assert tab.locator("button[aria-label^='Who wrote']").count() == 0
+
+
 def test_candidates_are_the_tokens_that_were_top_at_any_layer(open_page):
     reading = eiffel()
     tab = open_page([reading], "cell=[12,4]&pins=[]")

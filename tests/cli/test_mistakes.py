@@ -209,6 +209,7 @@ ERRORS = [
         ("--depths 5", USAGE, "--depths is now --layers"),
         ("--positions a:b", ERROR, "cannot read positions from 'a:b'"),
         ("--positions 99", ERROR, "no position 99"),
+        ("--attribute 99", ERROR, "no position 99"),
         ("--track ''", ERROR, "is empty"),
         ("--track nosuchtoken", ERROR, "is 11 tokens"),
         ("--track-id -1", ERROR, "outside the vocabulary"),

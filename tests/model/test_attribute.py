@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import logitlens
-from logitlens import PromptError, UnsupportedModel
+from logitlens import PromptError, Reading, UnsupportedModel, edit
+from logitlens.cli.read import read_all
 from logitlens.model import attribute as attributing
+from logitlens.view import page
 from tests.architectures.build import build
 from tests.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 
@@ -145,6 +147,38 @@ def test_mistakes_are_one_line(gpt2, options, said):
     with pytest.raises(PromptError, match=said) as caught:
         gpt2.attribute("The tower", **{"token": " Paris", **options})
     assert "\n" not in str(caught.value)
+
+
+def test_a_reading_keeps_who_wrote_a_token_in_every_file_of_it(gpt2, tmp_path):
+    reading = gpt2.read("The tower of Paris")
+    last = reading.positions[-1]
+    first, again = gpt2.attribute("The tower of Paris"), gpt2.attribute("The tower of Paris", 7)
+    (readings,) = read_all(
+        gpt2, ["The tower of Paris"], lenses=["logit"], top=3, track=[], attribute="-1"
+    )
+    kept = again.added_to(first.added_to(first.added_to(reading)))
+    assert [(a["position"], a["id"]) for a in kept.meta["attributions"]] == [
+        (last, first.token), (last, 7),
+    ]  # fmt: skip
+    assert kept.meta["attributions"][0] == readings[0].meta["attributions"][0]
+    shown = kept.meta["attributions"][1]
+    assert shown["parts"] == [[name, part] for name, part in again.largest(12)]
+    assert sum(part for _, part in shown["parts"]) + shown["rest"] == pytest.approx(again.sum)
+    for suffix in (".json", ".html"):
+        back = kept.save(tmp_path / f"kept{suffix}")
+        (back,) = page.load(back) if suffix == ".html" else [Reading.load(back)]
+        assert back.meta["attributions"] == kept.meta["attributions"]
+
+
+def test_an_attribution_of_something_else_is_not_kept(gpt2):
+    found = gpt2.attribute("The tower of Paris", 7, position=2)
+    for reading, said in [
+        (gpt2.read("The tower of Paris", positions=0), "does not have position 2"),
+        (gpt2.read("A tower of Paris"), "is of another prompt"),
+        (gpt2.read("The tower of Paris", edits=edit.ablate(1, "mlp")), "of other edits"),
+    ]:
+        with pytest.raises(PromptError, match=said):
+            found.added_to(reading)
 
 
 def test_nothing_remains_on_the_model(gpt2):

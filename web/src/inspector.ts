@@ -7,6 +7,7 @@ import { LINES } from "./colour"
 import { h, range } from "./dom"
 import type { TokenValue } from "./format"
 import { layerPlots } from "./panel"
+import { components, type Attribution } from "./patches"
 import { Slots } from "./slots"
 import { clip, count, hex, letter, number, prob, repair, signed, visible } from "./text"
 import { settled, type Mode, type Pin } from "./values"
@@ -152,16 +153,18 @@ export class Inspector {
   /** What the host can do with a token. */
   private more(cell: Cell, id: number) {
     const { append, attribute } = this.actions
+    const found = recorded(cell, id)
+    const who = found ? async () => components(found) : attribute && (() => attribute(cell, id))
     const name = visible(clip(cell.reading.piece(id), 30))
     const button = (text: string, title: string, onclick: () => void) =>
       h("button.pin", { title, "aria-label": title, onclick }, text)
     return [
       append && button("+", `Append ${name} after this position, and read again`, () => append(cell, id)),
-      attribute && button("?", `Who wrote ${name}?`, () => void this.ask(cell, id)),
+      who && button("?", `Who wrote ${name}?`, () => void this.ask(who)),
     ]
   }
 
-  private async ask(cell: Cell, id: number) {
+  private async ask(who: () => Promise<Node>) {
     const [layer, column] = JSON.parse(this.shownFor) as [number, number]
     const show = (answer: Node) => {
       if (this.answer) (this.answer as ChildNode).replaceWith(answer)
@@ -170,7 +173,7 @@ export class Inspector {
       this.answered = [layer, column].join()
     }
     show(h("p", "…"))
-    const answer = await this.actions.attribute!(cell, id)
+    const answer = await who()
     if (this.answered == [layer, column].join()) show(answer)
   }
 
@@ -323,6 +326,12 @@ function tokenLines(
         h("td.delta", Number.isFinite(ranks[1]! - ranks[0]!) ? signed(ranks[1]! - ranks[0]!, 0) : "–"),
     ),
   ]
+}
+
+/** Who wrote a token after this position, where the reading keeps it. */
+function recorded({ reading, t }: Cell, id: number): Attribution | undefined {
+  const kept = reading.manifest.meta.attributions as (Attribution & { position: number; id: number })[]
+  return kept?.find(each => each.position == reading.positionNumber(t) && each.id == id)
 }
 
 /** A probability; of a token below the last slot, what it is at most. */

@@ -1,10 +1,11 @@
-/* Answers of the server that are no readings: who wrote a token, and which patches bring an answer back. */
+/* Answers that are no readings: who wrote a token, and which patches bring an answer back. */
 import { scale } from "./colour"
 import { h } from "./dom"
 import { clip, number, visible } from "./text"
 
 export interface Attribution {
   token: string
+  versus?: string | null
   parts: [name: string, value: number][]
   rest: number
   others: number
@@ -24,10 +25,19 @@ export interface PatchGrid {
   corrupted: { logit: number; logprob: number }
 }
 
+const answer = (pieces: (string | null | undefined)[]) =>
+  h(
+    "bdi",
+    pieces
+      .flatMap(piece => piece ?? [])
+      .map(piece => visible(clip(piece, 30)))
+      .join(" − "),
+  )
 const signed = (value: number) => (value > 0 ? "+" : "") + number(value, 3)
 
 /** The largest components of a logit as bars, and what they all sum to. */
-export function components({ token, parts, rest, others, sum, logit, difference }: Attribution): HTMLElement {
+export function components(found: Attribution): HTMLElement {
+  const { token, versus, parts, rest, others, sum, logit, difference } = found
   const widest = Math.max(...parts.map(([, value]) => Math.abs(value)), 1e-9)
   const row = (name: string, value: number) => {
     const width = `width:${(100 * Math.abs(value)) / widest}%`
@@ -40,7 +50,7 @@ export function components({ token, parts, rest, others, sum, logit, difference 
   }
   return h(
     "div.who",
-    h("b", "Who wrote ", h("bdi", visible(clip(token, 30))), "?"),
+    h("b", "Who wrote ", answer([token, versus]), "?"),
     h(
       "table",
       parts.map(([name, value]) => row(name, value)),

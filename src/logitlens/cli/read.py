@@ -34,9 +34,11 @@ from logitlens.cli.options import (
     wrote,
 )
 from logitlens.errors import FormatError, PromptError
+from logitlens.select import select_positions
 
 if TYPE_CHECKING:
     from logitlens import LensModel, Reading
+    from logitlens.edit import Edit
 
 PLOTS = ("heatmap", "trajectories", "curves", "settled", "exits", "reads_ahead")
 STREAMS = ("resid", "mid", "attn", "mlp", "head")
@@ -54,18 +56,24 @@ def read_all(
     positions: str | None = None,
     chunk: int | None = None,
     edits: Sequence[str] = (),
+    attribute: str | None = None,
     **run: Any,
 ) -> list[list[Reading]]:
     """The readings of each prompt, one for each lens; `run`: other arguments of `LensModel.capture`."""
     shown: dict[str, Any] = {"top": top, "track": [*track, *track_id], "positions": positions}
-    run |= {"edits": changes} if (changes := edits_of(edits)) else {}
+    changes = edits_of(edits)
+    run |= {"edits": changes} if changes else {}
 
     def read(prompt: Prompt, progress: Any) -> list[Reading]:
         if chunk:
             both = {**run, **shown, "chunk": chunk, "progress": progress}
-            return [model.read(prompt, lens=lens, **both) for lens in lenses]
-        residuals = model.capture(prompt, progress=progress, **run)  # once for all lenses
-        return [model.readout(residuals, lens=lens, progress=progress, **shown) for lens in lenses]
+            found = [model.read(prompt, lens=lens, **both) for lens in lenses]
+        else:
+            residuals = model.capture(prompt, progress=progress, **run)  # once for all lenses
+            found = [
+                model.readout(residuals, lens=lens, progress=progress, **shown) for lens in lenses
+            ]
+        return found if attribute is None else explained(model, prompt, found, attribute, changes)
 
     out = []
     for n, prompt in enumerate(prompts, 1):
@@ -77,6 +85,17 @@ def read_all(
                 raise
             raise PromptError(f"prompt {n} of {len(prompts)}: {error}") from error
     return out
+
+
+def explained(
+    model: LensModel, prompt: Prompt, readings: list[Reading], where: str, edits: Sequence[Edit]
+) -> list[Reading]:
+    """Readings of a prompt with who wrote the model's own top token after the positions chosen."""
+    numbers = readings[0].positions
+    for i in select_positions(where, numbers, readings[0].meta.get("prompt_tokens")):
+        found = model.attribute(prompt, position=numbers[i], edits=edits)
+        readings = [found.added_to(reading) for reading in readings]
+    return readings
 
 
 @dataclass
@@ -133,6 +152,11 @@ class Session:
     help="Process long prompts N positions at a time through the KV cache, to bound memory.",
 )  # fmt: skip
 @edit_option
+@click.option(
+    "--attribute", metavar="POSITIONS",
+    help="Keep which components wrote the model's own top token after these positions, for the card of "
+    "a .html: -1, 0,4, -8: or : for all. One more pass for each.",
+)  # fmt: skip
 @result_options(KINDS, lines=", one line for each prompt and lens")
 @click.option(
     "--plot", type=click.Choice(PLOTS), default="heatmap", show_default=True,

@@ -18,7 +18,6 @@ from logitlens.view import page
 
 Tell = Callable[[dict[str, Any]], object]
 Progress = Callable[[str, int, int], None]
-_COMPONENTS = 12  # of an attribution that are shown
 
 
 def tokens_of(model: Any, prompt: Any, limits: Limits) -> int:
@@ -116,17 +115,7 @@ def follow(order: Order, old: Reading, model: Any, progress: Progress) -> Readin
 def attribute(question: Question, model: Any) -> dict[str, Any]:
     """The largest components of a token's logit, and what they all sum to."""
     edits = [e for text in question.edits for e in edit.parse(text)]
-    found = model.attribute(list(question.ids), question.token, edits=edits)
-    largest = found.largest(_COMPONENTS)
-    return {
-        "token": found.piece(found.token),
-        "parts": [[name, value] for name, value in largest],
-        "rest": found.sum - sum(value for _, value in largest),
-        "others": len(found.components) - len(largest),
-        "sum": found.sum,
-        "logit": found.logit,
-        "difference": found.difference,
-    }
+    return model.attribute(list(question.ids), question.token, edits=edits).summary()
 
 
 def patch(patched: Patch, model: Any, progress: Progress) -> dict[str, Any]:
