@@ -78,5 +78,5 @@ def test_weights_inside_a_kernel_are_refused():
     hf = loud("LlamaForCausalLM")
     hf.set_attn_implementation("sdpa")
     model = logitlens.load(hf)
-    with pytest.raises(UnsupportedModel, match="not exposed.*attn_implementation='eager'"):
+    with pytest.raises(UnsupportedModel, match=r"not exposed.*implementation='eager' \(--attn"):
         model.attribute(IDS, 7, by="token")

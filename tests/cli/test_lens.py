@@ -39,6 +39,9 @@ def test_ls_and_show(home):
     assert "depth" not in shown
     facts = json.loads(run("lens", "show", path, "--json").stdout)
     assert facts["width"] == 32
+    for name in ("tuned", f"tuned:{path}"):
+        assert json.loads(run("lens", "show", name, "--json").stdout) == facts
+    assert "0 jacobian lenses are here" in run("lens", "show", "jacobian").stderr
     assert facts["losses"] == {"embed": 0.5, "0": 0.4, "1": 0.3}
     assert facts["layers"] == ["embed", "0", "1"]
     (folder / "jacobian.safetensors").write_bytes(b"broken")

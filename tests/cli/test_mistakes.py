@@ -106,6 +106,12 @@ USAGES = [
     ("lens pull x --kind logit", "'logit' is not one of"),
     ("lens merge", "Missing argument"),
     ("lens push x.safetensors", "Missing argument"),
+    *((f"lens eval --corpus text.txt {given}", said) for given, said in [
+        ("--length 1", "1 is not in the range"),
+        ("--tokens 0", "0 is not in the range"),
+        ("--bootstrap -1", "-1 is not in the range"),
+    ]),
+    ("attribute The Eiffel Tower", 'put the prompt in quotes: logitlens attribute "The Eiffel'),
     ("fit nope", "No such command 'nope'"),
     *((f"fit {kind} {given}", said) for kind in ("tuned", "jacobian") for given, said in [
         ("", "Missing argument 'CORPUS'"),

@@ -149,4 +149,5 @@ def test_the_command_line_reports_and_finds(folder, tmp_path):
     done = go("find", folder, "--where", "number = 3", "--open", tmp_path / "found.html")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "found.html").is_file()
+    assert "--order 'kl_99': Binder" in go("find", folder, "--order", "kl_99").stderr
     assert "no prompts are like that" in go("find", folder, "--where", "number > 99").stdout

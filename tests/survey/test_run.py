@@ -161,10 +161,12 @@ def test_merging_refuses_a_survey_with_a_missing_or_changed_part(survey):
         merge(folder)
 
 
-def test_another_model_input_lens_or_setting_is_refused_with_what_changed(survey, saved):
+def test_another_model_input_lens_or_setting_is_refused_with_what_changed(survey, model, saved):
     survey.run(share=(0, 2))
     with pytest.raises(SurveyError, match="settings shard_size: 4, now 5"):
         survey.run(size=5)
+    with pytest.raises(SurveyError, match=r'is another: lenses: \["logit"\], now \["tuned:[^;]*$'):
+        survey.run(lenses=[saved_lens(survey, model)])
     with pytest.raises(SurveyError, match="input sha256"):
         survey.run(records(22))
     survey.run(records(), share=(1, 2))  # the same again is welcome

@@ -57,5 +57,5 @@ class Products(TorchDispatchMode):
                 return weights_SH[..., None] * values_HSe.transpose(0, 1).double().cpu()
         raise UnsupportedModel(
             f"the attention weights of block {block} are not exposed, or do not make what its heads "
-            "give: load the model with attn_implementation='eager', or try by='head'"
+            "give: load the model with attn_implementation='eager' (--attn eager), or try by='head'"
         )

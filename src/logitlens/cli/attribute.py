@@ -10,6 +10,7 @@ import click
 from logitlens.attribution import BY, SUFFIXES
 from logitlens.cli.options import (
     check_outputs,
+    check_quotes,
     edit_option,
     edits_of,
     load_model,
@@ -23,7 +24,7 @@ from logitlens.cli.options import (
 
 @click.command("attribute")
 @click.argument("prompt", metavar="PROMPT|-")
-@click.argument("token", required=False)
+@click.argument("token", nargs=-1, metavar="[TOKEN]")
 @model_options
 @click.option("--versus", metavar="TOKEN", help="Attribute the difference to this token's logit.")
 @click.option(
@@ -43,7 +44,7 @@ from logitlens.cli.options import (
 @result_options(SUFFIXES, least=40)
 def command(
     prompt: str,
-    token: str | None,
+    token: tuple[str, ...],
     source: str,
     versus: str | None,
     position: int,
@@ -61,13 +62,16 @@ def command(
     TOKEN is the exact text of one token, like " Paris"; without it, the token that the model puts
     first is attributed.
     """
+    if len(token) > 1:
+        check_quotes([prompt, *token])
     paths = check_outputs(outputs, SUFFIXES)
     text = prompt_text(prompt)
     changes = edits_of(edits)
     model = load_model(source, **loading)
     found = model.attribute(
-        text, token, versus=versus, position=position, by=by, truncate=truncate, edits=changes
-    )
+        text, token[0] if token else None, versus=versus, position=position, by=by,
+        truncate=truncate, edits=changes,
+    )  # fmt: skip
     from logitlens.view import waterfall
 
     show(found, paths, as_json, width, partial(waterfall.render, top=bars))

@@ -71,11 +71,10 @@ def ls(as_json: bool) -> None:
 def show(path: str, as_json: bool) -> None:
     """Show what a lens file says: model, corpus, settings, losses.
 
-    LENS is a file, a folder, a published tuned-lens directory, or a hub repository owner/name.
+    LENS is a file, a folder, a published tuned-lens directory, a hub repository owner/name, or, as in
+    `read --lens`, the kind of the only lens of that kind that `lens ls` lists.
     """
-    from logitlens.lenses import open_lens
-
-    lens = open_lens(path)
+    lens = _opened(path)
     facts = {**_facts(lens.header), "hash": lens.hash, "path": lens.path}
     facts["bytes"] = sum(t.numel() * t.element_size() for t in lens.tensors.values())
     if as_json:
@@ -90,6 +89,25 @@ def show(path: str, as_json: bool) -> None:
             click.echo(f"{name:<12} {shown}")
     for layer, loss in losses.items():
         click.echo(f"{'layer ' + layer:<12} held-out KL {loss:.4f} nats")
+
+
+def _opened(name: str) -> FittedLens:
+    """A lens by its place, by `kind:PATH`, or by its kind where the local and bundled lenses have one."""
+    from logitlens.errors import LensNotAvailable
+    from logitlens.lenses import find, open_lens, store
+
+    kind, _, path = name.partition(":")
+    if kind not in store.KINDS or Path(name).exists():
+        return open_lens(name)
+    if not path:
+        local = find.visible(find.lens_folder(), f"*/{kind}.safetensors")
+        files = [*sorted(find.BUNDLED.glob(f"{kind}.safetensors")), *local]
+        if len(files) != 1:
+            raise LensNotAvailable(
+                f"{len(files)} {kind} lenses are here: name the file, as `logitlens lens ls` lists them"
+            )
+        path = str(files[0])
+    return open_lens(path, kind)
 
 
 def _facts(header: Header) -> dict[str, Any]:
@@ -127,9 +145,9 @@ def check(
     has the smallest error by a margin. Ends with exit code 1 where the file is not what it is read
     as, or where no interpretation is clearly right.
     """
-    from logitlens.lenses import interpretation, open_lens
+    from logitlens.lenses import interpretation
 
-    lens = open_lens(path)
+    lens = _opened(path)
     model = load_model(source, **loading)
     lens.check_model(model)
     ids = None
@@ -267,11 +285,11 @@ def merge(parts: tuple[str, ...], out: Path, dtype: str, overwrite: bool) -> Non
 @click.option(
     "--facts", metavar="FILE", help="Prompts with answers, or a published lens evaluation."
 )
-@click.option("--tokens", type=int, default=16384, show_default=True, metavar="N",
+@click.option("--tokens", type=click.IntRange(min=1), default=16384, show_default=True, metavar="N",
               help="Tokens of CORPUS at most.")  # fmt: skip
-@click.option("--length", type=int, default=128, show_default=True, metavar="N",
+@click.option("--length", type=click.IntRange(min=2), default=128, show_default=True, metavar="N",
               help="Tokens of one sequence.")  # fmt: skip
-@click.option("--bootstrap", type=int, default=1000, show_default=True, metavar="N",
+@click.option("--bootstrap", type=click.IntRange(min=1), default=1000, show_default=True, metavar="N",
               help="Draws for the 95 % intervals.")  # fmt: skip
 @click.option("-o", "outputs", multiple=True, metavar="FILE",
               help=".parquet, .json, .png, .svg or .pdf; repeat.")  # fmt: skip

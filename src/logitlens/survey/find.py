@@ -60,7 +60,8 @@ def find(
             return [dict(zip(columns, row)) for row in cursor.fetchall()]
         except duckdb.Error as error:
             line = " ".join(str(error).split())[:300]
-            raise FormatError(f"--where {where!r}: {line}") from None
+            asked = f"--where {where!r}" + (f" --order {order!r}" if order else "")
+            raise FormatError(f"{asked}: {line}") from None
 
 
 def _wide(database: Any, plan: planning.Plan) -> str:

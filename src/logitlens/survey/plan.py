@@ -207,7 +207,7 @@ def settle(folder: Folder, plan: Plan) -> Plan:
 
 def _begun_with(folder: Folder, changed: list[str]) -> str:
     return (
-        f"the survey in {folder.place.address} was begun with another {'; '.join(changed)}. "
+        f"the survey in {folder.place.address} is another: {'; '.join(changed)}. "
         "Ask for the same again, or choose another folder"
     )
 
@@ -236,7 +236,12 @@ def _changes(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str
             out += _changes(a, b, where)
         elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and a:
             pairs = [(x, y) for x, y in zip(a, b) if x != y]
-            if all(isinstance(x, dict) and isinstance(y, dict) for x, y in pairs):
+            if where == "lenses" and any(x["said"] != y["said"] for x, y in pairs):
+                old_lenses, new_lenses = (
+                    [entry["said"] for entry in entries] for entries in (a, b)
+                )
+                out.append(f"lenses: {_short(old_lenses)}, now {_short(new_lenses)}")
+            elif all(isinstance(x, dict) and isinstance(y, dict) for x, y in pairs):
                 out += [change for x, y in pairs for change in _changes(x, y, where)]
             else:
                 out.append(f"{where}: {_short(a)}, now {_short(b)}")
