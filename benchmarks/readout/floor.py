@@ -1,7 +1,9 @@
 """The floor: the product with the unembedding alone, by the fastest way here, and one forward pass.
 
 MKL and oneDNN differ by up to a half, and which is faster depends on processor, dtype, rows and
-tile. A short measurement chooses before anything is timed; the choice is written into the row.
+tile; so does whether weights in half precision are multiplied as they are or copied to float32 first,
+which where a processor has no instructions for them is the faster by far. A short measurement chooses
+before anything is timed; the choice is written into the row.
 """
 
 from __future__ import annotations
@@ -21,24 +23,41 @@ COLUMNS = (2048, 4096, 8192, 16_384)
 SAMPLE_ROWS, SAMPLE_COLUMNS = 1024, 16_384  # what a way is tried on
 FEW = 256  # rows up to which all of the vocabulary is tried, also in one piece
 AGAIN, TRIES = 4, 3
+HOPELESS = 3  # times as slow as the fastest on a small sample: not tried any further
 
 
 @dataclass(frozen=True)
 class Product:
-    """One way to multiply: by MKL's mm or by oneDNN's linear, in tiles of rows × columns."""
+    """One way to multiply: by MKL's mm, by oneDNN's linear, or by mm with a tile's weights copied to
+    float32, in tiles of rows × columns."""
 
     way: str
     rows: int
     columns: int
 
     def __call__(self, x_ND: Tensor, weight_VD: Tensor) -> None:
-        out = x_ND.new_empty(min(self.rows, len(x_ND)), min(self.columns, len(weight_VD)))
-        for x in x_ND.split(self.rows):
-            for w in weight_VD.split(self.columns):
-                if self.way == "mm":
-                    torch.mm(x, w.T, out=out[: len(x), : len(w)])
-                else:
+        columns = min(self.columns, len(weight_VD))
+        if self.way == "widened":
+            x_ND = x_ND.float()
+            wide_CD = x_ND.new_empty(columns, weight_VD.shape[1])
+        out = x_ND.new_empty(min(self.rows, len(x_ND)), columns)
+        for w in weight_VD.split(self.columns):
+            if self.way == "widened":
+                w = wide_CD[: len(w)].copy_(w)
+            for x in x_ND.split(self.rows):
+                if self.way == "linear":
                     linear(x, w)
+                else:
+                    torch.mm(x, w.T, out=out[: len(x), : len(w)])
+
+    def seconds(self, x_ND: Tensor, weight_VD: Tensor, tries: int) -> float:
+        """The fastest of some tries."""
+        times = []
+        for _ in range(tries):
+            began = time.perf_counter()
+            self(x_ND, weight_VD)
+            times.append(time.perf_counter() - began)
+        return min(times)
 
 
 def linear(x_ND: Tensor, weight_VD: Tensor) -> Tensor:
@@ -65,23 +84,22 @@ def _measured(rows: int, weight_VD: Tensor) -> Product:
     """Every way once, then the best of them again: the fastest of a few tries is what it can do."""
     x_ND = torch.randn(rows, weight_VD.shape[1]).to(weight_VD.dtype)
     sample = weight_VD if rows <= FEW else weight_VD[:SAMPLE_COLUMNS]
-
-    def took(product: Product, tries: int) -> float:
-        times = []
-        for _ in range(tries):
-            began = time.perf_counter()
-            product(x_ND, sample)
-            times.append(time.perf_counter() - began)
-        return min(times)
-
-    ways = list(_ways(rows, len(weight_VD)))
-    took(ways[0], 2)  # threads and caches
-    best = sorted(ways, key=lambda way: took(way, 1))[:AGAIN]
-    return min(best, key=lambda way: took(way, TRIES))
+    ways = list(_ways(_promising(x_ND, weight_VD), rows, len(weight_VD)))
+    ways[0].seconds(x_ND, sample, 2)  # threads and caches
+    best = sorted(ways, key=lambda way: way.seconds(x_ND, sample, 1))[:AGAIN]
+    return min(best, key=lambda way: way.seconds(x_ND, sample, TRIES))
 
 
-def _ways(rows: int, vocab: int) -> Iterator[Product]:
-    for way in ("mm", "linear"):
+def _promising(x_ND: Tensor, weight_VD: Tensor) -> list[str]:
+    """The ways but for those far behind on one tile: some take minutes for a sample."""
+    ways = ["mm", "linear"] + ["widened"] * (weight_VD.dtype != torch.float32)
+    one = x_ND[:FEW], weight_VD[: COLUMNS[0]]
+    took = {way: Product(way, FEW, COLUMNS[0]).seconds(*one, TRIES) for way in ways}
+    return [way for way in ways if took[way] <= HOPELESS * min(took.values())]
+
+
+def _ways(ways: list[str], rows: int, vocab: int) -> Iterator[Product]:
+    for way in ways:
         for tile in ROWS if rows > FEW else (FEW,):
             for columns in COLUMNS if rows > FEW else (*COLUMNS, vocab):
                 yield Product(way, tile, columns)

@@ -17,7 +17,11 @@ NAMES = {"gpt2": "GPT-2's shape (12 blocks, 768, 50,257)", "128k": "16 blocks, 2
 KEYS = (
     "kind", "shape", "tokens", "last", "contender", "threads", "axis", "T", "L", "V", "k"
 )  # fmt: skip
-WAYS = {"mm": "`torch.mm`", "linear": "oneDNN's linear"}
+WAYS = {
+    "mm": "`torch.mm`",
+    "linear": "oneDNN's linear",
+    "widened": "`torch.mm` of weights widened to float32",
+}
 FLOOR = "floor: product + forward pass"
 
 

@@ -114,6 +114,27 @@ def test_the_floor_is_the_fastest_of_its_ways(monkeypatch):
     assert floor._measured(4, torch.ones(3000, 512)).way == "linear"
 
 
+@torch.inference_mode()
+def test_the_floor_of_half_precision_is_the_better_of_its_own_product_and_a_widened_one(
+    monkeypatch,
+):
+    weight_VD = torch.ones(3000, 8, dtype=torch.bfloat16)
+    monkeypatch.setattr(floor, "linear", lambda x, w: time.sleep(0.03))
+    real = torch.mm
+
+    def slow(x, w, out):
+        if x.dtype == torch.bfloat16:
+            time.sleep(0.03)
+        return real(x, w, out=out)
+
+    monkeypatch.setattr(torch, "mm", slow)
+    assert floor._measured(4, weight_VD).way == "widened"
+    monkeypatch.setattr(
+        torch, "mm", lambda x, w, out: x.dtype == torch.bfloat16 or time.sleep(0.03)
+    )
+    assert floor._measured(4, weight_VD).way == "mm"
+
+
 def test_what_does_not_fit_into_memory_is_not_started(monkeypatch):
     monkeypatch.setattr(compare, "available", lambda: 10 << 30)
     worker = compare.Worker.__new__(compare.Worker)
