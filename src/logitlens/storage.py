@@ -19,6 +19,8 @@ from typing import Any, Protocol
 from logitlens.errors import LogitLensError, MissingExtra, ModelNotAvailable
 from logitlens.files import replacing
 
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "oss", "oci"}
+
 
 class Storage(Protocol):
     """Files by name, like "parts/00007.parquet", below one address.
@@ -175,8 +177,7 @@ class _Remote(Storage):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "file"
             yield path
-            with self._asked(name):
-                self.fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
+            with self._putting(name):
                 self.fs.put_file(str(path), self._path(name))
 
     @contextmanager
@@ -188,13 +189,27 @@ class _Remote(Storage):
             yield path
 
     def create(self, name: str, data: bytes) -> bytes:
-        with self._asked(name):
-            self.fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
+        with self._putting(name):
             try:
                 self.fs.pipe_file(self._path(name), data, mode="create")
             except FileExistsError:
                 return self.read(name)
         return data
+
+    @contextmanager
+    def _putting(self, name: str) -> Iterator[None]:
+        """Inside, a file may be written: its folder is there. Raises OSError."""
+        protocol = self.fs.protocol
+        with self._asked(name):
+            # Object stores have no folders, and would make a bucket whose name is misspelt.
+            if not OBJECT_STORES.intersection(
+                [protocol] if isinstance(protocol, str) else protocol
+            ):
+                self.fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
+            try:
+                yield
+            except FileNotFoundError as error:
+                raise OSError(f"{self.address}: {_line(error)}") from error
 
     def remove(self, name: str) -> None:
         with self._asked(name), contextlib.suppress(FileNotFoundError):

@@ -45,6 +45,13 @@ def cluster():
             cluster.shutdown()
 
 
+def test_an_address_where_no_cluster_answers_is_said_within_seconds():
+    """Before `cluster`, which would be joined; Ray alone would try for minutes."""
+    pytest.importorskip("ray")
+    with pytest.raises(SurveyError, match="found no cluster at '127.0.0.1:1': .*refused"):
+        list(engine.run("anywhere", [0], address="127.0.0.1:1"))
+
+
 def test_two_lost_nodes_change_no_byte(survey, cluster):
     """A head and two nodes; each node in turn is killed in mid-run, and one is added."""
     survey.run(ITEMS, folder="whole", size=3)

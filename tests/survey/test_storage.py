@@ -110,6 +110,15 @@ def test_the_first_of_two_workers_wins_in_a_store(survey, place):
         one.read(0)
 
 
+@pytest.mark.slow
+@ignoring
+def test_a_bucket_that_is_not_there_is_named_and_not_made(s3):
+    for write in (lambda at: at.write("a", b"x"), lambda at: at.create("a", b"x")):
+        with pytest.raises(OSError, match="s3://misspelt/survey: .*not exist") as refused:
+            write(storage.at("s3://misspelt/survey"))
+        assert "\n" not in str(refused.value)
+
+
 def test_what_a_store_refuses_is_one_line():
     from logitlens import ModelNotAvailable
 

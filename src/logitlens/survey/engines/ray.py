@@ -7,6 +7,7 @@ by whoever is free. The survey's folder must be one that all nodes see: a shared
 from __future__ import annotations
 
 import os
+import socket
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ray import ObjectRef
 
 ENDS = 20  # actors that may end before they are ready: lost nodes are no reason to give up
+PATIENCE = 10  # seconds for a cluster to answer
 
 
 class _Reader:
@@ -58,24 +60,30 @@ def run(
         raise MissingExtra("ray", "ray", "the engine `ray`") from None
     began = not ray.is_initialized()
     if began:
-        try:
-            ray.init(
-                address=address, log_to_driver=False, include_dashboard=False if address is None else None,
-                configure_logging=False,
-            )  # fmt: skip
-        except Exception as error:  # Ray raises plain ones
-            line = " ".join(str(error).split())[:200]
-            where = (
-                "did not start on this machine"
-                if address is None
-                else f"found no cluster at {address!r}"
-            )
-            raise SurveyError(f"Ray {where}: {line}") from error
+        _join(ray, address)
     try:
         yield from _Pool(ray, folder, jobs).run(shards)
     finally:
         if began:
             ray.shutdown()
+
+
+def _join(ray: Any, address: str | None) -> None:
+    """Join the cluster, or start one. Raises SurveyError."""
+    where = (
+        "did not start on this machine" if address is None else f"found no cluster at {address!r}"
+    )
+    host, _, port = (address or "").rpartition(":")
+    try:
+        if host and port.isdecimal() and "/" not in host:  # Ray itself would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+        ray.init(
+            address=address, log_to_driver=False, include_dashboard=False if address is None else None,
+            configure_logging=False,
+        )  # fmt: skip
+    except Exception as error:  # Ray raises plain ones
+        line = " ".join(str(error).split())[:200]
+        raise SurveyError(f"Ray {where}: {line}") from error
 
 
 class _Pool:
