@@ -78,17 +78,30 @@ def judge_model(name: str, model, prompts=None) -> Verdict:
 
 
 def attributed(model, lens, ids) -> tuple[str, float]:
-    """The finest components whose parts sum to the model's own logits, and by how much they are off."""
+    """Which components sum to the model's own logits, with the reasons why others do not, and by how
+    much they are off at most. "Experts" are asked of models that have a module of that name."""
     truth_V = plain_logprobs(model, ids)[-1]
     best, other = truth_V.topk(2).indices.tolist()
-    for by in ("head", "sublayer", "layer"):
+    mixture = any(
+        "expert" in f"{path} {type(m).__name__}".lower() for path, m in model.named_modules()
+    )
+    sums: list[str] = []
+    reasons: dict[str, list[str]] = {}  # each reason, and the kinds refused for it
+    errors = [0.0]
+    for by in ("sublayer", "head", *(["expert"] if mixture else []), "layer"):
+        if by == "layer" and sums:
+            break
         try:
             found = lens.attribute(ids, best, versus=other, by=by)
-        except UnsupportedModel:
+        except UnsupportedModel as refusal:
+            reasons.setdefault(one_line(refusal).partition("; try by=")[0], []).append(by)
             continue
-        off = found.finished - float(truth_V[best] - truth_V[other])
-        return by, abs(off)
-    return "none", 0.0
+        errors.append(abs(found.finished - float(truth_V[best] - truth_V[other])))
+        blocks = {c.partition(".")[0] for c in found.components if f".{by}" in c}
+        partly = f" ({len(blocks)} of {lens.n_blocks} blocks)"
+        sums.append(by + (partly if 0 < len(blocks) < lens.n_blocks else ""))
+    whys = [f"not by {', '.join(kinds)}: {reason}" for reason, kinds in reasons.items()]
+    return "; ".join([", ".join(sums) or "none", *whys]), max(errors)
 
 
 def laws(model, lens, prompts) -> dict[str, float]:

@@ -42,8 +42,9 @@ equal the model's own at every position (float32, ≤ 1e-4 nats); rows of other 
 the model's own code after its last block, give the same logits as our tail; each depth is what the
 next block receives; and `read`, `read_batch` and the check at load agree with them. **Refused**
 means an error that says why. *Replayed* tails run the model's own code on substituted rows: exact,
-slower. *Attribution* is the finest kind of component (attention head, sublayer, layer) whose parts
-sum to the model's own logits. No table of families decides any of it.
+slower. *Attribution* names the components (sublayer, attention head, expert of a mixture; else layer)
+whose parts sum to the model's own logits, and why others do not; blocks without heads or experts that
+can be told apart are shown as sublayers. No table of families decides any of it.
 
 """
 TABLE = """| class | blocks found at | tail found | verdict | attribution | largest error |
@@ -51,7 +52,10 @@ TABLE = """| class | blocks found at | tail found | verdict | attribution | larg
 """
 
 CELL = r"(?:[^|\\]|\\.)*"  # a | inside is written \|
-ROW = re.compile(rf"\| `(?P<name>\w+)` \|{CELL}\|{CELL}\| (?P<verdict>[a-z ]+\w)(:|\s)")
+ROW = re.compile(
+    rf"\| `(?P<name>\w+)` \|{CELL}\|{CELL}\| (?P<verdict>[a-z ]+\w)(:{CELL}|\s)"
+    rf"\| (?P<sums>[^;|]*)(?P<not>{CELL})\|"
+)
 TOTALS = re.compile(r"\d+ classes: ")
 
 
@@ -65,12 +69,17 @@ def _worker() -> None:
     warnings.simplefilter("ignore")
 
 
-def totals(verdicts: list[str]) -> str:
-    count = Counter(verdicts)
-    built = len(verdicts) - count["not built"]
+def totals(rows: list[str]) -> str:
+    """What the rows of a table say, counted."""
+    found = [m for row in rows if (m := ROW.match(row))]
+    count = Counter(m["verdict"] for m in found)
+    sums = Counter(word for m in found for word in re.findall(r"[a-z]{5,}|head", m["sums"]))
+    mixtures = sum(bool(re.search(r"not by [a-z, ]*expert", m["not"])) for m in found)
     return (
-        f"{len(verdicts)} classes: {built} built, {count['correct']} correct, "
-        f"{count['refused']} refused, {count['wrong']} wrong."
+        f"{len(found)} classes: {len(found) - count['not built']} built, {count['correct']} correct, "
+        f"{count['refused']} refused, {count['wrong']} wrong. Attribution sums by sublayer in "
+        f"{sums['sublayer']}, by head in {sums['head']}, by expert in {sums['expert']} of "
+        f"{sums['expert'] + mixtures} mixtures, by layer only in {sums['layer']}."
     )
 
 
@@ -78,9 +87,9 @@ def page(parts: list[list[Verdict]]) -> str:
     version = f"transformers {transformers.__version__}"
     out = [INTRO.format(version=version)]
     for title, verdicts in zip(PARTS, parts):
-        words = totals([v.verdict for v in verdicts])
-        out.append(f"## {title}\n\n{words}\n\n{TABLE}")
-        out.append("\n".join(_row(v) for v in verdicts) + "\n\n")
+        rows = [_row(v) for v in verdicts]
+        out.append(f"## {title}\n\n{totals(rows)}\n\n{TABLE}")
+        out.append("\n".join(rows) + "\n\n")
     return "".join(out).rstrip() + "\n"
 
 
@@ -97,8 +106,7 @@ def with_rows(text: str, verdicts: list[Verdict]) -> str:
         lines = section.split("\n")
         found = [ROW.match(line) for line in lines]
         lines = [new.pop(m["name"], line) if m else line for m, line in zip(found, lines)]
-        judged = [m["verdict"] for line in lines if (m := ROW.match(line))]
-        lines = [totals(judged) if TOTALS.match(line) else line for line in lines]
+        lines = [totals(lines) if TOTALS.match(line) else line for line in lines]
         sections.append("\n".join(lines))
     if new:
         raise ValueError(f"{PAGE.name} has no row for {', '.join(new)}: run the whole sweep")
@@ -122,7 +130,9 @@ def _decade(error: float) -> str:
 def structure(text: str) -> list[str]:
     """A page without what depends on the machine: the error column and figures in reasons."""
     lines = [line.rsplit("|", 2)[0] for line in text.splitlines() if line]
-    return [re.sub(r"[\d.]+(e[+-]?\d+)? (nats|times)", r"n \2", line) for line in lines]
+    number = r"[\d.]+(?:e[+-]?\d+)?"
+    lines = [re.sub(rf"{number} (nats|times)", r"n \1", line) for line in lines]
+    return [re.sub(rf"by {number} \(tolerance {number}\)", "by n", line) for line in lines]
 
 
 def main(arguments: list[str]) -> int:
@@ -132,7 +142,9 @@ def main(arguments: list[str]) -> int:
     verdicts = sweep(names)
     for v in verdicts:
         if v.verdict != "correct" or chosen:
-            print(f"{v.name}: {v.verdict} {v.error:.1e} {v.blocks} {v.tail} {v.reason}")
+            print(
+                f"{v.name}: {v.verdict} {v.error:.1e} {v.blocks} {v.tail} {v.attribution} {v.reason}"
+            )
     seconds = time.perf_counter() - began
     wrong = any(v.verdict == "wrong" for v in verdicts)
     if chosen:
@@ -142,7 +154,7 @@ def main(arguments: list[str]) -> int:
     by_name = {v.name: v for v in verdicts}
     parts = [[by_name[name] for name in part] for part in PARTS.values()]
     for title, part in zip(PARTS, parts):
-        print(f"{title}: {totals([v.verdict for v in part])}")
+        print(f"{title}: {totals([_row(v) for v in part])}")
     print(f"{seconds:.0f} s")
     if "--check" in arguments:
         old = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""

@@ -109,6 +109,8 @@ def test_staleness_ignores_what_differs_between_machines_and_nothing_else():
     assert structure(row) == structure(row.replace("1e-06", "1e-05"))
     assert structure(row) != structure(row.replace("correct", "refused"))
     assert structure(f"{row} by 0.022 nats |") == structure(f"{row} by 2.3e-02 nats |")
+    experts = row.replace("correct", "they differ by {} (tolerance {})")
+    assert structure(experts.format("0.7", "2e-07")) == structure(experts.format("1e-3", "0.2"))
     assert structure(row) != structure(row.replace("m.layers", "n.layers"))
 
 
@@ -119,6 +121,8 @@ def test_rows_written_again_leave_the_others_and_are_counted():
     pairs = [(a, b) for a, b in zip(text.splitlines(), changed.splitlines()) if a != b]
     (_, total), (_, row) = pairs
     assert row == r"| `GPT2LMHeadModel` |  |  | refused: a \| b |  |  |"
+    assert "by head in 124" in pairs[0][0]
+    assert "by head in 123" in total
     correct, refused = (
         int(re.search(rf"(\d+) {word}", pairs[0][0])[1]) for word in ("correct", "refused")
     )
