@@ -43,6 +43,9 @@ def main() -> None:
     def watched() -> None:
         model.generate(ids, generation_config=settings, **CELL)
 
+    def column_by_column() -> None:
+        model.generate(ids, generation_config=settings, each=lambda column: None, **CELL)
+
     def read_again() -> None:
         text = list(ids)
         for _ in range(NEW):
@@ -50,10 +53,12 @@ def main() -> None:
 
     for run in (plain, watched):  # the first of each compiles and measures
         run()
-    seconds: dict[str, list[float]] = {"generate": [], "logitlens": [], "a read for each token": []}
+    seconds: dict[str, list[float]] = {"generate": [], "logitlens": []}
+    seconds |= {"column by column": [], "a read for each token": []}
     for n in range(ROUNDS):
         seconds["generate"].append(timed(plain))
         seconds["logitlens"].append(timed(watched))
+        seconds["column by column"].append(timed(column_by_column))
         if n < 2:
             seconds["a read for each token"].append(timed(read_again))
     medians = {name: round(statistics.median(each), 3) for name, each in seconds.items()}

@@ -142,6 +142,13 @@ def test_each_column_is_that_of_the_whole_reading(model):
     assert len(first) == 4
 
 
+def test_passes_read_together_give_the_columns_of_those_read_one_by_one(model):
+    options = {"max_new_tokens": 20, "track": [7], "temperature": 1.0, "seed": 2}
+    together = model.generate(IDS, **options)
+    equal(together, model.generate(IDS, each=lambda column: None, **options))
+    assert together.meta["check"]["positions"] == len(written(together)["ids"]) == 20
+
+
 def test_each_may_end_the_generation_or_read_with_the_same_model(model):
     seen = []
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
@@ -128,16 +128,19 @@ def compare(model_PV: Tensor, ours_PV: Tensor, tail: TailLike, h_PD: Tensor) -> 
     if len(model_PV) > 1 and bool(flips_PV.any()):
         worst = _larger(worst, _largest(_off(model_PV, *ends(slack_PV)).median(0).values))
 
-    logp_PV, our_logp_PV = model_PV.double().log_softmax(-1), ours_PV.double().log_softmax(-1)
+    # A difference of log-probabilities is one of logits, less the same number in all of a row.
+    lse_P, our_lse_P = (z_PV.double().logsumexp(-1) for z_PV in (model_PV, ours_PV))
+    same_P = lse_P - our_lse_P
     forbidden_PV = (model_PV < FORBIDDEN) & (ours_PV < FORBIDDEN)
-    difference_PV = (logp_PV - our_logp_PV).abs().masked_fill(forbidden_PV, 0.0)
-    bound_PV = torch.maximum(high_PV - ours_PV, ours_PV - low_PV) + unit * model_PV.abs()
-    bound_PV = bound_PV.masked_fill(forbidden_PV, 0.0).double()
-    bound_P = bound_PV.amax(-1) + (our_logp_PV + bound_PV).logsumexp(-1)
+    apart_PV = torch.where(forbidden_PV, same_P[:, None].float(), model_PV - ours_PV)
+    least_P, most_P = apart_PV.amin(-1), apart_PV.amax(-1)  # faster than aminmax
+    bound_PV = torch.maximum(high_PV.sub_(ours_PV), torch.sub(ours_PV, low_PV, out=low_PV))
+    bound_PV = bound_PV.add_(model_PV.abs(), alpha=unit).masked_fill_(forbidden_PV, 0.0)
+    bound_P = bound_PV.amax(-1) + ((ours_PV + bound_PV).logsumexp(-1) - our_lse_P)
     best_P1 = ours_PV.argmax(-1, keepdim=True)
     near_P = model_PV.amax(-1) - model_PV.gather(-1, best_P1)[:, 0]
     return Check(
-        max_abs_diff=_largest(difference_PV),
+        max_abs_diff=_largest(torch.maximum(most_P - same_P, same_P - least_P)),
         tolerance=_largest(bound_P),
         positions=len(model_PV),
         top1_agree=bool((near_P <= 2 * bound_P).all()),
@@ -157,7 +160,7 @@ def _raw(z_PV: Tensor, head: Head) -> Tensor:
         z_PV = torch.where(head.final_bias_V == -torch.inf, 0.0, z_PV - head.final_bias_V)
     if head.softcap is not None:
         z_PV = torch.atanh((z_PV / head.softcap).clamp(1e-7 - 1, 1 - 1e-7)) * head.softcap
-    return z_PV / head.scale
+    return z_PV if head.scale == 1 else z_PV / head.scale
 
 
 def _slack(raw_PV: Tensor, tail: TailLike, h_PD: Tensor, unit: float) -> tuple[Tensor, Tensor]:
@@ -170,14 +173,15 @@ def _slack(raw_PV: Tensor, tail: TailLike, h_PD: Tensor, unit: float) -> tuple[T
         rms_P1 = allowed_PV.square().mean(-1, keepdim=True).sqrt()
         usual_PV = sums_PV = rms_P1 + plain_PV
     else:
-        size_PV = x_PE.float().norm(dim=-1, keepdim=True).cpu() * norms(head)
-        usual_PV, sums_PV = size_PV / E**0.5, _partial(x_PE, head) * size_PV + plain_PV
+        length_P1 = x_PE.float().norm(dim=-1, keepdim=True).cpu()
+        usual_PV = length_P1 / E**0.5 * norms(head) if unit else plain_PV
+        sums_PV = torch.addcmul(plain_PV, _partial(x_PE, head), norms(head))
     if head.bias_V is not None:
-        sums_PV = sums_PV + head.bias_V.float().cpu().abs()
+        sums_PV += head.bias_V.float().cpu().abs()
     slack_PV = SUMS * E**0.5 * UNIT32 * sums_PV
     if called:  # what is replayed may go through a product before the head's
         slack_PV *= 2
-    parts_PV = PARTS * unit * usual_PV
+    parts_PV = PARTS * unit * usual_PV if unit else sums_PV.new_zeros(1)
     if x_PE.device.type != "cpu":
         slack_PV += parts_PV
     flips_PV = parts_PV if called or _multiplies(tail.steps) else sums_PV.new_zeros(1)
@@ -187,19 +191,13 @@ def _slack(raw_PV: Tensor, tail: TailLike, h_PD: Tensor, unit: float) -> tuple[T
 
 
 def _partial(x_PE: Tensor, head: Head) -> Tensor:
-    """(P, 1): the largest root mean square of a sum's partial sums, in units of ‖x‖ ‖w‖, measured
-    on some of the columns."""
-    assert head.weight_VE is not None, "a head that is only called shows no weights"
-    some_C = torch.linspace(
-        0, head.vocab - 1, min(head.vocab, SAMPLE), dtype=torch.float64, device="cpu"
-    ).long()
-    w_CE = head.weight_VE[some_C.to(head.weight_VE.device)].float()
-    size_C = norms(head)[some_C].clamp(min=torch.finfo(torch.float32).tiny)
+    """(P, 1): the largest root mean square of a sum's partial sums, in units of ‖w‖, measured on
+    some of the columns."""
+    _, w_CE, size_C = _sizes(head)
     parts = [
         (x_E * w_CE).cumsum(-1).square().mean(-1).sqrt().cpu() / size_C for x_E in x_PE.float()
     ]
-    rows = torch.stack(parts).amax(-1, keepdim=True)
-    return rows / x_PE.float().norm(dim=-1, keepdim=True).cpu().clamp(min=1e-30)
+    return torch.stack(parts).amax(-1, keepdim=True)
 
 
 def _multiplies(steps: Sequence[Any]) -> bool:
@@ -221,32 +219,47 @@ def _ends(
     else:  # the model computes in float32, from the product on or from what it returns
         ends = [head.finish(z_PV) for z_PV in (*raw, *(z_PV.to(dtype).float() for z_PV in raw))]
         dtype = torch.float32
-    stack = torch.stack(ends)
-    return stack.amin(0), stack.amax(0), UNIT.get(dtype, 4 * UNIT32)
+    return (
+        reduce(torch.minimum, ends),
+        reduce(torch.maximum, ends),
+        UNIT.get(dtype, 4 * UNIT32),
+    )
 
 
 def _off(model_PV: Tensor, low_PV: Tensor, high_PV: Tensor, unit: float) -> Tensor:
     """How far the model's logits are from the middle of their interval, in units of half its width;
     a roundoff more belongs to it, which is less than an ulp."""
-    middle_PV, half_PV = low_PV / 2 + high_PV / 2, high_PV / 2 - low_PV / 2
-    off_PV = (model_PV - middle_PV).abs() / (half_PV + unit * model_PV.abs())
+    half_PV = (high_PV - low_PV).mul_(0.5).add_(model_PV.abs(), alpha=unit)
+    off_PV = torch.lerp(low_PV, high_PV, 0.5).sub_(model_PV).abs_().div_(half_PV)
     equal_PV = (model_PV == low_PV) | (model_PV == high_PV)  # also −inf, and 0 in no width
-    return off_PV.masked_fill(equal_PV, 0.0)
+    return off_PV.masked_fill_(equal_PV, 0.0)
 
 
-_norms: WeakKeyDictionary[Head, tuple[Any, Tensor]] = WeakKeyDictionary()
+_Sizes = tuple[Tensor, Tensor, Tensor]
+_kept: WeakKeyDictionary[Head, tuple[Any, _Sizes]] = WeakKeyDictionary()
 
 
 def norms(head: Head) -> Tensor:
     """(V,) float32 on the CPU: ‖w‖ for every token's weights, kept until they change."""
+    return _sizes(head)[0]
+
+
+def _sizes(head: Head) -> _Sizes:
+    """The norms (V,), and of a sample of tokens the weights (C, E) in float32 and their norms (C,)."""
     weight_VE = head.weight_VE
     assert weight_VE is not None, "a head that is only called shows no weights"
     version = None if weight_VE.is_inference() else weight_VE._version
     state = (weight_VE.data_ptr(), version, weight_VE.dtype)
-    kept = _norms.get(head)
+    kept = _kept.get(head)
     if kept is None or kept[0] != state:
         parts = [w_CE.float().norm(dim=-1) for w_CE in weight_VE.detach().split(SLICE)]
-        kept = _norms[head] = (state, torch.cat(parts).cpu())
+        norm_V = torch.cat(parts).cpu()
+        some_C = torch.linspace(
+            0, head.vocab - 1, min(head.vocab, SAMPLE), dtype=torch.float64, device="cpu"
+        ).long()
+        sample_CE = weight_VE.detach()[some_C.to(weight_VE.device)].float()
+        size_C = norm_V[some_C].clamp(min=torch.finfo(torch.float32).tiny)
+        kept = _kept[head] = (state, (norm_V, sample_CE, size_C))
     return kept[1]
 
 

@@ -78,26 +78,25 @@ class ReadingBuilder:
         self.turns: Turns | None = None  # of a chat
 
     def follow(self, token: int) -> None:
-        """A token that the model has written: the next position."""
+        """A token that the model has written: what follows the last position, and the next one."""
+        self.next_T[-1] = token
         self.positions.append(len(self.ids_T))
         self.ids_T = torch.cat([self.ids_T, self.ids_T.new_tensor([token])])
         self.next_T = torch.cat([self.next_T, self.next_T.new_tensor([-1])])
         if self.turns is not None:
             self.turns.follow(token)
 
-    def add(self, start: int, part: Residuals, *, chosen: int = -1) -> None:
+    def add(self, start: int, part: Residuals) -> None:
         """Read out the residuals of the positions from `start` on; chunks come in order.
-
-        chosen   the token that the model has chosen to follow the last of all positions
 
         Raises PromptError where they have another width than the model.
         """
         began = time.perf_counter()
-        rows = self._rows(start, part, chosen)
+        rows = self._rows(start, part)
         if rows is None:
             return
         if self.engine is None:
-            T, L = len(self.positions), len(rows.depths)
+            T, L = len(self.request.positions), len(rows.depths)
             single = (self.table.T - T) * L  # rows of what the model is to write
             most = max(self.request.top, self.request.candidates)
             self.engine = choose(self.model.tail.head, T * L, most, single=single)
@@ -105,7 +104,7 @@ class ReadingBuilder:
         read_rows(self, rows, self.engine, into=self.table, progress=progress)
         self.seconds += time.perf_counter() - began
 
-    def _rows(self, start: int, part: Residuals, chosen: int = -1) -> Rows | None:
+    def _rows(self, start: int, part: Residuals) -> Rows | None:
         """What is to be read out of the positions from `start` on; None where none is shown."""
         model, request = self.model, self.request
         if part.h[-1].shape[-1] != model.width:
@@ -113,7 +112,6 @@ class ReadingBuilder:
                 f"the residuals are {part.h[-1].shape[-1]} wide and the model {model.width}: "
                 "read them out with the model they were captured from"
             )
-        self.next_T[-1] = chosen
         stop = start + len(part.ids)
         first, end = (bisect_left(self.positions, p) for p in (start, stop))
         where = torch.tensor(self.positions[first:end], dtype=torch.long, device="cpu")
@@ -246,13 +244,12 @@ class ReadingBuilder:
             self.final |= dict(zip(missing, model.tail.logits(part.h[-1][missing])))
         ours_PV = torch.stack([self.final[p].float().cpu() for p in part.final_positions])
         check = compare(part.final_logits, ours_PV, model.tail, h_PD)
-        logprobs_PV = part.final_logits.double().cpu().log_softmax(-1)
-        for row, position in enumerate(part.final_positions):
+        for z_V, position in zip(part.final_logits.cpu(), part.final_positions):
             t = bisect_left(self.positions, self.start + position)
             if t < self.table.filled and self.positions[t] == self.start + position:
                 ids_K = torch.from_numpy(arrays["top_ids"][-1, t].astype(np.int64))
                 shown_K = torch.from_numpy(arrays["top_logprobs"][-1, t]).double()
-                own_K = logprobs_PV[row, ids_K]
+                own_K = z_V[ids_K].double() - z_V.double().logsumexp(0)
                 off_K = (shown_K - own_K).abs().masked_fill(shown_K == own_K, 0.0)  # −inf in both
                 check = check.widened(float(off_K.max()))
         if not check.ok:

@@ -1,18 +1,18 @@
 """The lens while a model writes: transformers' own `generate`, watched by the hooks of `capture`.
 
 transformers prepares the run, decodes and stops; its cache is its own. Watched are the blocks, whose
-rows are read out as soon as a pass has made them; the logits processors, which show the pass's own
-logits and the scores that a token is taken from; and the stopping criteria, which show the token.
+rows are read out as soon as a pass has made them, or those of a few passes together where nobody
+watches; the logits processors, which show the pass's own logits and the scores that a token is taken
+from; and the stopping criteria, which show the token.
 """
 
 from __future__ import annotations
 
 import inspect
-import threading
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,15 +35,17 @@ from logitlens.model.capture import (
     reporting,
 )
 from logitlens.model.chunks import ROUNDING
-from logitlens.model.sampling import plain, refuse_several
+from logitlens.model.sampling import pad_of, plain, refuse_several, seeded
+from logitlens.model.stream import Each
 from logitlens.reading import Reading
 
 if TYPE_CHECKING:
     from logitlens.model.lens_model import LensModel
 
-Each = Callable[[Reading], object]
-
 REREAD = 2048  # tokens that are read again in one pass, to compare
+TOGETHER = (
+    8  # passes read out together: with more, the unembedding's bytes no longer decide the time
+)
 
 # What ended a generation, by the criterion of transformers that says so.
 _REASONS = {
@@ -74,7 +76,10 @@ def written(
         progress = builder.progress = ending(progress)
     run = _Run(model, builder, settings, seed=seed, each=each, facts=facts)
     try:
-        run(progress)
+        try:
+            run(progress)
+        finally:
+            run.read()
         run.reread = _reread(model, builder, run)
     except BaseException as error:
         reason = error.reason if isinstance(error, Ended) else error
@@ -108,45 +113,21 @@ def _reread(model: LensModel, builder: ReadingBuilder, run: _Run) -> dict[str, A
     return known[kind]
 
 
-def columns(run: Callable[[Each], Reading]) -> Generator[Reading, None, Reading]:
-    """What `run` hands to its `each`, one at a time, and at the end the whole Reading.
+class _Pass(NamedTuple):
+    """What led to a token: the rows from position `start` on, and its log-probability in the model's
+    distribution and in that it was drawn from."""
 
-    It runs in a thread of its own, and does not wait: whoever takes the columns may read with the
-    same model. It ends when no more columns are wanted.
-    """
-    handed: SimpleQueue[Reading | None] = SimpleQueue()
-    left = threading.Event()
-    ends: list[Reading | BaseException] = []
-
-    def each(column: Reading) -> None:
-        if left.is_set():
-            raise StopIteration
-        handed.put(column)
-
-    def work() -> None:
-        try:
-            ends.append(run(each))
-        except BaseException as error:
-            ends.append(error)
-        handed.put(None)
-
-    thread = threading.Thread(target=work, name="logitlens-generate")
-    thread.start()
-    try:
-        while (column := handed.get()) is not None:
-            yield column
-    finally:
-        left.set()
-        thread.join()
-    (end,) = ends
-    if isinstance(end, BaseException):
-        raise end
-    return end
+    token: int
+    start: int
+    part: Residuals
+    own: float
+    drawn: float
 
 
 class _Run:
     """One generation.
 
+    passes      that are not yet read out
     tokens      ids written so far             stopped   why it ended
     logprobs    of each, in the model's own distribution
     sampled     of each, in the distribution that it was drawn from
@@ -165,6 +146,8 @@ class _Run:
         self.model, self.builder, self.settings = model, builder, settings
         self.each, self.facts = each, facts
         self.seed = seed
+        self.together = TOGETHER if each is None and builder.progress is None else 1
+        self.passes: list[_Pass] = []
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.sampled: list[float] = []
@@ -193,7 +176,7 @@ class _Run:
             options["stopping_criteria"] = StoppingCriteriaList([stops])
             self.settings.stop_strings = None  # which need a tokenizer that is not handed on
         if self.settings.pad_token_id is None:  # never written: there is one sequence
-            self.settings.pad_token_id = _pad_of(hf)
+            self.settings.pad_token_id = pad_of(hf)
         with ExitStack() as stack:
             stack.enter_context(refusing(hf, "while it generates"))
             stack.enter_context(as_found(hf))
@@ -213,7 +196,7 @@ class _Run:
         """Blocks are reported while they read the prompt; later passes are too short."""
 
         def report(what: str, done: int, of: int) -> None:
-            if not self.tokens:
+            if self._so_far() == self.builder.given:
                 progress(what, done, of)
 
         return report
@@ -234,7 +217,7 @@ class _Run:
                 f"{self.model.name}: {type(hf).__name__} changes the prompt before it generates"
             )
         self.effective = generation_config
-        with _seeded(self._seed() if generation_config.do_sample else None, input_ids.device):
+        with seeded(self._seed() if generation_config.do_sample else None, input_ids.device):
             return hf._sample(
                 input_ids,
                 logits_processor=_Processors(logits_processor, self),
@@ -253,11 +236,12 @@ class _Run:
     def scored(self, logits_1V: Tensor, scores_1V: Tensor) -> None:
         """The logits of a pass, and what became of them."""
         self.logits_1V, self.scores_1V = logits_1V, scores_1V
-        if bool((logits_1V.isnan() | (logits_1V == torch.inf)).any()):
+        if not bool(logits_1V.amax() < torch.inf):
+            total = len(self.builder.ids_T)
             raise UnsupportedModel(
-                f"{self.model.name}: the model's own logits at position "
-                f"{len(self.builder.ids_T) - 1} are not finite (nan or inf) after "
-                f"{len(self.tokens)} tokens; check the weights, or load with dtype='float32'"
+                f"{self.model.name}: the model's own logits at position {total - 1} are not finite "
+                f"(nan or inf) after {total - self.builder.given} tokens; check the weights, or load "
+                "with dtype='float32'"
             )
 
     def chosen(self, token: int) -> bool:
@@ -269,18 +253,15 @@ class _Run:
             self.between = False
 
     def _chosen(self, token: int) -> bool:
-        total, first = len(self.builder.ids_T), not self.tokens
-        start = 0 if first else total - 1
+        total = len(self.builder.ids_T)
+        start = 0 if total == self.builder.given else total - 1
         part = self._part(start, total)
-        own = float(self.logits_1V.double().log_softmax(-1)[0, token])
-        drawn = float(self.scores_1V.double().log_softmax(-1)[0, token])
-        self.builder.add(start, part, chosen=token)
-        self.builder.check()
+        own = _logprob(self.logits_1V, token)
+        drawn = _logprob(self.scores_1V, token) if self.effective.do_sample else 0.0
+        self.passes.append(_Pass(token, start, part, own, drawn))
         self.builder.follow(token)
-        self._forget()  # a replayed tail runs the blocks
-        self.tokens.append(token)
-        self.logprobs.append(own)
-        self.sampled.append(drawn if self.effective.do_sample else 0.0)
+        if len(self.passes) == self.together:
+            self.read()
         if self.each is None:
             return False
         try:
@@ -291,6 +272,27 @@ class _Run:
             self.stopped = "each"
         self._forget()  # `each` may have read something with the same model
         return bool(self.stopped)
+
+    def read(self) -> None:
+        """Read out the passes since the last time, and check each of their columns."""
+        try:
+            self._read(self.passes)
+        except UnsupportedModel:  # because of which of them?
+            passes, self.passes = self.passes, []
+            for one in passes:
+                self._read([one])
+        self.passes = []
+
+    def _read(self, passes: Sequence[_Pass]) -> None:
+        if not passes:
+            return
+        self.builder.table.filled = self.builder.checked  # what was interrupted begins again
+        self.builder.add(passes[0].start, _joined([one.part for one in passes]))
+        self.builder.check()
+        self._forget()  # a replayed tail runs the blocks
+        self.tokens += [one.token for one in passes]
+        self.logprobs += [one.own for one in passes]
+        self.sampled += [one.drawn for one in passes]
 
     def _forget(self) -> None:
         """Rows that are no pass of this generation."""
@@ -313,7 +315,8 @@ class _Run:
                         f"{type(hf).__name__}: layer {key_label(key, 'resid')} made {rows} rows for "
                         f"{new} of {total} tokens while it generates; expected one a token"
                     )
-                h.append((found[0] if len(found) == 1 else torch.cat(found, 1))[0, rows - new :])
+                h_TD = (found[0] if len(found) == 1 else torch.cat(found, 1))[0]
+                h.append(h_TD if rows == new else h_TD[rows - new :].clone())
             kept.clear()
         return Residuals(
             ids=self.builder.ids_T[start:total],
@@ -343,23 +346,24 @@ class _Run:
         return self.builder.reading(**self.facts, last=last, generation=generation)
 
 
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Inside, random numbers are those of the seed; outside, as if none had been drawn."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+def _joined(parts: Sequence[Residuals]) -> Residuals:
+    """The positions of several passes, one after another; of each the last is checked."""
+    first, *others = parts
+    if not others:
+        return first
+    ends = torch.tensor([len(part.ids) for part in parts], dtype=torch.long, device="cpu").cumsum(0)
+    return replace(
+        first,
+        ids=torch.cat([part.ids for part in parts]),
+        h=[torch.cat(rows) for rows in zip(*(part.h for part in parts))],
+        final_logits=torch.cat([part.final_logits for part in parts]),
+        final_positions=(ends - 1).tolist(),
+    )
 
 
-def _pad_of(hf: Any) -> int | None:
-    own = getattr(hf, "generation_config", None)
-    pad, eos = getattr(own, "pad_token_id", None), getattr(own, "eos_token_id", None)
-    if pad is not None:
-        return pad
-    return (eos[0] if isinstance(eos, list) else eos) or 0
+def _logprob(logits_1V: Tensor, token: int) -> float:
+    z_V = logits_1V[0].double()
+    return float(z_V[token] - z_V.logsumexp(0))
 
 
 class _Processors(LogitsProcessorList):

@@ -29,10 +29,10 @@ from logitlens.model import attribute, batches, capture, chunks, generate, patch
 from logitlens.model.assemble import ReadingBuilder, read_together
 from logitlens.model.capture import Progress, Residuals
 from logitlens.model.edits import direction, prepare
-from logitlens.model.generate import Each
 from logitlens.model.prompt import Prompt, ids_of, words_of
 from logitlens.model.request import Edits, ReadOptions, Request, depths_for, request_of
 from logitlens.model.score import Answer
+from logitlens.model.stream import Each, columns
 from logitlens.model.tokens import Vocabulary, whole
 from logitlens.model.track import Track, tracks_of
 from logitlens.model.vectors import read_vectors, weights
@@ -443,7 +443,7 @@ class LensModel:
         Options are those of `generate`, but for `each`. The generator returns the whole Reading
         (`reading = yield from model.stream(…)`); leaving the loop ends the generation.
         """
-        return generate.columns(lambda each: self.generate(prompt, each=each, **options))
+        return columns(lambda each: self.generate(prompt, each=each, **options))
 
     # -- which part did it ----------------------------------------------------------------------
 

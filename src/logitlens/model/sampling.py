@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import GenerationConfig
 
 from logitlens.errors import PromptError
@@ -149,3 +151,23 @@ def plain(settings: GenerationConfig) -> dict[str, Any]:
         if value not in (None, False, 0, 1) and not name.startswith(_SILENT)
     }
     return stated | {name: getattr(settings, name, None) for name in usual}
+
+
+@contextmanager
+def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Inside, random numbers are those of the seed; outside, as if none had been drawn."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def pad_of(hf: Any) -> int | None:
+    """The id that a model pads with: its own, its end, or 0."""
+    own = getattr(hf, "generation_config", None)
+    pad, eos = getattr(own, "pad_token_id", None), getattr(own, "eos_token_id", None)
+    if pad is not None:
+        return pad
+    return (eos[0] if isinstance(eos, list) else eos) or 0
