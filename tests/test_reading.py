@@ -158,6 +158,9 @@ def test_wrong_shapes_are_refused(reading):
     fields["kl"] = fields["kl"][:, :-1]
     with pytest.raises(FormatError, match="kl has shape"):
         Reading(**fields)
+    for wrong in (3.5, np.nan):
+        with pytest.raises(FormatError, match=rf"^ids holds {wrong}: not whole numbers"):
+            Reading(**reading.fields() | {"ids": [*map(float, reading.ids[1:]), wrong]})
 
 
 def test_settled_and_first():

@@ -548,7 +548,12 @@ def _array(
     name: str, value: ArrayLike, statistic: Statistic, sizes: dict[str, int]
 ) -> NDArray[Any]:
     """A read-only copy of the shape its axes ask for; the first of each size decides."""
-    array = np.array(value, dtype=statistic.dtype)
+    given = np.asarray(value)
+    if np.issubdtype(statistic.dtype, np.integer) and given.dtype.kind == "f":
+        broken = given[given != np.floor(given)]  # nan is one of them
+        if broken.size:
+            raise FormatError(f"{name} holds {broken[0]}: not whole numbers")
+    array = np.array(given, dtype=statistic.dtype)
     array.flags.writeable = False
     axes = statistic.axes
     if array.ndim != len(axes):

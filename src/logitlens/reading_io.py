@@ -55,7 +55,7 @@ def load(path: Path) -> Reading:
     suffix = path.suffix.lower()
     if suffix not in (".json", ".parquet"):
         raise FormatError(
-            f"cannot load {str(path)!r}: expected a .json or .parquet file of a reading"
+            f"cannot load {str(path)!r}: expected a .json, .parquet or .html file of a reading"
         )
     if not path.is_file():
         raise FileNotFoundError(f"no reading at {path}")

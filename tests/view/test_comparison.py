@@ -88,5 +88,7 @@ def test_a_wrong_choice_is_one_line(pair):
     with pytest.raises(PromptError, match="layer"):
         str(logitlens.compare(*pair, layers=77))
     a, _ = pair
+    with pytest.raises(FormatError, match="compare takes two readings, got str"):
+        logitlens.compare(a, "b.json")
     with pytest.raises(PromptError, match="position"):
         str(logitlens.compare(a, a, positions=77))

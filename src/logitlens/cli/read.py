@@ -144,7 +144,7 @@ class Session:
 @click.option(
     "--stream", type=click.Choice(STREAMS), default="resid", show_default=True,
     help="What to read: the residual stream after each block; mid: between attention and MLP; attn, "
-    "mlp: what each adds to the stream.",
+    "mlp, head: what each adds to the stream.",
 )  # fmt: skip
 @truncate_option
 @click.option(

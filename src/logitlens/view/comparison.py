@@ -59,9 +59,12 @@ def compare(
 
     What it returns prints what changed and a grid of differences, shows itself as the page in a
     notebook, and has `changes()`, `difference()`, `figure()` and `save("x.html")`. Raises FormatError
-    for an unknown colour, PromptError for a layer or position that `a` does not hold.
+    for an unknown colour and what is no reading, PromptError for a layer or position that `a` does not hold.
     """
     statistics.by_color(color)
+    for given in (a, b):
+        if not isinstance(given, Reading):
+            raise FormatError(f"compare takes two readings, got {type(given).__name__}")
     return Comparison(a, b, color, layers, positions, width, theme)
 
 
