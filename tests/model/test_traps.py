@@ -54,6 +54,15 @@ def test_a1_the_last_hidden_state_is_not_the_stream(name, last_state_is):
     assert equal(last_row(model), truth(hf))
 
 
+def test_a1_a_configuration_decides_what_the_last_hidden_state_is_and_the_stream_stays():
+    for tied in (True, False):
+        hf = build("LlamaForCausalLM", tie_last_hidden_states=tied)
+        model = logitlens.load(hf)
+        (residuals,) = capture(model, [IDS])
+        assert equal(residuals.h[-1], states(hf)[-1][0]) is not tied
+        assert equal(last_row(model), truth(hf))
+
+
 def test_a2_heads_fed_by_the_last_block_itself():
     model = logitlens.load(build("BartForCausalLM"))
     assert model.tail.steps == []
