@@ -13,7 +13,7 @@ corpus    windows of 256 tokens, every layer:
     survey     `logitlens survey run --corpus`
     ray data   `naive` as a Ray Data pipeline that writes Parquet, with the loading of its actor's model
 jobs      the corpus again, by one and by two processes of one thread; the second starts both
-memory    the corpus at three sizes: what a survey holds does not grow with it
+memory    the corpus at three sizes, layers 6 and 7: what a survey holds does not grow with it
 prompts   300 prompts of 20 tokens with four answers of one or two tokens (--prompts for more):
     loop       a pass for each answer, full logits per layer
     survey     `logitlens survey run`
@@ -118,14 +118,16 @@ def naive_statistics(hf: Any, ids_BT: Tensor, out: Any) -> dict[str, np.ndarray]
     return {name: torch.stack(values, 1).numpy() for name, values in found.items()}
 
 
-def survey(model: logitlens.LensModel, ids_NT: Tensor, jobs: int = 0) -> None:
+def survey(
+    model: logitlens.LensModel, ids_NT: Tensor, jobs: int = 0, layers: str | None = None
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ids.jsonl"
         with path.open("w") as file:
             for ids_T in ids_NT:
                 file.write(json.dumps({"ids": ids_T.tolist()}) + "\n")
         settings = Settings(
-            token_budget=BATCH * LENGTH, shard_size=SHARD, length=LENGTH,
+            layers, token_budget=BATCH * LENGTH, shard_size=SHARD, length=LENGTH,
             threads=1 if jobs else torch.get_num_threads(),
         )  # fmt: skip
         found = run(path, Path(folder) / "survey", model, source="demo", loading={}, settings=settings,
@@ -198,9 +200,14 @@ def survey_prompts(model: logitlens.LensModel, items: list[dict[str, Any]]) -> N
         ).done
 
 
+def last_layers(model: logitlens.LensModel, ids_NT: Tensor) -> None:
+    survey(model, ids_NT, layers="6:")
+
+
 DO: dict[str, Callable[..., None]] = {
     "forward": forward, "product": product, "naive": naive, "survey": survey, "ray data": ray_data,
     "loop": loop, "survey of prompts": survey_prompts,
+    "survey of two layers": last_layers,
 }  # fmt: skip
 
 
@@ -213,7 +220,7 @@ def once(name: str, shape: str, count: int, jobs: int) -> None:
         DO[name](model, work[:8])
     else:
         work = documents(model, count)
-        (survey if name == "survey" else forward)(model, work[:BATCH])
+        (survey if name.startswith("survey") else forward)(model, work[:BATCH])
         if name == "ray data":
             os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray reads this name; it lowers priorities)
             import ray
@@ -247,7 +254,7 @@ def cases(options: argparse.Namespace) -> list[tuple[str, str, str, int, int]]:
     if "jobs" in options.only:
         out += [("jobs", "survey", "demo", options.tokens or TOKENS["demo"], j) for j in (1, 2)]
     if "memory" in options.only:
-        out += [("memory", "survey", "demo", tokens, 0) for tokens in MEMORY]
+        out += [("memory", "survey of two layers", "demo", tokens, 0) for tokens in MEMORY]
     if "prompts" in options.only:
         out += [
             ("prompts", name, "demo", options.prompts, 0) for name in ("loop", "survey of prompts")
