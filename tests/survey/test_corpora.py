@@ -13,11 +13,13 @@ import torch
 
 import logitlens
 from logitlens import FormatError, SurveyError
-from logitlens.survey import bands, sketch
+from logitlens.survey import bands, corpus_summary, sketch
 from logitlens.survey.documents import Windows
 from logitlens.survey.find import find
 from logitlens.survey.plan import Settings
+from logitlens.survey.report import report
 from logitlens.survey.run import run
+from logitlens.survey.summary import SAMPLE
 from tests.models import tiny_gpt2, tiny_tokenizer
 from tests.survey.conftest import WORDS
 
@@ -140,6 +142,8 @@ def test_an_overlap_is_read_but_not_counted_again(corpus, model):
     window = model.read(ids[12:28])  # the second window repeats four tokens of the first
     np.testing.assert_allclose(mine.kl.loc[16:27], window.kl[1, 4:], atol=1e-4)
     assert np.stack(mine.top_ids).shape[1] == 5
+    assert mine.text.tolist() == model.tokens.pieces(ids)
+    assert mine.top.tolist() == [model.tokens.piece(int(each[0])) for each in mine.top_ids]
 
 
 @pytest.mark.parametrize("size", [20, 10_000])
@@ -223,9 +227,7 @@ def test_bands_grow_by_four():
 
 
 def test_a_report_of_a_corpus_shows_curves_exits_and_agreement_by_band(corpus, tmp_path):
-    from logitlens.survey.report import report
-
-    folder = corpus()
+    folder = corpus(cells=True)
     found = report([folder], tmp_path / "a.html")
     measures = {curve.measure for curve in (*found.curves, *found.exits)}
     assert measures >= {"loss", "kl", "agree", "rank_p50", "exit_layer", "exit_agree"}
@@ -234,6 +236,9 @@ def test_a_report_of_a_corpus_shows_curves_exits_and_agreement_by_band(corpus, t
     }  # fmt: skip
     page = (tmp_path / "a.html").read_text()
     assert not re.search(r'(?:src|href)="http', page)
+    links = set(re.findall(r'href="#((?:point|reading)-[^"]*)"', page))
+    assert links
+    assert links <= set(re.findall(r'id="([^"]*)"', page))
     text = (report([folder], tmp_path / "a.md"), (tmp_path / "a.md").read_text())[1]
     assert "by threshold" in text
     assert "| tokens |" in text
@@ -241,3 +246,17 @@ def test_a_report_of_a_corpus_shows_curves_exits_and_agreement_by_band(corpus, t
         report([folder], tmp_path / "b.md", by="language")
     with pytest.raises(FormatError, match=r"cells/\*\.parquet"):
         find(folder)
+
+
+def test_behind_the_points_of_a_corpus_are_positions_where_cells_are_kept(corpus):
+    folder = corpus("kept", cells=True)
+    table = corpus_summary.table(folder)
+    found = corpus_summary.examples(folder, "kept", table)
+    assert len(found) == len(table.band.unique())
+    for kept in found:
+        assert 0 < len(kept.prompts) <= min(kept.of, SAMPLE)
+        for each in kept.prompts:
+            assert any(each.prompt + each.answer in text for text in TEXTS)
+            assert [row["layer"] for row in each.rows] == table.layer.unique().tolist()
+    without = corpus("without")
+    assert corpus_summary.examples(without, "", corpus_summary.table(without)) == []

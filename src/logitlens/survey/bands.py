@@ -174,7 +174,12 @@ def cell_columns(
     inside_P = np.arange(P) + window.context
     next_P = [ids[i + 1] if window.start + i + 1 < window.end else None for i in inside_P.tolist()]
     blocks = [-1 if (b := layer_number(label)) is None else b for label in rows.layers]
-    agree_LP = arrays["top_ids"][..., 0] == arrays["top_ids"][-1, :, 0]
+    top_LP = arrays["top_ids"][..., 0]
+    agree_LP = top_LP == top_LP[-1]
+    tokens_P = [ids[i] for i in inside_P.tolist()]
+    said = {-1: None} | {
+        i: model.tokens.piece(i) for i in {*tokens_P, *top_LP.ravel().tolist()} if i >= 0
+    }
 
     def each(values_P: Any) -> list[Any]:
         return np.repeat(np.asarray(values_P, dtype=object), L).tolist()
@@ -190,10 +195,11 @@ def cell_columns(
     rank = across(arrays["target_ranks"][..., 0])
     return {
         "document": [window.document] * (P * L), "position": each(position_P),
-        "seen": each(inside_P), "token": each([ids[i] for i in inside_P.tolist()]),
+        "seen": each(inside_P), "token": each(tokens_P), "text": each([said[i] for i in tokens_P]),
         "next": each(next_P), "lens": [lens] * (P * L), "layer": rows.layers * P,
         "block": blocks * P, **number, "rank": np.where(rank > 0, rank, np.nan),
         "agree": np.where(missing, False, across(agree_LP)),
+        "top": [said[i] for i in across(top_LP).tolist()],
         "top_ids": across(arrays["top_ids"]), "top_logprobs": across(arrays["top_logprobs"]),
     }  # fmt: skip
 

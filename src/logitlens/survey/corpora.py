@@ -86,9 +86,10 @@ def _cells(
 
     types = {
         "document": pa.int64(), "position": pa.int32(), "seen": pa.int32(), "token": pa.int32(),
-        "next": pa.int32(), "lens": pa.string(), "layer": pa.string(), "block": pa.int32(),
+        "text": pa.string(), "next": pa.int32(), "lens": pa.string(), "layer": pa.string(), "block": pa.int32(),
         "loss": pa.float32(), "entropy": pa.float32(), "kl": pa.float32(), "rank": pa.int32(),
-        "agree": pa.bool_(), "top_ids": pa.list_(pa.int32()), "top_logprobs": pa.list_(pa.float32()),
+        "agree": pa.bool_(), "top": pa.string(), "top_ids": pa.list_(pa.int32()),
+        "top_logprobs": pa.list_(pa.float32()),
     }  # fmt: skip
     batches = []
     for n, window in enumerate(windows):

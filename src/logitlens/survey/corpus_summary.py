@@ -6,6 +6,7 @@ none: they are within 2 % of those of the tokens read.
 
 from __future__ import annotations
 
+import io
 import os
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,12 @@ from logitlens.errors import PromptError
 from logitlens.survey import bands
 from logitlens.survey import plan as planning
 from logitlens.survey.commit import Folder
-from logitlens.survey.summary import Curve, Histogram, Summary
+from logitlens.survey.summary import SAMPLE, Curve, Histogram, Kept, KeptPrompt, Summary
 
 if TYPE_CHECKING:
     import pandas
 
+CONTEXT = 24  # tokens shown up to an example's position
 MEASURES = {  # name: (what it is, its unit or "")
     "loss": ("loss of the token that follows", "nats"),
     "rank_p50": ("median rank of the token that follows", ""),
@@ -51,7 +53,7 @@ def summarise(frames: dict[str, pandas.DataFrame]) -> Summary:
     for survey, frame in frames.items():
         for lens, band in dict.fromkeys(zip(frame["lens"].tolist(), frame["band"].tolist())):
             rows = frame.loc[(frame["lens"] == lens) & (frame["band"] == band)]
-            group = "all positions" if band == "all" else f"position {band}"
+            group = _group(band)
             key, layers = (survey, str(lens), group), rows["layer"].tolist()
             n, nothing = int(rows["tokens"].iloc[-1]), np.full(len(rows), np.nan)
             for measure in ("loss", "rank_p50", "right", "kl", "entropy", "agree"):
@@ -82,3 +84,47 @@ def _exits(key: tuple[str, str, str], rows: pandas.DataFrame, n: int) -> list[Cu
     labels = [f"{t:g}" for t in bands.THRESHOLDS]
     none = np.full(len(labels), np.nan)
     return [Curve(*key, name, labels, value, none, none, n) for name, value in values.items()]
+
+
+def _group(band: str) -> str:
+    return "all positions" if band == "all" else f"position {band}"
+
+
+def examples(folder: str | os.PathLike[str], survey: str, frame: pandas.DataFrame) -> list[Kept]:
+    """Positions behind the curves of a corpus's table: of its first shard; none without its cells."""
+    import pyarrow.parquet as pq
+
+    plan, files = planning.load(folder), Folder(folder)
+    shard = next(s for s in range(len(plan.shards)) if files.committed(s) is not None)
+    if not plan.settings.cells:
+        return []
+    columns = ["document", "position", "seen", "text", "lens", "layer", "block", "top", "loss", "rank",
+               "kl", "entropy"]  # fmt: skip
+    cells = pq.read_table(io.BytesIO(files.place.read(files.cells(shard))), columns=columns)
+    known = cells.to_pandas()
+    known["logprob"] = -known["loss"]
+    out = []
+    for lens, mine in known.groupby("lens", sort=False):
+        places = mine[mine["block"] == mine["block"].max()]
+        text = dict(zip(zip(places["document"], places["position"]), places["text"]))
+        final = (frame["lens"] == lens) & (frame["block"] == frame["block"].max())
+        groups = frame.loc[final, ["band", "first", "last", "tokens"]].to_numpy().tolist()
+        for band, first, last, n in groups:
+            inside = places.loc[places["seen"].between(first, last), ["document", "position"]]
+            some = inside.iloc[:: max(1, len(inside) // SAMPLE)].head(SAMPLE).to_numpy().tolist()
+            if kept := [_example(mine, text, *place) for place in some]:
+                out.append(Kept(survey, str(lens), _group(band), int(n), kept))
+    return out
+
+
+def _example(
+    cells: pandas.DataFrame, text: dict[tuple[int, int], str], document: int, position: int
+) -> KeptPrompt:
+    """A position: the text up to it, the token that follows, and its numbers at every layer."""
+    rows = cells.loc[(cells["document"] == document) & (cells["position"] == position)]
+    names = ["layer", "top", "logprob", "rank", "kl", "entropy"]
+    before = [text.get((document, p), "") for p in range(position - CONTEXT + 1, position + 1)]
+    after = text.get((document, position + 1), "")
+    return KeptPrompt(
+        "".join(before), after, rows.sort_values(["block"]).loc[:, names].to_dict("records")
+    )

@@ -41,9 +41,11 @@ def report(
     if plans[0].is_corpus:
         if by or contrast:
             raise FormatError("a corpus is grouped by position: leave out --by and --contrast")
-        summary = corpus_summary.summarise(
-            {_name(folder, folders): corpus_summary.table(folder) for folder in folders}
-        )
+        frames = {_name(folder, folders): corpus_summary.table(folder) for folder in folders}
+        summary = corpus_summary.summarise(frames)
+        if out.suffix == ".html":
+            for folder, (survey, frame) in zip(folders, frames.items()):
+                summary.kept.extend(corpus_summary.examples(folder, survey, frame))
         words = corpus_summary.MEASURES
     else:
         frames = {_name(folder, folders): table(folder) for folder in folders}

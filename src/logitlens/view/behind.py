@@ -29,7 +29,9 @@ def urls(curve: Curve, summary: Summary) -> list[str]:
 def sections(summary: Summary) -> list[str]:
     """The HTML of all points and of all readings."""
     out = []
+    heads = ("prompt", "answer") if summary.unit == "prompts" else ("text", "next")
     for number, kept in enumerate(summary.kept):
+        columns = [name for name in COLUMNS if name in kept.prompts[0].rows[0]]
         layers = [row["layer"] for row in kept.prompts[0].rows]
         for i, layer in enumerate(layers):
             ordered = sorted(
@@ -37,15 +39,15 @@ def sections(summary: Summary) -> list[str]:
             )
             rows = [
                 [f'<a href="#reading-{number}-{n}">{_text(each.prompt)}</a>', _text(each.answer)]
-                + _cells(each.rows[i])
+                + _cells(each.rows[i], columns)
                 for n, each in ordered
             ]
-            said = f"{_title(kept)}layer {layer}: {len(rows)} of {kept.of:,} prompts, by KL"
-            out.append(_section(f"point-{number}-{i}", said, ["prompt", "answer", *COLUMNS], rows))
+            said = f"{_title(kept)}layer {layer}: {len(rows)} of {kept.of:,} {summary.unit}, by KL"
+            out.append(_section(f"point-{number}-{i}", said, [*heads, *columns], rows))
         for n, each in enumerate(kept.prompts):
-            rows = [[_text(row["layer"]), *_cells(row)] for row in each.rows]
+            rows = [[_text(row["layer"]), *_cells(row, columns)] for row in each.rows]
             said = f"{_title(kept)}{each.prompt}" + (f" → {each.answer}" if each.answer else "")
-            out.append(_section(f"reading-{number}-{n}", said, ["layer", *COLUMNS], rows))
+            out.append(_section(f"reading-{number}-{n}", said, ["layer", *columns], rows))
     return out
 
 
@@ -62,8 +64,8 @@ def _section(name: str, said: str, heads: Sequence[str], rows: Sequence[Sequence
     )
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    return [_text(row[name]) for name in COLUMNS]
+def _cells(row: dict[str, Any], columns: Sequence[str]) -> list[str]:
+    return [_text(row[name]) for name in columns]
 
 
 def _number(value: Any) -> float:

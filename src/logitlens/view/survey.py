@@ -221,7 +221,7 @@ def page(
     parts = [
         f'<h1 id="top">{html.escape(title)}</h1><p>{html.escape(" ".join(_about(summary)))}</p>',
         picture[picture.index("<svg") :],  # inside the page, so that its points are links
-        *(["<p>A point opens some of its prompts.</p>"] if summary.kept else []),
+        *([f"<p>A point opens some of its {summary.unit}.</p>"] if summary.kept else []),
         *sections(summary),
     ]
     text = markdown(summary, words).splitlines()[4:]
