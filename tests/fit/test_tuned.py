@@ -155,6 +155,8 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path):
         assert "\n" not in str(error.value)
         assert "--fresh" in str(error.value)
     tuned.fit(model, repeating(seed=1), settings, folder=tmp_path, fresh=True)
+    with pytest.raises(FitError, match="is a finished lens: choose another folder.* --fresh"):
+        tuned.fit(model, repeating(), settings, folder=tmp_path)
     (tmp_path / checkpoint.NAME).write_bytes(b"torn")
     with pytest.raises(FitError, match="not a checkpoint"):
         tuned.fit(model, repeating(), settings, folder=tmp_path)

@@ -65,7 +65,7 @@ _common = together(
                  default="float16", show_default=True, help="Number type of the lens file."),
     click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True,
                  metavar="N"),
-    click.option("--fresh", is_flag=True, help="Start over, ignoring any checkpoint in DIR."),
+    click.option("--fresh", is_flag=True, help="Start over, ignoring any checkpoint or lens in DIR."),
     click.option("--evaluate", is_flag=True,
                  help="Judge the lens beside the logit lens when it is done."),
     click.option("--facts", metavar="FILE", help="With --evaluate: prompts with answers, too."),

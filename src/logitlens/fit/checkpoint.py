@@ -71,13 +71,19 @@ class Folder:
         path = None if self.path is None else self.path / self._name
         return path if path is not None and path.is_file() else None
 
-    def load(self) -> dict[str, Any] | None:
+    def load(self, name: str) -> dict[str, Any] | None:
         """The state of this fit that was saved here, or None.
 
-        Raises FitError where it belongs to another corpus, model or setting, or is broken.
+        Raises FitError where it belongs to another corpus, model or setting, or is broken, and where
+        there is none but the finished lens `name`, which this fit would replace.
         """
         path = self.checkpoint
         if path is None:
+            if self.path is not None and (self.path / name).exists():
+                raise FitError(
+                    f"{self.path / name} is a finished lens: choose another folder, or replace it "
+                    "with --fresh"
+                )
             return None
         try:
             data = torch.load(path, map_location="cpu", weights_only=True)

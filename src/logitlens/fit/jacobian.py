@@ -204,7 +204,7 @@ class JacobianFit:
         made_of = plain(settings, without=("checkpoint_seconds", "dtype"))
         made_of["tokens_per_pass"] = settings.per_pass(model)
         self.folder = Folder(folder, identity("jacobian", model, corpus, made_of), apart=True)
-        state = self.folder.load() if not fresh else None
+        state = self.folder.load(FILE) if not fresh else None
         for name, value in (state or {}).items():
             setattr(self, name, value)
 
@@ -291,7 +291,8 @@ def fit(
     """Average the Jacobian lens of `model` (a LensModel) over the documents of `corpus`.
 
     folder   where checkpoints and, at the end, `jacobian.safetensors` are written; a checkpoint of
-             the same fit found there is gone on from (`fresh`: ignored). None: nothing is written.
+             the same fit found there is gone on from, and a finished lens is not replaced (`fresh`:
+             both are ignored). None: nothing is written.
     report   called after every batch of prompts
 
     Documents shorter than skip_first + 2 tokens are passed over. Raises PromptError (none long

@@ -148,7 +148,7 @@ class TunedFit:
         self.stale, self.best_mean = 0, math.inf
         made_of = plain(settings, without=_MAY_CHANGE)
         self.folder = Folder(folder, identity("tuned", model, corpus, made_of))
-        state = self.folder.load() if not fresh else None
+        state = self.folder.load(FILE) if not fresh else None
         if state is not None:
             self._restore(state)
 
@@ -341,7 +341,8 @@ def fit(
     """Fit a tuned lens of `model` (a LensModel) on `corpus`.
 
     folder   where checkpoints and, at the end, `tuned.safetensors` are written; a checkpoint of the
-             same fit found there is gone on from (`fresh`: ignored). None: nothing is written.
+             same fit found there is gone on from, and a finished lens is not replaced (`fresh`: both
+             are ignored). None: nothing is written.
     report   called after every step
 
     The loss is averaged over all positions. Raises PromptError (corpus too short, bad setting),
