@@ -274,6 +274,7 @@ def test_early_stop():
         ({"length": 5000}, "too short"),
         ({"steps": 0}, "steps=0"),
         ({"rank": 0}, "rank=0"),
+        ({"rank": 33}, "rank=33: expected at most 32, the model's width"),
         ({"optimizer": "adam"}, "expected sgd, adamw, muon"),
         ({"holdout": 1.0}, "holdout=1.0"),
         ({"precision": "half"}, "precision='half'"),

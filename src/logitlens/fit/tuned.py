@@ -118,6 +118,10 @@ class TunedFit:
         fresh: bool = False,
     ):
         settings.check()
+        if (settings.rank or 0) > model.width:
+            raise PromptError(
+                f"rank={settings.rank}: expected at most {model.width}, the model's width"
+            )
         self.model, self.corpus, self.settings = model, corpus, settings
         self.report = report
         self.depths = list(range(model.n_blocks))
