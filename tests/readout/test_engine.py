@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +42,21 @@ def order(sources: dict[str, str]) -> list[str]:
     names = set(sources)
     graph = {name: imported(source, names) for name, source in sources.items()}
     return list(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("kernel", ["torch", "numba"])
+def test_reading_on_the_cpu_loads_neither_triton_nor_what_tries_it(kernel, monkeypatch):
+    pytest.importorskip("numba")
+    for name in ("triton", f"{HERE}.proof", f"{HERE}.epilogue"):
+        monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.delattr(logitlens.readout, name.split(".")[-1], raising=False)
+    monkeypatch.setattr(engine, "WORTH", -1 if kernel == "numba" else engine.WORTH)
+    head = make_head(10)
+    chosen = engine.choose(head, 3)
+    assert chosen.name == f"chunked ({kernel})"
+    x_TLE = torch.ones(1, 3, head.weight_VE.shape[1], dtype=torch.float32, device="cpu")
+    targets_TM = torch.zeros(1, 1, dtype=torch.long, device="cpu")
+    assert chosen.stats(x_TLE, head, 2, targets_TM).finite.all()
 
 
 def test_no_file_of_the_readout_imports_itself_by_way_of_others():

@@ -186,8 +186,8 @@ def test_slabs_read_on_a_gpu_only_and_only_where_proven(monkeypatch):
     elsewhere = Head(10, torch.empty(10, 4, device="meta"))
     assert engine.choose(elsewhere, engine.WORTH).name == "chunked (torch)"
     monkeypatch.setattr(proof, "slabs", lambda head: True)
-    assert engine.choose(make_head(10), 1, 256).name == "slabs (triton)"
-    assert engine.choose(make_head(10), 1, 257).name == "chunked (torch)"
+    assert engine.choose(elsewhere, 1, 256).name == "slabs (triton)"
+    assert engine.choose(elsewhere, 1, 257).name == "chunked (torch)"
     monkeypatch.undo()
     small = proof.request(1, 1, 100, 8, torch.device("cpu"), torch.float32, False, False, False)
     monkeypatch.setattr(proof, "request", lambda *_: small)

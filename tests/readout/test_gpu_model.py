@@ -86,6 +86,25 @@ def test_a_machine_without_a_gpu_measures_nothing_and_says_so(monkeypatch, capsy
     assert capsys.readouterr().err == "gpu: skipped, torch sees no GPU here\n"
 
 
+@torch.inference_mode()
+def test_every_way_of_the_benchmark_runs_and_reads_the_same(monkeypatch):
+    seed = torch.Generator().manual_seed(0)
+    head = Head(300, torch.randn(300, 8, generator=seed))
+    x_TLE, targets = torch.randn(2, 3, 8, generator=seed), torch.tensor([[3], [70]])
+    with patched_once():
+        read = {n: way() for n, way in benchmark._ways(x_TLE, head, 5, targets).items()}
+    product = read.pop("product")
+    assert product.shape == (6, 300)
+    assert set(read) == {"slabs", "torch", "naive"}
+    for stats in read.values():
+        assert torch.equal(stats.top_ids, product.topk(5, -1).indices.view(2, 3, 5))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2e6)
+    assert benchmark._measured(lambda: None)["peak_mb"] == 2
+
+
 def test_a_large_reading_on_an_h100_reaches_most_of_the_products_rate():
     card = gpu_model.CARDS[0]
     for rows in gpu_model.ROWS:

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 
 import torch
 
-from logitlens.readout import proof
 from logitlens.readout.chunked import Chunked
 from logitlens.readout.gpu import MOST, Slabs
 from logitlens.readout.head import Head
@@ -36,11 +35,11 @@ def choose(head: Head, rows: int, k: int = 1, *, single: int = 0) -> Engine:
         from logitlens.readout.sharded import Sharded  # torch.distributed is not in every build
 
         return Sharded()
-    if k <= MOST and proof.slabs(head):
-        return Slabs()
     logits, weight_VE = (rows + SINGLE * single) * head.vocab, head.weight_VE
     if weight_VE is not None and not weight_VE.is_cpu:
-        return Chunked("torch")
+        from logitlens.readout import proof  # of no use on the CPU
+
+        return Slabs() if k <= MOST and proof.slabs(head) else Chunked("torch")
     wide = weight_VE is not None and weight_VE.dtype == torch.bfloat16 and _wide_vectors()
     if wide and weight_VE is not None:
         logits *= 1 + weight_VE.shape[1] // WIDENED

@@ -156,14 +156,8 @@ def _carried(c, new):
 
 
 @triton.jit
-def merge(slab, stride, begin, C, skip, sums, maxima, state, keys, low, bias, final_bias, scale, cap,
-          L, R, G, B, GP: tl.constexpr, BP: tl.constexpr, KP: tl.constexpr, BIAS: tl.constexpr,
-          FINAL: tl.constexpr, CAP: tl.constexpr):  # fmt: skip
-    """A slab's part into what each row has: sums, state (6, R) float64, and the k likeliest, keys (R, KP).
-
-    state: c, s, a, x and its final row's c and s. low (R,): the k-th of a row's keys.
-    """
-    n = tl.program_id(0)
+def _merge_sums(n, sums, state, L, R, G, GP: tl.constexpr):
+    """The sums of a slab's part into those of row n."""
     g = tl.arange(0, GP)
     there = g < G
     of_row, of_final = sums + n * G + g, sums + (n // L * L + L - 1) * G + g
@@ -194,8 +188,19 @@ def merge(slab, stride, begin, C, skip, sums, maxima, state, keys, low, bias, fi
     tl.store(had + 4 * R, new_cf.to(tl.float64))
     tl.store(had + 5 * R, old_sf * old_wf + tl.sum(sf * wf, axis=0))
 
+
+@triton.jit
+def merge(slab, stride, begin, C, skip, sums, maxima, state, keys, low, bias, final_bias, scale, cap,
+          L, R, G, B, GP: tl.constexpr, BP: tl.constexpr, KP: tl.constexpr, BIAS: tl.constexpr,
+          FINAL: tl.constexpr, CAP: tl.constexpr):  # fmt: skip
+    """A slab's part into what each row has: sums, state (6, R) float64, and the k likeliest, keys (R, KP).
+
+    state: c, s, a, x and its final row's c and s. low (R,): the k-th of a row's keys.
+    """
+    n = tl.program_id(0)
+    _merge_sums(n, sums, state, L, R, G, GP)
     b = tl.arange(0, BP)
-    highest = tl.load(maxima + n * B + b, mask=b < B, other=-inf)
+    highest = tl.load(maxima + n * B + b, mask=b < B, other=-float("inf"))
     blocks = tl.where(b * _BLOCK < C, _key(highest, begin + b * _BLOCK), _LOWEST)
     best, least = tl.max(blocks, axis=0), tl.load(low + n)
     if best > least:

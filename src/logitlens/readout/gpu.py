@@ -6,7 +6,7 @@ next slab overwrites it: nothing else as large is held. All slabs of a reading h
 library multiplies each with the same kernel. The targets, gathered, pass first, of many rows in that shape
 too, so that a token ranks no lower than its twin. No step waits for the GPU.
 
-Equal to `reference` up to float32 rounding. `serves` proves it on the machine at hand, once.
+Equal to `reference` up to float32 rounding; `proof` tries that on the machine at hand, once.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false
