@@ -214,7 +214,9 @@ def _few(
                     _widened(kind, weight + (first + c) * stride, words, of + c * apart)
             for g in range(groups):
                 rows, to = x + g * words * side * 4, mine + g * GROUP * side * 4
-                _group(kind, rows, side, words, of, apart, to)
+                for w in range(0, words, RUN):
+                    count = min(RUN, words - w)
+                    _run(kind, rows + 4 * w * side, side, count, of + 4 * w, apart, to, w)
                 for n in range(min(side, N - g * side)):
                     for c in range(GROUP):
                         word = blocks.word_at(np.float32(0), to + (c * side + n) * 4)
@@ -232,44 +234,42 @@ def _widened(kind, weight, words, to):
 
 
 @numba.njit
-def _group_512(kind, x, side, words, weight, stride, to):
-    """A group of tokens × a group of rows, the rows side by side."""
-    for w in range(0, words, RUN):
-        one, other, run, line = weight + 4 * w, x + 4 * w * side, min(RUN, words - w), 4 * side
-        if side == 8:
-            _block_8(kind, one, stride, other, run, to, line, w)
-        elif side == 16:
-            _block_16(kind, one, stride, other, run, to, line, w)
-        elif side == 24:
-            _block_24(kind, one, stride, other, run, to, line, w)
-        elif side == 32:
-            _block_32(kind, one, stride, other, run, to, line, w)
-        else:
-            for half in range(2):
-                four, here = one + 4 * half * stride, to + 4 * half * line
-                if side == 40:
-                    _block_40(kind, four, stride, other, run, here, line, w)
-                elif side == 48:
-                    _block_48(kind, four, stride, other, run, here, line, w)
-                elif side == 56:
-                    _block_56(kind, four, stride, other, run, here, line, w)
-                else:
-                    _block_64(kind, four, stride, other, run, here, line, w)
+def _run_512(kind, x, side, run, weight, stride, to, w):
+    """A group of tokens × a group of rows, the rows side by side: `run` words from the w-th on."""
+    line = 4 * side
+    if side == 8:
+        _block_8(kind, weight, stride, x, run, to, line, w)
+    elif side == 16:
+        _block_16(kind, weight, stride, x, run, to, line, w)
+    elif side == 24:
+        _block_24(kind, weight, stride, x, run, to, line, w)
+    elif side == 32:
+        _block_32(kind, weight, stride, x, run, to, line, w)
+    else:
+        for half in range(2):
+            four, here = weight + 4 * half * stride, to + 4 * half * line
+            if side == 40:
+                _block_40(kind, four, stride, x, run, here, line, w)
+            elif side == 48:
+                _block_48(kind, four, stride, x, run, here, line, w)
+            elif side == 56:
+                _block_56(kind, four, stride, x, run, here, line, w)
+            else:
+                _block_64(kind, four, stride, x, run, here, line, w)
 
 
 @numba.njit
-def _group_256(kind, x, side, words, weight, stride, to):
+def _run_256(kind, x, side, run, weight, stride, to, w):
     """The same with half as many registers of half the width: at most 24 rows side by side."""
-    for w in range(0, words, RUN):
-        one, other, run, line = weight + 4 * w, x + 4 * w * side, min(RUN, words - w), 4 * side
-        if side == 8:
-            _block_8(kind, one, stride, other, run, to, line, w)
-        elif side == 16:
-            for t in range(0, GROUP, 6):
-                _block_16(kind, one + t * stride, stride, other, run, to + t * line, line, w)
-        else:
-            for t in range(0, GROUP, 4):
-                _block_24(kind, one + t * stride, stride, other, run, to + t * line, line, w)
+    line = 4 * side
+    if side == 8:
+        _block_8(kind, weight, stride, x, run, to, line, w)
+    elif side == 16:
+        for t in range(0, GROUP, 6):
+            _block_16(kind, weight + t * stride, stride, x, run, to + t * line, line, w)
+    else:
+        for t in range(0, GROUP, 4):
+            _block_24(kind, weight + t * stride, stride, x, run, to + t * line, line, w)
 
 
-_group = _group_512 if WIDE else _group_256
+_run = _run_512 if WIDE else _run_256
