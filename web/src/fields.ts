@@ -5,7 +5,8 @@ export interface Message {
   role: string
   content: string
 }
-interface Form {
+/** What a reading is asked with. */
+export interface Form {
   prompt: string | Message[] | number[]
   model: string
   lenses: string[]
@@ -44,6 +45,8 @@ const line = (label: string, placeholder = "") =>
   h("input", { type: "text", placeholder, "aria-label": label })
 
 export class Fields {
+  /** what only a reading has */
+  private only: HTMLElement[]
   readonly prompt = area("Prompt", "Type a prompt")
   private turns = h("ol.turns", { hidden: true, "aria-label": "Turns of the chat" })
   private kind = h(
@@ -92,6 +95,25 @@ export class Fields {
       this.corrupted,
       h("div.tools", labelled("Answer", this.token), labelled("versus", this.versus)),
     )
+    const writing = h(
+      "details.settings",
+      h("summary", "Writing"),
+      h(
+        "div.form",
+        this.settings.map((input, i) => labelled(SETTINGS[i]![1], input)),
+      ),
+    )
+    const offered = h(
+      "fieldset.lenses",
+      h("legend.sr", "Lenses"),
+      this.lenses.map(box => h("label", box, h("span", box.value))),
+    )
+    const [many, follow, changes] = [
+      labelled("Top", top),
+      labelled("Track", this.track),
+      labelled("Edit", this.edits),
+    ]
+    this.only = [offered, many, follow, changes, writing, this.write]
     this.element = h(
       "form.ask",
       this.prompt,
@@ -101,22 +123,11 @@ export class Fields {
         "div.tools",
         kind,
         labelled("Model", model),
-        h(
-          "fieldset.lenses",
-          h("legend.sr", "Lenses"),
-          this.lenses.map(box => h("label", box, h("span", box.value))),
-        ),
-        labelled("Top", top),
-        labelled("Track", this.track),
-        labelled("Edit", this.edits),
-        h(
-          "details.settings",
-          h("summary", "Writing"),
-          h(
-            "div.form",
-            this.settings.map((input, i) => labelled(SETTINGS[i]![1], input)),
-          ),
-        ),
+        offered,
+        many,
+        follow,
+        changes,
+        writing,
         this.go,
         this.write,
       ),
@@ -151,7 +162,7 @@ export class Fields {
     this.prompt.hidden = kind.value == "chat"
     this.turns.hidden = kind.value != "chat"
     this.patched.hidden = kind.value != "patch"
-    this.write.hidden = kind.value == "patch"
+    for (const part of this.only) part.hidden = kind.value == "patch"
     this.go.textContent = kind.value == "patch" ? "Patch" : "Read"
     this.prompt.placeholder = kind.value == "patch" ? "Clean prompt" : "Type a prompt"
   }

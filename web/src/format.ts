@@ -44,6 +44,7 @@ export interface ReadingManifest {
     lens: string
     model: string
     note: string
+    edited: string
     check: string
     ok: boolean | null
     text: string[]

@@ -181,6 +181,7 @@ export class Page {
   }
 
   close() {
+    this.saveAddress()
     this.closed.abort()
     this.time.stop()
     this.box.remove()
@@ -295,9 +296,12 @@ export class Page {
     this.columnsDrawn = this.app.columnCount
     this.redraw()
     clearTimeout(this.savingAddress)
-    if (!this.options.hash) return
-    const save = () => history.replaceState(null, "", "#" + this.app.hash)
-    this.savingAddress = setTimeout(save, 200)
+    this.savingAddress = setTimeout(() => this.saveAddress(), 200)
+  }
+
+  private saveAddress() {
+    clearTimeout(this.savingAddress)
+    if (this.options.hash) history.replaceState(null, "", "#" + this.app.hash)
   }
 
   private draw() {

@@ -1,7 +1,7 @@
 /* The served page: a prompt box with progress, the readings made so far, and the page below. */
 import { h } from "./dom"
 import { fromBase64, type Manifest, type Source } from "./format"
-import { Fields, type Message } from "./fields"
+import { Fields, type Form } from "./fields"
 import type { Mounted } from "./main"
 import type { Options } from "./page"
 import { components, heatmap, type Attribution, type PatchGrid } from "./patches"
@@ -11,15 +11,6 @@ declare const logitlens: {
   mount(element: HTMLElement, source: Source, options?: Options): Promise<Mounted>
 }
 
-interface Form {
-  prompt: string | Message[] | number[]
-  model: string
-  lenses: string[]
-  top: number
-  track: (string | number)[]
-  edits: string[]
-  write: Record<string, number | string> | null
-}
 interface Entry {
   id: string
   label: string
@@ -168,7 +159,7 @@ class Desk {
     const asked = new URLSearchParams(location.search).get("show")
     const kept = (asked ?? "").split(",").filter(id => this.made.some(entry => entry.id == id))
     const [latest] = this.made
-    if (latest) void this.choose(kept.length ? kept : [latest.id])
+    if (latest) void this.choose(kept.length ? kept : [latest.id], false)
     else if (asked == null) {
       this.fields.prompt.value = EXAMPLE
       void this.read(false)
@@ -317,6 +308,7 @@ class Desk {
       else {
         this.stop.textContent = "Stop"
         this.mounted?.()
+        openAtTheEnd()
         growing = this.mounted = await logitlens.mount(this.page, source, { hash: true, state: "" })
       }
     }
@@ -339,22 +331,23 @@ class Desk {
   }
 
   /** Show readings, and what they were asked with in the form. */
-  private async choose(ids: string[]) {
+  private async choose(ids: string[], fresh = true) {
     const entry = this.entryOf(ids[0]!)
     const entries = ids.flatMap(id => this.entryOf(id) ?? [])
     if (entry)
       this.fields.fill(entry.order, entry.text, [...new Set(entries.flatMap(other => other.order.lenses))])
-    await this.show(ids)
+    await this.show(ids, fresh)
   }
 
-  /** Put readings on the page. */
-  private async show(ids: string[]) {
+  /** Put readings on the page; those that are new there open at the end. */
+  private async show(ids: string[], fresh = false) {
     try {
       const at = `api/page/${ids}`
       const manifest = await getJSON<Manifest>(at)
       const read = async (name: string) => (await ask(`${at}/${name}`)).arrayBuffer()
       const focused = this.page.contains(document.activeElement)
       this.mounted?.()
+      if (fresh) openAtTheEnd()
       this.shown = ids
       const idOf = (own: unknown) => ids[manifest.readings.findIndex(reading => reading == own)]!
       this.mounted = await logitlens.mount(
@@ -484,6 +477,13 @@ class Desk {
     this.shown = []
     this.export.hidden = this.goOn.hidden = true
   }
+}
+
+/** Take the place in the reading shown so far out of the address; colours, pins and the view stay. */
+function openAtTheEnd() {
+  const state = new URLSearchParams(location.hash.slice(1))
+  for (const key of ["cell", "pos", "upto"]) state.delete(key)
+  history.replaceState(null, "", "#" + state)
 }
 
 function followSystemTheme(box: HTMLElement) {

@@ -309,12 +309,13 @@ export class Tools {
   /** Model, lens, size and check of a reading. */
   private badges(r: number) {
     const { manifest, L, T } = this.app.readings[r]!
-    const { model, lens, note, check, ok } = manifest.about
+    const { model, lens, note, edited, check, ok } = manifest.about
     return h(
       "p",
       this.app.several && h("b.letter", letter(r)),
       h("span.badge", model),
       h("span.badge", lens, note && h("em", note)),
+      edited && h("span.badge", "edited: ", h("bdi", clip(visible(edited), 120))),
       h("span.badge", `${L} layers × ${T.toLocaleString("en-US")} positions`),
       h(ok ? "span.badge.ok" : "span.badge.not", (ok ? "✓ " : "! ") + check),
     )

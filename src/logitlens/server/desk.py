@@ -219,7 +219,7 @@ class Desk:
 
     def _entry(self, name: str, reading: Reading) -> Event:
         about = words.about(reading)
-        notes = [about["lens"], *(str(e.get("text", "")) for e in reading.meta.get("edits") or [])]
+        notes = [about["lens"], *([about["edited"]] if about["edited"] else [])]
         if written := reading.meta.get("generation"):
             notes.append(f"{len(written['ids'])} tokens written")
         return {

@@ -45,7 +45,11 @@ def read(
     edits = [e for text in order.edits for e in edit.parse(text)]
     if order.write is not None:
         run = shown | ({"edits": edits} if edits else {})
-        yield order, _write(order, model, prompt, run, progress, tell, stopped)
+        written = _write(order, model, prompt, run, progress, tell, stopped)
+        first, *others = (replace(order, lenses=(lens,)) for lens in order.lenses)
+        yield first, written
+        for other in others if not stopped() else ():
+            yield other, follow(other, written, model, progress)
         return
     # what an edit changes is seen beside what was before it
     for changed in [(), order.edits] if edits else [()]:

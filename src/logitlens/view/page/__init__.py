@@ -115,11 +115,12 @@ def manifest(
 
 
 def labels(readings: Sequence[Reading]) -> list[str]:
-    """Names that tell the readings apart: by prompt, else by lens, by model, or by number."""
+    """Names that tell the readings apart: by prompt, else by lens, model, edits, or number."""
     ways = (
         [words.label(r) for r in readings],
         [words.lens_words(r)[0] for r in readings],
         [str(r.meta.get("model", "model")) for r in readings],
+        [words.edited(r) or "not edited" for r in readings],
     )
     if len(readings) == 1:
         return ways[0]

@@ -58,6 +58,12 @@ def lens_words(reading: Reading) -> tuple[str, str]:
     return _LENSES.get(name, (f"{name} lens", f"the lens “{name}” and then the model's own head"))
 
 
+def edited(reading: Reading) -> str:
+    """The edits under which the model ran, in words; empty where there were none."""
+    edits = reading.meta.get("edits") or ()
+    return "; ".join(str(e.get("text") or "in a way unknown") for e in edits if isinstance(e, Mapping))
+
+
 def about(reading: Reading) -> dict[str, Any]:
     """The badges of the page and the three sentences under “What am I looking at?”."""
     badge, phrase = lens_words(reading)
@@ -75,6 +81,7 @@ def about(reading: Reading) -> dict[str, Any]:
         "model": model + (f" @{revision[:8]}" if revision else ""),
         "lens": badge,
         "note": "no fitted map" if reading.lens_name == "logit" else "",
+        "edited": edited(reading),
         "ok": ok,
         "check": check,
         "text": [
