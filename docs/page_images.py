@@ -3,13 +3,14 @@
     python docs/page_images.py                   # the bundled model → docs/images/page-*.png
     python docs/page_images.py MODEL FOLDER
 
-Needs playwright and Chromium. Writes page-light.png, page-dark.png, page-difference.png and,
-where the model has a tuned lens, page-lenses.png.
+Needs playwright and Chromium. Writes page-light.png, page-dark.png, page-difference.png, server.png
+and, where the model has a tuned lens, page-lenses.png.
 """
 
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -57,7 +58,32 @@ def main() -> None:
             tab.wait_for_timeout(500)
             tab.screenshot(path=folder / f"{name}.png")
             print(folder / f"{name}.png")
+        picture_of_the_server(browser, source, folder / "server.png")
         browser.close()
+
+
+def picture_of_the_server(browser, source: str | None, path: Path) -> None:
+    """`logitlens serve` after the model has written, with who wrote the answer."""
+    command = [sys.executable, "-m", "logitlens", "serve", "--port", "0", "--no-open"]
+    with subprocess.Popen(
+        [*command, "-m", source or "demo"], stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            tab = browser.new_page(viewport=SIZE, device_scale_factor=2, color_scheme="light")
+            tab.goto(server.stdout.readline().strip())
+            tab.locator(".sc").first.wait_for()
+            tab.get_by_role("button", name="Write", exact=True).click()
+            tab.locator(".made li", has_text="tokens written").wait_for()
+            tab.locator("[role=columnheader][aria-colindex='11']").click()
+            tab.get_by_role("button", name="Who wrote").first.click()
+            tab.locator(".who table").wait_for()
+            tab.evaluate("document.activeElement.blur()")
+            tab.wait_for_timeout(500)
+            tab.screenshot(path=path)
+        finally:
+            server.terminate()
+    print(path)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def open_tab(chromium, address):
         )
         contexts.append(context)
         tab = context.new_page()
-        tab.set_default_timeout(60_000)
+        tab.set_default_timeout(180_000)  # it loads torch and a model first, on a busy machine too
         tab.on("pageerror", lambda e: problems.append(f"error: {e}"))
         tab.on("console", lambda m: problems.append(m.text) if _complaint(m.text, m.type) else None)
         ours = (address, "data:", "blob:")
@@ -110,7 +110,7 @@ def dots(tab, chart):
     return tab.locator(".chart").nth(chart).locator("circle").count()
 
 
-def test_an_example_is_there_and_is_followed_appended_to_explained_named_and_written_on(open_tab):
+def test_an_example_is_there_and_every_kind_of_order_starts_from_it(open_tab):
     tab = open_tab()
     tab.wait_for_selector(".sc")
     assert re.fullmatch(r"Done in [\d.]+ s", status(tab, "Done in"))
@@ -120,7 +120,19 @@ def test_an_example_is_there_and_is_followed_appended_to_explained_named_and_wri
     other = open_tab()  # has the same readings
     drawn(other, 1)
     assert other.locator(".made li").count() == 1
-    # a pin is followed exactly, by itself, in the place of the reading
+    a_pin_is_followed(tab)
+    a_token_is_explained(tab)
+    a_token_is_appended(tab)
+    the_model_writes(tab)
+    a_reading_is_named_and_deleted(tab, other)
+    an_edit_is_seen_beside_what_was_before(tab)
+    a_chat_is_read_and_its_template_left_out(tab)
+    a_choice_from_the_list_fills_the_form(tab)
+    two_prompts_are_patched(tab)
+
+
+def a_pin_is_followed(tab):
+    """Exactly, by itself, in the place of the reading."""
     tab.locator("[role=grid]").focus()
     tab.keyboard.press("Control+End")
     tab.locator(".chip").first.wait_for()  # the tile has come
@@ -131,18 +143,26 @@ def test_an_example_is_there_and_is_followed_appended_to_explained_named_and_wri
         tab.wait_for_timeout(100)
     assert dots(tab, 2) == 10, "a value at every position"
     assert tab.locator(".made li").count() == 1
-    # who wrote it
+
+
+def a_token_is_explained(tab):
     tab.locator("button[aria-label='Who wrote ␣Paris?']").click()
     tab.locator(".who table").wait_for()
     assert "mlp" in tab.inner_text(".who")
     assert "The model’s own logit is" in tab.inner_text(".who")
     assert violations(tab) == []
-    # a predicted token is appended, and read again
+
+
+def a_token_is_appended(tab):
     tab.locator("button[aria-label^='Append ␣Paris']").click()
     tab.locator(".made li").nth(1).wait_for()
     tab.locator("[role=columnheader]", has_text="Paris").wait_for()
     assert tab.input_value("textarea") == EIFFEL + " Paris"
-    # the model writes; columns come as it does, and a slider takes them away again
+    assert "position 10," in tab.inner_text("[role=gridcell]"), "the cursor is at the new end"
+
+
+def the_model_writes(tab):
+    """Columns come as it does, and a slider takes them away again."""
     tab.get_by_role("button", name="Write", exact=True).click()
     tab.locator(".time").wait_for()
     tab.locator(".made li", has_text="tokens written").wait_for()
@@ -157,19 +177,55 @@ def test_an_example_is_there_and_is_followed_appended_to_explained_named_and_wri
     assert heads.count() < count, "later columns are hidden"
     tab.wait_for_url(re.compile("upto="))
     assert violations(tab) == []
-    # named here and seen there; deleted there and gone here
+
+
+def a_reading_is_named_and_deleted(tab, other):
+    """Named here and seen there; deleted there and gone here."""
     tab.locator("button[aria-label^=Rename]").first.click()
     tab.keyboard.type("the long one")
     tab.keyboard.press("Enter")
     other.locator(".made li", has_text="the long one").wait_for()
     other.locator("button[aria-label='Delete the long one']").click()
     tab.locator(".made li", has_text="the long one").wait_for(state="detached")
-    # a choice from the list fills the form
+
+
+def an_edit_is_seen_beside_what_was_before(tab):
+    edits = tab.locator("input[aria-label^=Edits]")
+    edits.fill("ablate:block=3,stream=mlp")
+    tab.get_by_role("button", name="Read", exact=True).click()
+    tab.locator("figcaption", has_text="3.mlp set to zero").wait_for()
+    assert "not edited" in tab.locator("figcaption").first.inner_text()
+    assert "edited: 3.mlp set to zero" in tab.locator(".about p").nth(1).inner_text()
+    edits.fill("")
+
+
+def a_chat_is_read_and_its_template_left_out(tab):
+    tab.select_option("select[aria-label='Kind of prompt']", "chat")
+    tab.locator(".turns textarea").fill("Where is it?")
+    tab.get_by_role("button", name="Add a turn").click()
+    tab.keyboard.type("In the city of")
+    tab.get_by_role("button", name="Read", exact=True).click()
+    tab.locator(".role").nth(1).wait_for()
+    assert tab.locator(".role").all_inner_texts() == ["USER", "ASSISTANT"]
+    assert tab.locator(".prompt .tk", has_text="⏎").count() > 0
+    tab.locator("summary", has_text="Show").click()
+    tab.get_by_label("template").uncheck()
+    tab.locator(".prompt .tk", has_text="⏎").first.wait_for(state="detached")
+    tab.wait_for_url(re.compile("hide=template"))
+    tab.keyboard.press("Escape")
+    tab.select_option("select[aria-label='Kind of prompt']", "text")
+
+
+def a_choice_from_the_list_fills_the_form(tab):
     tab.locator(".made li", has_text=EIFFEL).last.locator("button").first.click()
-    tab.locator("[role=columnheader]", has_text="Paris").wait_for(state="detached")
+    tab.locator(".role").first.wait_for(state="detached")
     assert tab.input_value("textarea") == EIFFEL
-    # two prompts, and which cells of one bring its answer back in the other
+
+
+def two_prompts_are_patched(tab):
+    """Which cells of one bring its answer back in the other."""
     tab.select_option("select[aria-label='Kind of prompt']", "patch")
+    assert not tab.locator(".lenses").is_visible(), "a grid of patches is read through no lens"
     tab.fill("textarea[aria-label='Corrupted prompt']", COLOSSEUM)
     tab.fill("input[aria-label='Answer of the clean prompt']", " Paris")
     tab.fill("input[aria-label='Answer of the corrupted prompt']", " Rome")

@@ -15,6 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+CHAT = (  # the bundled model has no template of its own
+    "{% for m in messages %}{{ '\n' + m.role + ': ' + m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\nassistant:' }}{% endif %}"
+)
 
 
 @contextlib.contextmanager
@@ -48,6 +52,7 @@ def _main(folder: Path, arguments: list[str]) -> None:
     def held(*args, **options):
         _wait_for(folder / "load")
         model = load(*args, **options)
+        model.tokenizer.chat_template = CHAT
         holds: list[Path] = []
 
         def hold(*_):

@@ -52,7 +52,7 @@ def ending(events):
     """The last event, and the states before it."""
     states = []
     while True:
-        event = events.get(timeout=20)
+        event = events.get(timeout=120)
         states.append(event["state"])
         if event["state"] in ENDINGS:
             return event, states
@@ -60,7 +60,7 @@ def ending(events):
 
 def until(events, state):
     """The first event of a state."""
-    while (event := events.get(timeout=20))["state"] != state:
+    while (event := events.get(timeout=120))["state"] != state:
         assert event["state"] not in ENDINGS, event
     return event
 
@@ -146,7 +146,7 @@ def test_progress_is_told_by_block_and_by_position_and_not_too_often(desk, monke
         tick = per * desk_module._EVENT_SECONDS
         events, _ = ask(desk, "a b c")
         seen = []
-        while (event := events.get(timeout=20))["state"] not in ENDINGS:
+        while (event := events.get(timeout=120))["state"] not in ENDINGS:
             seen.append(event)
         running = [e for e in seen if e["state"] == "running"]
         assert [e["done"] for e in running if e["phase"] == "blocks"] == blocks

@@ -36,7 +36,7 @@ def desk(loads, tmp_path):
 
     desk = Desk(["demo", "broken"], load)
     yield desk
-    assert desk.stop(30)
+    assert desk.stop(120)
 
 
 def model_of(desk):
@@ -109,6 +109,15 @@ def test_a_cancelled_run_ends_within_one_block_and_leaves_the_model_as_it_was(de
     assert (one.top_logprobs == other.top_logprobs).all()
     assert (loads, model_of(desk)) == (["demo"], model)
     assert len(desk.readings) == 3
+
+
+def test_a_text_is_written_once_and_read_with_every_lens(desk):
+    done, _ = read(desk, lenses=("logit", "tuned"), write={"max_new_tokens": 3})
+    logit, tuned = (desk.readings[entry["id"]] for entry in done["entries"])
+    assert [r.lens_name for r in (logit, tuned)] == ["logit", "tuned"]
+    assert logit.ids.tolist() == tuned.ids.tolist()
+    assert logit.generated.tolist() == tuned.generated.tolist()
+    assert [entry["order"]["lenses"] for entry in done["entries"]] == [["logit"], ["tuned"]]
 
 
 def test_progress_counts_every_block_and_position_of_the_model(desk):

@@ -61,7 +61,9 @@ def lens_words(reading: Reading) -> tuple[str, str]:
 def edited(reading: Reading) -> str:
     """The edits under which the model ran, in words; empty where there were none."""
     edits = reading.meta.get("edits") or ()
-    return "; ".join(str(e.get("text") or "in a way unknown") for e in edits if isinstance(e, Mapping))
+    return "; ".join(
+        str(e.get("text") or "in a way unknown") for e in edits if isinstance(e, Mapping)
+    )
 
 
 def about(reading: Reading) -> dict[str, Any]:
