@@ -287,10 +287,11 @@ class Comparison:
     def figure(self, *, figsize: tuple[float, float] | None = None) -> Figure:
         """Both heatmaps and B − A, beside each other, as a matplotlib Figure. Raises MissingExtra."""
         from logitlens.view import figure, page
+        from logitlens.view.figure_grid import shown_figure
 
         i, j = (list(side) for side in zip(*self.rows))
         s, t = (list(side) for side in zip(*self.columns))
-        fig = figure.shown_figure()(
+        fig = shown_figure()(
             figsize=figsize or (min(16.0, 5 + 0.9 * len(s)), 1.6 + 0.24 * len(i)),
             layout="constrained",
         )

@@ -53,7 +53,10 @@ class Fonts:
     def measure(self, text: str, size: float) -> float:
         """Largest width of `text` in points at `size` points."""
         key = (text, size)
-        if key not in self._widths:
+        if key not in self._widths and text.isascii() and text.isalpha() and len(text) > 2:
+            # what the second of two equal letters adds is its advance; words are many, letters few
+            self._widths[key] = sum(self.measure(c + c, size) - self.measure(c, size) for c in text)
+        elif key not in self._widths:
             from matplotlib.font_manager import FontProperties
 
             font = FontProperties(family=self.families, size=size)

@@ -13,7 +13,7 @@ from rich.text import Text
 from logitlens.errors import MissingExtra
 from logitlens.view import color as paint
 from logitlens.view import text as safe
-from logitlens.view.figure import shown_figure
+from logitlens.view.figure_grid import shown_figure
 from logitlens.view.fonts import Fonts
 
 if TYPE_CHECKING:

@@ -38,6 +38,7 @@ from logitlens.view.words import check_line, cut_line, source_line, word
 
 _LEGEND = 31
 _SETTLED = "settled"
+_TINT = 0.35  # of the colours, for the tokens of the prompt
 _LEAST_ROWS = 12
 
 
@@ -235,15 +236,19 @@ class Grid:
         label = self._label
         size = self._value_width(rows) if self._shows_values(brush) else 0
         columns = self.columns[band.first : band.first + len(band.widths)]
+        last = len(self.reading.layers) - 1
         head = Text()
         head.append("layer".rjust(label), style=DIM)
         for column, width in zip(columns, band.widths):
             head.append(" ")
             shown = safe.fit(safe.visible(self.reading.pieces[column]), width)
-            own = self.reading.section[column] == "template"
-            head.append_text(faint_spaces(shown, DIM if own else Style(bold=True)))
+            style = DIM if self.reading.section[column] == "template" else Style(bold=True)
+            token = faint_spaces(shown, style)
+            if brush.paints:  # the earlier its answer is settled, the stronger
+                token = brush.cell(shown, _TINT * (1 - self.since[column] / max(1, last)))
+                token.stylize(style)
+            head.append_text(token)
         lines = [self._speakers(columns, band.widths), head] if self._is_chat else [head]
-        last = len(self.reading.layers) - 1
         for row in rows:
             line = Text(style=Style(bold=row == last))
             shown = safe.fit(safe.visible(self.reading.layers[row]), label, "right")

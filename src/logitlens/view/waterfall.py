@@ -12,7 +12,7 @@ from rich.text import Text
 
 from logitlens.errors import MissingExtra
 from logitlens.view import text as safe
-from logitlens.view.figure import shown_figure
+from logitlens.view.figure_grid import shown_figure
 from logitlens.view.fonts import Fonts
 
 if TYPE_CHECKING:
@@ -167,9 +167,10 @@ def figure(found: Attribution, *, top: int = TOP) -> Figure:
         axes.plot([bar.after] * 2, [i - 0.4, i + 1.4], color="#868e96", linewidth=0.6)
     for i, bar in enumerate(lines):
         axes.annotate(
-            f"{bar.part:+.2f}", (max(bar.before, bar.after), i), (3, 0),
+            f"{bar.part:+.2f}".replace("-", "−"), (max(bar.before, bar.after), i), (3, 0),
             textcoords="offset points", va="center", fontsize=7,
-        )  # fmt: skip
+            bbox={"pad": 0.6, "facecolor": axes.get_facecolor(), "linewidth": 0},
+        )  # on a ground of its own, where the line of the sum would cross it  # fmt: skip
     names = [fonts.shown(bar.label).replace("$", r"\$") for bar in lines]
     axes.set_yticks(range(rows), names, fontsize=8, family=fonts.families)
     axes.invert_yaxis()
