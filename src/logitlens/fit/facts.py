@@ -31,7 +31,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts that can be looked for, and how many could not (no spelling that is one token)."""
+    """Facts with single-token answers, and how many were skipped."""
 
     name: str
     facts: list[Fact]

@@ -295,7 +295,7 @@ def fit(
              both are ignored). None: nothing is written.
     report   called after every batch of prompts
 
-    Documents shorter than skip_first + 2 tokens are passed over. Raises PromptError (none long
+    Documents shorter than skip_first + 2 tokens are skipped. Raises PromptError (none long
     enough, bad setting), FitError, UnsupportedModel (no gradient), OSError, KeyboardInterrupt after
     a checkpoint was saved.
     """
