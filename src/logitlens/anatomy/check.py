@@ -18,9 +18,11 @@ from functools import partial, reduce
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from logitlens.errors import UnsupportedModel
 from logitlens.reading import check_sentence
 from logitlens.readout.head import SLICE, Head
 
@@ -82,6 +84,24 @@ class Check:
             max_abs_diff=_larger(self.max_abs_diff, difference),
             worst=_larger(self.worst, worst),
         )
+
+    def over_shown(self, own_PV: Tensor, ids_PK: Any, shown_PK: Any) -> Check:
+        """The same check with the log-probabilities that are shown, beside those of the model."""
+        ids_PK, shown_PK = (torch.from_numpy(np.atleast_2d(a)) for a in (ids_PK, shown_PK))
+        own_PV = own_PV.cpu()
+        sums_P = torch.stack([z_V.double().logsumexp(0) for z_V in own_PV])
+        own_PK = own_PV.gather(1, ids_PK.long()).double() - sums_P[:, None]
+        off_PK = (shown_PK.double() - own_PK).abs()
+        off_PK = off_PK.masked_fill(shown_PK == own_PK, 0.0)  # −inf in both
+        return self.widened(float(off_PK.max()))
+
+    def require(self, name: str) -> Check:
+        """Itself; raises UnsupportedModel where the last row is not the model's own output."""
+        if not self.ok:
+            raise UnsupportedModel(
+                f"{name}: the last row is not the model's own output: {self.line()}"
+            )
+        return self
 
     def joined(self, other: Check) -> Check:
         """This check and that of other positions of the same tail, as one."""

@@ -224,19 +224,6 @@ def find_heads(model: nn.Module, anatomy: Anatomy, sublayers: Sublayers, ids_T: 
     ]
     mode = _Merges()
 
-    def took(
-        block: int, entering: Tensor, added: list[tuple[Part, Value]], leaving: Tensor
-    ) -> None:
-        for stream, kind in (("attn", MIXES), ("mlp", ROWWISE)):
-            terms = [t for part, value in added for t in _terms(part, value, kind)]
-            if not terms:
-                targets[stream, block] = f"it has no {stream}"
-            elif len(terms) > 1:
-                targets[stream, block] = f"its {stream} adds in several steps"
-            else:
-                rows = anatomy.rows(terms[0].view(leaving.shape).detach(), B)
-                targets[stream, block] = rows.clone()
-
     def count(path: str) -> Hook:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             given = args[0] if args else None
@@ -251,7 +238,7 @@ def find_heads(model: nn.Module, anatomy: Anatomy, sublayers: Sublayers, ids_T: 
     with (
         refusing(model, "while its heads are watched"),
         as_found(model),
-        contributions(anatomy, sublayers, [took]),
+        contributions(anatomy, sublayers, [_adding(anatomy, B, targets)]),
         hooked(
             before=[
                 *((block, begin) for block in anatomy.blocks),
@@ -275,6 +262,25 @@ def find_heads(model: nn.Module, anatomy: Anatomy, sublayers: Sublayers, ids_T: 
         tuple(_block(found, counts) for found in maps["attn"]),
         {s: tuple(m if isinstance(m, str) else m[2] for m in found) for s, found in maps.items()},
     )
+
+
+def _adding(anatomy: Anatomy, batch: int, targets: dict[tuple[str, int], Tensor | str]) -> Took:
+    """What `contributions` calls: keeps what attention and the MLP of each block add, or why not."""
+
+    def took(
+        block: int, entering: Tensor, added: list[tuple[Part, Value]], leaving: Tensor
+    ) -> None:
+        for stream, kind in (("attn", MIXES), ("mlp", ROWWISE)):
+            terms = [t for part, value in added for t in _terms(part, value, kind)]
+            if not terms:
+                targets[stream, block] = f"it has no {stream}"
+            elif len(terms) > 1:
+                targets[stream, block] = f"its {stream} adds in several steps"
+            else:
+                rows = anatomy.rows(terms[0].view(leaving.shape).detach(), batch)
+                targets[stream, block] = rows.clone()
+
+    return took
 
 
 def _terms(part: Part, value: Value, kind: str) -> Iterator[Tensor]:

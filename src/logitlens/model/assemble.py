@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from functools import cache, partial
-from importlib.metadata import version
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-import logitlens
 from logitlens.anatomy.check import Check, compare
 from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.lenses import Lens
 from logitlens.model.capture import Progress, Residuals
 from logitlens.model.chat import Messages
+from logitlens.model.provenance import provenance
 from logitlens.model.turns import Turns
 from logitlens.reading import Reading
 from logitlens.readout.engine import Engine, choose
@@ -32,7 +27,6 @@ from logitlens.readout.stats import FinalRows
 from logitlens.select import layer_number
 
 if TYPE_CHECKING:
-    from logitlens.model.edits import Prepared
     from logitlens.model.lens_model import LensModel
     from logitlens.model.request import Request
 
@@ -166,42 +160,19 @@ class ReadingBuilder:
         positions = self.positions[read]
         finite = arrays.pop("finite")
         if not finite[-1].all():
-            bad = positions[int(np.argmin(finite[-1]))]
-            raise UnsupportedModel(
-                f"{model.name}: the model's own logits at position {bad} are not finite (nan or inf); "
-                + ("its edits may be too strong, or " if part.edits is not None else "")
-                + "check the weights, or load with dtype='float32'"
-            )
+            raise self._not_finite(positions[int(np.argmin(finite[-1]))], part)
         check = self.verdict or self.check()
         targets, ranks = arrays.pop("target_logprobs"), arrays.pop("target_ranks")
         where = torch.tensor(positions, dtype=torch.long, device="cpu")
         next_T, tokens = self.next_T[where], model.tokens
         shown = [int(i) for i in self.ids_T[where]]
-        occurring = {
-            *shown,
-            *next_T.tolist(),
-            *request.track.flat,
-            *arrays.get("candidate_ids", np.empty(0)).ravel().tolist(),
-            # A depth at a time: of all at once, a table several times as large would be made.
-            *(i for ids in arrays["top_ids"] for i in torch.from_numpy(ids).unique().tolist()),
-        }
-        occurring.discard(-1)
+        occurring = self._occurring(arrays, shown, next_T)
         meta = self._meta(part, check, self.seconds + time.perf_counter() - began)
-        meta |= {
-            "positions": positions,
-            "prompt_tokens": self._ran(),
-            "truncated": dropped,
-            **facts,
-        }
+        meta |= {"positions": positions, "truncated": dropped, **facts}
         meta["prompt"] = prompt if isinstance(prompt, str) else None
         if prompt is not None and not isinstance(prompt, str):
             meta["messages"] = [dict(message) for message in prompt]
-            if self.turns is None:
-                self.turns = Turns(prompt, tokens, dropped)
-                for token in self.ids_T[self.given :].tolist():
-                    self.turns.follow(token)
-            arrays["role"] = np.array([self.turns.role[p] for p in positions])
-            arrays["section"] = np.array([self.turns.section[p] for p in positions])
+            arrays |= self._speakers(prompt, dropped, positions)
         meta["vocab_bytes"] = {str(i): b for i, b in tokens.fragments(occurring).items()}
         meta["special_ids"] = sorted(i for i in occurring if tokens.is_special(i))
         meta["nonfinite_cells"] = int((~finite).sum())
@@ -226,6 +197,41 @@ class ReadingBuilder:
             meta=meta,
         )
 
+    def _occurring(
+        self, arrays: dict[str, np.ndarray], shown: list[int], next_T: Tensor
+    ) -> set[int]:
+        """Every id that the reading names."""
+        occurring = {
+            *shown,
+            *next_T.tolist(),
+            *self.request.track.flat,
+            *arrays.get("candidate_ids", np.empty(0)).ravel().tolist(),
+            # A depth at a time: of all at once, a table several times as large would be made.
+            *(i for ids in arrays["top_ids"] for i in torch.from_numpy(ids).unique().tolist()),
+        }
+        return occurring - {-1}
+
+    def _speakers(
+        self, messages: Messages, dropped: int, positions: list[int]
+    ) -> dict[str, np.ndarray]:
+        """Who speaks at each position of a chat, and in which section of it."""
+        if self.turns is None:
+            self.turns = Turns(messages, self.model.tokens, dropped)
+            for token in self.ids_T[self.given :].tolist():
+                self.turns.follow(token)
+        return {
+            "role": np.array([self.turns.role[p] for p in positions]),
+            "section": np.array([self.turns.section[p] for p in positions]),
+        }
+
+    def _not_finite(self, position: int, part: Residuals) -> UnsupportedModel:
+        return UnsupportedModel(
+            f"{self.model.name}: the model's own logits at position {position} are not finite (nan or "
+            "inf); "
+            + ("its edits may be too strong, or " if part.edits is not None else "")
+            + "check the weights, or load with dtype='float32'"
+        )
+
     def _ran(self) -> int:
         """How many tokens the model was given: all but the last that it has written itself."""
         return max(self.given, len(self.ids_T) - 1)
@@ -244,23 +250,20 @@ class ReadingBuilder:
             self.final |= dict(zip(missing, model.tail.logits(part.h[-1][missing])))
         ours_PV = torch.stack([self.final[p].float().cpu() for p in part.final_positions])
         check = compare(part.final_logits, ours_PV, model.tail, h_PD)
-        for z_V, position in zip(part.final_logits.cpu(), part.final_positions):
-            t = bisect_left(self.positions, self.start + position)
-            if t < self.table.filled and self.positions[t] == self.start + position:
-                ids_K = torch.from_numpy(arrays["top_ids"][-1, t].astype(np.int64))
-                shown_K = torch.from_numpy(arrays["top_logprobs"][-1, t]).double()
-                own_K = z_V[ids_K].double() - z_V.double().logsumexp(0)
-                off_K = (shown_K - own_K).abs().masked_fill(shown_K == own_K, 0.0)  # −inf in both
-                check = check.widened(float(off_K.max()))
-        if not check.ok:
-            raise UnsupportedModel(
-                f"{model.name}: the last row is not the model's own output: {check.line()}"
-            )
-        return check
+        shown = {
+            row: t
+            for row, position in enumerate(part.final_positions)
+            if (t := bisect_left(self.positions, self.start + position)) < self.table.filled
+            and self.positions[t] == self.start + position
+        }
+        if shown:
+            numbers = (arrays[name][-1, [*shown.values()]] for name in ("top_ids", "top_logprobs"))
+            check = check.over_shown(part.final_logits[[*shown]], *numbers)
+        return check.require(model.name)
 
     def _meta(self, part: Residuals, check: Check, seconds: float) -> dict[str, Any]:
         return {
-            "positions": self.request.positions,
+            "prompt_tokens": self._ran(),
             **provenance(self.model, self.request.lens, check, part.edits),
             "stream": part.stream,
             "kernel": self.engine.name if self.engine else "",
@@ -351,29 +354,6 @@ def _add_together(
         builder.seconds += each
 
 
-def provenance(
-    model: LensModel, lens: Lens, check: Check, edits: Prepared | None = None
-) -> dict[str, Any]:
-    """What made the numbers, and how they compare with the model's own: for `meta`."""
-    return {
-        "model": display_name(model.name),
-        "class": type(model.hf).__name__,
-        "revision": model.revision,
-        "n_blocks": model.n_blocks,
-        "width": model.width,
-        "vocab_size": model.vocab_size,
-        "lens": lens.describe(),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(next(model.hf.parameters()).device),
-        "attn_implementation": getattr(model.hf.config, "_attn_implementation", None),
-        "tail": model.tail.kind,
-        "check": check.to_meta(),
-        "versions": dict(_versions()),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        **(edits.to_meta() if edits is not None else {}),
-    }
-
-
 def depths_of(layers: Sequence[str]) -> list[int]:
     """Labels → depths: "embed" → 0, "5" and "5.attn" → 6."""
     return [0 if (block := layer_number(label)) is None else block + 1 for label in layers]
@@ -384,19 +364,3 @@ def readable(lens: Lens, captured: Sequence[int]) -> list[int]:
     has = lens.depths()
     last = len(captured) - 1
     return [i for i, d in enumerate(captured) if has is None or d in has or i == last]
-
-
-def display_name(name: str) -> str:
-    """A directory's own name rather than its path on this machine."""
-    return Path(name).resolve().name if os.path.isdir(name) else name
-
-
-@cache
-def _versions() -> dict[str, str]:
-    return {
-        "logitlens": logitlens.__version__,
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }

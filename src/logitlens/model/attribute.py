@@ -21,7 +21,7 @@ from logitlens.anatomy.held import pull_back, token_weights
 from logitlens.attribution import BY, Attribution
 from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.lenses import resolve
-from logitlens.model.assemble import provenance
+from logitlens.model.provenance import provenance
 from logitlens.model.trace import Trace
 from logitlens.select import Selection, select_position
 
@@ -54,10 +54,7 @@ def attribute(
             asked = model.tokens.compared(int(logits_V.argmax()), versus, model.vocab_size)
         final_1D = residuals.h[-1][[where]]
         check = compare(residuals.final_logits, model.tail.logits(final_1D), model.tail, final_1D)
-        if not check.ok:
-            raise UnsupportedModel(
-                f"{model.name}: the last row is not the model's own output: {check.line()}"
-            )
+        check.require(model.name)
         sums = _sums(model, trace, final_1D[0], asked)
     own_R = logits_V[asked].double().cpu()
     bound_R = sums.bound(model, own_R)

@@ -70,6 +70,10 @@ class Cache:
     argument: str
     kept: Any = None
 
+    def given(self) -> dict[str, Any]:
+        """The arguments of the next pass."""
+        return {"use_cache": True, self.argument: self.kept}
+
 
 def capture(
     model: Readable,
@@ -99,17 +103,11 @@ def capture(
     """
     hf, found = model.hf, model.anatomy
     wanted = list(range(len(found.blocks) + 1)) if depths is None else sorted(set(depths))
-    ids = [torch.as_tensor(p, dtype=torch.long).cpu().flatten() for p in prompts]
-    if not ids or any(len(i) == 0 for i in ids):
-        raise PromptError("a prompt has no tokens: give at least one token id")
+    ids = _tokens(prompts)
     batch = padded(ids, input_device(hf))
-    if check is None:
-        check = [len(i) - 1 for i in ids]
-    where = [[p] for p in check] if not isinstance(check, str) else [range(len(i)) for i in ids]
+    where = _compared(ids, check)
     asked = sorted({p for positions in where for p in positions})
-    extra = dict(batch.extra)
-    if cache is not None:
-        extra |= {"use_cache": True, cache.argument: cache.kept}
+    extra = dict(batch.extra) | (cache.given() if cache is not None else {})
     if keeps := not isinstance(check, str) and "logits_to_keep" in accepts(hf):
         extra["logits_to_keep"] = torch.tensor(asked, dtype=torch.long, device=batch.ids_BT.device)
     changes = edits.over([len(i) for i in ids]) if edits is not None else None
@@ -119,27 +117,38 @@ def capture(
         cache.kept = getattr(output, cache.argument, None)
     logits = logits_of(hf, output).detach()
     kept = asked if keeps and logits.shape[1] == len(asked) else range(logits.shape[1])
-    out = []
-    for b, ids_T in enumerate(ids):
-        T = len(ids_T)
-        if not set(where[b]) <= set(kept):
-            raise UnsupportedModel(
-                f"{type(hf).__name__} gave logits of shape {tuple(logits.shape)} for {T} tokens: "
-                "expected one row a position"
-            )
-        out.append(
-            Residuals(
-                ids=ids_T,
-                # Of a batch, copies: a row that is kept would keep all others in memory.
-                h=[h_BTD[b, :T].clone() if len(ids) > 1 else h_BTD[0] for h_BTD in h_LBTD],
-                layers=labels,
-                final_logits=logits[b, [kept.index(p) for p in where[b]]].float(),
-                final_positions=list(where[b]),
-                stream=stream,
-                edits=edits,
-            )
+    if not all(set(positions) <= set(kept) for positions in where):
+        raise UnsupportedModel(
+            f"{type(hf).__name__} gave logits of shape {tuple(logits.shape)} for "
+            f"{batch.ids_BT.shape[1]} tokens: expected one row a position"
         )
-    return out
+    return [
+        Residuals(
+            ids=ids_T,
+            # Of a batch, copies: a row that is kept would keep all others in memory.
+            h=[h_BTD[b, : len(ids_T)].clone() if len(ids) > 1 else h_BTD[0] for h_BTD in h_LBTD],
+            layers=labels,
+            final_logits=logits[b, [kept.index(p) for p in where[b]]].float(),
+            final_positions=list(where[b]),
+            stream=stream,
+            edits=edits,
+        )
+        for b, ids_T in enumerate(ids)
+    ]
+
+
+def _tokens(prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+    ids = [torch.as_tensor(p, dtype=torch.long).cpu().flatten() for p in prompts]
+    if not ids or any(len(i) == 0 for i in ids):
+        raise PromptError("a prompt has no tokens: give at least one token id")
+    return ids
+
+
+def _compared(ids: Sequence[Tensor], check: Sequence[int] | str | None) -> list[Sequence[int]]:
+    """The positions of each prompt at which the model's own logits are kept."""
+    if isinstance(check, str):
+        return [range(len(i)) for i in ids]
+    return [[len(i) - 1] for i in ids] if check is None else [[p] for p in check]
 
 
 def pads_change_nothing(model: Readable) -> bool:

@@ -21,7 +21,7 @@ from logitlens.edit import Edit
 from logitlens.errors import LensMismatch, PromptError, UnsupportedModel
 from logitlens.lenses import Lens, resolve
 from logitlens.model import capture as capturing
-from logitlens.model.assemble import display_name
+from logitlens.model.provenance import display_name
 from logitlens.select import layer_label, select_layer, select_positions
 
 if TYPE_CHECKING:

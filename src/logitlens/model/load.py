@@ -60,17 +60,8 @@ def load(
     Raises ModelNotAvailable where there is no such model, its weights cannot be read, or they do
     not fit its configuration; UnsupportedModel where the model cannot be read exactly.
     """
-    name, found_revision, folder = DEMO, None, None
-    if source is None or source == DEMO:
-        from logitlens import demo
-
-        folder = Path(demo.path())
-        _refuse_revision(DEMO, revision)
-    elif isinstance(source, (str, os.PathLike)):
-        name = os.fspath(source)
-        folder = _folder(name, revision)
-        found_revision = hub.revision_of(folder) or revision
-    if folder is not None:
+    if source is None or isinstance(source, (str, os.PathLike)):
+        name, folder, found_revision = _found(source, revision)
         check_folder(folder, name)
         with quietly():
             model, info = _from_folder(
@@ -91,6 +82,20 @@ def load(
         found_revision = getattr(getattr(model, "config", None), "_commit_hash", None)
         tokenizer = _tokenizer(own_tokenizer if tokenizer is None else tokenizer, trust_remote_code)
     return wrap(model, tokenizer, name, found_revision, inputs)
+
+
+def _found(
+    source: str | os.PathLike[str] | None, revision: str | None
+) -> tuple[str, Path, str | None]:
+    """The name, the folder and the revision of what is loaded by name."""
+    if source is None or source == DEMO:
+        from logitlens import demo
+
+        _refuse_revision(DEMO, revision)
+        return DEMO, Path(demo.path()), None
+    name = os.fspath(source)
+    folder = _folder(name, revision)
+    return name, folder, hub.revision_of(folder) or revision
 
 
 def wrap(

@@ -30,10 +30,11 @@ from logitlens.anatomy.watch import hooked
 from logitlens.errors import LogitLensError, PromptError, UnsupportedModel
 from logitlens.lenses import resolve
 from logitlens.model import capture as capturing
-from logitlens.model.assemble import depths_of, provenance
+from logitlens.model.assemble import depths_of
 from logitlens.model.capture import Progress, Residuals
 from logitlens.model.chunks import cache_argument
 from logitlens.model.edits import head_hook, replaced
+from logitlens.model.provenance import provenance
 from logitlens.patch_grid import PatchGrid
 from logitlens.select import (
     Selection,

@@ -19,8 +19,9 @@ from logitlens.anatomy.forward import as_found
 from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.lenses import Lens
 from logitlens.model import batches
-from logitlens.model.assemble import depths_of, provenance, readable
+from logitlens.model.assemble import depths_of, readable
 from logitlens.model.capture import Residuals, capture
+from logitlens.model.provenance import provenance
 from logitlens.model.tokens import whole
 from logitlens.readout.engine import Engine, choose
 from logitlens.readout.read import statistics
@@ -231,15 +232,8 @@ def _checked(
     own_PV = torch.cat([captured[s].final_logits for s in good])
     rows = [int(last_S[s]) for s in good]
     check = compare(own_PV, torch.stack([final[n] for n in rows]), model.tail, h_ND[rows])
-    top_P = torch.from_numpy(arrays["top_ids"][-1, rows, 0].astype(np.int64))
-    own_P = own_PV.double().cpu().log_softmax(-1).gather(1, top_P[:, None])[:, 0]
-    shown_P = torch.from_numpy(arrays["top_logprobs"][-1, rows, 0]).double()
-    check = check.widened(float((shown_P - own_P).abs().max()))
-    if not check.ok:
-        raise UnsupportedModel(
-            f"{model.name}: the last row is not the model's own output: {check.line()}"
-        )
-    return check
+    shown = (arrays[name][-1, rows, :1] for name in ("top_ids", "top_logprobs"))
+    return check.over_shown(own_PV, *shown).require(model.name)
 
 
 def token_values(

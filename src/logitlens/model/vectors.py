@@ -11,7 +11,7 @@ from torch import Tensor
 from logitlens.anatomy.forward import as_found, embeddings
 from logitlens.errors import LensMismatch, PromptError, UnsupportedModel
 from logitlens.lenses import Lens, resolve
-from logitlens.model.assemble import display_name
+from logitlens.model.provenance import display_name
 from logitlens.model.tokens import whole
 from logitlens.readout.topk import leading
 from logitlens.select import layer_label, select_layer
