@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from logitlens.cli import fit_progress
-from logitlens.cli.options import LOADING, STORED, busy, load_model, model_options, together
+from logitlens.cli.options import (
+    LOADING,
+    STORED,
+    busy,
+    load_model,
+    model_options,
+    shard_of,
+    together,
+)
 from logitlens.files import check_writable
 
 if TYPE_CHECKING:
@@ -168,7 +176,7 @@ def jacobian_command(
     from logitlens.fit.corpus import Corpus
 
     loading, given = _apart(options)
-    part = _shard(shard)
+    part = shard_of(shard)
     _check_folder(out)
     with _session(source, loading) as (model, speak):
         if layers is not None:
@@ -205,15 +213,6 @@ def _check_folder(folder: Path) -> None:
     """Raise OSError for a folder that cannot be written or made, before a fit of hours."""
     nearest = next(place for place in (folder, *folder.parents) if place.exists())
     check_writable(nearest / "lens")
-
-
-def _shard(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    left, slash, right = text.partition("/")
-    if not (slash and left.isdecimal() and right.isdecimal()):
-        raise click.UsageError(f"--shard {text!r}: expected I/N, like 0/4")
-    return int(left), int(right)
 
 
 @contextmanager

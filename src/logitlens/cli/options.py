@@ -358,3 +358,13 @@ def output_console(width: int | None = None) -> Console:
     if width is not None:
         console.width = width
     return console
+
+
+def shard_of(text: str | None) -> tuple[int, int] | None:
+    """I/N as numbers."""
+    if text is None:
+        return None
+    left, slash, right = text.partition("/")
+    if not (slash and left.isdecimal() and right.isdecimal()):
+        raise click.UsageError(f"--shard {text!r}: expected I/N, like 0/4")
+    return int(left), int(right)

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from logitlens.cli.options import LOADING, check_outputs, errors, load_model, model_options
+from logitlens.cli.options import (
+    LOADING,
+    check_outputs,
+    errors,
+    load_model,
+    model_options,
+    shard_of,
+)
 from logitlens.errors import ModelNotAvailable
 
 if TYPE_CHECKING:
@@ -97,12 +104,11 @@ def run_command(
     folder of them or hf://datasets/owner/name, and the table has statistics for each layer and band of
     positions. Run it again to go on where it was left.
     """
-    from logitlens.cli.fit import _shard
     from logitlens.survey import plan as planning
     from logitlens.survey.run import run
 
     planning.needs_pyarrow()
-    share = _shard(shard)
+    share = shard_of(shard)
     if share is not None and not share[0] < share[1]:
         raise click.UsageError(f"--shard {shard!r}: expected 0/N to N-1/N")
     loading = {name: value for name, value in options.items() if name in LOADING}
