@@ -1,8 +1,8 @@
-"""Make the animation of docs/generation.md: the layers of each token, then the token.
+"""Make the animation and the page of docs/generation.md: the layers of each token, then the token.
 
-    python docs/generation_images.py        # the bundled model → docs/images/generation.gif
+    python docs/generation_images.py        # the bundled model → docs/images/generation.gif and .html
 
-Every frame is `Reading.figure` of one generation, with what is not there yet left white.
+Every frame of the animation is `Reading.figure` of one generation, with what is not there yet left white.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ STEP, HOLD, END = 110, 700, 3000  # milliseconds of a layer, of a token, and of 
 
 def main(folder: Path) -> Path:
     reading = logitlens.load().generate(PROMPT, max_new_tokens=4, lens="tuned")
+    reading.save(folder / "generation.html")
     written = reading.meta["generation"]["ids"]
     columns = len(written) + 1
     fig = reading.figure(

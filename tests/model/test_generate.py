@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 import logitlens
 from logitlens import PromptError, Reading, UnsupportedModel
+from logitlens.view.page.words import code
 from tests.architectures.build import DROP, ENCODER_DECODERS, build, quiet
 from tests.architectures.laws import ENCODER
 from tests.model.test_capture import state
@@ -333,3 +334,22 @@ def test_what_is_written_is_in_files(model, tmp_path):
     fields = reading.fields()
     del fields["generated"]
     assert not Reading(**fields).generated.any()  # an older file
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_new_tokens": 3, "positions": "2:5", "track": [7], "layers": "0:2"},
+        {"max_new_tokens": 9, "temperature": 0.8, "top_k": 20, "seed": 7, "stop": ["never"]},
+        {"generation_config": settings(4, 0.7, repetition_penalty=1.3), "seed": 3},
+        {"max_new_tokens": 9, "each": lambda column: next(iter(()))},
+    ],
+    ids=["greedy", "drawn", "config", "ended"],
+)
+def test_the_code_of_a_generation_generates_it_again(model, options, monkeypatch):
+    reading = model.generate("The Eiffel Tower", **options)
+    monkeypatch.setattr(logitlens, "load", lambda *args, **kwargs: model)
+    names: dict = {}
+    exec(code(reading), names)
+    equal(names["reading"], reading)
+    assert written(names["reading"])["ids"] == written(reading)["ids"]

@@ -43,9 +43,7 @@ if TYPE_CHECKING:
     from logitlens.model.lens_model import LensModel
 
 REREAD = 2048  # tokens that are read again in one pass, to compare
-TOGETHER = (
-    8  # passes read out together: with more, the unembedding's bytes no longer decide the time
-)
+TOGETHER = 8  # passes read out together; with more, the unembedding's bytes no longer decide
 
 # What ended a generation, by the criterion of transformers that says so.
 _REASONS = {
@@ -171,9 +169,11 @@ class _Run:
         options: dict[str, Any] = {"generation_config": self.settings}
         if "attention_mask" in accepts(hf):
             options["attention_mask"] = torch.ones_like(ids_1T)
-        if self.settings.stop_strings and model.tokenizer is not None:
-            stops = StopStringCriteria(model.tokenizer, self.settings.stop_strings)
-            options["stopping_criteria"] = StoppingCriteriaList([stops])
+        stops = self.settings.stop_strings or []
+        self.stops = [stops] if isinstance(stops, str) else list(stops)
+        if self.stops and model.tokenizer is not None:
+            criterion = StopStringCriteria(model.tokenizer, self.stops)
+            options["stopping_criteria"] = StoppingCriteriaList([criterion])
             self.settings.stop_strings = None  # which need a tokenizer that is not handed on
         if self.settings.pad_token_id is None:  # never written: there is one sequence
             self.settings.pad_token_id = pad_of(hf)
@@ -341,7 +341,8 @@ class _Run:
             "stopped": self.stopped or None,
             "reread": self.reread,
             "seed": self.seed if sampling else None,
-            "settings": plain(self.effective),
+            "settings": plain(self.effective)
+            | ({"stop_strings": self.stops} if self.stops else {}),
         }
         return self.builder.reading(**self.facts, last=last, generation=generation)
 

@@ -118,19 +118,51 @@ def code(reading: Reading) -> str:
         **({"track": _track(reading)} if len(reading.track_ids) else {}),
         **_part(reading),
     }
+    written, imports = meta.get("generation"), "import logitlens\n"
+    if isinstance(written, Mapping):
+        facts |= _settings(written)
+        if "generation_config" in facts:
+            imports += "from transformers import GenerationConfig\n"
     load = {k: meta[k] for k in ("revision", "dtype") if meta.get(k)}
     if bundled and load.get("dtype") == "float32":
         del load["dtype"]
     source = [] if bundled else [repr(meta["model"])]
     prompt, note = meta.get("prompt") or meta.get("messages"), ""
     if not prompt:
-        prompt = reading.ids.tolist()
+        prompt = reading.ids[~reading.generated].tolist()
         if "positions" in facts:
             note = "  # put in the whole prompt's ids: the reading holds only these"
     return (
-        f"import logitlens\n\nmodel = logitlens.load({', '.join(source + _arguments(load))})\n"
-        f"reading = model.read({', '.join([repr(prompt), *_arguments(facts)])}){note}"
+        f"{imports}\nmodel = logitlens.load({', '.join(source + _arguments(load))})\n"
+        f"reading = model.{'generate' if isinstance(written, Mapping) else 'read'}("
+        f"{', '.join([repr(prompt), *_arguments(facts)])}){note}"
     )
+
+
+class _Config(dict[str, Any]):
+    """Settings that `generate` has no arguments for."""
+
+    def __repr__(self) -> str:
+        return f"GenerationConfig({', '.join(_arguments(self))})"
+
+
+def _settings(written: Mapping[str, Any]) -> dict[str, Any]:
+    """What `generate` was asked to write, as its arguments."""
+    settings = dict(written.get("settings") or {})
+    stop, drawn = settings.pop("stop_strings", None), settings.get("do_sample")
+    if written.get("stopped") not in ("eos", "stop", "max_new_tokens"):  # it was ended from outside
+        settings["max_new_tokens"] = len(written.get("ids") or ())
+    plain = {
+        k: v
+        for k, v in settings.items()
+        if k in ("max_new_tokens", "temperature", "top_p", "top_k")
+    }
+    own = len(plain) + 1 == len(settings) and (plain.get("top_k") or not drawn)
+    return {
+        **(plain if own else {"generation_config": _Config(settings)}),
+        **({"seed": written.get("seed")} if drawn else {}),
+        **({"stop": stop} if stop else {}),
+    }
 
 
 def _arguments(facts: Mapping[str, Any]) -> list[str]:
@@ -146,9 +178,12 @@ def _part(reading: Reading) -> dict[str, Any]:
     if len(labels) < meta.get("n_blocks", 0) + (stream == "resid"):
         blocks = _selection([n for n in map(layer_number, labels) if n is not None])
         out["layers"] = blocks if EMBED not in labels else _with_embed(blocks)
-    positions = meta.get("positions")
-    every = positions == list(range(len(reading.ids)))
-    if positions and not (every and meta.get("prompt_tokens", len(positions)) == len(positions)):
+    positions, ran = meta.get("positions"), meta.get("prompt_tokens")
+    written = meta.get("generation")
+    if positions and isinstance(written, Mapping):  # of the prompt: what is written is always kept
+        ran = written.get("prompt_tokens", len(positions))
+        positions = [p for p in positions if p < ran]
+    if positions and positions != list(range(len(positions) if ran is None else ran)):
         out["positions"] = _selection(positions)
     if meta.get("truncated"):
         out["truncate"] = True
