@@ -1,26 +1,7 @@
 /* The form of the served page: a text or a chat, how it is read, and how the model writes. */
 import { h } from "./dom"
+import type { Form, Message, Start } from "./wire"
 
-export interface Message {
-  role: string
-  content: string
-}
-/** What a reading is asked with. */
-export interface Form {
-  prompt: string | Message[] | number[]
-  model: string
-  lenses: string[]
-  top: number
-  track: (string | number)[]
-  edits: string[]
-  write: Record<string, number | string> | null
-}
-interface Choices {
-  models: string[]
-  loaded: string | null
-  lenses: string[]
-  limits: { top: number; written: number }
-}
 interface Hooks {
   read(): void
   write(): void
@@ -73,7 +54,7 @@ export class Fields {
   readonly element: HTMLFormElement
 
   constructor(
-    { models, loaded, lenses, limits }: Choices,
+    { models, loaded, lenses, limits }: Start,
     private hooks: Hooks,
   ) {
     const { model, top, kind } = this

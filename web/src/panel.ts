@@ -39,15 +39,13 @@ function suggested(app: App, column: number): Pin[] {
   return [...unique.values()].slice(0, 12 / app.panes.length)
 }
 
+/** The charts at a place of the grid, so many pixels wide; `go` is called with a place that is clicked. */
+type Plots = (app: App, layer: number, column: number, width: number, go?: Go) => Plot[]
+type Go = (layer: number, column: number) => void
+
 /** Charts over layers at a column: the followed tokens, and the statistic of the cells where one is the
  * colour. */
-export function layerPlots(
-  app: App,
-  layer: number,
-  column: number,
-  width: number,
-  go?: (layer: number, column: number) => void,
-): Plot[] {
+export const layerPlots: Plots = (app, layer, column, width, go) => {
   const { state, layers, readingA } = app
   const position = app.positionA(column)
   const many = state.pos.length > 0
@@ -73,13 +71,7 @@ export function layerPlots(
 }
 
 /** Charts over positions at a layer. */
-export function positionPlots(
-  app: App,
-  layer: number,
-  column: number,
-  width: number,
-  go?: (layer: number, column: number) => void,
-): Plot[] {
+export const positionPlots: Plots = (app, layer, column, width, go) => {
   const { layers, readingA, columnCount } = app
   const first = Math.max(0, Math.min(column - (SPAN - 1) / 2, columnCount - SPAN))
   const near = range(Math.min(columnCount, SPAN), first)
@@ -201,7 +193,7 @@ export class Panel {
 
   constructor(
     private app: App,
-    private go: (layer: number, column: number) => void,
+    private go: Go,
     say: (text: string) => void,
   ) {
     this.slots = new Slots(say, "Trajectories over positions")

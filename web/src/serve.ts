@@ -1,112 +1,20 @@
 /* The served page: a prompt box with progress, the readings made so far, and the page below. */
 import { h } from "./dom"
 import { fromBase64, type Manifest, type Source } from "./format"
-import { Fields, type Form } from "./fields"
+import { Fields } from "./fields"
 import type { Mounted } from "./main"
 import type { Options } from "./page"
-import { components, heatmap, type Attribution, type PatchGrid } from "./patches"
+import { components, heatmap } from "./patches"
+import { Readings } from "./readings"
 import "./serve.css"
+import { ask, getJSON, lines, progress, words, type Event, type Start } from "./wire"
 
 declare const logitlens: {
   mount(element: HTMLElement, source: Source, options?: Options): Promise<Mounted>
 }
 
-interface Entry {
-  id: string
-  label: string
-  model: string
-  lens: string
-  shape: [number, number, number]
-  /** its prompt, as text */
-  text: string
-  order: Form
-}
-interface Start {
-  models: string[]
-  loaded: string | null
-  lenses: string[]
-  limits: { characters: number; tokens: number; top: number; written: number }
-  history: Entry[]
-  version: number
-}
-type Event = {
-  state: string
-  job?: string
-  ahead?: number
-  model?: string
-  phase?: string
-  done?: number
-  total?: number
-  tokens?: number
-  lens?: string
-  message?: string
-  seconds?: number
-  entries?: Entry[]
-  /** a column that the model has just read */
-  manifest?: Manifest
-  blocks?: Record<string, string>
-  attribution?: Attribution
-  grid?: PatchGrid
-} & Partial<Entry>
-
-const count = (n: number, noun: string) => `${n} ${noun}${n == 1 ? "" : "s"}`
-
-/** What an event means to a person. */
-export function words(e: Event): string {
-  switch (e.state) {
-    case "sent":
-      return "Sending …"
-    case "waiting":
-      return e.ahead ? `Waiting: ${count(e.ahead, "prompt")} ahead of yours` : "Starting …"
-    case "loading":
-      return `Loading ${e.model} …`
-    case "running":
-      if (e.phase == "patches") return `Patching ${count(e.total!, "cell")} …`
-      return e.phase == "blocks"
-        ? `Running ${count(e.tokens!, "token")} through ${count(e.total!, "block")} …`
-        : `Reading ${count(e.tokens!, "position")} with the ${e.lens} lens …`
-    case "column":
-      return "Writing …"
-    case "done":
-      return `Done in ${e.seconds} s`
-    case "cancelled":
-      return e.message!.replace(/^c/, "C")
-    default:
-      return e.message ?? e.state
-  }
-}
-
-/** How far a run is: "block 3 of 8"; nothing where that is not known. */
-export const progress = ({ state, phase, done, total }: Event) =>
-  state == "running" ? `${phase!.replace(/s$/, "")} ${done} of ${total}` : ""
-
-/** JSON objects, one on each line, as they arrive. */
-export async function* lines(body: ReadableStream<Uint8Array>): AsyncGenerator<Event> {
-  const reader = body
-    .pipeThrough(new TextDecoderStream() as ReadableWritablePair<string, Uint8Array>)
-    .getReader()
-  let rest = ""
-  for (;;) {
-    const { done, value } = await reader.read()
-    const parts = (rest + (value ?? "")).split("\n")
-    rest = parts.pop()!
-    for (const part of parts) if (part) yield JSON.parse(part)
-    if (done) return
-  }
-}
-
-/** Ask the server; its refusals are errors whose message is for people. */
-async function ask(path: string, request?: RequestInit): Promise<Response> {
-  const response = await fetch(path, request)
-  if (response.ok) return response
-  throw Error((await response.text()).trim() || `${response.status} ${response.statusText}`)
-}
-const getJSON = async <T>(path: string): Promise<T> => (await ask(path)).json()
-
 /** Shown to whoever comes first. */
 const EXAMPLE = "The Eiffel Tower is in the city of"
-/** Readings compared at most. */
-const COMPARED = 8
 /** Milliseconds between looks at what other tabs have read, and before pins are followed. */
 const POLL = 2000
 const PATIENCE = 250
@@ -119,7 +27,7 @@ class Desk {
   private progress = h("span.lab")
   /** shown while a prompt is being read */
   private underway = h("div.way", { hidden: true }, this.bar, this.progress, this.stop)
-  private list = h("ol.made", { "aria-label": "Readings" })
+  private readings: Readings
   private compare = h("button", { type: "button", disabled: true }, "Compare")
   private goOn = h(
     "button",
@@ -129,11 +37,6 @@ class Desk {
   private export = h("a.button", { hidden: true }, "Export file")
   private answer = h("div.answer")
   private page = h("div")
-  private made: Entry[]
-  private version: number
-  /** ids of the readings ticked, and of those on the page */
-  private chosen: string[] = []
-  private shown: string[] = []
   private mounted?: Mounted
   private busy = false
   private job?: string
@@ -148,24 +51,27 @@ class Desk {
       write: () => void this.read(true),
       patch: () => void this.patch(),
     })
-    this.made = start.history
-    this.version = start.version
+    this.readings = new Readings(start, {
+      choose: id => void this.choose([id]),
+      ticked: () => this.drawCompare(),
+      deleted: id => this.deleted(id),
+    })
     const box = this.layout()
     followSystemTheme(box)
     this.listen()
     root.append(box, this.page)
-    this.draw()
+    this.readings.draw()
     // what the address names, where it is still there; a reading forgotten is not an error here
     const asked = new URLSearchParams(location.search).get("show")
-    const kept = (asked ?? "").split(",").filter(id => this.made.some(entry => entry.id == id))
-    const [latest] = this.made
+    const kept = (asked ?? "").split(",").filter(id => this.readings.find(id))
+    const { latest } = this.readings
     if (latest) void this.choose(kept.length ? kept : [latest.id], false)
     else if (asked == null) {
       this.fields.prompt.value = EXAMPLE
       void this.read(false)
     }
     this.fields.prompt.focus()
-    setInterval(() => document.visibilityState == "visible" && void this.refresh(), POLL)
+    setInterval(() => document.visibilityState == "visible" && void this.readings.refresh(), POLL)
   }
 
   private layout(): HTMLElement {
@@ -175,16 +81,16 @@ class Desk {
       h("div.line", h("h1", "logitlens"), h("span.lab", motto)),
       this.fields.element,
       h("div.now", this.status, this.underway),
-      h("div.row", this.list, h("span.end", this.compare, this.goOn, this.export)),
+      h("div.row", this.readings.element, h("span.end", this.compare, this.goOn, this.export)),
       this.answer,
     )
   }
 
   private listen() {
     this.stop.onclick = () => this.cancel()
-    this.compare.onclick = () => this.show(this.chosen)
+    this.compare.onclick = () => this.show(this.readings.ticked)
     this.goOn.onclick = () => {
-      const entry = this.entryOf(this.shown[0]!)
+      const entry = this.readings.find(this.readings.shown[0]!)
       if (entry)
         void this.run({
           ...this.fields.order(true),
@@ -193,7 +99,7 @@ class Desk {
     }
     this.export.onclick = () => {
       const state = encodeURIComponent(location.hash.slice(1))
-      this.export.href = `api/export/${this.shown}?state=${state}`
+      this.export.href = `api/export/${this.readings.shown}?state=${state}`
     }
   }
   /** what the model wrote last in the reading shown, which has no column yet */
@@ -259,9 +165,9 @@ class Desk {
   private async run(order: object, silent = false): Promise<boolean> {
     const last = await this.send("api/read", order)
     if (!last) return false
-    await this.refresh()
+    await this.readings.refresh()
     // readings that were followed further are shown as they were
-    await (silent ? this.show(this.shown) : this.choose(last.entries!.map(entry => entry.id)))
+    await (silent ? this.show(this.readings.shown) : this.choose(last.entries!.map(entry => entry.id)))
     this.say(words(last))
     return true
   }
@@ -283,7 +189,7 @@ class Desk {
       const message = "The server does not answer: is `logitlens serve` still running?"
       this.say(gone ? message : (error as Error).message, "problem")
     } finally {
-      this.draw()
+      this.readings.draw()
       this.setBusy(false)
     }
     return undefined
@@ -315,25 +221,10 @@ class Desk {
     return last
   }
 
-  /** Look for readings that other tabs have made. */
-  private async refresh() {
-    const found = await getJSON<{ version: number; history?: Entry[] }>(
-      "api/readings?version=" + this.version,
-    ).catch(() => null)
-    if (!found?.history) return
-    this.version = found.version
-    this.made = found.history
-    this.chosen = this.chosen.filter(id => this.entryOf(id))
-    this.draw()
-  }
-  private entryOf(id: string): Entry | undefined {
-    return this.made.find(entry => entry.id == id)
-  }
-
   /** Show readings, and what they were asked with in the form. */
   private async choose(ids: string[], fresh = true) {
-    const entry = this.entryOf(ids[0]!)
-    const entries = ids.flatMap(id => this.entryOf(id) ?? [])
+    const entry = this.readings.find(ids[0]!)
+    const entries = ids.flatMap(id => this.readings.find(id) ?? [])
     if (entry)
       this.fields.fill(entry.order, entry.text, [...new Set(entries.flatMap(other => other.order.lenses))])
     await this.show(ids, fresh)
@@ -348,7 +239,7 @@ class Desk {
       const focused = this.page.contains(document.activeElement)
       this.mounted?.()
       if (fresh) openAtTheEnd()
-      this.shown = ids
+      this.readings.shown = ids
       const idOf = (own: unknown) => ids[manifest.readings.findIndex(reading => reading == own)]!
       this.mounted = await logitlens.mount(
         this.page,
@@ -359,7 +250,7 @@ class Desk {
           actions: {
             append: (cell, token) => {
               const id = idOf(cell.reading.manifest)
-              const order = this.fields.order(!!this.entryOf(id)?.order.write)
+              const order = this.fields.order(!!this.readings.find(id)?.order.write)
               void this.run({ ...order, from: { id, position: cell.t, token } })
             },
             attribute: async (cell, token) => {
@@ -378,7 +269,7 @@ class Desk {
       this.goOn.hidden = ids.length > 1 || this.nextId < 0
       history.replaceState(null, "", `?show=${ids}${location.hash}`)
       this.export.hidden = false
-      this.draw()
+      this.readings.draw()
     } catch (error) {
       this.say((error as Error).message, "problem")
     }
@@ -389,7 +280,7 @@ class Desk {
     clearTimeout(this.following)
     this.following = setTimeout(async () => {
       if (this.busy) return this.followPins(missing)
-      if (missing.some(([id]) => !this.shown.includes(id))) return
+      if (missing.some(([id]) => !this.readings.shown.includes(id))) return
       for (const [i, [again, track]] of missing.entries()) {
         const last = i == missing.length - 1
         if (!last) {
@@ -407,74 +298,19 @@ class Desk {
     this.say(words(last))
   }
 
-  private draw() {
-    const { chosen } = this
-    // a name that is being typed is not taken away
-    if (!this.list.querySelector("input[type=text]"))
-      this.list.replaceChildren(...this.made.map(entry => this.entry(entry)))
-    this.compare.disabled = chosen.length < 2
-    this.compare.textContent = chosen.length < 2 ? "Compare" : `Compare ${chosen.length}`
+  private drawCompare() {
+    const { length } = this.readings.ticked
+    this.compare.disabled = length < 2
+    this.compare.textContent = length < 2 ? "Compare" : `Compare ${length}`
   }
 
-  private entry(entry: Entry): HTMLElement {
-    const { id, label, model, lens } = entry
-    const box = h("input", { type: "checkbox", "aria-label": "compare " + label })
-    box.checked = this.chosen.includes(id)
-    box.onchange = () => {
-      const others = this.chosen.filter(other => other != id)
-      this.chosen = box.checked ? [...others, id].slice(-COMPARED) : others
-      this.draw()
-    }
-    const name = h("bdi", label.slice(0, 60))
-    const source = h("small", ` ${model} · ${lens}`)
-    const show = h("button", { type: "button", onclick: () => this.choose([id]), title: label }, name, source)
-    const item: HTMLElement = h("li", { "aria-current": this.shown.includes(id) && "true" }, box, show)
-    const small = (text: string, title: string, onclick: () => void) =>
-      h("button.small", { type: "button", title, "aria-label": `${title} ${label}`, onclick }, text)
-    item.append(
-      small("✎", "Rename", () => this.rename(entry, show)),
-      small("×", "Delete", () => void this.forget(id)),
-    )
-    return item
-  }
-
-  private rename({ id, label }: Entry, show: HTMLElement) {
-    const input = h("input", {
-      type: "text",
-      "aria-label": "Name of the reading",
-      value: label,
-      maxlength: 120,
-    })
-    const end = async (name: string) => {
-      input.onblur = null
-      input.replaceWith(show)
-      if (name && name != label) {
-        const headers = { "content-type": "application/json" }
-        await ask("api/readings/" + id, { method: "POST", headers, body: JSON.stringify({ name }) }).catch(
-          () => {},
-        )
-      }
-      await this.refresh()
-      this.draw()
-    }
-    input.onkeydown = event => {
-      if (event.key == "Enter") void end(input.value.trim())
-      if (event.key == "Escape") void end("")
-    }
-    input.onblur = () => void end(input.value.trim())
-    show.replaceWith(input)
-    input.focus()
-    input.select()
-  }
-
-  private async forget(id: string) {
-    await ask("api/readings/" + id, { method: "DELETE" }).catch(() => {})
-    await this.refresh()
-    if (!this.shown.includes(id)) return
-    const [latest] = this.made
-    if (latest) return this.choose([latest.id])
+  /** A reading was deleted: another takes its place on the page. */
+  private deleted(id: string) {
+    if (!this.readings.shown.includes(id)) return
+    const { latest } = this.readings
+    if (latest) return void this.choose([latest.id])
     this.mounted?.()
-    this.shown = []
+    this.readings.shown = []
     this.export.hidden = this.goOn.hidden = true
   }
 }

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest"
-import { lines, progress, words } from "../src/serve"
+import { lines, progress, words } from "../src/wire"
 
 test("every state has words", () => {
   expect(words({ state: "sent" })).toBe("Sending …")
