@@ -228,12 +228,12 @@ def _built(kind: str, given: dict[str, str]) -> Edit:
     if generated not in (*_YES, *_NO):
         raise PromptError(f"generated={generated}: expected yes or no")
     shared = {**where, "generated": generated in _YES}
-    scale = float(given.get("scale", 1.0))
-    head = int(given["head"]) if "head" in given else None
+    scale = _number(given, "scale", float) if "scale" in given else 1.0
+    head = _number(given, "head", int) if "head" in given else None
     if kind == "ablate":
         stream = given["stream"] if head is None else given.get("stream")
         how = given.get("how", "zero")
-        return ablate(int(given["block"]), stream, how, head=head, **shared)
+        return ablate(_number(given, "block", int), stream, how, head=head, **shared)
     layer = given["layer"]
     if kind == "patch":
         stream, start = given.get("stream", "resid"), given.get("from")
@@ -249,6 +249,14 @@ def _built(kind: str, given: dict[str, str]) -> Edit:
     else:
         vector = given["token"]
     return {"add": add, "project_out": project_out}[kind](vector, layer, scale=scale, **shared)
+
+
+def _number(given: dict[str, str], key: str, kind: type) -> Any:
+    try:
+        return kind(given[key])
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise PromptError(f"{key}={given[key]}: expected {what}") from None
 
 
 def _vectors(*given: Vector) -> tuple[Any, ...]:

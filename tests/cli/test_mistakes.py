@@ -111,6 +111,10 @@ USAGES = [
         ("--tokens 0", "0 is not in the range"),
         ("--bootstrap -1", "-1 is not in the range"),
     ]),
+    ("generate x --temperature nan", "nan is not a finite number"),
+    ("generate x --temperature inf", "inf is not a finite number"),
+    ("generate x --top-p nan", "nan is not a finite number"),
+    ("patch The Eiffel Tower --token x", "expected two prompts, CLEAN and CORRUPTED, each in quotes"),
     ("attribute The Eiffel Tower", 'put the prompt in quotes: logitlens attribute "The Eiffel'),
     ("fit nope", "No such command 'nope'"),
     *((f"fit {kind} {given}", said) for kind in ("tuned", "jacobian") for given, said in [
@@ -154,6 +158,10 @@ USAGES = [
 ]  # fmt: skip
 
 ERRORS = [
+    ("read x --edit add:layer=5,token=a,scale=x", ERROR, "scale=x: expected a number"),
+    ("read x --edit ablate:block=z,stream=mlp", ERROR, "block=z: expected a whole number"),
+    ("survey report none -o none/x.html", ERROR, "there is no folder none; make it first"),
+    ("survey find none --open x.png", ERROR, "cannot tell a format from 'x.png'"),
     ("compare a b -o x", ERROR, "cannot tell a format from 'x': end it in .html"),
     ("read x -o x.jpg", ERROR, "cannot tell a format from 'x.jpg'"),
     ("read x -o ''", ERROR, "cannot tell a format"),

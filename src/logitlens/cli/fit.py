@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,6 +13,7 @@ from logitlens.cli import fit_progress
 from logitlens.cli.options import (
     LOADING,
     STORED,
+    Number,
     busy,
     load_model,
     model_options,
@@ -25,16 +25,6 @@ from logitlens.files import check_writable
 if TYPE_CHECKING:
     from logitlens import LensModel
     from logitlens.fit.corpus import Corpus
-
-
-class Number(click.FloatRange):
-    """A finite number in a range."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number", param, ctx)
-        return number
 
 
 class Folder(click.Path):

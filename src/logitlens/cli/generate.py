@@ -10,6 +10,7 @@ import click
 
 from logitlens.cli.options import (
     SUFFIXES,
+    Number,
     asked,
     busy,
     chat_options,
@@ -46,11 +47,11 @@ _LIVE_COLUMNS = 60  # more fit no terminal
     help="Tokens to write at most.  [default: 40, or what fits the context]",
 )  # fmt: skip
 @click.option(
-    "--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, metavar="T",
+    "--temperature", type=Number(min=0), default=0.0, show_default=True, metavar="T",
     help="0: the likeliest token; above: drawn.",
 )  # fmt: skip
 @click.option(
-    "--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="P",
+    "--top-p", type=Number(0, 1, min_open=True), metavar="P",
     help="Draw from the likeliest tokens that have this probability together.",
 )  # fmt: skip
 @click.option(

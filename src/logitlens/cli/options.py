@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import shlex
 import sys
@@ -90,6 +91,16 @@ edit_option = click.option(
 truncate_option = click.option(
     "--truncate", is_flag=True, help="Read the last positions that fit the model's context."
 )
+
+
+class Number(click.FloatRange):
+    """A finite number in a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
 
 
 def _renamed(context: click.Context, option: click.Parameter, value: str | None) -> None:

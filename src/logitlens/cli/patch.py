@@ -21,8 +21,7 @@ from logitlens.patch_grid import SUFFIXES
 
 
 @click.command("patch")
-@click.argument("clean")
-@click.argument("corrupted")
+@click.argument("prompts", metavar="CLEAN CORRUPTED", nargs=-1)
 @model_options
 @click.option("--token", required=True, metavar="TOKEN", help="The clean prompt's answer.")
 @click.option("--versus", metavar="TOKEN", help="Measure its logit minus that of this token.")
@@ -34,8 +33,7 @@ from logitlens.patch_grid import SUFFIXES
 @positions_option
 @result_options(SUFFIXES, least=40)
 def command(
-    clean: str,
-    corrupted: str,
+    prompts: tuple[str, ...],
     source: str,
     token: str,
     versus: str | None,
@@ -54,7 +52,11 @@ def command(
     clean one's.
     """
     paths = check_outputs(outputs, SUFFIXES)
-    texts = prompt_text(clean), prompt_text(corrupted)
+    if len(prompts) != 2:
+        raise click.UsageError(
+            f"expected two prompts, CLEAN and CORRUPTED, each in quotes; got {len(prompts)} words or texts"
+        )
+    texts = prompt_text(prompts[0]), prompt_text(prompts[1])
     model = load_model(source, **loading)
     with busy("patching") as progress:
         grid = model.patch_grid(

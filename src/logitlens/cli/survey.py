@@ -204,12 +204,11 @@ def report_command(
 
     Several surveys are shown side by side.
     """
-    from logitlens.survey.report import report
+    from logitlens.survey.report import SUFFIXES, report
 
     if contrast and by is None:
         raise click.UsageError("--contrast compares two values of a condition: name it with --by")
-    if out.suffix in (".png", ".svg", ".pdf"):
-        check_outputs([str(out)])
+    check_outputs([str(out)], SUFFIXES)
     report(folders, out, by=by, contrast=contrast, title=title, seed=seed)
     click.echo(out)
 
@@ -239,9 +238,19 @@ def find_command(
     logprob_embed; settled; and first_1, first_5, first_10: the first layer at which the answer has
     such a rank. −1 is embed.
     """
+    from logitlens.survey import plan as planning
     from logitlens.survey.find import find
 
+    if opened is not None:
+        check_outputs([str(opened)], [".html"])
     if lens is not None:
+        names = list(
+            dict.fromkeys(entry["name"] for entry in planning.load(folder).facts["lenses"])
+        )
+        if lens not in names:
+            raise click.BadParameter(
+                f"{lens}: this survey has {', '.join(names)}", param_hint="'--lens'"
+            )
         quoted = lens.replace("'", "''")
         where = f"({where}) and lens = '{quoted}'"
     found = find(folder, where, limit=limit, order=order)
