@@ -150,4 +150,5 @@ def test_the_command_line_reports_and_finds(folder, tmp_path):
     assert done.exit_code == 0, done.output
     assert (tmp_path / "found.html").is_file()
     assert "--order 'kl_99': Binder" in go("find", folder, "--order", "kl_99").stderr
+    assert "nope: this survey has logit" in go("find", folder, "--lens", "nope").stderr
     assert "no prompts are like that" in go("find", folder, "--where", "number > 99").stdout

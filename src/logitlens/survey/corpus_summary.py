@@ -100,8 +100,10 @@ def examples(folder: str | os.PathLike[str], survey: str, frame: pandas.DataFram
         return []
     columns = ["document", "position", "seen", "text", "lens", "layer", "block", "top", "loss", "rank",
                "kl", "entropy"]  # fmt: skip
-    cells = pq.read_table(io.BytesIO(files.place.read(files.cells(shard))), columns=columns)
-    known = cells.to_pandas()
+    cells = pq.ParquetFile(io.BytesIO(files.place.read(files.cells(shard))))
+    if not set(columns) <= set(cells.schema_arrow.names):  # of a survey by an earlier version
+        return []
+    known = cells.read(columns=columns).to_pandas()
     known["logprob"] = -known["loss"]
     out = []
     for lens, mine in known.groupby("lens", sort=False):
