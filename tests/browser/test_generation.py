@@ -15,12 +15,13 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 def replays(tab) -> None:
     """The slider of time hides what was written later, and brings it back."""
+    expect = pytest.importorskip("playwright.sync_api").expect
     slider, words = tab.get_by_label("Tokens written so far"), tab.locator(".time .lab")
-    assert "Paris" not in words.inner_text()
+    expect(words).not_to_contain_text("Paris")
     slider.fill(str(int(slider.get_attribute("max")) - 1))
-    assert "Paris" in words.inner_text()
+    expect(words).to_contain_text("Paris")
     slider.fill(slider.get_attribute("min"))
-    assert "It" in words.inner_text()
+    expect(words).to_contain_text("It")
 
 
 def test_the_page_in_the_docs_is_small_and_replays(open_page):

@@ -31,7 +31,7 @@ VERBS = {  # in the order of --help; the line is the first of the command's own 
     "attribute": "Show which components wrote a token: a waterfall that sums to the model's own logit.",
     "patch": "Show how much of the clean prompt's answer each patched cell brings back.",
     "view": "Open stored readings as a page, or convert them.",
-    "serve": "Explore prompts in the browser, on this machine only.",
+    "serve": "Explore prompts in the browser.",
     "survey": "Read many prompts into one table, resumable, and report it with intervals.",
     "fit": "Fit a tuned or a Jacobian lens to a model.",
     "lens": "List, show, check, fetch, publish and judge lenses.",

@@ -70,7 +70,7 @@ def command(
     open_browser: bool,
     **loading: Any,
 ) -> int:
-    """Explore prompts in the browser, on this machine only unless --host says otherwise.
+    """Explore prompts in the browser.
 
     Type a prompt and watch it being read; compare readings and export any view as one offline file.
     The printed address ends in a secret word. Ctrl-C ends the server, even while a model runs; the
