@@ -75,8 +75,8 @@ _COUNTS = {"add": (1,), "project_out": (1,), "swap": (2,), "ablate": (0,), "patc
 
 def checked(e: Edit) -> Edit:
     """The edit in Python's numbers, where they make sense without a model. Raises PromptError."""
-    given = (e.layer, e.scale, e.head)
-    layer, scale, head = (v.tolist() if hasattr(v, "tolist") else v for v in given)
+    numbers: tuple[Any, ...] = (e.layer, e.scale, e.head)
+    layer, scale, head = (v.tolist() if hasattr(v, "tolist") else v for v in numbers)
     if isinstance(layer, bool) or not isinstance(layer, (int, str)):
         raise PromptError(f"layer={layer!r}: expected one layer, like 5, -1 or 'embed'")
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) < 1e300:

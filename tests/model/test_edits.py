@@ -8,6 +8,7 @@ import torch
 
 import logitlens
 from logitlens import LogitLensError, PromptError, edit
+from logitlens.view.page.words import code
 from tests.anatomy.test_sublayers import loud
 from tests.architectures.build import build
 from tests.models import tiny_gpt2, tiny_llama, tiny_tokenizer
@@ -347,3 +348,13 @@ def test_nothing_remains_on_the_model(model):
         model.read(IDS, edits=edit.patch([3, 4], 1))
     assert hooks() == before
     equal(model.read(IDS), plain)
+
+
+def test_the_code_of_an_edited_reading_makes_it_again_from_its_file(model, tmp_path, monkeypatch):
+    reading = model.read(IDS, edits=[edit.add(VECTOR, 1, -1, scale=9.0), edit.ablate(0, "mlp")])
+    reading.save(tmp_path / "edited.json")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logitlens, "load", lambda *args, **kwargs: model)
+    names: dict = {}
+    exec(code(reading), names)
+    equal(names["reading"], reading)

@@ -123,6 +123,9 @@ def code(reading: Reading) -> str:
         facts |= _settings(written)
         if "generation_config" in facts:
             imports += "from transformers import GenerationConfig\n"
+    if meta.get("edits"):
+        facts["edits"] = _Code("edit.load('edited.json')")
+        imports += "from logitlens import edit\n"
     load = {k: meta[k] for k in ("revision", "dtype") if meta.get(k)}
     if bundled and load.get("dtype") == "float32":
         del load["dtype"]
@@ -132,11 +135,19 @@ def code(reading: Reading) -> str:
         prompt = reading.ids[~reading.generated].tolist()
         if "positions" in facts:
             note = "  # put in the whole prompt's ids: the reading holds only these"
+    if meta.get("edits"):
+        note += "  # edited.json: this reading, saved as JSON, which keeps the vectors of its edits"
     return (
         f"{imports}\nmodel = logitlens.load({', '.join(source + _arguments(load))})\n"
         f"reading = model.{'generate' if isinstance(written, Mapping) else 'read'}("
         f"{', '.join([repr(prompt), *_arguments(facts)])}){note}"
     )
+
+
+class _Code(str):
+    """An argument that is not a value."""
+
+    __repr__ = str.__str__
 
 
 class _Config(dict[str, Any]):
