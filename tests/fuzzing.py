@@ -251,7 +251,7 @@ def checkpoint(place: Path, rng: random.Random):
             holder = data if rng.random() < 0.4 else data[rng.choice(["identity", "state"])]
             holder[rng.choice(list(holder))] = copy.deepcopy(rng.choice(HOSTILE))
             torch.save(data, path)
-        folder.load()
+        folder.load("tuned.safetensors")
 
     return case
 

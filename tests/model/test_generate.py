@@ -11,6 +11,8 @@ from transformers import GenerationConfig
 
 import logitlens
 from logitlens import PromptError, Reading, UnsupportedModel
+from logitlens.model.assemble import ReadingBuilder
+from logitlens.model.generate import TOGETHER
 from logitlens.view.page.words import code
 from tests.architectures.build import DROP, ENCODER_DECODERS, build, quiet
 from tests.architectures.laws import ENCODER
@@ -148,6 +150,25 @@ def test_passes_read_together_give_the_columns_of_those_read_one_by_one(model):
     together = model.generate(IDS, **options)
     equal(together, model.generate(IDS, each=lambda column: None, **options))
     assert together.meta["check"]["positions"] == len(written(together)["ids"]) == 20
+
+
+def test_ctrl_c_while_passes_are_read_together_loses_none_of_them(model, monkeypatch):
+    whole, add = model.generate("The Eiffel Tower", max_new_tokens=12), ReadingBuilder.add
+    interrupts = [KeyboardInterrupt()]
+
+    def interrupted(self, start, part):
+        add(self, start, part)
+        if interrupts:
+            raise interrupts.pop()
+
+    monkeypatch.setattr(ReadingBuilder, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        model.generate("The Eiffel Tower", max_new_tokens=12)
+    kept = caught.value.reading
+    assert written(kept)["stopped"] == "interrupted"
+    assert written(kept)["ids"] == written(whole)["ids"][:TOGETHER]
+    assert kept.meta["check"]["ok"]
+    np.testing.assert_allclose(kept.kl, whole.kl[:, : kept.shape[1]], atol=1e-4)
 
 
 def test_each_may_end_the_generation_or_read_with_the_same_model(model):

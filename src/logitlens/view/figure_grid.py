@@ -42,15 +42,15 @@ def matplotlib() -> Any:
 @cache
 def shown_figure() -> type[Figure]:
     """A Figure that a notebook shows by itself, though pyplot, which would see to it, is not used."""
-    from matplotlib.figure import Figure
+    from matplotlib import figure
 
-    class Heatmap(Figure):
+    class Figure(figure.Figure):
         def _repr_png_(self) -> bytes:
             out = io.BytesIO()
             self.savefig(out, format="png")
             return out.getvalue()
 
-    return Heatmap
+    return Figure
 
 
 @dataclass(frozen=True)
