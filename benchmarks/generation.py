@@ -1,6 +1,8 @@
 """Speed of reading while a model writes, beside plain generate and beside reading it all for every token.
 
     python benchmarks/generation.py          # two minutes on two cores; appends a row to generation.jsonl
+    python benchmarks/generation.py 128k     # a Llama of 4 blocks in bfloat16, 128,256 tokens
+    python benchmarks/generation.py memory   # peak memory after 128, 256 and 512 tokens, beyond that after 64
 
 Greedy, 64 new tokens after 32, GPT-2's shape in float32 with random weights: all layers, top 10, five
 candidates. Repeats are interleaved. The floor is plain generate plus one pass over the unembedding for
@@ -10,14 +12,22 @@ each token. Beside them: how long after its token the first column of the bundle
 from __future__ import annotations
 
 import json
+import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -29,9 +39,20 @@ PROMPT, NEW, ROUNDS = 32, 64, 5
 CELL = {"top": 10, "candidates": 5}
 
 
-def main() -> None:
-    torch.manual_seed(0)
-    hf = GPT2LMHeadModel(GPT2Config()).eval()
+def gpt2() -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(GPT2Config()).eval()
+
+
+def large() -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=4,
+        num_attention_heads=32, num_key_value_heads=8, dtype="bfloat16",
+    )  # fmt: skip
+    return LlamaForCausalLM(config).to(torch.bfloat16).eval()
+
+
+def speed(shape: str) -> dict[str, Any]:
+    hf = gpt2() if shape == "gpt2" else large()
     model = logitlens.load(hf)
     ids = torch.randint(0, hf.config.vocab_size, (1, PROMPT)).tolist()[0]
     settings = GenerationConfig(max_new_tokens=NEW, min_new_tokens=NEW, pad_token_id=0)
@@ -55,18 +76,43 @@ def main() -> None:
         run()
     seconds: dict[str, list[float]] = {"generate": [], "logitlens": []}
     seconds |= {"column by column": [], "a read for each token": []}
-    for n in range(ROUNDS):
+    for n in range(ROUNDS if shape == "gpt2" else 3):
         seconds["generate"].append(timed(plain))
         seconds["logitlens"].append(timed(watched))
         seconds["column by column"].append(timed(column_by_column))
-        if n < 2:
+        if n < (2 if shape == "gpt2" else 1):
             seconds["a read for each token"].append(timed(read_again))
     medians = {name: round(statistics.median(each), 3) for name, each in seconds.items()}
-    row = {
-        "shape": "gpt2", "dtype": "float32", "tokens": [PROMPT, NEW], "seconds": medians,
-        "ratio": round(medians["logitlens"] / medians["generate"], 2),
-        "first_column_ms": round(1000 * first_column(), 1), **facts(),
+    return {
+        "shape": shape, "dtype": str(hf.dtype).removeprefix("torch."), "tokens": [PROMPT, NEW],
+        "seconds": medians, "ratio": round(medians["logitlens"] / medians["generate"], 2),
+        "first_column_ms": round(1000 * first_column(), 1),
     }  # fmt: skip
+
+
+def memory() -> dict[str, Any]:
+    """Peak memory in MB after ever longer generations, beyond that after the first and shortest, and
+    how much of it the KV cache takes."""
+    hf = gpt2()
+    model, config = logitlens.load(hf), hf.config
+    ids = torch.randint(0, config.vocab_size, (1, PROMPT)).tolist()[0]
+    peaks, caches = {}, {}
+    for new in (64, 128, 256, 512):  # shorter ones stay below the peak of loading
+        settings = GenerationConfig(max_new_tokens=new, min_new_tokens=new, pad_token_id=0)
+        model.generate(ids, generation_config=settings, **CELL)
+        peaks[new] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        caches[new] = 2 * config.n_layer * config.n_embd * 4 * (PROMPT + new) / 2**20
+    beyond = {new: round(peaks[new] - peaks[64], 1) for new in peaks}
+    cache = {new: round(caches[new] - caches[64], 1) for new in caches}
+    return {"shape": "gpt2", "dtype": "float32", "peak_mb": beyond, "cache_mb": cache}
+
+
+def main() -> None:
+    asked = sys.argv[1] if len(sys.argv) > 1 else "gpt2"
+    if asked not in ("gpt2", "128k", "memory"):
+        raise SystemExit(f"{asked}: expected gpt2, 128k or memory")
+    torch.manual_seed(0)
+    row = (memory() if asked == "memory" else speed(asked)) | facts()
     with (Path(__file__).parent / "generation.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     print(json.dumps(row, indent=2))
