@@ -140,7 +140,7 @@ def test_the_server_reads_and_writes_in_firefox(firefox, tmp_path):
     firefox.problems.clear()
     with served(tmp_path, "-m", "demo", "--max-tokens", "64") as (_, address):
         firefox.open(address)
-        firefox.wait("document.querySelector('.status').innerText.startsWith('Done in')")
+        firefox.wait("document.querySelector('.status')?.innerText.startsWith('Done in')")
         firefox.wait("document.querySelector('.card .top')?.innerText.includes('Paris')")
         firefox.js(
             "[...document.querySelectorAll('button')].find(b => b.innerText == 'Write').click()"
