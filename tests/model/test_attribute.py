@@ -164,10 +164,21 @@ def test_a_reading_keeps_who_wrote_a_token_in_every_file_of_it(gpt2, tmp_path):
     shown = kept.meta["attributions"][1]
     assert shown["parts"] == [[name, part] for name, part in again.largest(12)]
     assert sum(part for _, part in shown["parts"]) + shown["rest"] == pytest.approx(again.sum)
-    for suffix in (".json", ".html"):
+    for suffix in (".json", ".parquet", ".html"):
         back = kept.save(tmp_path / f"kept{suffix}")
         (back,) = page.load(back) if suffix == ".html" else [Reading.load(back)]
         assert back.meta["attributions"] == kept.meta["attributions"]
+
+
+def test_of_a_prompt_that_is_cut_it_is_kept_too(gpt2):
+    long = " ".join(["The tower of Paris"] * 20)
+    (readings,) = read_all(
+        gpt2, [long], lenses=["logit"], top=3, track=[], attribute="-1", truncate=True
+    )
+    assert readings[0].meta["truncated"]
+    (kept,) = readings[0].meta["attributions"]
+    assert kept["position"] == readings[0].positions[-1]
+    assert kept["id"] == readings[0].top_ids[-1, -1, 0]
 
 
 def test_an_attribution_of_something_else_is_not_kept(gpt2):

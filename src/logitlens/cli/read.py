@@ -38,7 +38,6 @@ from logitlens.select import select_positions
 
 if TYPE_CHECKING:
     from logitlens import LensModel, Reading
-    from logitlens.edit import Edit
 
 PLOTS = ("heatmap", "trajectories", "curves", "settled", "exits", "reads_ahead")
 STREAMS = ("resid", "mid", "attn", "mlp", "head")
@@ -73,7 +72,10 @@ def read_all(
             found = [
                 model.readout(residuals, lens=lens, progress=progress, **shown) for lens in lenses
             ]
-        return found if attribute is None else explained(model, prompt, found, attribute, changes)
+        if attribute is None:
+            return found
+        shared = {"truncate": run.get("truncate", False), "edits": changes}
+        return explained(model, prompt, found, attribute, **shared)
 
     out = []
     for n, prompt in enumerate(prompts, 1):
@@ -88,12 +90,15 @@ def read_all(
 
 
 def explained(
-    model: LensModel, prompt: Prompt, readings: list[Reading], where: str, edits: Sequence[Edit]
+    model: LensModel, prompt: Prompt, readings: list[Reading], where: str, **run: Any
 ) -> list[Reading]:
-    """Readings of a prompt with who wrote the model's own top token after the positions chosen."""
+    """Readings of a prompt with who wrote the model's own top token after the positions chosen.
+
+    run   other arguments of `LensModel.attribute`
+    """
     numbers = readings[0].positions
     for i in select_positions(where, numbers, readings[0].meta.get("prompt_tokens")):
-        found = model.attribute(prompt, position=numbers[i], edits=edits)
+        found = model.attribute(prompt, position=numbers[i], **run)
         readings = [found.added_to(reading) for reading in readings]
     return readings
 

@@ -114,9 +114,7 @@ def _tensor(rows: Any, device: torch.device) -> Tensor:
     if array.dtype.kind not in "iuf":
         raise PromptError(f"vectors of {array.dtype}: expected real numbers")
     with np.errstate(over="ignore"):  # what is too large becomes inf, and is refused
-        copied = array.astype(
-            np.float32
-        )  # torch warns of an array that is only read (numpy.memmap)
+        copied = array.astype(np.float32)  # of a mapped file, which torch would warn of
     return torch.from_numpy(copied).to(device)
 
 
