@@ -27,13 +27,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from logitlens.edit_data import HOW, KINDS, STREAMS, Edit, checked
+from logitlens.edit_data import ALONG, HOW, KINDS, STREAMS, Edit, checked
 from logitlens.edit_io import FORMAT, VERSION, from_data, load, save, to_data
 from logitlens.errors import PromptError
 from logitlens.select import Selection, select_layer, select_positions
 
 __all__ = [
-    "FORMAT", "HOW", "KINDS", "STREAMS", "VERSION", "Edit", "Vector", "ablate", "add", "control",
+    "ALONG", "FORMAT", "HOW", "KINDS", "STREAMS", "VERSION", "Edit", "Vector", "ablate", "add", "control",
     "from_data", "load", "parse",
     "patch", "project_out", "save", "swap", "to_data",
 ]  # fmt: skip
@@ -158,7 +158,7 @@ def patch(
 
 def control(edit: Edit, seed: int = 0) -> Edit:
     """The same edit with random directions of equal length: what any direction would do."""
-    along = isinstance(edit, Edit) and edit.kind in ("add", "project_out", "swap")
+    along = isinstance(edit, Edit) and edit.kind in ALONG
     if not along or not all(isinstance(v, np.ndarray) for v in edit.vectors):
         raise PromptError(f"no control for {edit}: expected an edit along vectors")
     random = np.random.default_rng(seed)
@@ -166,7 +166,7 @@ def control(edit: Edit, seed: int = 0) -> Edit:
     for v in edit.vectors:
         noise = random.standard_normal(v.shape).astype(np.float32)
         out.append(noise * np.float32(np.linalg.norm(v) / np.linalg.norm(noise)))
-    return replace(edit, vectors=tuple(out))
+    return replace(edit, vectors=tuple(out), text=f"{edit}, its direction replaced by a random one")
 
 
 # -- as text -------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 from logitlens.errors import PromptError
 
 KINDS = ("add", "project_out", "swap", "ablate", "patch")
+ALONG = ("add", "project_out", "swap")  # those along directions
 STREAMS = ("resid", "attn", "mlp", "head")
 HOW = ("zero", "mean")
 

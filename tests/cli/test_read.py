@@ -268,3 +268,24 @@ def test_the_suffixes_of_the_command_line_are_those_of_a_reading():
     from logitlens.cli import options
 
     assert options.SUFFIXES == reading.SUFFIXES
+
+
+def test_an_edit_is_shown_beside_a_random_direction_of_equal_length(tmp_path, capsys):
+    """The vector of " Rome" turns the answer; one that points anywhere does not."""
+    from logitlens.cli import main as run
+
+    rome = "add:layer=5,token= Rome,positions=-1,scale=40"
+    read = ["read", "The Eiffel Tower is in the city of"]
+    files = tmp_path / "e.json"
+    with pytest.raises(SystemExit) as end:
+        run([*read, "--edit", rome, "--control", "-o", str(files)])
+    assert not end.value.code
+    shown = capsys.readouterr().out
+    assert "edited: added 40 × ' Rome' after layer 5" in shown
+    assert "its direction replaced by a random one" in " ".join(shown.split())
+    edited, control = (Reading.load(tmp_path / f"e.logit{c}.json") for c in ("", ".control"))
+    assert edited.words[6][-1].strip() == "Rome" != control.words[6][-1].strip()
+    with pytest.raises(SystemExit) as end:
+        run(["read", "The", "--edit", "ablate:block=5,head=2", "--control"])
+    assert end.value.code == 1
+    assert "no edit to control: expected one along a direction" in capsys.readouterr().err

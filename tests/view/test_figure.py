@@ -92,7 +92,7 @@ def _rgb(colour):
 @pytest.mark.parametrize("cmap", ["day", "night", "seed", "viridis"])
 @pytest.mark.parametrize("name", statistics.colors())
 def test_ink_is_legible_on_every_cell(eiffel, name, cmap):
-    _, ax, _ = draw(eiffel, color=name, cmap=cmap)
+    ax = module.figure(eiffel, color=name, cmap=cmap).axes[0]
     unit = ax.collections[0].get_array()
     faces = ax.collections[0].to_rgba(unit)
     assert len(ax.texts) == unit.size

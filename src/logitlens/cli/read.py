@@ -38,6 +38,7 @@ from logitlens.select import select_positions
 
 if TYPE_CHECKING:
     from logitlens import LensModel, Reading
+    from logitlens.edit import Edit
 
 PLOTS = ("heatmap", "trajectories", "curves", "settled", "exits", "reads_ahead")
 STREAMS = ("resid", "mid", "attn", "mlp", "head")
@@ -55,20 +56,29 @@ def read_all(
     positions: str | None = None,
     chunk: int | None = None,
     edits: Sequence[str] = (),
+    control: bool = False,
     attribute: str | None = None,
     **run: Any,
 ) -> list[list[Reading]]:
-    """The readings of each prompt, one for each lens; `run`: other arguments of `LensModel.capture`."""
+    """The readings of each prompt, one for each lens, and for its control below each edited one.
+
+    run   other arguments of `LensModel.capture`
+    """
     shown: dict[str, Any] = {"top": top, "track": [*track, *track_id], "positions": positions}
     changes = edits_of(edits)
-    run |= {"edits": changes} if changes else {}
+    versions = [changes]
+    if control:
+        from logitlens.model.edits import controls
 
-    def read(prompt: Prompt, progress: Any) -> list[Reading]:
+        versions.append(controls(model, changes))
+
+    def read(prompt: Prompt, changes: list[Edit], progress: Any) -> list[Reading]:
+        how = {**run, "edits": changes} if changes else run
         if chunk:
-            both = {**run, **shown, "chunk": chunk, "progress": progress}
+            both = {**how, **shown, "chunk": chunk, "progress": progress}
             found = [model.read(prompt, lens=lens, **both) for lens in lenses]
         else:
-            residuals = model.capture(prompt, progress=progress, **run)  # once for all lenses
+            residuals = model.capture(prompt, progress=progress, **how)  # once for all lenses
             found = [
                 model.readout(residuals, lens=lens, progress=progress, **shown) for lens in lenses
             ]
@@ -81,7 +91,7 @@ def read_all(
     for n, prompt in enumerate(prompts, 1):
         try:
             with busy("reading") as progress:
-                out.append(read(prompt, progress))
+                out.append([r for each in versions for r in read(prompt, each, progress)])
         except PromptError as error:
             if len(prompts) == 1:
                 raise
@@ -157,6 +167,11 @@ class Session:
     help="Process long prompts N positions at a time through the KV cache, to bound memory.",
 )  # fmt: skip
 @edit_option
+@click.option(
+    "--control", is_flag=True,
+    help="Read again with every edit along a direction (add, project_out, swap) made along a random one "
+    "of equal length, and show both.",
+)  # fmt: skip
 @click.option(
     "--attribute", metavar="POSITIONS",
     help="Keep which components wrote the model's own top token after these positions, for the card of "
@@ -274,10 +289,11 @@ def save(
     kinds = [name.partition(":")[0] for name in lenses]
     if len(set(kinds)) < len(kinds):
         kinds = [f"{kind}-{i}" for i, kind in enumerate(kinds, 1)]
+    kinds += [f"{kind}.control" for kind in kinds]
     out = []
     for n, one in enumerate(readings, 1):
         for kind, reading in zip(kinds, one):
-            parts = [str(n)] * (len(readings) > 1) + [kind] * (len(kinds) > 1)
+            parts = [str(n)] * (len(readings) > 1) + [kind] * (len(one) > 1)
             name = path.with_suffix(".".join(["", *parts]) + path.suffix)
             out.append(_saved(reading, name, drawn, viewed))
     return out

@@ -181,6 +181,19 @@ def prepare(model: LensModel, edits: Prepared | Edit | Iterable[Edit] | None) ->
     return Prepared([_prepared(model, e) for e in given], model) if given else None
 
 
+def controls(model: LensModel, edits: list[Edit]) -> list[Edit]:
+    """The edits with those along directions turned into their `logitlens.edit.control`.
+
+    Raises PromptError where none is along a direction, and what `prepare` raises.
+    """
+    ready = [_prepared(model, e) for e in edits]
+    if not any(e.kind in editing.ALONG for e in ready):
+        raise PromptError(
+            "no edit to control: expected one along a direction, " + ", ".join(editing.ALONG)
+        )
+    return [editing.control(e) if e.kind in editing.ALONG else e for e in ready]
+
+
 def _prepared(model: LensModel, e: Edit) -> Edit:
     name = display_name(model.name)
     if e.model is not None and e.model != name:

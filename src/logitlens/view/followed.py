@@ -75,6 +75,9 @@ def table(
     if not tokens:
         return
     labels = [first.layers[i] for i in rows] if rows is not None else _layers(readings)
+    names = [reading.lens_name for reading in readings]
+    if len(set(names)) < len(names):  # an edited reading and its control
+        names = [f"{name} {n}" for n, name in enumerate(names, 1)]
     lines: list[_Line] = []
     for token in tokens:
         exact = token.tracked or token.id == answer
@@ -87,11 +90,11 @@ def table(
                 )
                 values = (of.ranks if scale == "rank" else of.probs).tolist() if of else []
                 known = dict(zip(reading.layers, values))
-                lens = f" {reading.lens_name}" if several else ""
+                lens = f" {names[n]}" if several else ""
                 lines.append(_Line(name, measure + lens, scale, known, token.id == answer))
-    names = min(_NAME, max(safe.width(line.name) for line in lines))
+    widest = min(_NAME, max(safe.width(line.name) for line in lines))
     what = f"after {safe.quote(safe.clip(first.pieces[column], 24))}"
-    lead = max(names + 1 + max(len(line.kind) for line in lines), safe.width(what))
+    lead = max(widest + 1 + max(len(line.kind) for line in lines), safe.width(what))
     per_line = max(1, (width - lead) // _SIZE)
     for start in range(0, len(labels), per_line):
         part = labels[start : start + per_line]
@@ -100,7 +103,7 @@ def table(
             head.append(safe.visible(label).rjust(_SIZE), style=DIM)
         yield _cropped(head)
         for line in lines:
-            yield _cropped(line.text(names, lead, part, brush))
+            yield _cropped(line.text(widest, lead, part, brush))
 
 
 @dataclass(frozen=True)
