@@ -18,7 +18,7 @@ from torch import Tensor
 from logitlens.errors import MissingExtra
 from logitlens.readout.head import Head
 from logitlens.readout.online import Online
-from logitlens.readout.product import Product
+from logitlens.readout.product import LINE, SPARE, Product
 from logitlens.readout.stats import Engine, FinalRows, Stats
 from logitlens.readout.topk import leading
 
@@ -30,7 +30,9 @@ CALLED = 4 << 20  # most logits asked of one call of a head that may only be cal
 SAME = 64  # tokens from which on a product's sums no longer depend on how many there are
 KERNELS = ("torch", "numba")
 
-Tile = Callable[[slice | Tensor], Tensor]  # tokens → their logits (N, C) in every row
+# Tokens → their logits (N, C) in every row, those of a layer one position after another: the final
+# rows are the last. Several tokens in order may be wanted in memory that is given for them.
+Tile = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -71,18 +73,18 @@ class Chunked(Engine):
 
     def _tiles(self, x_PLE: Tensor, head: Head, candidates: int) -> tuple[Tile, Tensor]:
         """The rows of some positions, and the candidates (P, C) of their final rows."""
-        P, L, E = x_PLE.shape
+        P, L = x_PLE.shape[:2]
         compiled = self.kernel == "numba"
         few = P * L * head.vocab <= WHOLE and not self.columns
         if head.weight_VE is None or few:
-            z_NV = whole(x_PLE.reshape(P * L, E), head, compiled=compiled)
-            return _Held(z_NV), leading(z_NV[L - 1 :: L], candidates).ids_NK
+            z_NV = whole(by_layer(x_PLE), head, compiled=compiled)
+            return _Held(z_NV), leading(z_NV[(L - 1) * P :], candidates).ids_NK
         if not candidates:
-            tile = tiles(x_PLE.reshape(P * L, E), head, compiled=compiled)
+            tile = tiles(by_layer(x_PLE), head, compiled=compiled)
             return tile, head.weight_VE.new_empty((P, 0), dtype=torch.long)
         # The final rows first, held while the others pass: no row is multiplied twice.
         final_PV = whole(x_PLE[:, -1], head, compiled=compiled)
-        others = tiles(x_PLE[:, :-1].reshape(-1, E), head, compiled=compiled)
+        others = tiles(by_layer(x_PLE[:, :-1]), head, compiled=compiled)
         return beside(others, final_PV, L), leading(final_PV, candidates).ids_NK
 
     def _look(
@@ -123,6 +125,11 @@ class _Held:
         return self.z_NV[:, v]
 
 
+def by_layer(x_PLE: Tensor) -> Tensor:
+    """Rows (L · P, E) as a tile has them."""
+    return x_PLE.transpose(0, 1).flatten(0, 1)
+
+
 def tile_columns(rows: int, V: int) -> int:
     """Tokens of a tile of so many rows: a multiple of 64."""
     rows = max(1, rows)
@@ -136,9 +143,9 @@ def tiles(x_NE: Tensor, head: Head, *, compiled: bool = False) -> Tile:
     product = Product(x_NE, head.weight_VE, head.bias_V, compiled=compiled)
     same = SAME if x_NE.shape[1] <= 1024 else 8 * SAME  # long sums are cut by the width too
 
-    def tile(v: slice | Tensor) -> Tensor:
+    def tile(v: slice | Tensor, out_NC: Tensor | None = None) -> Tensor:
         if isinstance(v, slice):
-            return head.finish_(product.raw(v), v)
+            return head.finish_(product.raw(v, out_NC), v)
         u = torch.nn.functional.pad(v, (0, -v.numel() % same))
         return head.finish_(product.raw(u), u)[:, : v.numel()]
 
@@ -147,18 +154,10 @@ def tiles(x_NE: Tensor, head: Head, *, compiled: bool = False) -> Tile:
 
 def whole(x_NE: Tensor, head: Head, *, compiled: bool = False) -> Tensor:
     """The logits (N, V) of a few rows."""
-    N, V = x_NE.shape[0], head.vocab
     if head.weight_VE is None:  # its module's own product, never of many rows together
-        parts = [head.raw(x_nE) for x_nE in x_NE.split(max(1, CALLED // V))]
+        parts = [head.raw(x_nE) for x_nE in x_NE.split(max(1, CALLED // head.vocab))]
         return head.finish_(parts[0] if len(parts) == 1 else torch.cat(parts))
-    tile = tiles(x_NE, head, compiled=compiled)
-    if N * V <= WHOLE:
-        return tile(slice(0, V))
-    z_NV = head.weight_VE.new_empty((N, V), dtype=torch.float32)
-    columns = tile_columns(N, V)
-    for v in range(0, V, columns):
-        z_NV[:, v : v + columns] = tile(slice(v, min(V, v + columns)))
-    return z_NV
+    return tiles(x_NE, head, compiled=compiled)(slice(0, head.vocab))
 
 
 def beside(others: Tile, final_PV: Tensor, L: int) -> Tile:
@@ -171,13 +170,17 @@ def beside(others: Tile, final_PV: Tensor, L: int) -> Tile:
         nonlocal space
         final_PC = final_PV[:, v]
         P, C = final_PC.shape
-        size = P * L * (C + SAME)  # rows a power of two apart would share places in the caches
+        stride = C + LINE - C % LINE  # a power of two apart, rows would share places in the caches
+        size = (P * L + SPARE) * stride
         if space.numel() < size:
             space = space.new_empty(size)
-        z_PLC = space[:size].view(P, L, C + SAME)[..., :C]
-        z_PLC[:, :-1] = others(v).unflatten(0, (P, L - 1))
-        z_PLC[:, -1] = final_PC
-        return space[:size].view(P * L, C + SAME)[:, :C]
+        z_NC = space[:size].view(-1, stride)[: P * L, :C]
+        others_NC = z_NC[: P * (L - 1)]
+        found_NC = others(v, others_NC) if isinstance(v, slice) else others(v)
+        if found_NC.data_ptr() != others_NC.data_ptr():
+            others_NC.copy_(found_NC)
+        z_NC[P * (L - 1) :] = final_PC
+        return z_NC
 
     return tile
 
@@ -189,7 +192,7 @@ def stream(
     for v in range(0, vocab if online.P else 0, columns):
         z_NC = tile(slice(v, min(vocab, v + columns)))
         for p, z_V in (final or {}).items():
-            z_V[v : v + columns] = z_NC[(p + 1) * online.L - 1]
+            z_V[v : v + columns] = z_NC[(online.L - 1) * online.P + p]
         online.update(z_NC)
 
 
@@ -204,5 +207,5 @@ def target_logits(tile: Tile, L: int, targets_PM: Tensor) -> Tensor:
 
 def _own_logits(z_NC: Tensor, L: int, columns_PM: Tensor) -> Tensor:
     """(P, L, M): of each position's rows, the logits in its own columns."""
-    z_PLC = z_NC.unflatten(0, (len(columns_PM), L))
-    return z_PLC.gather(-1, columns_PM[:, None].expand(-1, L, -1))
+    P, M = columns_PM.shape
+    return z_NC.unflatten(0, (L, P)).gather(-1, columns_PM.expand(L, P, M)).transpose(0, 1)

@@ -84,6 +84,24 @@ def _wide(typingctx):
     return types.none(), generate
 
 
+@intrinsic
+def _raise(typingctx, lanes, others):
+    """Raise 64 float32 at one address to those at another that are greater; a NaN is not.
+
+    Written for LLVM, which makes scalars of a loop over so few.
+    """
+
+    def generate(context, builder, signature, args):
+        line = ir.VectorType(ir.FloatType(), LANES).as_pointer()
+        to, of = (builder.inttoptr(address, line) for address in args)
+        old, new = builder.load(to, align=4), builder.load(of, align=4)
+        higher = builder.fcmp_ordered(">", new, old)
+        builder.store(builder.select(higher, new, old), to, align=4)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64), generate
+
+
 @numba.njit(fastmath=FAST, inline="always")
 def _exp2(d):
     """2^d in float32 for d ≤ 127, to about an ulp; exactly 0 below −126. No call, so it vectorises."""
@@ -111,20 +129,14 @@ def _maxima(z, maxima):
     _wide()
     C = z.shape[0]
     maxima[:] = np.float32(-np.inf)
-    for start in range(0, C, SPAN):
-        lanes = maxima[start // LENGTH : start // LENGTH + LANES]
-        for i in range(start, min(C, start + SPAN) - LANES + 1, LANES):
-            line = z[i : i + LANES]
-            for b in range(LANES):
-                lanes[b] = line[b] if line[b] > lanes[b] else lanes[b]
+    for v in range(0, C - LANES + 1, LANES):
+        _raise(maxima.ctypes.data + v // SPAN * LANES * 4, z.ctypes.data + v * 4)
     for v in range(C // LANES * LANES, C):
         b = v // SPAN * LANES + v % LANES
         maxima[b] = z[v] if z[v] > maxima[b] else maxima[b]
-    lanes = np.full(LANES, np.float32(-np.inf))
-    for start in range(0, maxima.shape[0], LANES):
-        line = maxima[start : start + LANES]
-        for b in range(LANES):
-            lanes[b] = line[b] if line[b] > lanes[b] else lanes[b]
+    lanes = maxima[:LANES].copy()
+    for start in range(LANES, maxima.shape[0], LANES):
+        _raise(lanes.ctypes.data, maxima.ctypes.data + start * 4)
     top = lanes[0]
     for b in range(1, LANES):
         top = lanes[b] if lanes[b] > top else top
@@ -217,14 +229,14 @@ def _tile(
 ):  # fmt: skip
     """Columns begin … begin + C of the buffer z_NS, which are tokens first … first + C, of
     positions start … stop into the state arrays."""
-    L, M = c_PL.shape[1], targets_PM.shape[1]
+    (P, L), M, K = c_PL.shape, targets_PM.shape[1], values_NK.shape[1]
     maxima = np.empty((C + SPAN - 1) // SPAN * LANES, np.float32)
     final = np.empty(C, np.float32)
     none = np.float32(np.inf)
     for p in range(start, stop):
         old_sf, shrink_f = s_PL[p, L - 1], 1.0
         for row in range(L - 1, -1, -1):  # the final row first: the others need its 2^d
-            n = p * L + row
+            n = row * P + p
             z = z_NS[n][begin : begin + C]
             old, top = c_PL[p, row], _maxima(z, maxima)
             c = max(old, top)
@@ -245,7 +257,8 @@ def _tile(
             x_PL[p, row] = (x_PL[p, row] - grow * old_sf) * shrink_f + x
             s_PL[p, row] = s_PL[p, row] * shrink + s
             c_PL[p, row] = c
-            held_N[n] = _keep(z, maxima, first, values_NK[n], ids_NK[n], held_N[n])
+            if held_N[n] < K or not top < values_NK[n, K - 1]:
+                held_N[n] = _keep(z, maxima, first, values_NK[n], ids_NK[n], held_N[n])
             for m in range(M):
                 target, own = target_PLM[p, row, m], targets_PM[p, m] - first
                 if m > 0:  # of candidates hardly any tile holds something greater

@@ -202,6 +202,9 @@ class Pass(Online):
         bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
         return bits.view(torch.float32), 0x7FFFFFFF - (keys_NK & 0xFFFFFFFF)
 
+    def _by_position(self, rows_N: Tensor) -> Tensor:
+        return rows_N.unflatten(0, (self.P, self.L))  # as a slab has them
+
     def result(self, candidates: int = 0) -> Stats:
         """See `Online.result`."""
         self.top.values_NK, self.top.ids_NK = self.leading()

@@ -55,24 +55,29 @@ class Online:
         self.seen = 0
 
     def update(self, z_NC: Tensor) -> None:
-        """Take in the next C columns of all P · L rows (position-major), float32, unchanged."""
+        """Take in the next C columns of all L · P rows (a layer's one after another), float32,
+        unchanged."""
         C = z_NC.shape[1]
-        z_PLC = z_NC.unflatten(0, (self.P, self.L))
+        z_PLC = self._by_position(z_NC)
         maxima_NB = z_NC.new_empty(z_NC.shape[0], -(-C // BLOCK))
+        maxima_PLB = self._by_position(maxima_NB)
         sums_3PL = z_NC.new_empty(3, self.P, self.L)
         if self.seen == 0:  # later tiles are stabilised by the maxima of those before
-            self.raise_to(block_maxima(z_NC, maxima_NB).amax(-1).view_as(self.c_PL))
+            block_maxima(z_NC, maxima_NB)
+            self.raise_to(maxima_PLB.amax(-1))
         for p in self._hot(C):
-            n = slice(p.start * self.L, p.stop * self.L)
             if self.seen:
-                block_maxima(z_NC[n], maxima_NB[n])
+                block_maxima(z_PLC[p], maxima_PLB[p])
             self._sum(z_PLC[p], p, sums_3PL)
-            self._count(z_NC[n], maxima_NB[n].amax(-1), p)
-        highest_PL = maxima_NB.amax(-1).view_as(self.c_PL)
-        self._add(z_PLC, sums_3PL.double(), highest_PL)
+            self._count(z_PLC[p], maxima_PLB[p].amax(-1), p)
+        self._add(z_PLC, sums_3PL.double(), maxima_PLB.amax(-1))
         self._own(z_PLC)
         self.top.update(z_NC, maxima_NB)
         self.seen += C
+
+    def _by_position(self, rows_N: Tensor) -> Tensor:
+        """(P, L, …): a view of rows."""
+        return rows_N.unflatten(0, (self.L, self.P)).transpose(0, 1)
 
     def _hot(self, C: int) -> Iterator[slice]:
         """Positions, a few at a time: as many as stay in the caches."""
@@ -93,24 +98,22 @@ class Online:
         torch.sum(e_pLC.mul_(d_pLC), -1, out=a_pL)
         torch.sum(d_pLC.mul_(final_p1C), -1, out=x_pL)
 
-    def _count(self, z_nC: Tensor, highest_n: Tensor, p: slice) -> None:
+    def _count(self, z_pLC: Tensor, highest_pL: Tensor, p: slice) -> None:
         """Of the rows that hold something greater than a target: few do, of likely ones."""
-        target_nM = self.target_PLM[p].flatten(0, 1)
-        open_nM = ~(highest_n[:, None] <= target_nM)  # a NaN is looked at
-        counts_M = open_nM.sum(0).tolist()
-        above_nM = torch.zeros_like(target_nM)
+        target_pLM, above_pLM = self.target_PLM[p], self.above_PLM[p]
+        open_pLM = ~(highest_pL[..., None] <= target_pLM)  # a NaN is looked at
+        counts_M = open_pLM.sum((0, 1)).tolist()
         for m, count in enumerate(counts_M):
             if not count:
                 continue
-            z_rC, target_r, rows = z_nC, target_nM[:, m], slice(None)
-            if count < SPARSE * len(z_nC):
-                rows = open_nM[:, m].nonzero()[:, 0]
-                z_rC, target_r = z_nC.index_select(0, rows), target_r[rows]
-            above_rC = self.work[0, : z_rC.numel()].view(z_rC.shape)
+            z, target, rows = z_pLC, target_pLM[..., m], (slice(None), slice(None))
+            if count < SPARSE * target.numel():
+                rows = open_pLM[..., m].nonzero(as_tuple=True)
+                z, target = z_pLC[rows], target[rows]
+            above = self.work[0, : z.numel()].view(z.shape)
             # 0.0 or 1.0: summing floats is several times faster than bools
-            torch.gt(z_rC, target_r[:, None], out=above_rC)
-            above_nM[rows, m] = above_rC.sum(-1)
-        self.above_PLM[p] += above_nM.view_as(self.above_PLM[p])
+            torch.gt(z, target[..., None], out=above)
+            above_pLM[(*rows, m)] += above.sum(-1)
 
     def _add(self, z_PLC: Tensor, sums_3PL: Tensor, highest_PL: Tensor) -> None:
         """Add a tile's sums, then move c up to the running maximum.
@@ -172,8 +175,8 @@ class Online:
         kl_PL = LN2 * ((mean_PL - log_s_PL)[:, -1:] - (cross_PL - log_s_PL))
         kl_PL[:, -1] = 0.0
 
-        values_PLK = self.top.values_NK.unflatten(0, (self.P, self.L))
-        ids_PLK = self.top.ids_NK.unflatten(0, (self.P, self.L))
+        values_PLK = self._by_position(self.top.values_NK)
+        ids_PLK = self._by_position(self.top.ids_NK)
         lost_PL1, lse_PL1 = ~finite_PL[..., None], lse_PL[..., None]
         targets_PM = self.targets_PM.clone()
         candidates_PC = targets_PM[:, self.M - candidates :]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 WIDE = 2 << 20  # numbers of the weights copied to float32 in one step (8 MB)
 LINE = 64  # floats; rows of a tile are a multiple of this apart
+SPARE = 8  # rows: `compiled` writes up to 5 behind the last, whole groups of them
 FEW = 256  # rows up to which oneDNN's product is the faster one on processors with AVX2
 
 
@@ -45,13 +46,17 @@ class Product:
             self.rows = Rows(self.x_NE)
         self.space, self.wide = (self.x_NE.new_empty(0, dtype=torch.float32) for _ in range(2))
 
-    def raw(self, v: slice | Tensor) -> Tensor:
-        """Float32 (N, len(v)): products with the tokens v, and their bias; good until the next call."""
+    def raw(self, v: slice | Tensor, out_NC: Tensor | None = None) -> Tensor:
+        """Float32 (N, len(v)): products with the tokens v, and their bias; good until the next call.
+
+        out_NC   where they may go, with room behind for a whole line and SPARE more rows
+        """
         weight_CE = self.weight_VE[v]
         bias_C = None if self.bias_V is None else self.bias_V[v].float()
         if self.way == "onednn":  # makes its own result; to copy it would cost a tenth of the time
             return _onednn(self.x_NE, weight_CE, bias_C)
-        out_NC = self._room(weight_CE.shape[0])
+        if out_NC is None:
+            out_NC = self._room(weight_CE.shape[0])
         if self.way == "cuda half":
             torch.mm(self.x_NE, weight_CE.T, out_dtype=torch.float32, out=out_NC)
         elif self.way == "compiled":
@@ -81,7 +86,7 @@ class Product:
         # A multiple of 64 apart, but no power of two: the caches would map rows onto each other.
         stride = columns + LINE - columns % LINE
         N = self.x_NE.shape[0]
-        size = (self.rows.room() if self.way == "compiled" else N) * stride
+        size = (N + SPARE) * stride
         if self.space.numel() < size:
             self.space = self.space.new_empty(size)
         return self.space[:size].view(-1, stride)[:N, :columns]

@@ -22,6 +22,7 @@ from logitlens.readout.chunked import (
     ROWS,
     Tile,
     beside,
+    by_layer,
     stream,
     target_logits,
     tile_columns,
@@ -58,13 +59,13 @@ def _look(
     x_PLE: Tensor, shard: Shard, k: int, targets_PM: Tensor, candidates: int, final: FinalRows
 ) -> Online:
     """All of the vocabulary: this process's columns, merged with the others'."""
-    (P, L, E), head = x_PLE.shape, shard.head
+    (P, L), head = x_PLE.shape[:2], shard.head
     if candidates:  # the final rows first, held while the others pass
         final_PC = whole(x_PLE[:, -1], head)
-        tile = beside(tiles(x_PLE[:, :-1].reshape(-1, E), head), final_PC, L)
+        tile = beside(tiles(by_layer(x_PLE[:, :-1]), head), final_PC, L)
         targets_PM = torch.cat([targets_PM, _leading(final_PC, candidates, shard)], 1)
     else:
-        tile = tiles(x_PLE.reshape(P * L, E), head)
+        tile = tiles(by_layer(x_PLE), head)
     local_PM = _local(targets_PM, shard)
     online = Online(k, local_PM, _target_logits(tile, L, local_PM, shard.group))
     mine = {p: z_V.zero_()[shard.offset :][: head.vocab] for p, z_V in final.items()}

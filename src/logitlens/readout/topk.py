@@ -113,14 +113,15 @@ def leading(z_NV: Tensor, k: int) -> RunningTopK:
 
 
 def block_maxima(z_NC: Tensor, out_NB: Tensor | None = None) -> Tensor:
-    """Maxima of blocks of 64 columns, (N, ceil(C / 64)); NaN where a block holds one."""
-    N, C = z_NC.shape
+    """Maxima of blocks of 64 columns, (N, ceil(C / 64)); NaN where a block holds one. N may be several
+    axes."""
+    *N, C = z_NC.shape
     whole, rest = divmod(C, BLOCK)
     if out_NB is None:
-        out_NB = z_NC.new_empty(N, whole + (rest > 0))
+        out_NB = z_NC.new_empty(*N, whole + (rest > 0))
     if whole:
-        blocks_NBb = z_NC[:, : whole * BLOCK].unflatten(1, (whole, BLOCK))
-        torch.amax(blocks_NBb, -1, out=out_NB[:, :whole])
+        blocks_NBb = z_NC[..., : whole * BLOCK].unflatten(-1, (whole, BLOCK))
+        torch.amax(blocks_NBb, -1, out=out_NB[..., :whole])
     if rest:
-        torch.amax(z_NC[:, whole * BLOCK :], -1, out=out_NB[:, whole])
+        torch.amax(z_NC[..., whole * BLOCK :], -1, out=out_NB[..., whole])
     return out_NB
