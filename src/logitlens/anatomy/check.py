@@ -85,11 +85,11 @@ class Check:
             worst=_larger(self.worst, worst),
         )
 
-    def over_shown(self, own_PV: Tensor, ids_PK: Any, shown_PK: Any) -> Check:
-        """The same check with the log-probabilities that are shown, beside those of the model."""
+    def over_shown(self, own_PV: Tensor, sums_P: Tensor, ids_PK: Any, shown_PK: Any) -> Check:
+        """The same check with the log-probabilities that are shown, beside those of the model, whose
+        `sums` are given."""
         ids_PK, shown_PK = (torch.from_numpy(np.atleast_2d(a)) for a in (ids_PK, shown_PK))
         own_PV = own_PV.cpu()
-        sums_P = torch.stack([z_V.double().logsumexp(0) for z_V in own_PV])
         own_PK = own_PV.gather(1, ids_PK.long()).double() - sums_P[:, None]
         off_PK = (shown_PK.double() - own_PK).abs()
         off_PK = off_PK.masked_fill(shown_PK == own_PK, 0.0)  # −inf in both
@@ -127,9 +127,17 @@ def _larger(a: float, b: float) -> float:
     return b if b != b else max(a, b)  # nan stays
 
 
+def sums(z_PV: Tensor) -> Tensor:
+    """(P,) float64 on the CPU: the log of the sum of exp of each row of logits."""
+    return torch.cat([z_pV.double().logsumexp(-1) for z_pV in z_PV.detach().split(8)]).cpu()
+
+
 @torch.no_grad()
-def compare(model_PV: Tensor, ours_PV: Tensor, tail: TailLike, h_PD: Tensor) -> Check:
+def compare(
+    model_PV: Tensor, ours_PV: Tensor, tail: TailLike, h_PD: Tensor, sums_P: Tensor | None = None
+) -> Check:
     """Compare P rows of logits: the model's own, and the tail's of the raw residual rows h_PD.
+    sums_P: the `sums` of the model's, where they are known.
 
     Where the head's weights are not at hand (called, sharded, replayed), partial sums are taken to be
     as large as the row's logits (root mean square). Rows that go through a product before they reach
@@ -149,14 +157,18 @@ def compare(model_PV: Tensor, ours_PV: Tensor, tail: TailLike, h_PD: Tensor) -> 
         worst = _larger(worst, _largest(_off(model_PV, *ends(slack_PV)).median(0).values))
 
     # A difference of log-probabilities is one of logits, less the same number in all of a row.
-    lse_P, our_lse_P = (z_PV.double().logsumexp(-1) for z_PV in (model_PV, ours_PV))
-    same_P = lse_P - our_lse_P
-    forbidden_PV = (model_PV < FORBIDDEN) & (ours_PV < FORBIDDEN)
-    apart_PV = torch.where(forbidden_PV, same_P[:, None].float(), model_PV - ours_PV)
+    our_sums_P = sums(ours_PV)
+    same_P = (sums(model_PV) if sums_P is None else sums_P) - our_sums_P
+    apart_PV, forbidden_PV = model_PV - ours_PV, None
+    if bool((model_PV < FORBIDDEN).any()):
+        forbidden_PV = (model_PV < FORBIDDEN) & (ours_PV < FORBIDDEN)
+        apart_PV = torch.where(forbidden_PV, same_P[:, None].float(), apart_PV)
     least_P, most_P = apart_PV.amin(-1), apart_PV.amax(-1)  # faster than aminmax
     bound_PV = torch.maximum(high_PV.sub_(ours_PV), torch.sub(ours_PV, low_PV, out=low_PV))
-    bound_PV = bound_PV.add_(model_PV.abs(), alpha=unit).masked_fill_(forbidden_PV, 0.0)
-    bound_P = bound_PV.amax(-1) + ((ours_PV + bound_PV).logsumexp(-1) - our_lse_P)
+    bound_PV = bound_PV.add_(model_PV.abs(), alpha=unit)
+    if forbidden_PV is not None:
+        bound_PV.masked_fill_(forbidden_PV, 0.0)
+    bound_P = bound_PV.amax(-1) + ((ours_PV + bound_PV).logsumexp(-1) - our_sums_P)
     best_P1 = ours_PV.argmax(-1, keepdim=True)
     near_P = model_PV.amax(-1) - model_PV.gather(-1, best_P1)[:, 0]
     return Check(

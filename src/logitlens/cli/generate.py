@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -34,7 +34,8 @@ from logitlens.cli.read import save
 if TYPE_CHECKING:
     from rich.live import Live
 
-    from logitlens import Reading
+    from logitlens import LensModel, Reading
+    from logitlens.model.prompt import Prompt
 
 _LIVE_COLUMNS = 60  # more fit no terminal
 
@@ -109,34 +110,36 @@ def command(
     (text,) = asked(prompts, chat, system)
     changes = edits_of(edits)
     model = load_model(source, **loading)
-    start = text if isinstance(text, str) else ""  # of a chat, only the answer is shown
-    shows = _Json() if as_json else _Shown(start, live=live, width=width, color=color, theme=theme)
+    shows = _Json() if as_json else _Shown(text, live=live, width=width, color=color, theme=theme)
     reading: Reading | None = None
     try:
-        with ExitStack() as stack:
-            progress = stack.enter_context(busy("reading the prompt"))
-
-            def each(column: Reading) -> None:
-                stack.close()  # the spinner's line is now the text's
-                shows.column(column)
-
-            reading = model.generate(
-                text, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-                top_k=top_k, seed=seed, stop=stop, each=each, lens=next(iter(lenses)), top=top,
-                track=list(track), layers=layers, truncate=truncate, progress=progress,
-                edits=changes,
-            )  # fmt: skip
+        reading = _written(
+            model, text, shows, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+            top_k=top_k, seed=seed, stop=stop, lens=next(iter(lenses)), top=top, track=list(track),
+            layers=layers, truncate=truncate, edits=changes,
+        )  # fmt: skip
     except BaseException as error:
         reading = getattr(error, "reading", None)
         raise
     finally:
-        shows.end()
         if reading is not None:
             for path in paths:
-                for written in save([[reading]], path, color=color):
+                for written in save([[reading]], path, color):
                     wrote(written)
             if not (as_json or quiet):
                 shows.grid(reading)
+
+
+def _written(model: LensModel, prompt: Prompt, shows: _Json | _Shown, **options: Any) -> Reading:
+    """What the model writes, shown as it comes; a spinner until the first token."""
+    with closing(shows), ExitStack() as stack:
+        progress = stack.enter_context(busy("reading the prompt"))
+
+        def each(column: Reading) -> None:
+            stack.close()  # the spinner's line is now the text's
+            shows.column(column)
+
+        return model.generate(prompt, each=each, progress=progress, **options)
 
 
 class _Json:
@@ -155,7 +158,7 @@ class _Json:
         }
         click.echo(json.dumps(line, ensure_ascii=True))
 
-    def end(self) -> None:
+    def close(self) -> None:
         pass
 
     def grid(self, reading: Reading) -> None:
@@ -165,7 +168,7 @@ class _Json:
 class _Shown:
     """The prompt, the text as it comes, and the grid."""
 
-    def __init__(self, prompt: str, *, live: bool, width: int | None, color: str, theme: Any):
+    def __init__(self, prompt: Prompt, *, live: bool, width: int | None, color: str, theme: Any):
         from logitlens.view import text as safe
         from logitlens.view.brush import Brush, map_for
         from logitlens.view.flow import Flow
@@ -176,7 +179,8 @@ class _Shown:
         self.columns: list[Reading] = []
         self.live: Live | None = None
         self.wants_live = live and self.console.is_terminal
-        self.prompt = safe.flowing(prompt)
+        # Of a chat, only the answer is shown.
+        self.prompt = safe.flowing(prompt) if isinstance(prompt, str) else ""
 
     def column(self, column: Reading) -> None:
         if not self.columns:
@@ -203,7 +207,7 @@ class _Shown:
         self.console.print(what, end="", soft_wrap=True, markup=False, **options)
         self.console.file.flush()
 
-    def end(self) -> None:
+    def close(self) -> None:
         if self.live is not None:
             self.live.stop()
         elif self.columns:

@@ -249,7 +249,7 @@ class ReadingBuilder:
         if missing:
             self.final |= dict(zip(missing, model.tail.logits(part.h[-1][missing])))
         ours_PV = torch.stack([self.final[p].float().cpu() for p in part.final_positions])
-        check = compare(part.final_logits, ours_PV, model.tail, h_PD)
+        check = compare(part.final_logits, ours_PV, model.tail, h_PD, part.final_sums)
         shown = {
             row: t
             for row, position in enumerate(part.final_positions)
@@ -258,7 +258,8 @@ class ReadingBuilder:
         }
         if shown:
             numbers = (arrays[name][-1, [*shown.values()]] for name in ("top_ids", "top_logprobs"))
-            check = check.over_shown(part.final_logits[[*shown]], *numbers)
+            own_PV, sums_P = part.final_logits[[*shown]], part.final_sums[[*shown]]
+            check = check.over_shown(own_PV, sums_P, *numbers)
         return check.require(model.name)
 
     def _meta(self, part: Residuals, check: Check, seconds: float) -> dict[str, Any]:

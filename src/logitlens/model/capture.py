@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from logitlens.anatomy.blocks import Anatomy
-from logitlens.anatomy.check import distance
+from logitlens.anatomy.check import distance, sums
 from logitlens.anatomy.forward import accepts, as_found, forward, input_device, logits_of, refusing
 from logitlens.anatomy.probe import probe_ids
 from logitlens.anatomy.readable import Readable
@@ -61,6 +62,11 @@ class Residuals:
     prompt: str | Messages | None = None
     position_offset: int = 0
     edits: Prepared | None = None
+
+    @cached_property
+    def final_sums(self) -> Tensor:
+        """(P,) float64: the log of the sum of exp of each row of `final_logits`."""
+        return sums(self.final_logits)
 
 
 @dataclass(eq=False)

@@ -20,7 +20,7 @@ from transformers import GenerationConfig
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 
-from logitlens.anatomy.check import distance
+from logitlens.anatomy.check import distance, sums
 from logitlens.anatomy.forward import accepts, as_found, input_device, refusing
 from logitlens.errors import UnsupportedModel
 from logitlens.model.assemble import ReadingBuilder
@@ -41,6 +41,7 @@ from logitlens.reading import Reading
 
 if TYPE_CHECKING:
     from logitlens.model.lens_model import LensModel
+    from logitlens.model.request import Request
 
 REREAD = 2048  # tokens that are read again in one pass, to compare
 TOGETHER = 8  # passes read out together; with more, the unembedding's bytes no longer decide
@@ -56,7 +57,8 @@ _REASONS = {
 
 def written(
     model: LensModel,
-    builder: ReadingBuilder,
+    ids: Sequence[int],
+    request: Request,
     settings: GenerationConfig,
     *,
     seed: int | None,
@@ -64,14 +66,16 @@ def written(
     progress: Progress | None,
     **facts: Any,
 ) -> Reading:
-    """Let the model write after the builder's prompt → the Reading of all its passes.
+    """Let the model write after the ids of a prompt → the Reading of all its passes.
 
-    facts   of the Reading: `prompt` and `dropped`
+    request   for the prompt; its last position, which leads to the first token, is read in any case
+    facts     of the Reading: `prompt` and `dropped`
 
     What is raised on the way has the attribute `reading`: what there was until then, or None.
     """
-    if progress:
-        progress = builder.progress = ending(progress)
+    request = replace(request, positions=sorted({*request.positions, len(ids) - 1}))
+    progress = ending(progress) if progress else None
+    builder = ReadingBuilder(model, ids, request, progress, room=(settings.max_new_tokens or 1) - 1)
     run = _Run(model, builder, settings, seed=seed, each=each, facts=facts)
     try:
         try:
@@ -112,13 +116,12 @@ def _reread(model: LensModel, builder: ReadingBuilder, run: _Run) -> dict[str, A
 
 
 class _Pass(NamedTuple):
-    """What led to a token: the rows from position `start` on, and its log-probability in the model's
-    distribution and in that it was drawn from."""
+    """What led to a token: the rows from position `start` on, and its log-probability in the
+    distribution that it was drawn from."""
 
     token: int
     start: int
     part: Residuals
-    own: float
     drawn: float
 
 
@@ -217,6 +220,9 @@ class _Run:
                 f"{self.model.name}: {type(hf).__name__} changes the prompt before it generates"
             )
         self.effective = generation_config
+        self.stated = plain(generation_config) | (
+            {"stop_strings": self.stops} if self.stops else {}
+        )
         with seeded(self._seed() if generation_config.do_sample else None, input_ids.device):
             return hf._sample(
                 input_ids,
@@ -256,9 +262,9 @@ class _Run:
         total = len(self.builder.ids_T)
         start = 0 if total == self.builder.given else total - 1
         part = self._part(start, total)
-        own = _logprob(self.logits_1V, token)
-        drawn = _logprob(self.scores_1V, token) if self.effective.do_sample else 0.0
-        self.passes.append(_Pass(token, start, part, own, drawn))
+        z_1V = self.scores_1V
+        drawn = float(z_1V[0, token].double() - sums(z_1V)) if self.effective.do_sample else 0.0
+        self.passes.append(_Pass(token, start, part, drawn))
         self.builder.follow(token)
         if len(self.passes) == self.together:
             self.read()
@@ -287,11 +293,13 @@ class _Run:
         if not passes:
             return
         self.builder.table.filled = self.builder.checked  # what was interrupted begins again
-        self.builder.add(passes[0].start, _joined([one.part for one in passes]))
+        part, tokens = _joined([one.part for one in passes]), [one.token for one in passes]
+        self.builder.add(passes[0].start, part)
         self.builder.check()
         self._forget()  # a replayed tail runs the blocks
-        self.tokens += [one.token for one in passes]
-        self.logprobs += [one.own for one in passes]
+        own_P = part.final_logits[range(len(tokens)), tokens].double().cpu() - part.final_sums
+        self.tokens += tokens
+        self.logprobs += own_P.tolist()
         self.sampled += [one.drawn for one in passes]
 
     def _forget(self) -> None:
@@ -341,8 +349,7 @@ class _Run:
             "stopped": self.stopped or None,
             "reread": self.reread,
             "seed": self.seed if sampling else None,
-            "settings": plain(self.effective)
-            | ({"stop_strings": self.stops} if self.stops else {}),
+            "settings": dict(self.stated),
         }
         return self.builder.reading(**self.facts, last=last, generation=generation)
 
@@ -360,11 +367,6 @@ def _joined(parts: Sequence[Residuals]) -> Residuals:
         final_logits=torch.cat([part.final_logits for part in parts]),
         final_positions=(ends - 1).tolist(),
     )
-
-
-def _logprob(logits_1V: Tensor, token: int) -> float:
-    z_V = logits_1V[0].double()
-    return float(z_V[token] - z_V.logsumexp(0))
 
 
 class _Processors(LogitsProcessorList):

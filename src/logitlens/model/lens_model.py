@@ -33,7 +33,7 @@ from logitlens.model.prompt import Prompt, ids_of, words_of
 from logitlens.model.request import Edits, ReadOptions, Request, depths_for, request_of
 from logitlens.model.score import Answer
 from logitlens.model.stream import Each, columns
-from logitlens.model.tokens import Vocabulary, whole
+from logitlens.model.tokens import Vocabulary
 from logitlens.model.track import Track, tracks_of
 from logitlens.model.vectors import read_vectors, weights
 from logitlens.patch_grid import PatchGrid
@@ -413,25 +413,19 @@ class LensModel:
         may not.
 
         Other arguments and errors are those of `read`. What ends a generation early (also Ctrl-C) has
-        the attribute `reading`: everything until then, or None. Raises PromptError for several
-        sequences, beams and assistants, UnsupportedModel for logits that are not numbers.
+        the attribute `reading`: everything until then, or None. Raises PromptError for beams and
+        assistants, UnsupportedModel for logits that are not numbers.
         """
         self._look_again()
-        number = whole(seed)
-        if seed is not None and (number is None or not -(1 << 63) <= number < 1 << 64):
-            raise PromptError(f"seed={seed!r}: expected a whole number of 64 bits")
         settings = sampling.settings_of(
             self, generation_config, max_new_tokens=max_new_tokens, temperature=temperature,
             top_p=top_p, top_k=top_k, stop=stop,
         )  # fmt: skip
         ids, dropped = self._ids(prompt, truncate, room=settings.max_new_tokens or 1)
         settings = sampling.with_length(settings, len(ids), self.context)
-        request = request_of(self, len(ids), track=track, **options)
-        request = replace(request, positions=sorted({*request.positions, len(ids) - 1}))
-        builder = ReadingBuilder(self, ids, request, room=(settings.max_new_tokens or 1) - 1)
         return generate.written(
-            self, builder, settings, seed=number, each=each, progress=progress,
-            prompt=words_of(prompt), dropped=dropped,
+            self, ids, request_of(self, len(ids), track=track, **options), settings, each=each,
+            seed=sampling.seed_of(seed), progress=progress, prompt=words_of(prompt), dropped=dropped,
         )  # fmt: skip
 
     def stream(self, prompt: Prompt, **options: Any) -> Generator[Reading, None, Reading]:

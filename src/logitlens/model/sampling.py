@@ -153,6 +153,14 @@ def plain(settings: GenerationConfig) -> dict[str, Any]:
     return stated | {name: getattr(settings, name, None) for name in usual}
 
 
+def seed_of(given: int | None) -> int | None:
+    """A seed that torch takes. Raises PromptError."""
+    seed = whole(given)
+    if given is not None and (seed is None or not -(1 << 63) <= seed < 1 << 64):
+        raise PromptError(f"seed={given!r}: expected a whole number of 64 bits")
+    return seed
+
+
 @contextmanager
 def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     """Inside, random numbers are those of the seed; outside, as if none had been drawn."""

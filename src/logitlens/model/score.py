@@ -230,10 +230,12 @@ def _checked(
     if not good:
         return None
     own_PV = torch.cat([captured[s].final_logits for s in good])
+    sums_P = torch.cat([captured[s].final_sums for s in good])
     rows = [int(last_S[s]) for s in good]
-    check = compare(own_PV, torch.stack([final[n] for n in rows]), model.tail, h_ND[rows])
+    ours_PV = torch.stack([final[n] for n in rows])
+    check = compare(own_PV, ours_PV, model.tail, h_ND[rows], sums_P)
     shown = (arrays[name][-1, rows, :1] for name in ("top_ids", "top_logprobs"))
-    return check.over_shown(own_PV, *shown).require(model.name)
+    return check.over_shown(own_PV, sums_P, *shown).require(model.name)
 
 
 def token_values(
