@@ -119,7 +119,11 @@ def naive_statistics(hf: Any, ids_BT: Tensor, out: Any) -> dict[str, np.ndarray]
 
 
 def survey(
-    model: logitlens.LensModel, ids_NT: Tensor, jobs: int = 0, layers: str | None = None
+    model: logitlens.LensModel,
+    ids_NT: Tensor,
+    jobs: int = 0,
+    layers: str | None = None,
+    shard_size: int = 100_000,  # the default of the command
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ids.jsonl"
@@ -127,7 +131,7 @@ def survey(
             for ids_T in ids_NT:
                 file.write(json.dumps({"ids": ids_T.tolist()}) + "\n")
         settings = Settings(
-            layers, token_budget=BATCH * LENGTH, shard_size=SHARD, length=LENGTH,
+            layers, token_budget=BATCH * LENGTH, shard_size=SHARD if jobs else shard_size, length=LENGTH,
             threads=1 if jobs else torch.get_num_threads(),
         )  # fmt: skip
         found = run(path, Path(folder) / "survey", model, source="demo", loading={}, settings=settings,
@@ -201,7 +205,7 @@ def survey_prompts(model: logitlens.LensModel, items: list[dict[str, Any]]) -> N
 
 
 def last_layers(model: logitlens.LensModel, ids_NT: Tensor) -> None:
-    survey(model, ids_NT, layers="6:")
+    survey(model, ids_NT, layers="6:", shard_size=SHARD)
 
 
 DO: dict[str, Callable[..., None]] = {

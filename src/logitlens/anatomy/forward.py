@@ -21,6 +21,9 @@ from logitlens.errors import LogitLensError, UnsupportedModel
 # Hooks and evaluation mode are seen by every thread: passes of one model take turns.
 _turns: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _turns_guard = threading.Lock()
+_evaluating: WeakKeyDictionary[nn.Module, int] = (
+    WeakKeyDictionary()
+)  # how often `as_found` is inside
 
 
 def turn(model: nn.Module) -> threading.RLock:
@@ -37,12 +40,15 @@ def as_found(model: nn.Module) -> Iterator[None]:
     back, and parameters' flags are never touched.
     """
     with turn(model), torch.no_grad(), _uncompiled:
-        training = [module for module in modules_of(model) if module.training]
+        inside = _evaluating.get(model, 0)  # then it has been looked through
+        training = [] if inside else [module for module in modules_of(model) if module.training]
         try:
             if training:
                 model.eval()
+            _evaluating[model] = inside + 1
             yield
         finally:
+            _evaluating[model] = inside
             for module in training:
                 module.training = True
 

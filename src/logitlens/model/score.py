@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -179,10 +180,8 @@ def _read(
     places = [_places(each.positions) for each in asked]
     h_LND = [torch.cat([part.h[i][p] for part, p in zip(captured, places)]) for i in kept]
     targets = [ids for each in asked for ids in each.targets]
-    M = max(1, *(len(ids) for ids in targets)) if targets else 1
-    targets_NM = torch.tensor(
-        [[*ids, *[-1] * (M - len(ids))] for ids in targets], dtype=torch.long, device="cpu"
-    )
+    by_target = list(zip_longest(*targets, fillvalue=-1)) or [[-1] * len(targets)]
+    targets_NM = torch.tensor(by_target, dtype=torch.long, device="cpu").T.contiguous()
     last_S = np.cumsum([len(each.positions) for each in asked]) - 1
     final: FinalRows = {
         int(n): torch.empty(model.vocab_size, dtype=torch.float32, device=h_LND[-1].device)
