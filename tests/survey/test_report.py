@@ -152,3 +152,25 @@ def test_the_command_line_reports_and_finds(folder, tmp_path):
     assert "--order 'kl_99': Binder" in go("find", folder, "--order", "kl_99").stderr
     assert "nope: this survey has logit" in go("find", folder, "--lens", "nope").stderr
     assert "no prompts are like that" in go("find", folder, "--where", "number > 99").stdout
+
+
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        ("kl_99 > 5", '"kl_99" not found'),
+        ("kl_1 >> and", "syntax error"),
+        ("kl_1 > 'much'", "much"),
+    ],
+)
+def test_a_slip_in_a_condition_is_shown_with_the_columns_there_are(survey, where, why):
+    survey.run(records(4), folder="slip")
+    with pytest.raises(FormatError) as said:
+        find(survey.folder / "slip", where)
+    text = str(said.value)
+    assert why in text
+    assert f"--where {where!r}" in text
+    assert "columns are order, number, id, prompt" in text
+    assert "set_end_N" in text
+    assert "select" not in text
+    assert "\n" not in text
+    assert len(text) < 420

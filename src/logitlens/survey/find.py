@@ -11,6 +11,7 @@ token has rank 1, ≤ 5, ≤ 10 (−1: embed; null: never).
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 from logitlens.errors import FormatError, MissingExtra, PromptError
@@ -59,9 +60,30 @@ def find(
             )
             return [dict(zip(columns, row)) for row in cursor.fetchall()]
         except duckdb.Error as error:
-            line = " ".join(str(error).split())[:300]
             asked = f"--where {where!r}" + (f" --order {order!r}" if order else "")
-            raise FormatError(f"{asked}: {line}") from None
+            raise FormatError(f"{asked}: {_reason(error)}; {_known(plan)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """DuckDB's first sentence: what follows quotes the whole query and guesses at its columns."""
+    line = re.split(r"\n|!|Candidate|Did you mean|LINE \d", str(error))[0]
+    return " ".join(line.split())[:200]
+
+
+def _known(plan: planning.Plan) -> str:
+    """The columns there are."""
+    names = [
+        *plan.facts["conditions"],
+        "id",
+        "prompt",
+        "answer",
+        "lens",
+        "settled",
+        "first_1, first_5, first_10",
+    ]
+    numbers = [*NUMBERS, *(f"set_{name}" for name in plan.facts["sets"])]
+    layers = "layers are numbers, and embed"
+    return f"the columns are {', '.join(names)} and {'_N, '.join(numbers)}_N ({layers})"
 
 
 def _wide(database: Any, plan: planning.Plan) -> str:
