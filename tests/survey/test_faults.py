@@ -84,19 +84,19 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batches_and_says_so(tmp_pat
     folder = tmp_path / "model"
     wide.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    items = [{"prompt": [1 + (i + n) % 90 for n in range(50)]} for i in range(400)]
+    items = [{"prompt": [1 + (i + n) % 90 for n in range(50)]} for i in range(200)]
     path = write_lines(tmp_path / "p.jsonl", items)
-    settings = Settings(shard_size=400, threads=1, token_budget=20_000)
+    settings = Settings(shard_size=200, threads=1, token_budget=10_000)
     run(path, tmp_path / "s", logitlens.load(str(folder)), source=str(folder), loading={},
         settings=settings, share=(1, 2))  # fmt: skip
     source = str(Path(logitlens.__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path / "s"), "250"], input="0\n", text=True,
+        [sys.executable, "-c", LIMITED, str(tmp_path / "s"), "125"], input="0\n", text=True,
         capture_output=True, env={**os.environ, "PYTHONPATH": source},
     )  # fmt: skip
     found = status(tmp_path / "s")
     assert found.done, done.stdout + done.stderr
-    assert "out of memory: went on with batches of 10000 tokens" in found.records[0]["remarks"][0]
-    assert found.total("prompts") == 400
+    assert "out of memory: went on with batches of 5000 tokens" in found.records[0]["remarks"][0]
+    assert found.total("prompts") == 200
     assert "out of memory" in (tmp_path / "s" / "logs" / "00000.txt").read_text()
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY

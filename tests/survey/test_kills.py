@@ -12,10 +12,12 @@ import pytest
 from logitlens.survey import plan as planning
 from logitlens.survey.engines import local
 from logitlens.survey.merge import merge
-from tests.survey.conftest import records
+from logitlens.survey.plan import Settings
+from logitlens.survey.run import run
+from tests.survey.conftest import records, write_lines
 
 pytestmark = pytest.mark.slow
-ITEMS = records(60)
+ITEMS = records(32)
 
 
 def forked(work, kill_after: float | None = None) -> int:
@@ -47,10 +49,15 @@ def killed_at_call(function, number: int):
     return counted
 
 
-@pytest.fixture
-def whole(survey):
-    survey.run(ITEMS, folder="whole")
-    return (survey.folder / "whole" / "survey.parquet").read_bytes()
+@pytest.fixture(scope="module")
+def whole(model, saved, tmp_path_factory):
+    """The bytes of the undisturbed run."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(
+        write_lines(folder / "prompts.jsonl", ITEMS), folder / "whole", model, source=str(saved),
+        loading={}, settings=Settings(shard_size=4, threads=1, token_budget=64),
+    )  # fmt: skip
+    return (folder / "whole" / "survey.parquet").read_bytes()
 
 
 def check(survey, folder, whole):
@@ -71,7 +78,7 @@ def test_fifty_kills_at_random_times_change_nothing(survey, whole):
         rounds += 1
         for _ in range(10):
             ended = forked(
-                lambda f=folder: survey.run(ITEMS, folder=f), generator.uniform(0.02, 0.5)
+                lambda f=folder: survey.run(ITEMS, folder=f), generator.uniform(0.02, 0.3)
             )
             kills += os.WIFSIGNALED(ended)
             if not os.WIFSIGNALED(ended):
@@ -91,7 +98,7 @@ def test_a_kill_before_any_rename_changes_nothing(survey, whole, monkeypatch, nu
 
 
 def test_two_workers_on_one_shard_give_one_part(survey, whole):
-    survey.run(ITEMS, folder="both", share=(0, 15))
+    survey.run(ITEMS, folder="both", share=(0, 8))
     children = [os.fork() for _ in range(2)]
     for child in children:
         if child == 0:
@@ -105,7 +112,7 @@ def test_two_workers_on_one_shard_give_one_part(survey, whole):
 
 
 def test_processes_read_the_same_bytes_and_a_killed_one_is_replaced(survey, whole, monkeypatch):
-    survey.run(ITEMS, folder="jobs", share=(0, 15))
+    survey.run(ITEMS, folder="jobs", share=(0, 8))
     folder = survey.folder / "jobs"
     started = []
     honest = local._Worker.__init__
