@@ -53,6 +53,24 @@ def model(saved):
     return logitlens.load(str(saved))
 
 
+@pytest.fixture(scope="module")
+def s3():
+    """The address of a bucket on an S3 server of this machine."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    fs = pytest.importorskip("s3fs").S3FileSystem
+    server.start()
+    with pytest.MonkeyPatch.context() as patched:
+        host, port = server.get_host_and_port()
+        patched.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patched.setenv(name, "testing")
+        patched.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fs().mkdir("surveys")
+        yield "s3://surveys"
+    fs.clear_instance_cache()
+    server.stop()
+
+
 @pytest.fixture
 def survey(model, saved, tmp_path):
     """Runs a survey of some prompts: survey(items, folder="a", jobs=…, size=…, …)."""

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from logitlens import SurveyError
+from logitlens import SurveyError, storage
 from logitlens.cli import main
+from logitlens.fit import jacobian
+from logitlens.fit.corpus import from_ids
+from logitlens.survey import fitting
 from logitlens.survey import plan as planning
 from logitlens.survey.commit import Folder
 from logitlens.survey.engines import ray as engine
+from logitlens.survey.plan import Settings
+from logitlens.survey.run import run
 from tests.survey.conftest import records
 
 pytestmark = [
@@ -19,25 +28,30 @@ pytestmark = [
     # Ray's own: sockets and processes that it leaves to the interpreter's end.
     pytest.mark.filterwarnings("ignore"),
 ]
-ITEMS = records(240)
+ITEMS = records(48)
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """A head and two nodes of one processor each."""
+def cluster(s3):
+    """A head and two nodes of one processor each, which can reach the S3 server."""
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("RAY_raylet_start_wait_time_s", "120")  # of a busy machine
         # Actors as nice as the test itself: a busy machine would starve them.
-        settings = {"worker_niceness": 0, "prestart_worker_first_driver": False}
+        settings = {
+            "worker_niceness": 0, "prestart_worker_first_driver": False,
+            "enable_metrics_collection": False, "health_check_initial_delay_ms": 1000,
+            "health_check_period_ms": 1000,
+        }  # fmt: skip
         cluster = Cluster(
             initialize_head=True,
             head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": settings},
         )
         try:
-            cluster.nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+            for _ in range(2):
+                cluster.add_node(num_cpus=1)
             ray.init(address=cluster.address, log_to_driver=False)
             yield cluster
         finally:
@@ -53,29 +67,44 @@ def test_an_address_where_no_cluster_answers_is_said_within_seconds():
 
 
 def test_two_lost_nodes_change_no_byte(survey, cluster):
-    """A head and two nodes; each node in turn is killed in mid-run, and one is added."""
+    """A head and two nodes; the node that has just read is killed, twice; one is added."""
     survey.run(ITEMS, folder="whole", size=3)
     whole = (survey.folder / "whole" / "survey.parquet").read_bytes()
     lost = []
 
     def losing(folder: str, shards: list[int]):
         for done, record in enumerate(engine.run(folder, shards, jobs=2), 1):
-            if done in (10, 30):
-                cluster.remove_node(cluster.nodes[len(lost)], allow_graceful=False)
+            if done in (4, 9):
+                _lose(
+                    cluster,
+                    int(_log(Path(folder), record["shard"])[-1].split()[1].rpartition(":")[2]),
+                )
+                if not lost:
+                    cluster.add_node(num_cpus=1)
                 lost.append(done)
-                cluster.nodes.append(cluster.add_node(num_cpus=1))
             yield record
 
     found = survey.run(ITEMS, folder="lost", size=3, engine=losing)
-    assert lost == [10, 30]
+    assert lost == [4, 9]
     assert found.done
     assert not found.failed
     assert found.total("prompts") == len(ITEMS)
     folder = survey.folder / "lost"
     assert (folder / "survey.parquet").read_bytes() == whole
     assert not [p.name for p in folder.rglob("*") if "tmp" in p.name]
-    pids = {line.split()[1] for s in range(80) for line in _log(folder, s)}
+    pids = {line.split()[1] for s in range(16) for line in _log(folder, s)}
     assert len(pids) >= 3  # actors of lost nodes were replaced
+
+
+def _lose(cluster, actor: int) -> None:
+    """Kill the node of an actor with all that runs there, as when a machine is switched off."""
+    raylet = int(Path(f"/proc/{actor}/stat").read_text().rpartition(")")[2].split()[1])
+    (node,) = [
+        n for n in cluster.worker_nodes if n.all_processes["raylet"][0].process.pid == raylet
+    ]
+    cluster.remove_node(node, allow_graceful=False)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(actor, signal.SIGKILL)
 
 
 def _log(folder: Path, shard: int) -> list[str]:
@@ -122,3 +151,46 @@ def test_a_survey_that_no_actor_can_load_is_an_error_in_one_line(survey, cluster
     assert "\n" not in str(raised.value)
     assert Folder(survey.folder / "gone").committed(1) is None
     assert len(planning.load(survey.folder / "gone").shards) == 3
+
+
+def test_a_survey_by_ray_into_an_object_store_is_the_same_bytes(survey, model, saved, cluster, s3):
+    survey.run(ITEMS[:12], folder="whole", size=3)
+    whole = (survey.folder / "whole" / "survey.parquet").read_bytes()
+    found = run(
+        survey.folder / "prompts.jsonl", f"{s3}/by-ray", model, source=str(saved), loading={},
+        settings=Settings(shard_size=3, threads=1, token_budget=64), engine=partial(engine.run, jobs=1),
+    )  # fmt: skip
+    assert found.done
+    assert storage.at(f"{s3}/by-ray").read("survey.parquet") == whole
+
+
+def test_a_jacobian_fit_by_ray_survives_a_killed_actor(model, saved, cluster, tmp_path):
+    text = from_ids([[1 + (7 * n + i * i) % 90 for i in range(8 + n % 9)] for n in range(30)])
+    settings = jacobian.Settings(skip_first=2, tokens_per_pass=40, dtype="float32", cotangents=8)
+    given = {"source": str(saved), "loading": {}, "threads": 1}
+
+    def killing(folder: str, shards: list[int]):
+        for done, record in enumerate(engine.run(folder, shards, jobs=1), 1):
+            if done == 2:
+                (actor,) = _actors()
+                os.kill(actor, signal.SIGKILL)
+                killed.append(actor)
+            yield record
+
+    killed: list[int] = []
+    lens = fitting.fit(model, text, settings, tmp_path / "ray", engine=killing, **given)
+    assert len(killed) == 1
+    assert lens.header.weight == 30
+    fitting.fit(model, text, settings, tmp_path / "here", **given)
+    ray, here = (tmp_path / name / jacobian.FILE for name in ("ray", "here"))
+    assert ray.read_bytes() == here.read_bytes()
+    assert [path.name for path in (tmp_path / "ray").iterdir()] == [jacobian.FILE]
+
+
+def _actors() -> list[int]:
+    """The processes of actors, which call themselves by class and method."""
+    return [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if path.read_bytes().startswith(b"ray::_Reader")
+    ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ from logitlens.cli.options import (
     STORED,
     Number,
     busy,
+    check_engine,
+    engine_of,
+    engine_options,
     load_model,
     model_options,
     shard_of,
@@ -25,6 +29,7 @@ from logitlens.files import check_writable
 if TYPE_CHECKING:
     from logitlens import LensModel
     from logitlens.fit.corpus import Corpus
+    from logitlens.lenses import JacobianLens
 
 
 class Folder(click.Path):
@@ -96,6 +101,8 @@ _common = together(
     "--patience", type=COUNT, metavar="N", help="Stop after N evaluations without a gain."
 )
 @click.option("--checkpoint-every", type=COUNT, metavar="N", help="Steps between checkpoints.")
+@click.option("-j", "--jobs", "--engine", "--address", "--shard", hidden=True, expose_value=False,
+              callback=lambda *given: _no_shards(*given))  # fmt: skip
 def tuned_command(
     corpus: str,
     out: Path,
@@ -110,7 +117,8 @@ def tuned_command(
     """Train a tuned lens on CORPUS: one affine map per layer, KL(final ‖ lens) minimised.
 
     CORPUS is a .txt (paragraphs), .jsonl or .parquet file, any of them gzipped, a folder of them, or
-    hf://datasets/owner/name. Writes DIR/tuned.safetensors.
+    hf://datasets/owner/name. Writes DIR/tuned.safetensors. Every step begins where the one before
+    ended, so a fit has no shards: torchrun's processes share each step.
     """
     from logitlens.fit import tuned
     from logitlens.fit.sequences import split
@@ -143,6 +151,7 @@ def tuned_command(
               help="Leading positions to skip (16).")  # fmt: skip
 @click.option("--tokens-per-pass", type=COUNT, metavar="N",
               help="Positions of one backward pass (CPU 1024, GPU 16384).")  # fmt: skip
+@engine_options
 @click.option("--shard", metavar="I/N", help="Every N-th document from the I-th on (from 0).")
 def jacobian_command(
     corpus: str,
@@ -150,6 +159,10 @@ def jacobian_command(
     field: str,
     layers: str | None,
     shard: str | None,
+    jobs: int | None,
+    engine: str,
+    address: str | None,
+    threads: int | None,
     fresh: bool,
     evaluate: bool,
     facts: str | None,
@@ -159,14 +172,15 @@ def jacobian_command(
     """Average a Jacobian lens over the documents of CORPUS: J = E[∂h_final / ∂h].
 
     CORPUS as for `fit tuned`; each paragraph, line or row is one prompt, and those of fewer than 18
-    tokens are skipped. `logitlens lens merge` combines shards that were fitted apart. Writes
-    DIR/jacobian.safetensors.
+    tokens are skipped. With -j or --engine ray, processes share the documents as those of `survey run`
+    do. `logitlens lens merge` combines shards that were fitted apart. Writes DIR/jacobian.safetensors.
     """
     from logitlens.fit import jacobian
     from logitlens.fit.corpus import Corpus
 
     loading, given = _apart(options)
     part = shard_of(shard)
+    check_engine(engine, address)
     _check_folder(out)
     with _session(source, loading) as (model, speak):
         if layers is not None:
@@ -182,14 +196,49 @@ def jacobian_command(
             # The prompts of the whole fit are shared out, so that the shards merge into it.
             chosen = jacobian.choose(model, text, settings)
             text = Corpus(text.name, [ids.numpy() for ids in chosen]).shard(*part)
+        average = jacobian.fit
+        if jobs is not None or engine == "ray":
+            average = _in_shards(source, loading, jobs, engine, address, threads, out)
         with fit_progress.watched_jacobian(speak) as report:
-            lens = jacobian.fit(model, text, settings, folder=out, report=report, fresh=fresh)
+            lens = average(model, text, settings, folder=out, report=report, fresh=fresh)
         if speak:
             fit_progress.tell_jacobian(lens, out / jacobian.FILE)
             if evaluate:
                 used = len(jacobian.choose(model, text, settings))
                 held = _held_out(model, text, used, settings)
                 _judge(model, f"jacobian:{out}", held, facts, out)
+
+
+def _in_shards(
+    source: str,
+    loading: dict[str, Any],
+    jobs: int | None,
+    engine: str,
+    address: str | None,
+    threads: int | None,
+    out: Path,
+) -> Callable[..., JacobianLens]:
+    """`jacobian.fit` by several processes."""
+    import torch
+
+    from logitlens.fit import data_parallel
+    from logitlens.survey import fitting
+
+    if data_parallel.active():
+        raise click.UsageError("-j and --engine start processes themselves: leave out torchrun")
+    each = threads or fitting.planned_threads(out) or max(1, torch.get_num_threads() // (jobs or 1))
+    return partial(
+        fitting.fit, source=source, loading=loading, threads=each, jobs=jobs or 1,
+        engine=engine_of(engine, address, jobs, each),
+    )  # fmt: skip
+
+
+def _no_shards(context: click.Context, option: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        raise click.UsageError(
+            "the steps of a tuned fit follow each other, so it has no shards: share each step among "
+            "processes with torchrun --nproc-per-node N -m logitlens fit tuned …"
+        )
 
 
 def _apart(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

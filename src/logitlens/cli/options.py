@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from logitlens import LensModel
     from logitlens.edit import Edit
+    from logitlens.survey.engines import Engine
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -383,6 +384,34 @@ def output_console(width: int | None = None) -> Console:
     if width is not None:
         console.width = width
     return console
+
+
+engine_options = together(
+    click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N",
+                 help="Processes that each hold the model; with several GPUs, one each. Default: 1, with ray "
+                 "as many as fit."),
+    click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+                 help="Processes of this machine, or actors of a Ray cluster."),
+    click.option("--address", metavar="ADDRESS",
+                 help="The Ray cluster to join, like auto. Default: one is started on this machine."),
+    click.option("--threads", type=click.IntRange(min=1), metavar="N",
+                 help="Threads of each process (part of the plan). Default: the machine's, shared."),
+)  # fmt: skip
+
+
+def check_engine(engine: str, address: str | None) -> None:
+    """Raise UsageError for an address without Ray."""
+    if address is not None and engine != "ray":
+        raise click.UsageError("--address is of a Ray cluster: add --engine ray")
+
+
+def engine_of(engine: str, address: str | None, jobs: int | None, threads: int) -> Engine | None:
+    """The engine that was asked for; None: processes of this machine."""
+    if engine != "ray":
+        return None
+    from logitlens.survey.engines import ray
+
+    return partial(ray.run, address=address, jobs=jobs, threads=threads)
 
 
 def shard_of(text: str | None) -> tuple[int, int] | None:

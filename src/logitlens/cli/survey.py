@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,10 @@ import click
 
 from logitlens.cli.options import (
     LOADING,
+    check_engine,
     check_outputs,
+    engine_of,
+    engine_options,
     errors,
     load_model,
     model_options,
@@ -22,8 +24,8 @@ from logitlens.cli.options import (
 from logitlens.errors import ModelNotAvailable
 
 if TYPE_CHECKING:
-    from logitlens.survey.plan import Plan
-    from logitlens.survey.run import Engine, Status
+    from logitlens.survey.plan import Plan, Settings
+    from logitlens.survey.run import Status
 
 FOLDER = click.argument("folder", metavar="DIR")
 COUNT = click.IntRange(min=1)
@@ -57,15 +59,7 @@ def command() -> None:
 @click.option("--lens", "lenses", multiple=True, default=("logit",), show_default=True, metavar="LENS",
               help="logit, tuned[:PATH] or jacobian[:PATH]; repeat it for several.")  # fmt: skip
 @click.option("--layers", metavar="A:B", help="Layers to keep, as for read. Default: all.")
-@click.option("-j", "--jobs", type=COUNT, metavar="N",
-              help="Processes that each hold the model; with several GPUs, one each. Default: 1, with ray as "
-              "many as fit.")  # fmt: skip
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
-              help="Processes of this machine, or actors of a Ray cluster.")  # fmt: skip
-@click.option("--address", metavar="ADDRESS",
-              help="The Ray cluster to join, like auto. Default: one is started on this machine.")  # fmt: skip
-@click.option("--threads", type=COUNT, metavar="N",
-              help="Threads of each process (part of the plan). Default: the machine's, shared.")  # fmt: skip
+@engine_options
 @click.option(
     "--shard", metavar="I/N", help="Every N-th shard from the I-th on (from 0), for job arrays."
 )
@@ -79,22 +73,11 @@ def run_command(
     given: str,
     folder: str,
     source: str,
-    corpus: bool,
-    length: int,
-    overlap: int,
-    field: str,
-    keep: str | None,
-    top: int,
     lenses: tuple[str, ...],
-    layers: str | None,
     jobs: int | None,
     engine: str,
     address: str | None,
-    threads: int | None,
     shard: str | None,
-    shard_size: int | None,
-    token_budget: int,
-    bad: str,
     **options: Any,
 ) -> int:
     """Read the labelled prompts of INPUT (.jsonl, .csv, .parquet) into DIR/survey.parquet.
@@ -112,31 +95,33 @@ def run_command(
     if share is not None and not share[0] < share[1]:
         raise click.UsageError(f"--shard {shard!r}: expected 0/N to N-1/N")
     loading = {name: value for name, value in options.items() if name in LOADING}
-    if address is not None and engine != "ray":
-        raise click.UsageError("--address is of a Ray cluster: add --engine ray")
-    if not corpus and (keep or overlap):
-        raise click.UsageError("--keep and --overlap are of a corpus: add --corpus")
-    if threads is None:
-        threads = _planned_threads(folder, jobs or 1)
-    settings = planning.Settings(
-        layers, token_budget, shard_size or (100_000 if corpus else 256), threads, bad,
-        length if corpus else 0, overlap, field, keep == "cells", top,
-    )  # fmt: skip
+    check_engine(engine, address)
+    settings = _settings(
+        folder, jobs or 1, **{k: v for k, v in options.items() if k not in LOADING}
+    )
     model = load_model(source, **loading)
     with _watched() as report:
         found = run(
             given, folder, model, source=source, loading=loading, lenses=lenses,
             settings=settings, jobs=jobs or 1, share=share, report=report,
-            engine=_ray(address, jobs) if engine == "ray" else None,
+            engine=engine_of(engine, address, jobs, settings.threads),
         )  # fmt: skip
     _tell(folder, found)
     return FAILED if found.failed else 0
 
 
-def _ray(address: str | None, jobs: int | None) -> Engine:
-    from logitlens.survey.engines import ray
+def _settings(
+    folder: str, jobs: int, *, corpus: bool, keep: str | None, shard_size: int | None, **given: Any
+) -> Settings:
+    """What the options of `survey run` say besides model, lenses and engine."""
+    from logitlens.survey.plan import Settings
 
-    return partial(ray.run, address=address, jobs=jobs)
+    if not corpus and (keep or given["overlap"]):
+        raise click.UsageError("--keep and --overlap are of a corpus: add --corpus")
+    given["threads"] = given["threads"] or _planned_threads(folder, jobs)
+    given["length"] = given["length"] if corpus else 0
+    size = shard_size or (100_000 if corpus else 256)
+    return Settings(**given, shard_size=size, cells=keep == "cells")
 
 
 def _planned_threads(folder: str, jobs: int) -> int:

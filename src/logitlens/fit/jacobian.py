@@ -216,14 +216,7 @@ class JacobianFit:
         mine = rounds[data_parallel.rank() :: data_parallel.size()]
         with interruptible() as asked:
             for indices in mine[self.rounds :]:
-                prompts = [self.prompts[i] for i in indices]
-                sums = estimate(self.model, prompts, self.settings)
-                for depth, J_DD in sums.items():
-                    self.sums[depth] += J_DD
-                    self.squares[depth] += float(J_DD.double().square().sum()) / len(prompts)
-                self.rounds += 1
-                self.count += len(prompts)
-                self.tokens += sum(len(ids) for ids in prompts)
+                self.add([self.prompts[i] for i in indices])
                 now = time.perf_counter()
                 if now - saved >= self.settings.checkpoint_seconds:
                     self._save()
@@ -236,6 +229,15 @@ class JacobianFit:
                     self._save()
                     raise KeyboardInterrupt
         return self.lens()
+
+    def add(self, prompts: Sequence[Tensor]) -> None:
+        """Add the Jacobians of one batch to the sums. Raises FitError where one is not finite."""
+        for depth, J_DD in estimate(self.model, prompts, self.settings).items():
+            self.sums[depth] += J_DD
+            self.squares[depth] += float(J_DD.double().square().sum()) / len(prompts)
+        self.rounds += 1
+        self.count += len(prompts)
+        self.tokens += sum(len(ids) for ids in prompts)
 
     def error(self) -> dict[int, float]:
         """Depth → relative standard error of the mean, from the spread between batches.

@@ -285,10 +285,10 @@ def _checked(data: bytes, path: str) -> Plan:
 
 
 @contextmanager
-def threads(plan: Plan) -> Iterator[None]:
-    """Divide torch's work as every worker of the survey does; afterwards it is divided as before."""
+def threads(count: int) -> Iterator[None]:
+    """Divide torch's work as every worker does; afterwards it is divided as before."""
     before = torch.get_num_threads()
-    torch.set_num_threads(plan.settings.threads)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -14,13 +14,11 @@ from logitlens.model.request import depths_for
 from logitlens.survey import plan as planning
 from logitlens.survey import prompts as labelled
 from logitlens.survey.commit import Folder
-from logitlens.survey.engines import local
+from logitlens.survey.engines import Engine, local
 from logitlens.survey.measure import COLUMNS
 from logitlens.survey.merge import merge
 from logitlens.survey.plan import Plan, Settings
 from logitlens.survey.worker import Worker
-
-Engine = Callable[[str, list[int]], Iterator[dict[str, Any]]]
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,20 @@ import os
 import signal
 import sys
 import time
-import traceback
 from importlib.metadata import version
 from typing import Any
 
 import logitlens
-from logitlens.errors import LogitLensError, SurveyError
+from logitlens.errors import SurveyError
 from logitlens.lenses import Lens, resolve
 from logitlens.model.lens_model import LensModel
 from logitlens.model.load import load
 from logitlens.model.request import depths_for
-from logitlens.survey import corpora, documents
+from logitlens.survey import corpora, documents, fitting
 from logitlens.survey import plan as planning
 from logitlens.survey import prompts as labelled
 from logitlens.survey.commit import Folder
+from logitlens.survey.engines import failure
 from logitlens.survey.measure import COLUMNS, Part, measure
 
 
@@ -95,7 +95,7 @@ class Worker:
             return there
         began = time.perf_counter()
         self.folder.log(shard, "began")
-        with planning.threads(self.plan):
+        with planning.threads(self.plan.settings.threads):
             part = self._measure(shard)
         record = self.folder.commit(
             shard,
@@ -123,10 +123,14 @@ class Worker:
         try:
             return self.read(shard)
         except Exception as error:
-            known = isinstance(error, LogitLensError)
-            line = " ".join((f"{error}" if known else f"{type(error).__name__}: {error}").split())
-            self.folder.log(shard, f"failed: {line}")
-            return {"shard": shard, "error": line, "traceback": traceback.format_exc()}
+            record = failure(shard, error)
+            self.folder.log(shard, f"failed: {record['error']}")
+            return record
+
+
+def opened(folder: str) -> Worker | fitting.Worker:
+    """The worker for what a folder holds: a survey, or a fit in shards. Raises what loading raises."""
+    return fitting.Worker(folder) if fitting.holds_fit(folder) else Worker(folder)
 
 
 def main() -> None:
@@ -135,7 +139,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever else prints goes to stderr
     try:
-        worker = Worker(sys.argv[1])
+        worker = opened(sys.argv[1])
     except Exception as error:
         print(json.dumps({"shard": None, "error": f"{error}"}), file=answers, flush=True)
         raise SystemExit(1) from error

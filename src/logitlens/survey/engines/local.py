@@ -36,42 +36,45 @@ def run(folder: str, shards: Sequence[int], jobs: int) -> Iterator[dict[str, Any
                 for key, _ in selector.select():
                     worker: _Worker = key.data
                     answer = worker.answer()
-                    if answer is None:  # it is dead
-                        workers.discard(worker)
-                        lost = worker.shard
-                        worker.close()
-                        unready += not worker.ready
-                        if unready >= TRIES:
-                            raise SurveyError(
-                                f"{TRIES} workers of the survey ended before they were ready "
-                                f"({worker.ending}): see above, or try with fewer jobs"
-                            )
-                        if lost is not None:
-                            tries[lost] += 1
-                            if tries[lost] < TRIES:
-                                waiting.appendleft(lost)
-                            else:
-                                yield {
-                                    "shard": lost,
-                                    "error": f"its worker died {TRIES} times ({worker.ending})",
-                                }
+                    if answer is not None:
+                        if "shard" in answer:
+                            if answer["shard"] is None:
+                                raise SurveyError(answer["error"])
+                            yield answer
+                        worker.ready, worker.shard = True, None
                         if waiting:
-                            workers.add(_Worker(folder, worker.number, selector))
+                            worker.ask(waiting.popleft())
+                        else:
+                            workers.discard(worker)
+                            worker.close()
                         continue
-                    if "shard" in answer:
-                        if answer["shard"] is None:
-                            raise SurveyError(answer["error"])
-                        yield answer
-                    worker.ready, worker.shard = True, None
+                    workers.discard(worker)  # it is dead
+                    worker.close()
+                    unready += not worker.ready
+                    if unready >= TRIES:
+                        raise SurveyError(
+                            f"{TRIES} workers ended before they were ready ({worker.ending}): see above, "
+                            "or try with fewer jobs"
+                        )
+                    if worker.shard is not None:
+                        yield from again(worker.shard, worker.ending, tries, waiting)
                     if waiting:
-                        worker.ask(waiting.popleft())
-                    else:
-                        workers.discard(worker)
-                        worker.close()
+                        workers.add(_Worker(folder, worker.number, selector))
         finally:
             for worker in workers:
                 worker.process.kill()
                 worker.close()
+
+
+def again(
+    shard: int, ending: str, tries: dict[int, int], waiting: deque[int]
+) -> Iterator[dict[str, Any]]:
+    """Let a shard whose worker died wait again; after the last try, yield that it failed."""
+    tries[shard] += 1
+    if tries[shard] < TRIES:
+        waiting.appendleft(shard)
+    else:
+        yield {"shard": shard, "error": f"its worker died {TRIES} times ({ending})"}
 
 
 class _Worker:

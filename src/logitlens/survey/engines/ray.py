@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import logitlens
 from logitlens.errors import MissingExtra, SurveyError
-from logitlens.survey import plan as planning
-from logitlens.survey.engines.local import TRIES
-from logitlens.survey.worker import Worker
+from logitlens.survey.engines.local import again
+from logitlens.survey.worker import opened
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -27,12 +26,12 @@ PATIENCE = 10  # seconds for a cluster to answer
 
 
 class _Reader:
-    """The actor: a worker of the survey."""
+    """The actor: a worker of the survey or the fit."""
 
     def __init__(self, folder: str):
         self.error = ""
         try:
-            self.worker = Worker(folder)
+            self.worker = opened(folder)
         except Exception as error:  # every other actor would fail as well
             self.error = " ".join(f"{error}".split())
 
@@ -45,12 +44,18 @@ class _Reader:
 
 
 def run(
-    folder: str, shards: list[int], *, address: str | None = None, jobs: int | None = None
+    folder: str,
+    shards: list[int],
+    *,
+    address: str | None = None,
+    jobs: int | None = None,
+    threads: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """Yields records as shards end.
 
     address   of a cluster to join, or "auto"; None: a cluster is started on this machine
-    jobs      actors; None: as many as there are GPUs, or CPUs for the plan's threads
+    jobs      actors; None: as many as there are GPUs, or CPUs for their threads
+    threads   CPUs of each actor: those of the plan
 
     Raises MissingExtra, and SurveyError where no cluster is found or started, or no actor can start.
     """
@@ -62,7 +67,7 @@ def run(
     if began:
         _join(ray, address)
     try:
-        yield from _Pool(ray, folder, jobs).run(shards)
+        yield from _Pool(ray, folder, jobs, threads).run(shards)
     finally:
         if began:
             ray.shutdown()
@@ -89,16 +94,15 @@ def _join(ray: Any, address: str | None) -> None:
 class _Pool:
     """Actors, what each is asked, and what waits."""
 
-    def __init__(self, ray: Any, folder: str, jobs: int | None):
+    def __init__(self, ray: Any, folder: str, jobs: int | None, threads: int):
         self.ray, self.folder = ray, folder
-        threads = planning.load(folder).settings.threads
         has = ray.cluster_resources()
         gpus = int(has.get("GPU", 0))
         cpus = [int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]]
         if 0 < max(cpus, default=0) < threads:  # without any, nodes may be on their way
             raise SurveyError(
                 f"each worker takes {threads} CPUs (--threads) and the largest node of the cluster has "
-                f"{max(cpus)}: begin the survey in another folder with --threads {max(cpus)}"
+                f"{max(cpus)}: begin in another folder with --threads {max(cpus)}"
             )
         self.count = jobs or max(1, gpus or int(has.get("CPU", 1)) // threads)
         # The package may be a checkout that other processes would not find.
@@ -125,16 +129,12 @@ class _Pool:
             except RayActorError as error:
                 line = " ".join(str(error).split())[:200]
                 self.ended += shard is None
-                if shard is not None:
-                    tries[shard] += 1
-                    if tries[shard] < TRIES:
-                        waiting.appendleft(shard)
-                    else:
-                        left -= 1
-                        yield {"shard": shard, "error": f"its worker died {TRIES} times ({line})"}
+                for record in [] if shard is None else again(shard, line, tries, waiting):
+                    left -= 1
+                    yield record
                 if self.ended >= ENDS:
                     raise SurveyError(
-                        f"{ENDS} workers of the survey ended before they were ready: {line}"
+                        f"{ENDS} workers ended before they were ready: {line}"
                     ) from None
                 if waiting or not self.asked:
                     self._start()
