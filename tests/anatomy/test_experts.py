@@ -36,6 +36,7 @@ def by_hand(hf, block, position):
     [
         "MixtralForCausalLM",
         "Qwen2MoeForCausalLM",  # a shared expert, times a gate of the row
+        "GraniteMoeSharedForCausalLM",  # and both times a factor
         pytest.param(
             "DeepseekV3ForCausalLM", marks=pytest.mark.slow
         ),  # first blocks without experts
@@ -55,7 +56,7 @@ def test_experts_and_what_is_shared_are_the_mlp(name):
         total = sum(fine.part(n) for n in names)
         assert total == pytest.approx(coarse.part(f"{block}.mlp"), abs=2e-3)
     assert any(c.endswith(".shared") for c in fine.components) == (
-        name in ("Qwen2MoeForCausalLM", "DeepseekV3ForCausalLM")
+        name in ("Qwen2MoeForCausalLM", "DeepseekV3ForCausalLM", "GraniteMoeSharedForCausalLM")
     )
 
 
@@ -78,7 +79,7 @@ def test_each_expert_is_the_product_of_its_own_weights(name):
 def test_experts_that_do_not_sum_are_refused(monkeypatch):
     model = logitlens.load(loud("MixtralForCausalLM"))
     real = Routed.each
-    monkeypatch.setattr(Routed, "each", lambda self: real(self) * 1.01)
+    monkeypatch.setattr(Routed, "each", lambda self: real(self) * torch.tensor([[1.0], [1.01]]))
     with pytest.raises(
         UnsupportedModel, match="the experts of block 0, and one shared expert, do not"
     ):

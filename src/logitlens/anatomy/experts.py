@@ -3,7 +3,8 @@
 A module of a block that is given rows, the numbers of some experts for each row and as many weights,
 and returns rows, holds its experts. It is asked again, one expert at a time with its router weight and
 the others' weights zero. What it returns sums, with what a shared expert beside it returned (times a
-factor of the row), to what the MLP adds; else nothing is shown.
+factor of the row), to what the MLP adds, as it is or times one factor of the whole (Granite's residual
+multiplier); else nothing is shown.
 """
 
 from __future__ import annotations
@@ -104,26 +105,31 @@ class Experts:
         if len(calls) > 1:
             raise UnsupportedModel(f"block {block} asks its experts {len(calls)} times for one row")
         out_KD = calls[0].each().double().cpu()
-        rest_D = mlp_D.double().cpu() - out_KD.sum(0)
+        mlp64_D, routed_D = mlp_D.double().cpu(), out_KD.sum(0)
         size = float(mlp_D.abs().max()) + float(out_KD.abs().max())
         allowed = TOLERANCE.get(mlp_D.dtype, 1e-4) * size
-        mlp64_D, routed_D = mlp_D.double().cpu(), out_KD.sum(0)
-        beside = [torch.zeros_like(rest_D)]
+        beside = [torch.zeros_like(routed_D)]
         for row_D in (r.double().cpu() for r in rows):  # a shared expert, times a gate of the row
             # What the whole MLP returned, or the experts alone, explains nothing beside them.
             if all(
                 float((x - _along(row_D, x)).abs().max()) > allowed for x in (mlp64_D, routed_D)
             ):
-                beside.append(_along(row_D, rest_D))
-        off = [float((rest_D - row_D).abs().max()) for row_D in beside]
-        best = 0 if off[0] <= allowed else min(range(len(off)), key=off.__getitem__)
+                beside.append(row_D)
+        # Once as they are; else all of them times one factor, which multiplies what the MLP returned.
+        for free in (False, True):
+            fits = [_fit(mlp64_D, routed_D, row_D, free) for row_D in beside]
+            off = [float((mlp64_D - a * routed_D - x).abs().max()) for a, x in fits]
+            best = 0 if off[0] <= allowed else min(range(len(off)), key=off.__getitem__)
+            if off[best] <= allowed:
+                break
         if not off[best] <= allowed:
             raise UnsupportedModel(
                 f"the experts of block {block}, and one shared expert, do not sum to what its MLP "
                 f"added: they differ by {off[best]:.2g} (tolerance {allowed:.1g})"
             )
         weights = dict(zip(calls[0].ids_K.tolist(), calls[0].w_K.double().tolist()))
-        return weights, out_KD, beside[best]
+        factor, beside_D = fits[best]
+        return weights, out_KD * factor, beside_D
 
     def _row(self, tensor: Any) -> Tensor | None:
         if not isinstance(tensor, Tensor) or tensor.numel() != self.length * self.anatomy.width:
@@ -159,3 +165,13 @@ class Experts:
 def _along(row_D: Tensor, target_D: Tensor) -> Tensor:
     """The multiple of a row that is nearest to another."""
     return row_D * (row_D @ target_D / row_D.square().sum().clamp(min=1e-300))
+
+
+def _fit(mlp_D: Tensor, routed_D: Tensor, row_D: Tensor, free: bool) -> tuple[float, Tensor]:
+    """The factor of the experts (1 unless `free`), and the multiple of another row, that are nearest
+    to what the MLP added."""
+    if not free:
+        return 1.0, _along(row_D, mlp_D - routed_D)
+    both = torch.stack([routed_D, row_D], 1)
+    a, b = (torch.linalg.pinv(both) @ mlp_D).tolist()
+    return a, b * row_D
