@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import logitlens
 from logitlens import PromptError
+from logitlens.anatomy import watch
 from logitlens.model import batches, capture
 from logitlens.readout.chunked import Chunked
 from tests.architectures.build import build
@@ -72,6 +73,20 @@ def test_short_prompts_share_a_product_and_differ_in_what_they_track(monkeypatch
         for field in ("track_ranks", "candidate_ranks", "next_ranks"):
             apart = np.abs(getattr(reading, field) - getattr(alone, field))
             assert apart.max(initial=0) <= 1, field  # a tie may be rounded the other way
+
+
+def test_the_models_own_head_computes_one_row_of_each_prompt():
+    model = logitlens.load(tiny_gpt2())
+    shapes = []
+
+    def note(module, args, output):
+        shapes.append(tuple(output.shape[:-1]))
+
+    with watch.hooked(after=[(model.hf.lm_head, note)]):
+        readings = model.read_batch(PROMPTS)
+    # the model, which now has a hook, is looked at again by other batches
+    assert [shape for shape in shapes if shape[0] == len(PROMPTS)] == [(len(PROMPTS), 1)]
+    assert all(reading.meta["check"]["ok"] for reading in readings)
 
 
 def test_a_model_that_minds_the_width_of_the_batch_is_read_by_length():

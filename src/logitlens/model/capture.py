@@ -118,11 +118,14 @@ def capture(
         extra["logits_to_keep"] = torch.tensor(asked, dtype=torch.long, device=batch.ids_BT.device)
     changes = edits.over([len(i) for i in ids]) if edits is not None else None
     parts, labels = parts_of(model, found, stream, wanted, len(ids), changes, watch)
-    output, h_LBTD = _run(hf, found, batch.ids_BT, parts, extra, progress)
+    with _own_rows(hf, where if keeps else [], asked) as narrowed:
+        output, h_LBTD = _run(hf, found, batch.ids_BT, parts, extra, progress)
     if cache is not None:
         cache.kept = getattr(output, cache.argument, None)
     logits = logits_of(hf, output).detach()
     kept = asked if keeps and logits.shape[1] == len(asked) else range(logits.shape[1])
+    if narrowed and logits.shape[1] == 1:
+        logits, kept = logits.expand(-1, len(asked), -1), asked
     if not all(set(positions) <= set(kept) for positions in where):
         raise UnsupportedModel(
             f"{type(hf).__name__} gave logits of shape {tuple(logits.shape)} for "
@@ -141,6 +144,32 @@ def capture(
         )
         for b, ids_T in enumerate(ids)
     ]
+
+
+@contextmanager
+def _own_rows(
+    hf: nn.Module, where: Sequence[Sequence[int]], asked: Sequence[int]
+) -> Iterator[list[bool]]:
+    """Inside, the model's head is given one row (B, 1, D) where each prompt is compared at one position.
+
+    `logits_to_keep` leaves (B, A, D) of them: of each prompt those at all the positions asked for.
+    Gives a list, which is not empty once the head was given fewer.
+    """
+    narrowed: list[bool] = []
+    head = getattr(hf, "get_output_embeddings", lambda: None)()
+    if len(asked) == 1 or not isinstance(head, nn.Module) or any(len(p) != 1 for p in where):
+        yield narrowed
+        return
+
+    def narrow(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if not args or args[0].shape[:-1] != (len(where), len(asked)):
+            return None
+        rows = list(range(len(where))), [asked.index(p) for (p,) in where]
+        narrowed.append(True)
+        return (args[0][rows][:, None], *args[1:]), kwargs
+
+    with hooked(before=[(head, narrow)], first=True):
+        yield narrowed
 
 
 def _tokens(prompts: Sequence[Sequence[int]]) -> list[Tensor]:
