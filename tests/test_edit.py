@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from logitlens import FormatError, LogitLensError, PromptError, edit
 
@@ -95,6 +96,8 @@ def test_a_vector_of_a_line_is_a_file(tmp_path):
         (lambda: edit.add(VECTOR * 1j, 3), "cannot take ndarray for a vector"),
         (lambda: edit.add([[1.0], [1.0, 2.0]], 3), "cannot take list for a vector"),
         (lambda: edit.add(np.full(4, 1e300), 3), "nan or inf"),
+        (lambda: edit.add(torch.empty(4, dtype=torch.float32, device="meta"), 3), "on meta"),
+        (lambda: edit.parse(5), "cannot read int as an edit: expected text, like 'add:"),
         (lambda: edit.add(True, 3), "cannot take bool for a vector"),
         (lambda: edit.patch(3, 5), "cannot patch from int: expected a prompt's text or token ids"),
         (lambda: edit.patch([1.5], 5), "cannot patch from list"),

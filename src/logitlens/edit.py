@@ -177,6 +177,7 @@ _KEYS = (
 )  # fmt: skip
 _YES, _NO = ("yes", "true", "1"), ("no", "false", "0")
 _SPLIT = re.compile(rf",(?=(?:{'|'.join(_KEYS)})=)")
+_LIKE = "like 'add:layer=5,token= Paris,scale=4'"
 
 
 def parse(text: str) -> list[Edit]:
@@ -189,13 +190,14 @@ def parse(text: str) -> list[Edit]:
 
     Raises PromptError for a line, FormatError and OSError for a file.
     """
+    if not isinstance(text, str):
+        raise PromptError(f"cannot read {type(text).__name__} as an edit: expected text, {_LIKE}")
     if text.endswith((".json", ".parquet")):
         return load(text)
     kind, colon, rest = text.partition(":")
     if kind not in KINDS or not colon:
         raise PromptError(
-            f"no edit {text[:60]!r}: expected one like 'add:layer=5,token= Paris,scale=4', of "
-            f"{', '.join(KINDS)}, or a .json file"
+            f"no edit {text[:60]!r}: expected one {_LIKE}, of {', '.join(KINDS)}, or a .json file"
         )
     given: dict[str, str] = {}
     for item in _SPLIT.split(rest):
@@ -268,7 +270,13 @@ def _vectors(*given: Vector) -> tuple[Any, ...]:
             continue
         detach: Any = getattr(value, "detach", None)
         if detach is not None:  # a tensor
-            value = detach().float().cpu().numpy()
+            try:
+                value = detach().float().cpu().numpy()
+            except (RuntimeError, TypeError):
+                raise PromptError(
+                    f"cannot take a tensor on {getattr(value, 'device', '?')} for a vector: "
+                    "expected numbers"
+                ) from None
         try:
             array = np.asarray(value)
         except ValueError:  # rows of several lengths

@@ -14,7 +14,9 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
@@ -383,17 +385,13 @@ class Reading:
                 raise FormatError(f"a {suffix} file has no option {next(iter(options))!r}")
             reading_io.save(self, target)
             return target
-        try:
+        with _options_of(f"a {suffix} file"):
             if suffix in _FIGURE_SUFFIXES:
                 _view("figure").save(self, target, **options)
             elif suffix == ".html":
                 _view("page").save([self], target, **options)
             else:
                 _view("terminal").save(self, target, **options)
-        except TypeError as error:
-            if match := re.search(r"unexpected keyword argument ('\w+')", str(error)):
-                raise FormatError(f"a {suffix} file has no option {match[1]}") from error
-            raise
         return target
 
     @staticmethod
@@ -453,7 +451,8 @@ class Reading:
         reading.figure(figsize=(3.3, 2.5), words=False)        # a column of a paper
         reading.figure(ax=axes[0], title="logit lens")
         """
-        return _view("figure").figure(self, ax=ax, **options)
+        with _options_of("a figure"):
+            return _view("figure").figure(self, ax=ax, **options)
 
     def trajectories(
         self,
@@ -582,3 +581,19 @@ def known_suffix(path: str | os.PathLike[str]) -> str:
 def _view(name: str) -> Any:
     """A module of logitlens.view, imported when somebody looks."""
     return importlib.import_module(f"logitlens.view.{name}")
+
+
+@contextmanager
+def _options_of(what: str) -> Iterator[None]:
+    """An option that a view does not have is one line."""
+    try:
+        yield
+    except TypeError as error:
+        if match := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+            name = match[1]
+            near = get_close_matches(
+                name, {"color", "layers", "positions", "words", "title"} - {name}, 1
+            )
+            hint = f": did you mean {near[0]}=?" if near else ""
+            raise FormatError(f"{what} has no option {name!r}{hint}") from error
+        raise

@@ -82,7 +82,21 @@ def test_a_figure_has_both_and_their_difference(pair):
     ]  # fmt: skip
 
 
+def test_long_names_are_two_lines_over_their_heatmaps():
+    pytest.importorskip("matplotlib")
+    prompts = [["The Eiffel Tower is", " in the city", " of", f" {end}"] for end in "ab"]
+    fig = logitlens.compare(*(make(prompt, layers=4) for prompt in prompts)).figure()
+    for title, end in zip((ax.get_title() for ax in fig.axes[:2]), "ab"):
+        assert "\n" in title
+        assert title.endswith(f"of {end}"), "it is whole"
+
+
 def test_a_wrong_choice_is_one_line(pair):
+    a, _ = pair
+    with pytest.raises(FormatError, match="figsize=5: expected width and height"):
+        logitlens.compare(a, a).figure(figsize=5)
+    with pytest.raises(FormatError, match="figsize=5: expected width and height"):
+        a.trajectories(figsize=5)
     with pytest.raises(FormatError, match="cannot colour by"):
         logitlens.compare(*pair, color="loss")
     with pytest.raises(PromptError, match="layer"):

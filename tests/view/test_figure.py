@@ -231,11 +231,15 @@ def test_a_failed_save_leaves_what_was_there(eiffel, tmp_path):
         ({"color": "loss"}, "cannot colour by 'loss'"),
         ({"layers": "9:"}, "no layer selected"),
         ({"positions": 10}, "no position 10"),
+        ({"figsize": 5}, r"figsize=5: expected width and height in inches, like \(7, 5\)"),
+        ({"figsize": (7, -5)}, "expected width and height"),
+        ({"ax": 5}, "ax=5: expected matplotlib's Axes"),
+        ({"colour": "kl"}, "a figure has no option 'colour': did you mean color=?"),
     ],
 )
 def test_bad_options_are_one_line(eiffel, options, message):
     with pytest.raises((FormatError, PromptError), match=message):
-        module.figure(eiffel, **options)
+        eiffel.figure(**options)
 
 
 def test_without_matplotlib_the_extra_is_named(eiffel, monkeypatch, tmp_path):

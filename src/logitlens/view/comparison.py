@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -287,20 +288,22 @@ class Comparison:
     def figure(self, *, figsize: tuple[float, float] | None = None) -> Figure:
         """Both heatmaps and B − A, beside each other, as a matplotlib Figure. Raises MissingExtra."""
         from logitlens.view import figure, page
-        from logitlens.view.figure_grid import shown_figure
+        from logitlens.view.figure_grid import check_place, shown_figure
 
+        figure.matplotlib()
+        check_place(None, figsize)
         i, j = (list(side) for side in zip(*self.rows))
         s, t = (list(side) for side in zip(*self.columns))
-        fig = shown_figure()(
-            figsize=figsize or (min(16.0, 5 + 0.9 * len(s)), 1.6 + 0.24 * len(i)),
-            layout="constrained",
-        )
+        size = figsize or (min(16.0, 5 + 0.9 * len(s)), 1.6 + 0.24 * len(i))
+        fig = shown_figure()(figsize=size, layout="constrained")
+        room = max(12, int(8 * size[0] / 3))  # characters over one of three panels
         left, middle, right = fig.subplots(1, 3)
         names = page.labels([self.a, self.b])
         sides = zip("AB", names, (left, middle), (self.a, self.b), (i, j), (s, t))
         for letter, name, ax, reading, rows, columns in sides:
+            lines = wrap(f"{letter}  {name}", room, max_lines=2, placeholder=safe.ELLIPSIS)
             figure.figure(
-                reading, ax=ax, color=self.color, title=f"{letter}  {safe.clip(name, 24)}",
+                reading, ax=ax, color=self.color, title="\n".join(lines),
                 layers=[reading.layers[r] for r in rows],
                 positions=[reading.positions[c] for c in columns],
             )  # fmt: skip

@@ -23,7 +23,15 @@ from logitlens.reading import Reading
 from logitlens.select import EMBED, Selection, renamed
 from logitlens.view import color as paint
 from logitlens.view import text as safe
-from logitlens.view.figure_grid import GREY, MANY, Grid, heatmap, label_axes, matplotlib
+from logitlens.view.figure_grid import (
+    GREY,
+    MANY,
+    Grid,
+    check_place,
+    heatmap,
+    label_axes,
+    matplotlib,
+)
 from logitlens.view.figure_layout import INCH, Layout, placed
 from logitlens.view.fonts import Fonts
 from logitlens.view.options import FigureOptions
@@ -72,6 +80,7 @@ def figure(
     map, or an empty choice) and MissingExtra.
     """
     mpl = matplotlib()
+    check_place(ax, figsize)
     rows, columns = reading.rows(layers), reading.columns(positions)
     scale = paint.scale(reading, color)
     if words is None:  # as large as many words need, a figure fits no page

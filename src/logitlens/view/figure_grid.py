@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from logitlens.errors import MissingExtra
+from logitlens.errors import FormatError, MissingExtra
 from logitlens.view import color as paint
 from logitlens.view import text as safe
 from logitlens.view.columns import stride_rows
@@ -37,6 +37,26 @@ def matplotlib() -> Any:
         return import_module("matplotlib")
     except ImportError as error:
         raise MissingExtra("matplotlib", "plot", "a figure") from error
+
+
+def check_place(ax: object, figsize: object) -> None:
+    """Where to draw, as matplotlib takes it. Raises FormatError."""
+    from matplotlib.axes import Axes
+
+    if ax is not None and not isinstance(ax, Axes):
+        raise FormatError(
+            f"ax={safe.clip(repr(ax), 40)}: expected matplotlib's Axes, as of plt.subplots()"
+        )
+    try:
+        right = figsize is None or (
+            len(inches := np.asarray(figsize, float)) == 2 and min(inches) > 0
+        )
+    except (TypeError, ValueError):
+        right = False
+    if not right:
+        raise FormatError(
+            f"figsize={safe.clip(repr(figsize), 40)}: expected width and height in inches, like (7, 5)"
+        )
 
 
 @cache

@@ -24,7 +24,7 @@ from logitlens.select import EMBED, layer_number
 from logitlens.statistics import Statistic
 from logitlens.view import text as safe
 from logitlens.view.columns import stride_rows
-from logitlens.view.figure_grid import matplotlib, shown_figure
+from logitlens.view.figure_grid import check_place, matplotlib, shown_figure
 from logitlens.view.followed import followed
 from logitlens.view.fonts import Fonts
 
@@ -206,6 +206,7 @@ def _axes(
 ) -> tuple[Figure | None, list[Axes]]:
     """The Axes given, or new ones in a Figure that a notebook shows."""
     matplotlib()
+    check_place(ax, figsize)
     if ax is not None:
         return None, [ax]
     size = figsize or (3.6 * panels + 0.4, 2.8)
