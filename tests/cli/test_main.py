@@ -1,3 +1,4 @@
+import gc
 import importlib
 import os
 import subprocess
@@ -157,3 +158,19 @@ def test_what_is_repeated_in_a_line_has_an_end(cli):
     result = cli("read", "x")
     assert len(result.stderr) < 1100
     assert result.stderr.endswith("x: fetch it\n")
+
+
+@pytest.mark.parametrize("was", [True, False])
+def test_loading_leaves_garbage_collection_as_it_was(was):
+    def fail():
+        with options.uncollected():
+            assert not gc.isenabled()
+            raise LogitLensError("no such model")
+
+    (gc.enable if was else gc.disable)()
+    try:
+        with pytest.raises(LogitLensError):
+            fail()
+        assert gc.isenabled() is was
+    finally:
+        gc.enable()

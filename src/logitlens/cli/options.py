@@ -194,13 +194,15 @@ def load_model(source: str, **options: Any) -> LensModel:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Without garbage collection: a tenth of loading searches what is imported, which stays for good."""
+    """Without garbage collection: a tenth of the time of loading went into searching what is imported,
+    which stays for good and is not searched later either."""
     was = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()  # nor is it searched later
+        if not gc.get_freeze_count():  # the first time: a model loaded later may go again
+            gc.freeze()
         if was:
             gc.enable()
 
