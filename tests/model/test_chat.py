@@ -106,9 +106,12 @@ def test_an_assistants_last_words_are_gone_on_with():
             "message 0: role='robot': expected one of system",
         ),
         (MARKED, [{"role": "user"}], "message 0 (user) has no content"),
+        (MARKED, [{"role": "user", "content": "\ud83d"}], "message 0 (user): expected what can be"),
+        (MARKED, [ASK[0] | {5: "x"}], "message 0 (user): expected what can be written as JSON"),
+        (MARKED, [ASK[0] | {"image": object()}], "message 0 (user): expected what can be"),
         (MARKED, [*ASK, {"role": "assistant", "content": ""}], "an assistant's and empty"),
     ],
-    ids=["no template", "refused", "role", "no content", "empty"],
+    ids=["no template", "refused", "role", "no content", "half", "key", "object", "empty"],
 )
 def test_what_is_no_chat_is_said_in_one_line(template, messages, line):
     with pytest.raises(PromptError) as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import numpy as np
@@ -244,6 +245,10 @@ def test_what_ended_it_is_said(model):
     by_eos = written(model.generate(IDS, generation_config=config))
     assert by_eos["stopped"] == "eos"
     assert by_eos["ids"] == ids[: 1 + ids.index(ids[3])]
+    config = GenerationConfig(stop_strings=[pieces[2]], max_new_tokens=6)
+    assert written(model.generate(IDS, generation_config=config))["stopped"] == "stop"
+    config = GenerationConfig(stop_strings=[], max_new_tokens=6)
+    assert written(model.generate(IDS, generation_config=config))["ids"] == ids
     never = written(model.generate(IDS, max_new_tokens=6, stop=["Zürich"]))
     assert never["ids"] == ids
     assert never["stopped"] == "max_new_tokens"
@@ -270,6 +275,14 @@ def test_the_prompts_length_decides_how_much_can_be_written():
         model.generate((IDS * 6)[:64])
 
 
+def changed(**settings):
+    """A config that transformers itself would refuse to make."""
+    config = GenerationConfig()
+    for name, value in settings.items():
+        setattr(config, name, value)
+    return config
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -285,6 +298,22 @@ def test_the_prompts_length_decides_how_much_can_be_written():
         ({"stop": 5}, "stop=5: expected texts"),
         ({"stop": "\ud800"}, "expected texts"),
         ({"stop": [""]}, "stop=['']: expected texts"),
+        ({"temperature": 10**400}, "expected 0 (the likeliest token) or more"),
+        ({"temperature": 1e-300}, "the settings leave no token to choose after 0 tokens"),
+        ({"generation_config": changed(stop_strings=["\ud800"])}, "expected texts"),
+        ({"generation_config": changed(stop_strings=5)}, "stop=5: expected texts"),
+        (
+            {"generation_config": changed(max_new_tokens=0), "max_new_tokens": None},
+            "max_new_tokens=0: expected at least 1",
+        ),
+        (
+            {"generation_config": changed(max_length="x"), "max_new_tokens": None},
+            "max_length='x': expected at least 1",
+        ),
+        (
+            {"generation_config": changed(sequence_bias={(1,): math.nan})},
+            "the settings leave no token to choose after 0 tokens",
+        ),
         ({"generation_config": {"num_beams": 2}}, "expected a transformers GenerationConfig, got dict"),
         ({"generation_config": GenerationConfig(num_beams=3)}, "num_beams=3: expected one sequence"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -73,3 +74,11 @@ def _refuse(number: int, message: Mapping[str, Any]) -> None:
     calls = role == "assistant" and message.get("tool_calls")
     if not isinstance(content, (str, list)) and not calls:
         raise PromptError(f"message {number} ({role}) has no content: expected text")
+    try:
+        if not all(isinstance(key, str) for key in message):
+            raise TypeError("keys must be texts")
+        json.dumps(dict(message), ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:  # half a character, too
+        raise PromptError(
+            f"message {number} ({role}): expected what can be written as JSON in UTF-8: {error}"
+        ) from error

@@ -22,7 +22,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList, Stop
 
 from logitlens.anatomy.check import distance, sums
 from logitlens.anatomy.forward import accepts, as_found, input_device, refusing
-from logitlens.errors import UnsupportedModel
+from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.model.assemble import ReadingBuilder
 from logitlens.model.capture import (
     Ended,
@@ -86,7 +86,8 @@ def written(
     except BaseException as error:
         reason = error.reason if isinstance(error, Ended) else error
         interrupted = isinstance(reason, (KeyboardInterrupt, GeneratorExit))
-        run.stopped = "interrupted" if interrupted else f"{type(reason).__name__}: {reason}"
+        said = " ".join(f"{type(reason).__name__}: {reason}".split())
+        run.stopped = "interrupted" if interrupted else said
         reason.__dict__["reading"] = run.reading() if run.tokens else None
         if isinstance(error, Ended):
             raise reason from None
@@ -242,12 +243,18 @@ class _Run:
     def scored(self, logits_1V: Tensor, scores_1V: Tensor) -> None:
         """The logits of a pass, and what became of them."""
         self.logits_1V, self.scores_1V = logits_1V, scores_1V
+        total = len(self.builder.ids_T)
         if not bool(logits_1V.amax() < torch.inf):
-            total = len(self.builder.ids_T)
             raise UnsupportedModel(
                 f"{self.model.name}: the model's own logits at position {total - 1} are not finite "
-                f"(nan or inf) after {total - self.builder.given} tokens; check the weights, or load "
-                "with dtype='float32'"
+                f"(nan or inf) after {total - self.builder.given} tokens; "
+                + ("its edits may be too strong, or " if self.edits is not None else "")
+                + "check the weights, or load with dtype='float32'"
+            )
+        if scores_1V is not logits_1V and not -torch.inf < float(scores_1V.amax()) < torch.inf:
+            raise PromptError(
+                f"the settings leave no token to choose after {total - self.builder.given} tokens: "
+                "expected a temperature, penalties and biases that keep scores finite"
             )
 
     def chosen(self, token: int) -> bool:

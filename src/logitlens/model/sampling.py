@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,7 @@ def settings_of(
     if temperature is None and given is None:
         temperature = 0.0
     if temperature is not None:
-        if not _is_number(temperature) or not 0 <= temperature < math.inf:
+        if not _is_number(temperature) or not 0 <= temperature <= sys.float_info.max:
             raise PromptError(
                 f"temperature={temperature!r}: expected 0 (the likeliest token) or more, like 0.8"
             )
@@ -85,20 +85,30 @@ def settings_of(
     if top_k is not None:
         settings.top_k = int(top_k)
     if max_new_tokens is not None:
-        if (n := whole(max_new_tokens)) is None or n < 1:
-            raise PromptError(f"max_new_tokens={max_new_tokens!r}: expected at least 1")
-        settings.max_new_tokens, settings.max_length = n, None
-    texts = list(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else [stop]
+        settings.max_new_tokens, settings.max_length = max_new_tokens, None
+    for name in ("max_new_tokens", "max_length"):
+        if (value := getattr(settings, name)) is not None:
+            if (n := whole(value)) is None or n < 1:
+                raise PromptError(f"{name}={value!r}: expected at least 1")
+            setattr(settings, name, n)
+    if not (texts := _texts(stop)):
+        texts = _texts(stop := settings.stop_strings or ())
     if not all(isinstance(text, str) and text and _is_text(text) for text in texts):
         raise PromptError(f"stop={stop!r}: expected texts that end the generation")
     if texts and model.tokenizer is None:
         raise PromptError(f"stop={stop!r} needs a tokenizer: load the model with tokenizer=…")
-    settings.stop_strings = texts or settings.stop_strings
+    settings.stop_strings = texts or None
     # Nothing of a pass is kept but its rows; no compiled graph, which would not see the hooks.
     settings.return_dict_in_generate = settings.output_scores = settings.output_logits = False
     settings.output_attentions = settings.output_hidden_states = False
     settings.disable_compile = True
     return settings
+
+
+def _texts(stop: Any) -> list[Any]:
+    return (
+        list(stop) if isinstance(stop, Iterable) and not isinstance(stop, (str, bytes)) else [stop]
+    )
 
 
 def _is_number(value: Any) -> bool:
