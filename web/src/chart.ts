@@ -117,9 +117,11 @@ export function chart(plot: Plot): SVGElement {
   const from = plot.from ?? -1
   if (from >= 0) {
     const x = xOf(Math.max(0, from - 0.5))
+    // its label keeps off the marked points
+    const isNear = at >= 0 && at < from && x - xOf(at) < 48
     out.append(
       svg("path", { d: `M${x} ${TOP}V${BOTTOM}`, class: "g" }),
-      text(x - 4, TOP + 9, "prompt", "end"),
+      text((isNear ? xOf(at) - 4 : x) - 4, TOP + 9, "prompt", "end"),
     )
   }
   const ends: [y: number, line: Line][] = []

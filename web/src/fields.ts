@@ -43,7 +43,7 @@ export class Fields {
   private lenses: HTMLInputElement[]
   private top = h("input", { type: "number", min: 1, "aria-label": "Tokens kept in each cell" })
   private track = line("Tokens to track, separated by commas; spaces count", " Paris, Rome")
-  private edits = line("Edits, separated by semicolons", "add:layer=5,token= Rome,scale=4")
+  private edits = line("Edits, separated by semicolons", "add:layer=5,token= Rome")
   private settings: HTMLInputElement[]
   private corrupted = area("Corrupted prompt", "Corrupted prompt: The Colosseum is in the city of")
   private token = line("Answer of the clean prompt", " Paris")
