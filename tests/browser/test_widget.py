@@ -54,6 +54,10 @@ def test_buffers_become_a_page(chromium):
         "document.querySelectorAll('[role=columnheader]').length == 6"
     )  # a frame later
     assert tab.locator("select[aria-label=Colour]").input_value() == "entropy"
+    # The answer forms in the layers before the last, which a cut grid shows first.
+    left = "sc => sc.scrollHeight - sc.clientHeight - sc.scrollTop"
+    assert tab.locator(".sc").evaluate("sc => sc.scrollTop") > 0
+    assert tab.locator(".sc").evaluate(left) < 2
     assert tab.locator(".ll").get_attribute("data-theme") == "dark"
     tab.keyboard.press("?")
     assert tab.locator("dialog[open]").count() == 0, "the notebook keeps its own keys"

@@ -196,9 +196,11 @@ export class Grid {
     const left = scrollTo(scroller.scrollLeft, column * cellWidth, cellWidth, width)
     const moves = left != scroller.scrollLeft
     scroller.scrollLeft = centre && moves ? column * cellWidth - width / 2 : left
-    if (row >= 0 && row < this.sheet.rowCount - 1) {
+    if (row >= 0) {
+      // The last row is always in view: above it then those in which the answer forms.
       const room = this.height - cellHeight
-      scroller.scrollTop = scrollTo(scroller.scrollTop, row * cellHeight, cellHeight, room)
+      const shown = Math.min(row, this.sheet.rowCount - 2)
+      scroller.scrollTop = scrollTo(scroller.scrollTop, shown * cellHeight, cellHeight, room)
     }
     this.draw()
   }
