@@ -222,13 +222,12 @@ def test_a_text_that_is_stopped_is_kept_as_far_as_it_came(desk):
     events, job = ask(
         desk, PROMPT, "demo", write={"max_new_tokens": 60, "temperature": 1.0, "seed": 1}
     )
-    until(events, "column")
+    for _ in range(3):  # the prompt, and two words
+        until(events, "column")
     assert desk.cancel(job.id) == "ending"
     done, _ = ending(events)
-    if done["state"] == "done":  # after its first word
-        assert len(desk.readings[done["id"]].meta["generation"]["ids"]) < 60
-    else:
-        assert done["state"] == "cancelled"
+    assert done["state"] == "done"
+    assert 2 <= len(desk.readings[done["id"]].meta["generation"]["ids"]) < 60
 
 
 def test_readings_are_named_and_deleted_and_a_gallery_follows(desk, tmp_path):

@@ -78,12 +78,19 @@ def _write(
     # the prompt's columns are there before the first word
     tell(column_event(model.read(prompt, progress=progress, **run)))
 
+    columns: list[int] = []
+
     def each(column: Reading) -> None:
+        columns.extend(column.positions)
         tell(column_event(column))
         if stopped():
             raise StopIteration
 
-    return model.generate(prompt, each=each, progress=progress, **settings, **run)
+    def begins(*done: Any) -> None:
+        if not columns:  # later, a progress that raises would lose what is written
+            progress(*done)
+
+    return model.generate(prompt, each=each, progress=begins, **settings, **run)
 
 
 def column_event(part: Reading) -> dict[str, Any]:
