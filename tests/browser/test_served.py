@@ -262,6 +262,53 @@ def test_a_run_is_followed_and_cancelled_and_the_next_prompt_is_read(open_tab, h
     assert tab.locator(".made li").count() == 1
 
 
+def test_a_text_is_stopped_written_on_and_another_prompt_is_written_after(
+    open_tab, hold, demo_model, tmp_path
+):
+    tab = open_tab(NONE)
+    tab.fill("textarea", "Once upon a time")
+    write = tab.get_by_role("button", name="Write", exact=True)
+
+    def settings(**values):
+        tab.locator("summary", has_text="Writing").click()
+        for name, value in values.items():
+            tab.fill(f"input[name={name}]", str(value))
+        tab.locator("summary", has_text="Writing").click()  # it covers what is below it
+
+    def made(number):
+        """All ids of the reading that came as the n-th, from its exported file."""
+        tab.wait_for_url(re.compile(f"show=r{number}(?![0-9])"))
+        status(tab, "Done in")
+        tab.wait_for_timeout(300)  # the page writes its state into the address a moment later
+        with tab.expect_download() as download:
+            tab.click("text=Export file")
+        download.value.save_as(tmp_path / "made.html")
+        (reading,) = page.load(tmp_path / "made.html")
+        return [*reading.ids.tolist(), int(reading.next_ids[-1])]
+
+    def theirs(prompt, **options):
+        reading = demo_model.generate(prompt, **options)
+        return [*reading.ids.tolist(), int(reading.next_ids[-1])]
+
+    settings(max_new_tokens=200, temperature=1, seed=1)
+    write.click()
+    tab.locator(".tk.written").first.wait_for()
+    (hold / "run").touch()  # it waits in the middle of a token
+    tab.get_by_role("button", name="Stop", exact=True).click()
+    status(tab, "Stopping …")
+    (hold / "run").unlink()
+    kept = made(1)
+    whole = theirs("Once upon a time", max_new_tokens=200, temperature=1.0, seed=1)
+    assert 5 < len(kept) < len(whole)
+    assert kept == whole[: len(kept)]
+    settings(max_new_tokens=5, temperature=0, seed="")
+    tab.get_by_role("button", name="Write on").click()
+    assert made(2) == theirs(kept, max_new_tokens=5)
+    tab.fill("textarea", "Paris is")
+    write.click()
+    assert made(3) == theirs("Paris is", max_new_tokens=5)
+
+
 def test_two_tabs_wait_for_each_other_and_a_closed_one_makes_way(open_tab, hold):
     (hold / "run").touch()
     first, second, third = open_tab(NONE), open_tab(NONE), open_tab(NONE)
