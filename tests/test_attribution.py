@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 
 import numpy as np
@@ -54,6 +55,17 @@ def test_files_give_everything_back(tmp_path, suffix, versus):
     assert Attribution.load(path).equals(found)
 
 
+def test_a_page_holds_picture_and_text_and_nothing_that_runs(tmp_path):
+    pytest.importorskip("matplotlib")
+    found = made(model="<script>alert(1)</script>")
+    page = found.save(tmp_path / "found.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 1
+    assert html.escape(str(found)) in page
+    assert "<script" not in page
+    assert "default-src 'none'" in page
+    assert found.save(tmp_path / "again.html").read_text(encoding="utf-8") == page
+
+
 def test_a_data_frame_has_a_row_for_each_component():
     pytest.importorskip("pandas")
     frame = made().to_pandas()
@@ -95,4 +107,4 @@ def test_cut_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError):
         Attribution.load(tmp_path / "none.parquet")
     with pytest.raises(FormatError, match="end it in"):
-        made().save(tmp_path / "found.html")
+        made().save(tmp_path / "found.gif")

@@ -3,7 +3,7 @@
     found = model.attribute("The Eiffel Tower is in the city of", " Paris", versus=" Rome")
     print(found)                      # a waterfall: bars that sum to a line
     found.part("3.mlp")               # what the MLP of block 3 added to it
-    found.save("eiffel.parquet")      # by suffix: .json .parquet .png .svg .pdf .txt
+    found.save("eiffel.parquet")      # by suffix: .html .json .parquet .png .svg .pdf .txt
 
 Needs numpy only, as a `Reading` does.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from logitlens.reading import Reading
 
 FORMAT, VERSION = "logitlens.attribution", 1
-SUFFIXES = (".json", ".parquet", ".png", ".svg", ".pdf", ".txt")
+SUFFIXES = (".html", ".json", ".parquet", ".png", ".svg", ".pdf", ".txt")
 BY = ("sublayer", "layer", "head", "token", "expert")
 META = {
     "logits": [float], "finished": [float], "bound": float, "scale?": float,
@@ -180,7 +180,7 @@ class Attribution:
     # -- saving and loading -------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write atomically, by suffix: .json .parquet .png .svg .pdf .txt. Returns the path.
+        """Write atomically, by suffix: .html .json .parquet .png .svg .pdf .txt. Returns the path.
 
         Raises FormatError for another suffix, OSError, and MissingExtra for .parquet without pyarrow
         and for pictures without matplotlib.

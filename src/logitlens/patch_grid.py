@@ -4,7 +4,7 @@
                             " Paris", versus=" Rome")
     print(grid)                      # layer × position
     grid.restored[grid.row(5), -1]   # 0: as corrupted, 1: as clean
-    grid.save("grid.json")           # by suffix: .json .png .svg .pdf .txt
+    grid.save("grid.json")           # by suffix: .html .json .png .svg .pdf .txt
 
 Needs numpy only, as a `Reading` does.
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMAT, VERSION = "logitlens.patch_grid", 1
-SUFFIXES = (".json", ".png", ".svg", ".pdf", ".txt")
+SUFFIXES = (".html", ".json", ".png", ".svg", ".pdf", ".txt")
 Doubles = NDArray[np.float64]
 _FIELDS: dict[str, Any] = {
     "layers": [str], "positions": [int], "pieces": [str], "clean_pieces": [str],
@@ -108,7 +108,7 @@ class PatchGrid:
     # -- saving, loading, seeing ----------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write atomically, by suffix: .json .png .svg .pdf .txt. Returns the path.
+        """Write atomically, by suffix: .html .json .png .svg .pdf .txt. Returns the path.
 
         Raises FormatError for another suffix, OSError, and MissingExtra without matplotlib.
         """
