@@ -65,7 +65,7 @@ def s3():
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patched.setenv(name, "testing")
         patched.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fs().mkdir("surveys")
+        fs().makedirs("surveys", exist_ok=True)  # servers of one process share what they hold
         yield "s3://surveys"
     fs.clear_instance_cache()
     server.stop()
