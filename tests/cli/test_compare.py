@@ -3,6 +3,7 @@
 import json
 
 from logitlens.view import page
+from tests.readings import random_reading
 
 
 def test_two_prompts_become_one_page(cli, tmp_path):
@@ -53,3 +54,21 @@ def test_a_folder_that_is_missing_is_told_before_the_model_is_loaded(cli, tmp_pa
     assert result.exit_code == 1
     assert "there is no folder" in result.stderr
     assert cli.loaded == []
+
+
+def test_files_are_compared_as_they_are_and_not_read_as_prompts(cli, tmp_path):
+    paths = [
+        str(random_reading(seed=n).save(tmp_path / name))
+        for n, name in enumerate(("a.json", "b.html"))
+    ]
+    result = cli("compare", *paths)
+    assert (result.exit_code, cli.loaded) == (0, []), result.stderr
+    assert "A→B where it changed" in " ".join(result.stdout.split())
+    for words, why in (
+        ((*paths, "a prompt"), "give files alone, or prompts alone"),
+        ((*paths, "--lens", "tuned"), "leave out -m, --lens, -k and --track"),
+        (paths[:1], "nothing to compare"),
+    ):
+        refused = cli("compare", *words)
+        assert (refused.exit_code, cli.loaded) == (2, [])
+        assert why in " ".join(refused.stderr.split())

@@ -85,7 +85,7 @@ USAGES = [
     ("read x --track-id Paris", "'Paris' is not a valid integer"),
     ("read x --json=3", "does not take a value"),
     ("read x -o", "requires an argument"),
-    ("compare", "Missing argument 'PROMPT…'"),
+    ("compare", "Missing argument 'PROMPT|FILE…'"),
     ("compare x", "nothing to compare: give two prompts"),
     ("compare - -", "standard input can be read once"),
     ("compare a b -o x.json", "written as .html, not as '.json'"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from logitlens.cli.options import (
     asked,
@@ -17,10 +19,12 @@ from logitlens.cli.options import (
     output_console,
     positions_option,
     print_json,
+    quoted,
     reading_options,
     wrote,
 )
 from logitlens.cli.read import read_all
+from logitlens.cli.view import load, open_page
 
 if TYPE_CHECKING:
     from logitlens.reading import Reading
@@ -29,7 +33,7 @@ MOST = 8  # readings on one page
 
 
 @click.command("compare")
-@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT…")
+@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT|FILE…")
 @click.option(
     "-m", "--model", "models", multiple=True, default=("demo",), show_default=True, metavar="MODEL",
     help="Hub name or directory; repeat it to compare models.",
@@ -64,14 +68,16 @@ def command(
 ) -> None:
     """Show two readings side by side: two prompts, lenses or models.
 
-    Give two prompts, or one prompt with two --lens or two -m, or more, up to eight readings. Tokens
+    Give two prompts, or one prompt with two --lens or two -m, or more, up to eight readings; or files
+    that logitlens wrote (.json, .parquet, .html), which need no model. Tokens
     are aligned where the prompts agree, layers by label or by their relative depth in the model.
     Printed are what changed in words, and a grid of differences between the first reading, A, and
     each other.
     """
     from logitlens.view.comparison import Comparison
 
-    count = len(prompts) * len(models) * len(lenses)
+    kept = _kept(prompts)
+    count = len(kept) if kept else len(prompts) * len(models) * len(lenses)
     if count < 2:
         raise click.UsageError(
             "nothing to compare: give two prompts, or one prompt with two --lens or two -m"
@@ -84,9 +90,9 @@ def command(
             f"a comparison of {count} readings is written as .html, not as {suffix or output!r}"
         )
     targets: list[Path | None] = list(check_outputs([output])) if output else [None]
-    texts = asked(prompts)
-    readings: list[Reading] = []
-    for source in models:  # one in memory at a time
+    texts = [] if kept else asked(prompts)
+    readings: list[Reading] = list(kept)
+    for source in () if kept else models:  # one in memory at a time
         model = load_model(source, **loading)
         found = read_all(model, texts, lenses=lenses, top=top, track=track)
         readings += [reading for one in found for reading in one]
@@ -99,11 +105,31 @@ def command(
         pairs[0].save(str(output))
         wrote(output)
     elif output or open_browser:
-        from logitlens.cli.view import open_page
-
         open_page(readings, targets[0], None, open_browser, color=color)
     if as_json:
         print_json(readings)
     elif not (output or open_browser):
         for n, pair in enumerate(pairs):
             output_console().print(*([""] if n else []), pair, sep="\n")
+
+
+def _kept(given: tuple[str, ...]) -> list[Reading]:
+    """The readings of files; none where prompts are given. Raises UsageError for both at once."""
+    files = [
+        text
+        for text in given
+        if Path(text).suffix.lower() in (".json", ".parquet", ".html") and os.path.isfile(text)
+    ]
+    if not files:
+        return []
+    if len(files) < len(given):
+        raise click.UsageError(
+            f"{quoted(files[:1])} is a file and others are prompts: give files alone, or prompts alone"
+        )
+    context = click.get_current_context()
+    for name in ("models", "lenses", "top", "track"):
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(
+                "readings from files are as they were made: leave out -m, --lens, -k and --track"
+            )
+    return [reading for path in files for reading in load(Path(path))]
