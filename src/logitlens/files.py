@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import html
-import io
+import importlib
 import json
 import os
 import secrets
@@ -175,41 +174,9 @@ def write_result(result: Any, path: str | os.PathLike[str], suffixes: Sequence[s
         with replacing(target) as temporary:
             pq.write_table(table, temporary, compression="zstd")
     elif suffix == ".html":
-        write_text(target, _document(result))
+        write_text(target, importlib.import_module("logitlens.view.document").html(result))
     else:
         figure = result.figure()
         with replacing(target) as temporary:
             figure.savefig(temporary, format=suffix[1:], dpi=200)
     return target
-
-
-_DOCUMENT = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>{title}</title>
-<style>body{{font:15px/1.5 system-ui,sans-serif;margin:24px auto;padding:0 16px;max-width:1100px}}
-svg{{max-width:100%;height:auto}}h1{{font-size:17px}}pre{{overflow:auto;font-size:13px}}</style>
-<h1>{title}</h1>
-<div role="img" aria-label="The numbers below as a picture">
-{picture}</div>
-<details><summary>As text</summary><pre>{text}</pre></details>
-</html>
-"""
-
-
-def _document(result: Any) -> str:
-    """One offline page: the figure, and below it the same as text."""
-    figure, drawn, text = result.figure(), io.StringIO(), str(result)
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": "logitlens"}):  # the same bytes every time
-        figure.savefig(drawn, format="svg", metadata={"Date": None})
-    picture = drawn.getvalue()
-    return _DOCUMENT.format(
-        title=html.escape(text.partition("\n")[0].strip()),
-        picture=picture[picture.index("<svg") :],
-        text=html.escape(text),
-    )

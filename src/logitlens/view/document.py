@@ -1,0 +1,38 @@
+"""An attribution or a grid of patches as one offline page: its figure, and below it the text."""
+
+from __future__ import annotations
+
+import io
+from html import escape
+from typing import Any
+
+_DOCUMENT = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>{title}</title>
+<style>body{{font:15px/1.5 system-ui,sans-serif;margin:24px auto;padding:0 16px;max-width:1100px}}
+svg{{max-width:100%;height:auto}}h1{{font-size:17px}}pre{{overflow:auto;font-size:13px}}</style>
+<h1>{title}</h1>
+<div role="img" aria-label="The numbers below as a picture">
+{picture}</div>
+<details><summary>As text</summary><pre>{text}</pre></details>
+</html>
+"""
+
+
+def html(result: Any) -> str:
+    """One offline page: the figure, and below it the same as text."""
+    figure, drawn, text = result.figure(), io.StringIO(), str(result)
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "logitlens"}):  # the same bytes every time
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    picture = drawn.getvalue()
+    return _DOCUMENT.format(
+        title=escape(text.partition("\n")[0].strip()),
+        picture=picture[picture.index("<svg") :],
+        text=escape(text),
+    )
