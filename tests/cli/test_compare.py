@@ -66,7 +66,8 @@ def test_files_are_compared_as_they_are_and_not_read_as_prompts(cli, tmp_path):
     assert "A→B where it changed" in " ".join(result.stdout.split())
     for words, why in (
         ((*paths, "a prompt"), "give files alone, or prompts alone"),
-        ((*paths, "--lens", "tuned"), "leave out -m, --lens, -k and --track"),
+        ((*paths, "--lens", "tuned"), "readings from files are as they were made"),
+        ((*paths, "--dtype", "bfloat16"), "readings from files are as they were made"),
         (paths[:1], "nothing to compare"),
     ):
         refused = cli("compare", *words)

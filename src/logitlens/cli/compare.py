@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from logitlens.cli.options import (
+    LOADING,
     asked,
     check_outputs,
     color_option,
@@ -127,9 +128,10 @@ def _kept(given: tuple[str, ...]) -> list[Reading]:
             f"{quoted(files[:1])} is a file and others are prompts: give files alone, or prompts alone"
         )
     context = click.get_current_context()
-    for name in ("models", "lenses", "top", "track"):
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+    for name in ("models", "lenses", "top", "track", *LOADING):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(
-                "readings from files are as they were made: leave out -m, --lens, -k and --track"
+                "readings from files are as they were made: leave out what loads a model and reads "
+                "(-m, --lens, -k, --track, …)"
             )
     return [reading for path in files for reading in load(Path(path))]

@@ -24,11 +24,14 @@ svg{{max-width:100%;height:auto}}h1{{font-size:17px}}pre{{overflow:auto;font-siz
 
 
 def html(result: Any) -> str:
-    """One offline page: the figure, and below it the same as text."""
+    """One offline page, the same bytes every time: what `figure` draws as SVG, and what `str` gives.
+
+    Raises MissingExtra without matplotlib.
+    """
     figure, drawn, text = result.figure(), io.StringIO(), str(result)
     import matplotlib
 
-    with matplotlib.rc_context({"svg.hashsalt": "logitlens"}):  # the same bytes every time
+    with matplotlib.rc_context({"svg.hashsalt": "logitlens"}):
         figure.savefig(drawn, format="svg", metadata={"Date": None})
     picture = drawn.getvalue()
     return _DOCUMENT.format(
