@@ -1,5 +1,5 @@
 """`python -m logitlens`."""
 
-from logitlens.cli import main
+from logitlens.cli import program
 
-main()
+program()

@@ -76,6 +76,24 @@ def test_help_takes_less_than_0_3_seconds_of_a_processor():
     assert min(seconds) < 0.3, seconds
 
 
+def test_the_process_ends_with_its_code_and_what_others_do_at_an_exit_but_frees_nothing():
+    code = (
+        "import atexit\nfrom logitlens import cli\n"
+        "class Loud:\n    __del__ = lambda self, say=print: say('freed')\n"
+        "kept = Loud()\n"
+        "run = cli.main\n"
+        "cli.main = lambda: (atexit.register(print, 'the last words'), run())\n"
+        "cli.program()"
+    )
+    for arguments, expected, said in (
+        (["--version"], 0, [f"logitlens {logitlens.__version__}", "the last words"]),
+        (["read", "--nonsense"], 2, ["the last words"]),
+    ):
+        run = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(run, capture_output=True, text=True)
+        assert (done.returncode, done.stdout.splitlines()) == (expected, said)
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [

@@ -8,6 +8,7 @@ shows the traceback. A verb is `logitlens.cli.VERB.command` and is imported when
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import difflib
 import importlib
@@ -179,3 +180,22 @@ def main() -> None:
 
     Try: logitlens read "The Eiffel Tower is in the city of" --track " Paris"
     """
+
+
+def program() -> None:
+    """`main` as a process of its own, whose end does not free piece by piece what the system takes back
+    anyway: a quarter of a second with torch and a model."""
+    code: list[int] = []
+
+    def end() -> None:
+        if code:  # else an exception on its way: the interpreter shows it
+            gone()
+            os._exit(code[0])
+
+    atexit.register(end)  # the first to register is the last to be called
+    try:
+        main()
+    except SystemExit as error:
+        if isinstance(error.code, int):
+            code.append(error.code)
+        raise
