@@ -4,7 +4,8 @@
     python benchmarks/survey.py --only corpus --shapes demo --tokens 20000
 
 One process per contender and repeat, interleaved. A row holds the wall and processor seconds (median),
-tokens or prompts per second, and the peak resident memory beyond the loaded model.
+tokens or prompts per second, and the peak resident memory beyond the loaded model. It is written as
+soon as its last repeat has run.
 
 corpus    windows of 256 tokens, every layer:
     forward    the model's own forward passes and nothing else
@@ -283,24 +284,30 @@ def main() -> None:
         return
     wanted = cases(options)
     said: dict[Any, list[dict[str, float]]] = {case: [] for case in wanted}
-    for _ in range(options.repeat):
+    for n in range(options.repeat):
         for case in wanted:
             words = [str(word) for word in case[1:]]
             done = subprocess.run([sys.executable, __file__, "--once", *words], capture_output=True,
                                   text=True, check=True)  # fmt: skip
             said[case].append(json.loads(done.stdout.splitlines()[-1]))
             print(case, said[case][-1], file=sys.stderr)
+            if n == options.repeat - 1:
+                write(case, said[case])
+
+
+def write(case: tuple[str, str, str, int, int], each: list[dict[str, float]]) -> None:
+    """Add a row for what was measured of one case."""
+    part, name, shape, count, jobs = case
+    seconds = statistics.median(e["seconds"] for e in each)
+    row = {
+        "benchmark": f"survey {part}", "contender": name, "shape": shape, "count": count,
+        **({"jobs": jobs} if jobs else {}), "repeats": len(each), "p50": round(seconds, 3),
+        "cpu_p50": round(statistics.median(e["cpu"] for e in each), 3),
+        "per_second": round(count / seconds, 1),
+        "peak_mb": round(max(e["peak_mb"] for e in each), 1), "load": round(os.getloadavg()[0], 1),
+    }  # fmt: skip
     with ROWS.open("a") as file:
-        for (part, name, shape, count, jobs), each in said.items():
-            seconds = statistics.median(e["seconds"] for e in each)
-            row = {
-                "benchmark": f"survey {part}", "contender": name, "shape": shape, "count": count,
-                **({"jobs": jobs} if jobs else {}), "repeats": len(each), "p50": round(seconds, 3),
-                "cpu_p50": round(statistics.median(e["cpu"] for e in each), 3),
-                "per_second": round(count / seconds, 1),
-                "peak_mb": round(max(e["peak_mb"] for e in each), 1), "load": round(os.getloadavg()[0], 1),
-            }  # fmt: skip
-            file.write(json.dumps(machine.facts() | row) + "\n")
+        file.write(json.dumps(machine.facts() | row) + "\n")
 
 
 if __name__ == "__main__":

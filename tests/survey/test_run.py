@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -346,3 +350,26 @@ def test_chats_are_read_as_the_model_reads_them(survey):
     assert json.loads(frame.prompt[0]) == messages
     with pytest.raises(FormatError, match="with a prompt, or with messages"):
         survey.run([{"messages": messages, "prompt": "Paris"}], name="both", folder="b")
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="a shell script")
+@pytest.mark.parametrize(
+    ("given", "share", "device"),
+    [
+        ({"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}, "3/8", ""),
+        ({"RANK": "5", "WORLD_SIZE": "6", "LOCAL_RANK": "1"}, "5/6", "1"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "CUDA_VISIBLE_DEVICES": "7"}, "0/2", "7"),
+    ],
+)  # fmt: skip
+def test_the_example_script_gives_each_task_its_shards_and_each_process_a_gpu(
+    given, share, device, tmp_path
+):
+    command = tmp_path / "logitlens"
+    command.write_text('#!/bin/bash\necho "$@" on "${CUDA_VISIBLE_DEVICES:-}"\n')
+    command.chmod(0o755)
+    script = Path(__file__).parents[2] / "examples/survey_shards.sh"
+    done = subprocess.run(
+        ["bash", script, "p.jsonl", "-o", "my survey"], capture_output=True, text=True, check=True,
+        env={"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", **given},
+    )  # fmt: skip
+    assert done.stdout == f"survey run p.jsonl -o my survey --shard {share} on {device}\n"

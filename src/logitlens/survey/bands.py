@@ -58,67 +58,78 @@ class Bands:
         self.nonfinite_LB = np.zeros((L, B), np.int64)
         self.exits = {what: np.zeros((L, B, E), np.int64) for what in ("", "_agree", "_right")}
 
-    def add(self, window: Window, arrays: dict[str, np.ndarray]) -> None:
-        """The counted positions of a window; arrays as in `Rows`, of P positions."""
-        top_LP = arrays["top_ids"][..., 0]
-        P = top_LP.shape[1]
-        band_P = np.searchsorted(self.edges, np.arange(P) + window.context, side="right") - 1
-        starts = np.flatnonzero(np.diff(band_P, prepend=-1))
-        bands = band_P[starts]
-        good_LP = arrays["finite"] & arrays["finite"][-1]
-        rank_LP = arrays["target_ranks"][..., 0]
-        next_LP = good_LP & (rank_LP > 0)
-        agree_LP, right_LP = top_LP == top_LP[-1], rank_LP == 1
-        values = {
-            "loss": -arrays["target_logprobs"][..., 0].astype(np.float64), "right": right_LP,
-            "agree": agree_LP, "entropy": arrays["entropy"].astype(np.float64),
-            "kl": arrays["kl"].astype(np.float64), "rank": rank_LP.astype(np.float64),
-        }  # fmt: skip
-        d = self.place[window.document]
-        for name, there_LP in (("tokens", good_LP), ("next", next_LP)):
-            self.counts[name][d][:, bands] += np.add.reduceat(there_LP.astype(float), starts, 1)
-        self.nonfinite_LB[:, bands] += np.add.reduceat((~good_LP).astype(np.int64), starts, 1)
-        row_LP = np.broadcast_to(np.arange(len(self.layers))[:, None], top_LP.shape)
-        band_LP = np.broadcast_to(band_P, top_LP.shape)
-        for name, value_LP in values.items():
-            there_LP = next_LP if name in OF_NEXT else good_LP
-            if name in MEANS:
-                kept_LP = np.where(there_LP, value_LP, 0.0)
-                self.sums[name][d][:, bands] += np.add.reduceat(kept_LP, starts, 1)
-            if name in SKETCHED:
-                bins = sketch.bins_of(value_LP[there_LP])
-                np.add.at(self.bins[name], (row_LP[there_LP], band_LP[there_LP], bins), 1)
-        whole_P = good_LP.all(0)
-        self._leave(
-            agree_LP,
-            right_LP,
-            arrays["top_logprobs"][..., 0],
-            band_P,
-            np.flatnonzero(whole_P),
-            next_LP,
+    def add(self, read: Sequence[tuple[Window, dict[str, np.ndarray]]]) -> None:
+        """The counted positions of some windows, N together; arrays as in `Rows`."""
+        top_LN, rank_LN, logprob_LN, sure_LN = (
+            np.concatenate([arrays[name][..., 0] for _, arrays in read], 1)
+            for name in ("top_ids", "target_ranks", "target_logprobs", "top_logprobs")
         )
+        finite_LN, entropy_LN, kl_LN = (
+            np.concatenate([arrays[name] for _, arrays in read], 1)
+            for name in ("finite", "entropy", "kl")
+        )
+        band_N, starts_S, document_S = self._runs(read)
+        good_LN = finite_LN & finite_LN[-1]
+        next_LN = good_LN & (rank_LN > 0)
+        agree_LN, right_LN = top_LN == top_LN[-1], rank_LN == 1
+
+        def add(sums_DLB: np.ndarray, values_LN: np.ndarray) -> None:
+            sums_LS = np.add.reduceat(values_LN.astype(float), starts_S, 1)
+            np.add.at(sums_DLB, (document_S, slice(None), band_N[starts_S]), sums_LS.T)
+
+        add(self.counts["tokens"], good_LN)
+        add(self.counts["next"], next_LN)
+        values = {
+            "loss": -logprob_LN, "right": right_LN, "agree": agree_LN, "entropy": entropy_LN,
+            "kl": kl_LN, "rank": rank_LN,
+        }  # fmt: skip
+        cell_LN = np.arange(len(self.layers))[:, None] * len(self.edges) + band_N
+        self.nonfinite_LB += _counted(self.nonfinite_LB, cell_LN[~good_LN])
+        for name, value_LN in values.items():
+            there_LN = next_LN if name in OF_NEXT else good_LN
+            if name in MEANS:
+                add(self.sums[name], np.where(there_LN, value_LN, 0.0))
+            if name in SKETCHED:
+                bins = sketch.bins_of(value_LN[there_LN].astype(np.float64))
+                places = cell_LN[there_LN] * sketch.BINS + bins
+                self.bins[name] += _counted(self.bins[name], places)
+        whole_N = good_LN.all(0)
+        self._leave(
+            agree_LN[:, whole_N], (right_LN & next_LN)[:, whole_N], sure_LN[:, whole_N], band_N[whole_N]
+        )  # fmt: skip
+
+    def _runs(
+        self, read: Sequence[tuple[Window, dict[str, np.ndarray]]]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The band of every position (N,); where runs of one window and band start, whose documents."""
+        bands, starts, documents, before = [], [], [], 0
+        for window, arrays in read:
+            P = arrays["finite"].shape[1]
+            band_P = np.searchsorted(self.edges, np.arange(P) + window.context, side="right") - 1
+            own = np.flatnonzero(np.diff(band_P, prepend=-1))
+            bands.append(band_P)
+            starts.append(own + before)
+            documents.append(np.full(len(own), self.place[window.document]))
+            before += P
+        return np.concatenate(bands), np.concatenate(starts), np.concatenate(documents)
 
     def _leave(
-        self,
-        agree_LP: np.ndarray,
-        right_LP: np.ndarray,
-        sure_LP: np.ndarray,
-        band_P: np.ndarray,
-        whole: np.ndarray,
-        next_LP: np.ndarray,
+        self, agree_LN: np.ndarray, right_LN: np.ndarray, sure_LN: np.ndarray, band_N: np.ndarray
     ) -> None:
         """Where positions settle, and where they would exit; of those that are finite everywhere."""
-        L, bands = len(agree_LP), band_P[whole]
-        run_P = np.cumprod(agree_LP[::-1, whole], axis=0).sum(0)
-        np.add.at(self.settled_LB, (L - run_P, bands), 1)
+        (L, N), B = agree_LN.shape, len(self.edges)
+        run_N = np.cumprod(agree_LN[::-1], axis=0).sum(0)
+        self.settled_LB += _counted(self.settled_LB, (L - run_N) * B + band_N)
         for e, threshold in enumerate(THRESHOLDS):
-            sure = sure_LP[:, whole] >= np.log(threshold)
+            sure = sure_LN >= np.log(threshold)
             sure[-1] = True
-            layer_P = sure.argmax(0)
-            np.add.at(self.exits[""][..., e], (layer_P, bands), 1)
-            np.add.at(self.exits["_agree"][..., e], (layer_P, bands), agree_LP[layer_P, whole])
-            right = right_LP[layer_P, whole] & next_LP[layer_P, whole]
-            np.add.at(self.exits["_right"][..., e], (layer_P, bands), right)
+            layer_N = sure.argmax(0)
+            cell_N, at = layer_N * B + band_N, (layer_N, np.arange(N))
+            for what, those_N in (
+                ("", slice(None)), ("_agree", agree_LN[at]), ("_right", right_LN[at])
+            ):  # fmt: skip
+                exits_LB = self.exits[what][..., e]
+                exits_LB += _counted(exits_LB, cell_N[those_N])
 
     def columns(self, lens: str) -> dict[str, list[Any]]:
         """A row for each layer × band, "all" first."""
@@ -164,6 +175,11 @@ class Bands:
         return out
 
 
+def _counted(like: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """How often each place of a flattened array occurs, in its shape."""
+    return np.bincount(places, minlength=like.size).reshape(like.shape)
+
+
 def cell_columns(
     model: Any, lens: str, window: Window, rows: Rows, ids: Sequence[int]
 ) -> dict[str, Any]:
@@ -198,7 +214,7 @@ def cell_columns(
         "seen": each(inside_P), "token": each(tokens_P), "text": each([said[i] for i in tokens_P]),
         "next": each(next_P), "lens": [lens] * (P * L), "layer": rows.layers * P,
         "block": blocks * P, **number, "rank": np.where(rank > 0, rank, np.nan),
-        "agree": np.where(missing, False, across(agree_LP)),
+        "agree": np.where(missing, None, across(agree_LP)),
         "top": [said[i] for i in across(top_LP).tolist()],
         "top_ids": across(arrays["top_ids"]), "top_logprobs": across(arrays["top_logprobs"]),
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from logitlens.survey.measure import Part, read_all
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+TOGETHER = 16  # windows added up in one step
 
 
 def measure(
@@ -43,16 +47,17 @@ def measure(
     kept: dict[str, dict[int, Rows]] = {name: {} for name in lenses}
     remarks: list[str] = []
     nonfinite = 0
-    for n, rows in read_all(
+    read = read_all(
         model, asked, list(lenses.values()), depths, token_budget, remarks, top if cells else 1
-    ):
-        for name, each in zip(lenses, rows):
+    )
+    while some := list(islice(read, TOGETHER)):
+        for name, each in zip(lenses, zip(*(rows for _, rows in some))):
             if name not in sums:
-                sums[name] = Bands(each.layers, windows.length, inside)
-            sums[name].add(mine[n], each.arrays)
+                sums[name] = Bands(each[0].layers, windows.length, inside)
+            sums[name].add([(mine[n], rows.arrays) for (n, _), rows in zip(some, each)])
             if cells:
-                kept[name][n] = each
-        nonfinite += not all(each.arrays["finite"].all() for each in rows)
+                kept[name] |= {n: rows for (n, _), rows in zip(some, each)}
+        nonfinite += sum(not all(each.arrays["finite"].all() for each in rows) for _, rows in some)
     columns: dict[str, list[Any]] = {}
     for name, found in sums.items():
         for column, values in found.columns(name).items():

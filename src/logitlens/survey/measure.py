@@ -145,7 +145,11 @@ def read_all(
 
 
 def _prepare(model: LensModel, item: Item, first: int) -> _Prepared:
-    ids, _ = model._ids(item.prompt, False)
+    ids, dropped = model._ids(item.prompt, True)
+    if dropped:
+        raise PromptError(
+            f"the prompt has {len(ids) + dropped} tokens; the context holds {model.context}"
+        )
     right = [answer_ids(model, item.prompt, ids, a) for a in item.answers]
     wrong = [answer_ids(model, item.prompt, ids, a) for a in item.wrong]
     longest = len(ids) + max((len(a) for a in (*right, *wrong)), default=1) - 1
