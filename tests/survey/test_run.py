@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import shutil
@@ -14,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.console import Console
 
 import logitlens
 from logitlens import FormatError, PromptError, SurveyError
 from logitlens.cli import main
+from logitlens.cli import survey as cli_survey
 from logitlens.lenses import save
 from logitlens.survey import prompts as labelled
 from logitlens.survey.commit import Folder
@@ -112,7 +115,7 @@ def test_a_survey_that_was_left_reads_only_what_is_missing(survey):
     (folder / "commits" / "00002.json").unlink()  # renamed, never committed
     (folder / "parts" / "00004.parquet").write_bytes(b"cut short")  # lost its end
     read = []
-    survey.run(report=lambda plan, record: read.append(record["shard"]))
+    survey.run(watch=lambda plan, shards: lambda record: read.append(record["shard"]))
     assert read == [2, 4]
     assert (folder / "survey.parquet").read_bytes() == whole
 
@@ -350,6 +353,21 @@ def test_chats_are_read_as_the_model_reads_them(survey):
     assert json.loads(frame.prompt[0]) == messages
     with pytest.raises(FormatError, match="with a prompt, or with messages"):
         survey.run([{"messages": messages, "prompt": "Paris"}], name="both", folder="b")
+
+
+def test_a_terminal_shows_how_far_a_survey_is_from_its_beginning_and_which_shards_failed(
+    survey, monkeypatch
+):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120, highlight=False)
+    monkeypatch.setattr("logitlens.cli.survey.errors", lambda: console)
+    long = {"prompt": "Paris " * 400, "answer": " is"}
+    with cli_survey._watched() as watch:
+        survey.run([*records(8), long], share=(0, 2), watch=watch)
+    shown = out.getvalue()
+    assert shown.index("0 of 5 prompts") < shown.index("5 of 5 prompts")
+    assert "shard 2 failed" in shown
+    assert "tokens/s · 1 failed" in shown
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="a shell script")

@@ -54,7 +54,7 @@ def test_a_survey_in_a_store_is_the_same_bytes_as_in_a_folder(survey, model, sav
     files.remove("survey.parquet")
     files.write("parts/00001.parquet", b"not what was committed")
     read = []
-    go(report=lambda plan, record: read.append(record["shard"]))
+    go(watch=lambda plan, shards: lambda record: read.append(record["shard"]))
     assert read == [1]
     assert files.read("survey.parquet") == whole
     assert len(find(place, limit=3)) == 3

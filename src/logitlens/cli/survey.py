@@ -25,7 +25,7 @@ from logitlens.errors import ModelNotAvailable
 
 if TYPE_CHECKING:
     from logitlens.survey.plan import Plan, Settings
-    from logitlens.survey.run import Status
+    from logitlens.survey.run import Status, Watch
 
 FOLDER = click.argument("folder", metavar="DIR")
 COUNT = click.IntRange(min=1)
@@ -100,10 +100,10 @@ def run_command(
         folder, jobs or 1, **{k: v for k, v in options.items() if k not in LOADING}
     )
     model = load_model(source, **loading)
-    with _watched() as report:
+    with _watched() as watch:
         found = run(
             given, folder, model, source=source, loading=loading, lenses=lenses,
-            settings=settings, jobs=jobs or 1, share=share, report=report,
+            settings=settings, jobs=jobs or 1, share=share, watch=watch,
             engine=engine_of(engine, address, jobs, settings.threads),
         )  # fmt: skip
     _tell(folder, found)
@@ -297,7 +297,7 @@ def _tell(folder: str, found: Status) -> None:
 
 
 @contextmanager
-def _watched() -> Iterator[Callable[[Plan, dict[str, Any]], None] | None]:
+def _watched() -> Iterator[Watch | None]:
     """A bar of prompts on stderr, with tokens per second; nothing if stderr is not a terminal."""
     console = errors()
     if not console.is_terminal:
@@ -317,20 +317,25 @@ def _watched() -> Iterator[Callable[[Plan, dict[str, Any]], None] | None]:
         TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("survey", total=None, speed="", unit="")
-        tokens = failed = 0
 
-        def report(plan: Plan, record: dict[str, Any]) -> None:
-            nonlocal tokens, failed
-            start, stop = plan.shards[record["shard"]]
-            tokens += record.get("tokens", 0)
-            failed += "error" in record
-            if "error" in record:
-                console.print(f"shard {record['shard']} failed: {record['error']}", markup=False)
-            elapsed = progress.tasks[0].elapsed or 1
-            speed = f"{tokens / elapsed:,.0f} tokens/s" + (f" · {failed} failed" if failed else "")
-            progress.update(
-                task, total=plan.facts["prompts"], advance=stop - start, speed=speed, unit=plan.unit
-            )
+        def watch(plan: Plan, shards: list[int]) -> Callable[[dict[str, Any]], None]:
+            sizes = {shard: stop - start for shard, (start, stop) in enumerate(plan.shards)}
+            total = sum(sizes[shard] for shard in shards)
+            task = progress.add_task("survey", total=total, speed="", unit=plan.unit)
+            tokens = failed = 0
 
-        yield report
+            def ended(record: dict[str, Any]) -> None:
+                nonlocal tokens, failed
+                tokens += record.get("tokens", 0)
+                failed += "error" in record
+                if "error" in record:
+                    console.print(
+                        f"shard {record['shard']} failed: {record['error']}", markup=False
+                    )
+                speed = f"{tokens / (progress.tasks[0].elapsed or 1):,.0f} tokens/s"
+                speed += f" · {failed} failed" if failed else ""
+                progress.update(task, advance=sizes[record["shard"]], speed=speed)
+
+            return ended
+
+        yield watch

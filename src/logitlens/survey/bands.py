@@ -203,7 +203,8 @@ def cell_columns(
     def across(array_LP: np.ndarray) -> np.ndarray:
         return array_LP.swapaxes(0, 1).reshape(P * L, *array_LP.shape[2:])
 
-    missing = ~across(arrays["finite"])
+    agree = across(agree_LP).astype(object)
+    agree[~across(arrays["finite"])] = None
     number = {
         "loss": across(-arrays["target_logprobs"][..., 0]), "entropy": across(arrays["entropy"]),
         "kl": across(arrays["kl"]),
@@ -214,7 +215,7 @@ def cell_columns(
         "seen": each(inside_P), "token": each(tokens_P), "text": each([said[i] for i in tokens_P]),
         "next": each(next_P), "lens": [lens] * (P * L), "layer": rows.layers * P,
         "block": blocks * P, **number, "rank": np.where(rank > 0, rank, np.nan),
-        "agree": np.where(missing, None, across(agree_LP)),
+        "agree": agree,
         "top": [said[i] for i in across(top_LP).tolist()],
         "top_ids": across(arrays["top_ids"]), "top_logprobs": across(arrays["top_logprobs"]),
     }  # fmt: skip

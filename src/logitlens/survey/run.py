@@ -20,6 +20,8 @@ from logitlens.survey.merge import merge
 from logitlens.survey.plan import Plan, Settings
 from logitlens.survey.worker import Worker
 
+Watch = Callable[[Plan, list[int]], Callable[[dict[str, Any]], None]]
+
 
 @dataclass(frozen=True)
 class Status:
@@ -80,7 +82,7 @@ def run(
     jobs: int = 1,
     engine: Engine | None = None,
     share: tuple[int, int] | None = None,
-    report: Callable[[Plan, dict[str, Any]], None] | None = None,
+    watch: Watch | None = None,
 ) -> Status:
     """Read the labelled prompts of `path`, or its text in windows, into `folder`; go on where it was left.
 
@@ -88,7 +90,8 @@ def run(
     settings one with a `length` reads a corpus
     jobs     processes on this machine             share   (i, n): every n-th shard from the i-th on
     engine   (folder, shards) → records, in place of processes of this machine
-    report   called with the plan and the record of every shard as it ends
+    watch    called with the plan and the shards to be read; what it returns, with each one's record
+             as it ends
 
     Every shard that is not committed is tried once. When all are, they are merged. Raises SurveyError
     where the folder holds another survey, and what planning raises.
@@ -113,7 +116,9 @@ def run(
         files.sweep()
     try:
         failed = (
-            _read(files, plan, _records(files, model, left, jobs, engine), report) if left else {}
+            _read(files, _records(files, model, left, jobs, engine), watch and watch(plan, left))
+            if left
+            else {}
         )
     finally:
         if share is None:
@@ -130,9 +135,8 @@ def run(
 
 def _read(
     files: Folder,
-    plan: Plan,
     records: Iterator[dict[str, Any]],
-    report: Callable[[Plan, dict[str, Any]], None] | None,
+    ended: Callable[[dict[str, Any]], None] | None,
 ) -> dict[int, str]:
     """Take the records as shards end. Returns shard → why, of those that failed."""
     failed: dict[int, str] = {}
@@ -141,8 +145,8 @@ def _read(
             failed[record["shard"]] = record["error"]
             with contextlib.suppress(OSError):  # the disk may be full
                 files.fail(record["shard"], f"{record['error']}\n\n{record.get('traceback', '')}")
-        if report is not None:
-            report(plan, record)
+        if ended is not None:
+            ended(record)
     return failed
 
 
