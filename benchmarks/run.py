@@ -10,13 +10,16 @@ under .bench/) on the same weights and token ids; repeats are interleaved (one r
 contender once), so that a slow minute of the machine hits all alike. Rows go to
 benchmarks/rows.jsonl: commit, machine and its instruction sets, versions of the contender's
 environment, shape, dtype, tokens, threads, the 20/50/80 percentiles of the seconds, the peak memory
-beyond the loaded model and the time from process start to the first result.
+beyond the loaded model and the time from process start to the first result. A run that is interrupted
+(Ctrl-C, or `timeout 180 python benchmarks/run.py …`) keeps what it has measured; a row says how many
+rounds it is of.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -76,6 +79,7 @@ def main() -> None:
             f"--weights {options.weights}: no such folder; make it, or leave --weights out"
         )
     if not options.report:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with tempfile.TemporaryDirectory() as folder:
             for row in measure(options, options.weights or Path(folder)):
                 keep(row, options.rows)

@@ -115,16 +115,27 @@ class Worker:
 def rows(
     shape: str, weights: Path, cases: list[Case], threads: int, names: list[str] | None = None
 ) -> Iterator[dict]:
-    """A row for each case and contender; a stand-in joins where a library does not run."""
+    """A row for each case and contender; a stand-in joins where a library does not run. Of a case that
+    is interrupted, rows of what has been measured."""
     workers: dict[str, Worker] = {}
     try:
         for name in names or CONTENDERS:
             _start(workers, shape, weights, name, threads)
         for case in cases:
-            for name, said in _case(workers, case).items():
+            results: dict[str, list[dict]] = {n: [] for n in workers if n not in case.leave_out}
+            ended = None
+            try:
+                _measure(workers, case, results)
+            except KeyboardInterrupt as interrupt:
+                ended = interrupt
+            for name, said in results.items():
+                if not said:
+                    continue
                 row = {"kind": "read", "shape": shape, "tokens": case.tokens, "last": case.last}
                 row |= {"contender": name, "threads": threads, "dtype": shapes.dtype_name(shape)}
                 yield row | machine.summary(said) | workers[name].facts()
+            if ended:
+                raise ended
     finally:
         for worker in workers.values():
             worker.close()
@@ -140,9 +151,8 @@ def _start(workers: dict, shape: str, weights: Path, name: str, threads: int) ->
             workers[stand_in] = Worker(shape, weights, stand_in, threads)
 
 
-def _case(workers: dict[str, Worker], case: Case) -> dict[str, list[dict]]:
-    """What each said, round by round; the first turn warms up."""
-    results: dict[str, list[dict]] = {n: [] for n in workers if n not in case.leave_out}
+def _measure(workers: dict[str, Worker], case: Case, results: dict[str, list[dict]]) -> None:
+    """Add what each says, round by round; the first turn warms up."""
     began, asked = time.perf_counter(), {"tokens": case.tokens, "last": case.last}
     for turn in range(case.rounds + 1):
         if turn > LEAST and time.perf_counter() - began > case.budget:
@@ -153,7 +163,6 @@ def _case(workers: dict[str, Worker], case: Case) -> dict[str, list[dict]]:
             answer = workers[name].ask(asked | {"warm": not turn})
             if turn or "failed" in answer:
                 said.append(answer)
-    return results
 
 
 def first_rows(shape: str, weights: Path, threads: int, names=None) -> Iterator[dict]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -148,11 +149,38 @@ def test_a_case_stops_after_its_budget_but_not_before_three_rounds(monkeypatch):
         def ask(self, case):
             return {"seconds": 1.0, "cpu": 1.0, "peak_mb": 1.0}
 
-    case = compare.Case(8, False, rounds=9, budget=0, leave_out=("slow",))
-    results = compare._case({"fast": Said(), "slow": Said()}, case)
-    assert {name: len(said) for name, said in results.items()} == {"fast": 3}
-    case = compare.Case(8, False, rounds=9, budget=60)
-    assert len(compare._case({"fast": Said()}, case)["fast"]) == 9
+    results = {"fast": []}
+    compare._measure({"fast": Said()}, compare.Case(8, False, rounds=9, budget=0), results)
+    assert len(results["fast"]) == 3
+    results = {"fast": []}
+    compare._measure({"fast": Said()}, compare.Case(8, False, rounds=9, budget=60), results)
+    assert len(results["fast"]) == 9
+
+
+def test_a_case_that_is_interrupted_keeps_what_has_been_measured(monkeypatch):
+    class Said:
+        contender, ready, asked = CONTENDERS["floor"], {}, 0
+
+        def __init__(self, *_):
+            pass
+
+        def ask(self, case):
+            self.asked += 1
+            if self.asked == 4:  # the third round
+                raise KeyboardInterrupt
+            return {"seconds": 1.0, "cpu": 1.0, "peak_mb": 1.0}
+
+        facts, close = dict, lambda _: None
+
+    monkeypatch.setattr(compare, "Worker", Said)
+    cases = [
+        compare.Case(tokens, False, rounds=9, budget=60, leave_out=("naive",)) for tokens in (8, 64)
+    ]
+    found = compare.rows("small", Path(), cases, 1, ["floor", "naive"])
+    row = next(found)
+    assert (row["contender"], row["tokens"], row["repeats"]) == ("floor", 8, 2)
+    with pytest.raises(KeyboardInterrupt):
+        next(found)
 
 
 @pytest.mark.slow
