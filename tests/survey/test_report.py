@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -124,6 +126,19 @@ def test_a_report_is_written_as_text_and_as_a_page_that_needs_no_network(folder,
     assert "Contrast: KL(final ‖ layer) (nats)" in text
     with pytest.raises(FormatError, match=r"\.docx"):
         report([folder], tmp_path / "r.docx")
+
+
+def test_behind_a_point_is_the_command_that_reads_a_prompt_again(folder, tmp_path, monkeypatch):
+    report([folder], tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    commands = [html.unescape(each) for each in re.findall(r"<code>(.*?)</code>", page)]
+    assert len(commands) == page.count('id="reading-')
+    monkeypatch.chdir(tmp_path)
+    name, *words = shlex.split(commands[0])
+    assert name == "logitlens"
+    done = CliRunner().invoke(main, words, prog_name=name)
+    assert done.exit_code == 0, done.output
+    assert records()[0]["prompt"] in (tmp_path / "reading.html").read_text(encoding="utf-8")
 
 
 def test_a_prompt_cannot_put_markup_into_the_page(survey, tmp_path):

@@ -75,7 +75,8 @@ class Bands:
 
         def add(sums_DLB: np.ndarray, values_LN: np.ndarray) -> None:
             sums_LS = np.add.reduceat(values_LN.astype(float), starts_S, 1)
-            np.add.at(sums_DLB, (document_S, slice(None), band_N[starts_S]), sums_LS.T)
+            places: Any = (document_S, slice(None), band_N[starts_S])
+            np.add.at(sums_DLB, places, sums_LS.T)
 
         add(self.counts["tokens"], good_LN)
         add(self.counts["next"], next_LN)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,10 @@ def report(
         frames = {_name(folder, folders): table(folder) for folder in folders}
         summary = summarise(frames, by=by, contrast=contrast, seed=seed)
         listed = _prompts(frames, by) if out.suffix == ".html" else []
+        for n, kept in enumerate(summary.kept):
+            facts = dict(zip(frames, plans)).get(kept.survey, plans[0]).facts
+            prompts = [replace(p, again=_again(facts, kept.lens, p.prompt)) for p in kept.prompts]
+            summary.kept[n] = replace(kept, prompts=prompts)
     models = dict.fromkeys(plan.facts["model"]["name"] for plan in plans)
     summary.meta["model"] = ", ".join(models)
     title = title or f"Survey of {', '.join(_name(folder, folders) for folder in folders)}"
@@ -63,6 +69,17 @@ def report(
             figure = view.figure(summary, words, title=title)
             figure.savefig(temporary, format=out.suffix[1:], dpi=150)
     return summary
+
+
+def _again(facts: dict[str, Any], lens: str, prompt: str) -> str:
+    """The command that reads a prompt again, all of its positions, into a page; "" for ids and chats."""
+    if prompt.startswith("["):
+        return ""
+    said = next((each["said"] for each in facts["lenses"] if each["name"] == lens), lens)
+    words = ["logitlens", "read", "-m", facts["model"]["source"], "--lens", said]
+    for name, value in facts["model"]["loading"].items():
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join([*words, "-o", "reading.html", "--", prompt])
 
 
 def _name(folder: str | os.PathLike[str], folders: Sequence[str | os.PathLike[str]]) -> str:

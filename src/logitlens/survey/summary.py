@@ -66,11 +66,13 @@ class Histogram:
 
 @dataclass(frozen=True)
 class KeptPrompt:
-    """A prompt, and the numbers of its last position: a mapping for each layer."""
+    """A prompt, the numbers of its last position (a mapping for each layer), and the command that reads
+    it again, or ""."""
 
     prompt: str
     answer: str
     rows: list[dict[str, Any]]
+    again: str = ""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,9 @@ def sections(summary: Summary) -> list[str]:
         for n, each in enumerate(kept.prompts):
             rows = [[_text(row["layer"]), *_cells(row, columns)] for row in each.rows]
             said = f"{_title(kept)}{each.prompt}" + (f" → {each.answer}" if each.answer else "")
-            out.append(_section(f"reading-{number}-{n}", said, ["layer", *columns], rows))
+            out.append(
+                _section(f"reading-{number}-{n}", said, ["layer", *columns], rows, each.again)
+            )
     return out
 
 
@@ -55,12 +57,16 @@ def _title(kept: Kept) -> str:
     return " · ".join(filter(None, [kept.survey, kept.lens, kept.group])) + " · "
 
 
-def _section(name: str, said: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _section(
+    name: str, said: str, heads: Sequence[str], rows: Sequence[Sequence[str]], again: str = ""
+) -> str:
     head = "".join(f"<th>{_text(each)}</th>" for each in heads)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return (
         f'<section class="behind" id="{name}"><p>{_text(said)} · <a href="#top">close</a></p>'
-        f"<table><tr>{head}</tr>{body}</table></section>"
+        f"<table><tr>{head}</tr>{body}</table>"
+        + (f"<p>All its positions, as a page: <code>{_text(again)}</code></p>" if again else "")
+        + "</section>"
     )
 
 
