@@ -153,8 +153,9 @@ def test_passes_read_together_give_the_columns_of_those_read_one_by_one(model):
     assert together.meta["check"]["positions"] == len(written(together)["ids"]) == 20
 
 
-def test_ctrl_c_while_passes_are_read_together_loses_none_of_them(model, monkeypatch):
-    whole, add = model.generate("The Eiffel Tower", max_new_tokens=12), ReadingBuilder.add
+@pytest.mark.parametrize("tokens", [12, TOGETHER + 4], ids=["at the end", "before"])
+def test_ctrl_c_while_passes_are_read_together_loses_none_of_them(model, monkeypatch, tokens):
+    whole, add = model.generate("The Eiffel Tower", max_new_tokens=tokens), ReadingBuilder.add
     interrupts = [KeyboardInterrupt()]
 
     def interrupted(self, start, part):
@@ -164,7 +165,7 @@ def test_ctrl_c_while_passes_are_read_together_loses_none_of_them(model, monkeyp
 
     monkeypatch.setattr(ReadingBuilder, "add", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
-        model.generate("The Eiffel Tower", max_new_tokens=12)
+        model.generate("The Eiffel Tower", max_new_tokens=tokens)
     kept = caught.value.reading
     assert written(kept)["stopped"] == "interrupted"
     assert written(kept)["ids"] == written(whole)["ids"][:TOGETHER]

@@ -230,6 +230,36 @@ def test_a_text_that_is_stopped_is_kept_as_far_as_it_came(desk):
     assert 2 <= len(desk.readings[done["id"]].meta["generation"]["ids"]) < 60
 
 
+def test_settings_are_refused_before_anything_is_read(desk):
+    for wrong in ({"temperature": float("nan")}, {"max_new_tokens": 0}, {"top_p": 10**400}):
+        event, states = read(desk, write=wrong)
+        assert event["state"] == "error"
+        assert "expected" in event["message"]
+        assert len(event["message"]) < 200
+        assert not {"running", "column"} & set(states)
+
+
+def test_a_text_whose_model_fails_half_way_is_kept_as_far_as_it_came(desk):
+    read(desk)
+    model, passes = model_of(desk), []
+
+    def fails(*_):
+        passes.append(1)
+        if len(passes) > 4:
+            raise RuntimeError("out of luck")
+
+    handle = model.hf.register_forward_hook(fails)
+    model.read([5, 6, 7])  # a model with a new hook is looked at again
+    passes.clear()
+    event, states = read(desk, write={"max_new_tokens": 8, "temperature": 1.0, "seed": 1})
+    handle.remove()
+    assert event["state"] == "error"
+    assert "out of luck; what was written until then is kept" in event["message"]
+    kept = list(desk.readings.values())[-1].meta["generation"]["ids"]
+    assert 0 < len(kept) == states.count("column") - 1
+    assert desk.history()[0]["order"]["write"]["max_new_tokens"] == 8
+
+
 def test_readings_are_named_and_deleted_and_a_gallery_follows(desk, tmp_path):
     gallery = Gallery(tmp_path / "shared")
     desk._told_of_change = gallery

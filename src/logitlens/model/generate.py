@@ -35,7 +35,14 @@ from logitlens.model.capture import (
     reporting,
 )
 from logitlens.model.chunks import ROUNDING
-from logitlens.model.sampling import pad_of, plain, refuse_several, seeded
+from logitlens.model.sampling import (
+    WatchedCriteria,
+    WatchedProcessors,
+    pad_of,
+    plain,
+    refuse_several,
+    seeded,
+)
 from logitlens.model.stream import Each
 from logitlens.reading import Reading
 
@@ -44,15 +51,7 @@ if TYPE_CHECKING:
     from logitlens.model.request import Request
 
 REREAD = 2048  # tokens that are read again in one pass, to compare
-TOGETHER = 8  # passes read out together; with more, the unembedding's bytes no longer decide
-
-# What ended a generation, by the criterion of transformers that says so.
-_REASONS = {
-    "EosTokenCriteria": "eos",
-    "StopStringCriteria": "stop",
-    "MaxTimeCriteria": "max_time",
-    "MaxLengthCriteria": "max_new_tokens",
-}
+TOGETHER = 32  # passes read out together: the unembedding is read from memory once for all of them
 
 
 def written(
@@ -80,8 +79,10 @@ def written(
     try:
         try:
             run(progress)
-        finally:
             run.read()
+        except BaseException:
+            run.read()  # what was written before; also where that was interrupted
+            raise
         run.reread = _reread(model, builder, run)
     except BaseException as error:
         reason = error.reason if isinstance(error, Ended) else error
@@ -227,8 +228,8 @@ class _Run:
         with seeded(self._seed() if generation_config.do_sample else None, input_ids.device):
             return hf._sample(
                 input_ids,
-                logits_processor=_Processors(logits_processor, self),
-                stopping_criteria=_Criteria(stopping_criteria, self),
+                logits_processor=WatchedProcessors(logits_processor, self.scored),
+                stopping_criteria=WatchedCriteria(stopping_criteria, self.chosen),
                 generation_config=generation_config,
                 **options,
             )
@@ -257,15 +258,18 @@ class _Run:
                 "expected a temperature, penalties and biases that keep scores finite"
             )
 
-    def chosen(self, token: int) -> bool:
-        """The token that a pass has led to. Returns whether `each` wants no more."""
-        self.between = True
-        try:
-            return self._chosen(token)
-        finally:
-            self.between = False
+    def chosen(self, token: int, reason: str) -> bool:
+        """The token that a pass has led to, and why it is the last, if it is. Returns whether it is."""
+        if not self.stopped:  # on some devices transformers runs one pass more
+            self.between = True
+            try:
+                self._chosen(token)
+            finally:
+                self.between = False
+            self.stopped = self.stopped or reason
+        return bool(self.stopped)
 
-    def _chosen(self, token: int) -> bool:
+    def _chosen(self, token: int) -> None:
         total = len(self.builder.ids_T)
         start = 0 if total == self.builder.given else total - 1
         part = self._part(start, total)
@@ -276,7 +280,7 @@ class _Run:
         if len(self.passes) == self.together:
             self.read()
         if self.each is None:
-            return False
+            return
         try:
             ending(self.each)(self.reading(last=1))
         except Ended as ended:
@@ -284,7 +288,6 @@ class _Run:
                 raise
             self.stopped = "each"
         self._forget()  # `each` may have read something with the same model
-        return bool(self.stopped)
 
     def read(self) -> None:
         """Read out the passes since the last time, and check each of their columns."""
@@ -374,35 +377,3 @@ def _joined(parts: Sequence[Residuals]) -> Residuals:
         final_logits=torch.cat([part.final_logits for part in parts]),
         final_positions=(ends - 1).tolist(),
     )
-
-
-class _Processors(LogitsProcessorList):
-    """The logits processors that transformers prepared; `run` sees what went in and what came out."""
-
-    def __init__(self, processors: LogitsProcessorList, run: _Run):
-        super().__init__(processors)
-        self.run = run
-
-    def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
-        before = scores.clone() if len(self) else scores  # some work in place
-        after = super().__call__(input_ids, scores, **options)
-        self.run.scored(before, after)
-        return after
-
-
-class _Criteria(StoppingCriteriaList):
-    """The stopping criteria that transformers prepared; `run` sees every token, and may stop too."""
-
-    def __init__(self, criteria: StoppingCriteriaList, run: _Run):
-        super().__init__(criteria)
-        self.run = run
-
-    def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
-        run = self.run
-        if not run.stopped:  # on some devices transformers runs one pass more
-            asked = [c for c in self if bool(c(input_ids, scores, **options).all())]
-            ended = run.chosen(int(input_ids[0, -1]))
-            if asked and not ended:
-                names = [type(criterion).__name__ for criterion in asked]
-                run.stopped = next((r for n, r in _REASONS.items() if n in names), names[0])
-        return input_ids.new_full((1,), bool(run.stopped), dtype=torch.bool)

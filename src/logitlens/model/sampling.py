@@ -1,15 +1,18 @@
-"""The settings of a generation: arguments and a `GenerationConfig` of transformers, as one that is checked."""
+"""The settings of a generation, as transformers takes them: checked, and watched while they are used."""
 
 from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig
+from transformers.generation.logits_process import LogitsProcessorList
+from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from logitlens.errors import PromptError
 from logitlens.model.tokens import whole
@@ -32,6 +35,13 @@ ONE_SEQUENCE: dict[str, tuple[Any, ...]] = {
     "constraints": (),
     "force_words_ids": (),
     "token_healing": (),
+}
+# What ended a generation, by the criterion of transformers that says so.
+_REASONS = {
+    "EosTokenCriteria": "eos",
+    "StopStringCriteria": "stop",
+    "MaxTimeCriteria": "max_time",
+    "MaxLengthCriteria": "max_new_tokens",
 }
 _SILENT = (
     "_", "assistant_", "bos_", "disable_compile", "max_length", "num_assistant_", "pad_", "target_",
@@ -61,17 +71,39 @@ def settings_of(
     settings = copy.deepcopy(given) if given is not None else GenerationConfig(num_beams=1)
     if temperature is None and given is None:
         temperature = 0.0
+    _choose(settings, temperature, top_p, top_k)
+    if max_new_tokens is not None:
+        settings.max_new_tokens, settings.max_length = max_new_tokens, None
+    for name in ("max_new_tokens", "max_length"):
+        if (value := getattr(settings, name)) is not None:
+            setattr(settings, name, _from_one(name, value, "at least 1"))
+    if not (texts := _texts(stop)):
+        texts = _texts(stop := settings.stop_strings or ())
+    if not all(isinstance(text, str) and text and _is_text(text) for text in texts):
+        raise _refusal("stop", stop, "texts that end the generation")
+    if texts and model.tokenizer is None:
+        raise PromptError(f"stop={stop!r} needs a tokenizer: load the model with tokenizer=…")
+    settings.stop_strings = texts or None
+    # Nothing of a pass is kept but its rows; no compiled graph, which would not see the hooks.
+    settings.return_dict_in_generate = settings.output_scores = settings.output_logits = False
+    settings.output_attentions = settings.output_hidden_states = False
+    settings.disable_compile = True
+    return settings
+
+
+def _choose(
+    settings: GenerationConfig, temperature: float | None, top_p: float | None, top_k: int | None
+) -> None:
+    """Put into the settings how a token is chosen. Raises PromptError."""
     if temperature is not None:
         if not _is_number(temperature) or not 0 <= temperature <= sys.float_info.max:
-            raise PromptError(
-                f"temperature={temperature!r}: expected 0 (the likeliest token) or more, like 0.8"
-            )
+            raise _refusal("temperature", temperature, "0 (the likeliest token) or more, like 0.8")
         settings.do_sample = temperature > 0
         settings.temperature = float(temperature) if temperature else 1.0
     if top_p is not None and not (_is_number(top_p) and 0 < top_p <= 1):
-        raise PromptError(f"top_p={top_p!r}: expected a probability above 0, up to 1")
-    if top_k is not None and ((k := whole(top_k)) is None or k < 1):
-        raise PromptError(f"top_k={top_k!r}: expected 1 or more tokens to choose from")
+        raise _refusal("top_p", top_p, "a probability above 0, up to 1")
+    if top_k is not None:
+        top_k = _from_one("top_k", top_k, "1 or more tokens to choose from")
     if not settings.do_sample:
         for name, value in (("top_p", top_p), ("top_k", top_k)):
             if value is not None:
@@ -83,26 +115,18 @@ def settings_of(
     if top_p is not None:
         settings.top_p = float(top_p)
     if top_k is not None:
-        settings.top_k = int(top_k)
-    if max_new_tokens is not None:
-        settings.max_new_tokens, settings.max_length = max_new_tokens, None
-    for name in ("max_new_tokens", "max_length"):
-        if (value := getattr(settings, name)) is not None:
-            if (n := whole(value)) is None or n < 1:
-                raise PromptError(f"{name}={value!r}: expected at least 1")
-            setattr(settings, name, n)
-    if not (texts := _texts(stop)):
-        texts = _texts(stop := settings.stop_strings or ())
-    if not all(isinstance(text, str) and text and _is_text(text) for text in texts):
-        raise PromptError(f"stop={stop!r}: expected texts that end the generation")
-    if texts and model.tokenizer is None:
-        raise PromptError(f"stop={stop!r} needs a tokenizer: load the model with tokenizer=…")
-    settings.stop_strings = texts or None
-    # Nothing of a pass is kept but its rows; no compiled graph, which would not see the hooks.
-    settings.return_dict_in_generate = settings.output_scores = settings.output_logits = False
-    settings.output_attentions = settings.output_hidden_states = False
-    settings.disable_compile = True
-    return settings
+        settings.top_k = top_k
+
+
+def _refusal(name: str, value: object, expected: str) -> PromptError:
+    return PromptError(f"{name}={value!r:.60}: expected {expected}")
+
+
+def _from_one(name: str, value: Any, expected: str) -> int:
+    """A whole number from 1. Raises PromptError."""
+    if (number := whole(value)) is None or number < 1:
+        raise _refusal(name, value, expected)
+    return number
 
 
 def _texts(stop: Any) -> list[Any]:
@@ -167,7 +191,7 @@ def seed_of(given: int | None) -> int | None:
     """A seed that torch takes. Raises PromptError."""
     seed = whole(given)
     if given is not None and (seed is None or not -(1 << 63) <= seed < 1 << 64):
-        raise PromptError(f"seed={given!r}: expected a whole number of 64 bits")
+        raise _refusal("seed", given, "a whole number of 64 bits")
     return seed
 
 
@@ -189,3 +213,33 @@ def pad_of(hf: Any) -> int | None:
     if pad is not None:
         return pad
     return (eos[0] if isinstance(eos, list) else eos) or 0
+
+
+class WatchedProcessors(LogitsProcessorList):
+    """Those that transformers prepared; `scored` sees the logits (1, V) of every pass, and what became
+    of them."""
+
+    def __init__(self, processors: LogitsProcessorList, scored: Callable[[Tensor, Tensor], object]):
+        super().__init__(processors)
+        self.scored = scored
+
+    def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
+        before = scores.clone() if len(self) else scores  # some work in place
+        after = super().__call__(input_ids, scores, **options)
+        self.scored(before, after)
+        return after
+
+
+class WatchedCriteria(StoppingCriteriaList):
+    """Those that transformers prepared; `chosen` sees every token and why it is the last, if it is, and
+    says whether the generation ends."""
+
+    def __init__(self, criteria: StoppingCriteriaList, chosen: Callable[[int, str], bool]):
+        super().__init__(criteria)
+        self.chosen = chosen
+
+    def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
+        asked = [type(c).__name__ for c in self if bool(c(input_ids, scores, **options).all())]
+        reasons = [reason for name, reason in _REASONS.items() if name in asked]
+        ends = self.chosen(int(input_ids[0, -1]), next(iter(reasons + asked), ""))
+        return input_ids.new_full((1,), ends, dtype=torch.bool)

@@ -221,7 +221,8 @@ class Desk:
         about = words.about(reading)
         notes = [about["lens"], *([about["edited"]] if about["edited"] else [])]
         if written := reading.meta.get("generation"):
-            notes.append(f"{len(written['ids'])} tokens written")
+            count = len(written["ids"])
+            notes.append(f"{count} token{'s' * (count != 1)} written")
         return {
             "id": name,
             "label": self.names.get(name) or words.label(reading),
@@ -314,7 +315,15 @@ class Desk:
                 "tell": lambda event: self._tell(job, event),
                 "stopped": lambda: job.cancelled,
             }
-            made = list(work.read(order, model, progress=progress, **writing))
+            try:
+                made = list(work.read(order, model, progress=progress, **writing))
+            except Exception as error:
+                written = getattr(error, "reading", None)
+                if written is None:
+                    raise
+                self._add([(replace(order, lenses=order.lenses[:1]), written)])
+                error.add_note("what was written until then is kept")
+                raise
         return self._keep(job, made)
 
     def _progress(self, job: Job, facts: Event) -> Callable[[str, int, int], None]:
@@ -346,6 +355,12 @@ class Desk:
             # a text that was stopped is kept as far as it came
             if job.cancelled and not any("generation" in reading.meta for _, reading in made):
                 raise Cancelled("at the last moment")
+        entries = self._add(made)
+        return self._done(job, **entries[0], entries=entries)
+
+    def _add(self, made: Sequence[tuple[Order, Reading]]) -> list[Event]:
+        """Add readings to the history, from which the oldest go."""
+        with self._changed:
             names = []
             for order, reading in made:
                 name = order.replaces or f"r{next(self._numbers)}"
@@ -359,7 +374,7 @@ class Desk:
                 self.names.pop(oldest, None)
             entries = [self._entry(name, self.readings[name]) for name in names]
         self._change()
-        return self._done(job, **entries[0], entries=entries)
+        return entries
 
     def _done(self, job: Job, **found: Any) -> Event:
         seconds = round(time.monotonic() - job.began, 3)
@@ -420,4 +435,5 @@ def _cancelled(where: str) -> Event:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]
+    notes = getattr(error, "__notes__", [])
+    return "; ".join([" ".join(str(error).split())[:500], *notes])

@@ -21,6 +21,7 @@ class Limits:
     top: int = 50
     track: int = 32
     written: int = 1024  # tokens of a generation
+    stop: int = 200  # characters that end one: the vocabulary is searched for each of their parts
     waiting: int = 16  # jobs in line
     history: int = 200  # readings kept; the oldest go first
     history_bytes: int = 1 << 30  # of their arrays; the latest is kept in any case
@@ -154,15 +155,15 @@ def _model(data: Json, models: Sequence[str]) -> str:
 
 
 def _prompt(value: Any, limits: Limits, name: str = "prompt") -> Any:
-    if isinstance(value, list) and all(isinstance(message, dict) for message in value) and value:
-        texts = [text for message in value for text in message.values()]
-        if not all(isinstance(text, str) for text in texts):
-            raise PromptError("a chat's messages have a role and a content, which are texts")
-        prompt, characters = tuple(value), sum(map(len, texts))
-    elif isinstance(value, list) and all(map(_whole, value)) and value:
+    if isinstance(value, list) and value and all(map(_whole, value)):
         return tuple(value)
+    if isinstance(value, list) and value:
+        texts = [text for message in value for text in _texts(message)]
+        prompt, characters = tuple(value), sum(map(len, texts))
     elif isinstance(value, str) and value:
         prompt, characters = value, len(value)
+    elif value:
+        raise PromptError(f"the {name} is {_short(value)}: expected text, messages or token ids")
     else:
         raise PromptError(f"the {name} is empty: type some text")
     if characters > limits.characters:
@@ -171,6 +172,16 @@ def _prompt(value: Any, limits: Limits, name: str = "prompt") -> Any:
             "here; `logitlens read` has no such limit"
         )
     return prompt
+
+
+def _texts(message: Any) -> list[str]:
+    """What a message says, its role and its content among it. Raises PromptError."""
+    if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+        raise PromptError(f"{_short(message)}: expected a message, with its role and its content")
+    texts = list(message.values())
+    if not all(isinstance(text, str) for text in texts):
+        raise PromptError("a chat's messages have a role and a content, which are texts")
+    return texts
 
 
 def _track(track: Any, limits: Limits) -> tuple[int | str, ...]:
@@ -209,6 +220,8 @@ def _write(write: Any, limits: Limits) -> Json | None:
             )
     if write.get("max_new_tokens", 1) > limits.written:
         raise PromptError(f"at most {limits.written:,} tokens are written here at a time")
+    if len(write.get("stop", "")) > limits.stop:
+        raise PromptError(f"at most {limits.stop} characters end a text here")
     return dict(write)
 
 

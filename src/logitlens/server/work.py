@@ -71,9 +71,15 @@ def _write(
     progress: Progress, tell: Tell, stopped: Callable[[], bool],
 ) -> Reading:  # fmt: skip
     """Let the model write; every column is told as soon as its token is chosen."""
+    from logitlens.model.sampling import settings_of
+
     settings = dict(order.write or {})
-    if stop := settings.pop("stop", ""):
-        settings["stop"] = [stop]
+    if not settings.get("stop"):
+        settings["stop"] = ()
+    asked = {
+        k: settings.get(k) for k in ("max_new_tokens", "temperature", "top_p", "top_k", "stop")
+    }
+    settings_of(model, None, **asked)  # what means nothing is refused before anything is read
     run["lens"] = order.lenses[0]
     # the prompt's columns are there before the first word
     tell(column_event(model.read(prompt, progress=progress, **run)))
