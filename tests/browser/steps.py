@@ -30,13 +30,22 @@ def settle(tab):
     tab.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
+def until(tab, expression, holds=bool):
+    """The value of an expression on the page once `holds` is true of it, or after eight seconds.
+
+    For what no locator can wait for; the page's own policy forbids `wait_for_function`.
+    """
+    for _ in range(200):
+        value = tab.evaluate(expression)
+        if holds(value):
+            break
+        tab.wait_for_timeout(40)
+    return value
+
+
 def copied(tab, words):
     """What is on the clipboard once it holds `words`."""
-    for _ in range(100):
-        text = tab.evaluate("navigator.clipboard.readText()")
-        if words in text:
-            break
-        tab.wait_for_timeout(30)
+    text = until(tab, "navigator.clipboard.readText()", lambda text: words in text)
     assert words in text
     return text
 

@@ -7,10 +7,20 @@ import re
 import numpy as np
 import pytest
 
-from tests.browser.steps import AXE, cell_at, eiffel, settle, violations
+from tests.browser.steps import AXE, cell_at, eiffel, settle, until, violations
 from tests.view import page_synthetic as synthetic
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+# every text that is written into a cell from now on
+WRITTEN = """() => {
+    window.written = new Set()
+    const { fillText } = CanvasRenderingContext2D.prototype
+    CanvasRenderingContext2D.prototype.fillText = function (text, ...place) {
+        written.add(text)
+        return fillText.call(this, text, ...place)
+    }
+}"""
 
 
 def three():
@@ -78,7 +88,8 @@ def test_any_two_of_three_are_subtracted(open_page):
     settle(tab)
     assert tab.locator(".card .names .letter").all_inner_texts() == ["B", "C"]
     t = [readings[r].pieces.index(" the") for r in (1, 2)]
-    tab.click("button:has-text('Table')")
+    tab.locator("[role=grid]").focus()
+    tab.keyboard.press("t")
     text = tab.locator("dialog .real tbody tr").nth(4).locator("td").nth(column).inner_text()
     want = float(np.float16(readings[2].entropy[4, t[1]])) - float(
         np.float16(readings[1].entropy[4, t[0]])
@@ -93,6 +104,41 @@ def test_any_two_of_three_are_subtracted(open_page):
     assert float(row[2].replace("−", "-")) == pytest.approx(want, abs=0.006)
     deltas = tab.locator(".card .delta").all_inner_texts()
     assert sum(bool(re.fullmatch(r"[+−][\d.,]+|0|×.+", d)) for d in deltas) >= 3, deltas
+
+
+def eiffel_and_colosseum(model):
+    prompts = ("The Eiffel Tower is in the city of", "The Colosseum is in the city of")
+    return [model.read(prompt) for prompt in prompts]
+
+
+def test_a_difference_says_how_large_it_is_at_least_where_one_side_is_only_bounded(
+    open_page, demo_model
+):
+    tab = open_page(eiffel_and_colosseum(demo_model), "view=diff")
+    assert tab.locator(".tools select:visible").count() == 2, "of two there is one difference"
+    rows = [row.split("\t") for row in tab.locator(".card tr:has(.pin)").all_inner_texts()]
+    deltas = {name: delta for name, _, _, delta, *_ in rows}
+    assert re.fullmatch(r"−9\d\.\d", deltas["␣Paris"]), deltas
+    assert re.fullmatch(r"\+9\d\.\d", deltas["␣Rome"]), deltas
+    assert any(re.fullmatch(r"≥ ×\d+", delta) for delta in deltas.values()), deltas
+
+
+def test_a_change_is_seen_in_narrow_cells(open_page, demo_model):
+    tab = open_page(eiffel_and_colosseum(demo_model), "view=diff&w=64")
+    tab.evaluate(WRITTEN)
+    for height in (28, 16):
+        tab.evaluate("h => { location.hash = `view=diff&w=64&h=${h}`; written.clear() }", height)
+        assert until(tab, "written.has('→␣Rome')")
+        assert tab.evaluate("written.has('␣Paris')") == (height == 28), "both where there is room"
+
+
+@pytest.mark.parametrize("readings", [1, 2])
+def test_the_tools_of_one_or_two_readings_are_one_line(open_page, readings):
+    tab = open_page(three()[:readings])
+    lower_edges = tab.locator(".tools button:visible, .tools select:visible").evaluate_all(
+        "es => es.map(e => e.getBoundingClientRect().bottom)"
+    )
+    assert max(lower_edges) - min(lower_edges) < 10
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

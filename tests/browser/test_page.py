@@ -508,7 +508,7 @@ def test_compare_links_scrolling_and_subtracts_what_is_aligned(open_page):
     settle(tab)
     assert tab.locator("[role=grid]").count() == 1
     assert tab.locator(".grids .sc").count() == 1
-    tab.click("button:has-text('Table')")
+    tab.click(".tools button:has-text('Table')")
     cells = tab.locator("dialog .real tbody tr").nth(5).locator("td").all_inner_texts()
     heads = tab.locator("dialog .real thead th").all_inner_texts()[1:]
     # "The … is in the · city of": columns of both prompts, by token
@@ -723,6 +723,11 @@ def test_a_notebook_cell_shows_the_page_in_a_frame_that_reaches_nothing(chromium
     )
     assert [url for url in asked if not url.startswith(("file:", "about:", "data:"))] == []
     assert tab.locator("table").count() == 0, "the static table has given way"
+    for width in (700, 1000):  # the check is read whole, beside the grid or the inspector
+        tab.set_viewport_size({"width": width, "height": 900})
+        check = tab.frame_locator("iframe").first.locator(".ok, .not")
+        assert check.evaluate("e => e.scrollWidth <= e.clientWidth")
+        assert check.evaluate("e => e.getBoundingClientRect().right <= innerWidth")
     context.close()
     untrusted = chromium.new_context(java_script_enabled=False)
     tab = untrusted.new_page()

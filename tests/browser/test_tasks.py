@@ -66,7 +66,7 @@ def test_what_a_third_prompt_changes(opened):
     ]
     tab = opened([eiffel(), *others])
     tab.select_option("select[aria-label=View]", "diff")
-    tab.select_option("select[aria-label=B]", "2")
+    tab.select_option("select[aria-label='Difference of']", "2")
     tab.locator("figcaption", has_text="C − A").wait_for()
     assert clicks(tab) == said("what does a third prompt change?")
 

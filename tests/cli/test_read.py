@@ -240,6 +240,24 @@ def test_several_prompts_and_prompts_of_a_file(cli, tmp_path):
     assert (twice.exit_code, "can be read once" in twice.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("verb", ["read", "generate"])
+def test_the_name_of_a_file_is_not_read_as_a_prompt(cli, tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.json", "b.html", "p.txt"):
+        Path(name).write_text("x")
+    for names, hint in [
+        (["a.json"], "`logitlens view a.json` shows the readings in it"),
+        (["b.html"], "`logitlens compare` compares those of files"),
+        (["p.txt"], "`logitlens read --file p.txt` reads each line of it"),
+    ]:
+        result = cli(verb, *names)
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+        assert f"{names[0]} is a file, not a prompt: " in result.stderr
+        assert hint in result.stderr
+    assert "a.json is a file" in cli("read", "a.json", "b.html").stderr
+    assert cli("read", "c.json").exit_code == 0, "no such file: it is text"
+
+
 def test_words_without_quotes_are_not_taken_for_prompts(cli):
     result = cli("read", "The", "Eiffel", "Tower")
     assert result.exit_code == 2

@@ -22,6 +22,14 @@ from logitlens import PromptError
 from logitlens.model.tokens import Vocabulary
 
 
+@pytest.mark.parametrize("number", [np.int32, np.int64, np.uint16])
+def test_numpys_integers_are_ids(byte_level, number):
+    vocabulary = Vocabulary(byte_level)
+    ids = [3, 4, 5]
+    assert vocabulary.pieces(np.array(ids, dtype=number)) == vocabulary.pieces(ids)
+    assert vocabulary.piece(number(3)) == vocabulary.piece(3)
+
+
 @pytest.fixture(scope="module")
 def byte_level() -> PreTrainedTokenizerFast:
     """A byte-level BPE that knows Paris, and the euro sign only as bytes."""

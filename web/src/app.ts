@@ -114,6 +114,8 @@ export class App {
     state.a = within(state.a, 0, readings.length - 1)
     state.b = within(state.b, 0, readings.length - 1)
     if (!this.several) state.view = "one"
+    // a reading differs from another one
+    if (state.view == "diff" && state.a == state.b) Object.assign(state, { a: 0, b: Math.max(1, state.a) })
     const hidden = state.hide.split(",")
     const sections = (c: number) => readings.map((reading, r) => reading.section[this.all[r]![c]!])
     this.kept = range(this.all[0]!.length).filter(c => !sections(c).some(s => s && hidden.includes(s)))

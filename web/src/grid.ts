@@ -35,7 +35,7 @@ export const ROW_HEADER = 62
 const SCROLLBAR = 15
 /** Cells of at least this size have a gap, and words. */
 const GAP = 5
-const WITH_WORDS = { width: 32, height: 13, twoLines: 36 }
+const WITH_WORDS = { width: 32, height: 13, change: 24, twoLines: 36 }
 /** Columns narrower than this have upright headers, or only every so many of them one. */
 const UPRIGHT = 40
 const SLIM = 14
@@ -378,15 +378,25 @@ export class Grid {
     for (const bold of [false, true]) {
       const font = `${bold ? 650 : 400} 12px ${family}`
       context.font = font
-      for (const { first, second, strong, x, y, ink } of texts) {
+      for (const { first, second, strong, change, x, y, ink } of texts) {
         if (strong != bold) continue
-        const twoLines = this.cellHeight >= WITH_WORDS.twoLines && second
         context.fillStyle = ink
-        context.fillText(this.fitWord(context, first, bold), x + 5, y + middle - (twoLines ? 7 : 0))
-        if (!twoLines) continue
-        context.font = font.replace("12px", "10px")
-        context.fillText(this.fitText(context, second), x + 5, y + middle + 8)
-        context.font = font
+        const write = (text: string, down = 0) =>
+          context.fillText(this.fitWord(context, text, bold), x + 5, y + middle + down)
+        const small = (text: string, down: number) => {
+          context.font = font.replace("12px", "10px")
+          context.fillText(this.fitText(context, text), x + 5, y + middle + down)
+          context.font = font
+        }
+        if (change && context.measureText(first).width > this.cellWidth - 10) {
+          // what became of it counts: below the former where there is room, else alone
+          const isHigh = this.cellHeight >= WITH_WORDS.change
+          if (!isHigh) small("→" + change[1], 0)
+          else change.forEach((text, i) => small((i ? "→" : "") + text, i ? 4 : -7))
+        } else if (this.cellHeight >= WITH_WORDS.twoLines && second) {
+          write(first, -7)
+          small(second, 8)
+        } else write(first)
       }
     }
   }

@@ -200,7 +200,7 @@ export class Inspector {
           "tr",
           h("th", token(cell, pin[1]!)),
           cells.map((other, i) => h("td", other && bounded(other, values[i]!))),
-          isDiff && h("td.delta", probDelta(values[0]?.logprob, values[1]?.logprob)),
+          isDiff && h("td.delta", tokenDelta(cells, values)),
           h("td.do", this.pinButton(cell, pin[1]!)),
         )
       })
@@ -316,7 +316,7 @@ function tokenLines(
         "tr",
         h("th", kind, " ", name),
         values.map((value, i) => h("td", value && cells[i] ? bounded(cells[i]!, value) : "–")),
-        isDiff && h("td.delta", probDelta(a?.logprob, b?.logprob)),
+        isDiff && h("td.delta", tokenDelta(cells, values)),
       ),
     h(
       "tr",
@@ -335,14 +335,28 @@ function recorded({ reading, t }: Cell, id: number): Attribution | undefined {
 }
 
 /** A probability; of a token below the last slot, what it is at most. */
-function bounded({ reading, l, t }: Cell, { logprob, rank }: TokenValue): string {
-  if (rank != Infinity) return prob(logprob)
-  return "<" + prob(reading.topLogprob(l, t, reading.K - 1))
+function bounded(cell: Cell, { logprob, rank }: TokenValue): string {
+  return rank == Infinity ? "<" + prob(least(cell)) : prob(logprob)
 }
 
-/** B minus A: in percentage points; of two small ones the ratio, which says more. */
-function probDelta(a = NaN, b = NaN): string {
-  const [p, q] = [Math.exp(a), Math.exp(b)]
+/** The log-probability of the last slot. */
+const least = ({ reading, l, t }: Cell) => reading.topLogprob(l, t, reading.K - 1)
+
+/** B minus A of a token; where one is only known to be small, what the difference is at least. */
+function tokenDelta([a, b]: (Cell | null)[], [v, w]: (TokenValue | null)[]): string {
+  if (!a || !b || !v || !w) return "–"
+  const [isBelowA, isBelowB] = [v.rank == Infinity, w.rank == Infinity]
+  const p = Math.exp(isBelowA ? least(a) : v.logprob)
+  const q = Math.exp(isBelowB ? least(b) : w.logprob)
+  const near = probDelta(p, q)
+  if (!isBelowA && !isBelowB) return near
+  if ((isBelowA && p >= q) || (isBelowB && q >= p)) return "–"
+  const far = probDelta(isBelowA ? 0 : p, isBelowB ? 0 : q)
+  return near == far ? near : (isBelowA ? "≥ " : "≤ ") + near
+}
+
+/** q minus p: in percentage points; of two small ones the ratio, which says more. */
+function probDelta(p: number, q: number): string {
   if (!Number.isFinite(p + q)) return "–"
   if (Math.max(p, q) < 0.001 && p) return "×" + +(q / p).toPrecision(2)
   return signed(100 * (q - p), 1)
@@ -350,7 +364,7 @@ function probDelta(a = NaN, b = NaN): string {
 
 function modeDelta(mode: Mode, [a = NaN, b = NaN]: number[]): string {
   if (!Number.isFinite(b - a)) return "–"
-  if (mode.scale == "probability") return probDelta(Math.log(a), Math.log(b))
+  if (mode.scale == "probability") return probDelta(a, b)
   return mode.scale == "yes or no" ? "" : signed(b - a, mode.scale == "rank" ? 0 : 2)
 }
 

@@ -11,6 +11,8 @@ export interface Words {
   second: string
   /** set in bold */
   strong: boolean
+  /** of a difference: what `first` says became of what, for cells that have no room for it in one line */
+  change?: [before: string, after: string]
 }
 
 /** A table of colours and words; a row is one of the layers shown. */
@@ -79,19 +81,21 @@ export function makeSheet(app: App, r: number): Sheet {
       let word = topToken(cell)
       let value: string
       let strong: boolean
+      let change: Words["change"]
       if (isDiff) {
         const difference = app.difference(shown[row]!, column, mode)
         const after = topToken(other)
         value = (difference > 0 ? "+" : "") + number(difference, 2)
         strong = !!word && !!after && word != after
-        word = strong ? `${clip(word, 8)} → ${after}` : word || after
+        if (strong) change = [word, after]
+        word = strong ? `${word} → ${after}` : word || after
       } else {
         value = cell ? mode.short(mode.value(cell.reading, cell.l, cell.t)) : ""
         strong = !!cell && cell.reading.topId(cell.l, cell.t) == cell.reading.finalId(cell.t)
       }
       return state.text == "value"
         ? { first: value, second: "", strong }
-        : { first: word, second: value, strong }
+        : { first: word, second: value, strong, change }
     },
 
     isFound(row, column) {

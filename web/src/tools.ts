@@ -74,15 +74,18 @@ export class Tools {
     this.help = this.makeHelp()
   }
 
-  /** A control that follows a part of the state and is hidden where `when` says so. */
-  private select(label: string, key: keyof State, options: () => Option[], when = () => true): HTMLElement {
-    const { app } = this
-    const element = h("select", { "aria-label": label })
-    const box = h("label", label != "Colour" && h("span", label), element)
-    element.onchange = () => {
-      const numeric = typeof app.start[key] == "number"
-      app.set({ [key]: numeric ? Number(element.value) : element.value })
-    }
+  /** A control that shows what `value` gives, takes what is chosen to `set`, and is hidden where `when`
+   * says so. */
+  private choice(
+    label: string,
+    name: string,
+    value: () => string,
+    set: (value: string) => void,
+    options: () => Option[],
+    when = () => true,
+  ): HTMLElement {
+    const element = h("select", { "aria-label": label, onchange: () => set(element.value) })
+    const box = h("label", name && h("span", name), element)
     let shown = ""
     this.updates.push(() => {
       const list = options()
@@ -90,31 +93,51 @@ export class Tools {
         element.replaceChildren(...list.map(([value, text]) => h("option", { value }, text)))
         shown = list.join()
       }
-      element.value = String(app.state[key])
+      element.value = value()
       box.hidden = !when()
     })
     return box
   }
 
+  /** A choice of a part of the state. */
+  private select(
+    label: string,
+    key: keyof State,
+    options: () => Option[],
+    name = label,
+    when = () => true,
+  ): HTMLElement {
+    const { app } = this
+    const set = (value: string) =>
+      app.set({ [key]: typeof app.start[key] == "number" ? Number(value) : value })
+    return this.choice(label, name, () => String(app.state[key]), set, options, when)
+  }
+
   private viewControls() {
     const { app } = this
-    const readings = () =>
-      app.readings.map((reading, r): Option => [r, `${letter(r)} · ${clip(reading.manifest.label, 40)}`])
-    const views: Option[] = [
-      ["one", "one reading"],
-      ["side", "side by side"],
-      ["diff", "difference"],
-    ]
-    return [
-      this.select(
+    const { state } = app
+    const readings = app.readings.map(({ manifest }, r): Option => [
+      r,
+      `${letter(r)} · ${clip(manifest.label, 40)}`,
+    ])
+    const views: Option[] = [["side", "side by side"], ["diff", "difference"], ...readings]
+    const view = (value: string) => app.set(/\d/.test(value) ? { view: "one", a: +value } : { view: value })
+    const others = (key: "a" | "b") => () => readings.filter(([r]) => r != state[key])
+    // of two readings there is one difference
+    const chosen = () => app.isDiff && readings.length > 2
+    return h(
+      "span.views",
+      this.choice(
         "View",
-        "view",
+        "",
+        () => (state.view == "one" ? String(state.a) : state.view),
+        view,
         () => views,
         () => app.several,
       ),
-      this.select("A", "a", readings, () => app.several && app.state.view != "side"),
-      this.select("B", "b", readings, () => app.isDiff),
-    ]
+      this.select("Difference of", "b", others("a"), "", chosen),
+      this.select("minus", "a", others("b"), "−", chosen),
+    )
   }
 
   private colourControls() {
@@ -133,7 +156,7 @@ export class Tools {
       ["viridis", "viridis"],
     ]
     return [
-      this.select("Colour", "color", colours),
+      this.select("Colour", "color", colours, ""),
       this.legend,
       menu(
         "form",
@@ -144,6 +167,7 @@ export class Tools {
         this.select("every", "step", () => steps),
         this.select("scale", "map", () => maps),
         ...this.sectionFilter(),
+        item("Table", this.actions.table),
       ),
     ]
   }
@@ -194,14 +218,13 @@ export class Tools {
       }
       if (event.key == "ArrowDown") results.querySelector("button")?.focus()
     }
-    const box: HTMLElement = h(
-      "div.find",
-      { role: "search" },
-      search,
+    const steps = h(
+      "span.group",
       button("↑", "Previous place", () => actions.find(-1)),
       button("↓", "Next place", () => actions.find(1)),
-      results,
     )
+    this.updates.push(() => (steps.hidden = !app.state.q))
+    const box: HTMLElement = h("div.find", { role: "search" }, search, steps, results)
     box.onkeydown = event => {
       if (event.key != "Escape") return
       search.value = ""
@@ -216,7 +239,7 @@ export class Tools {
   }
 
   private takeControls() {
-    const { copy, save, table } = this.actions
+    const { copy, save } = this.actions
     return h(
       "span.end",
       menu(
@@ -234,7 +257,6 @@ export class Tools {
         item("SVG", () => save("svg")),
         item("CSV, all of it", () => save("csv")),
       ),
-      h("button.table", { onclick: table }, "Table"),
       h("button.round", { "aria-label": "Help", onclick: () => this.help.showModal() }, "?"),
     )
   }
@@ -316,7 +338,7 @@ export class Tools {
       h("span.badge", model),
       h("span.badge", lens, note && h("em", note)),
       edited && h("span.badge", "edited: ", h("bdi", clip(visible(edited), 120))),
-      h("span.badge", `${L} layers × ${T.toLocaleString("en-US")} positions`),
+      h("span.badge.size", `${L} layers × ${T.toLocaleString("en-US")} positions`),
       h(ok ? "span.badge.ok" : "span.badge.not", (ok ? "✓ " : "! ") + check),
     )
   }

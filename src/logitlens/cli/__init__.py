@@ -21,8 +21,8 @@ from typing import Any
 import click
 
 from logitlens import __version__
-from logitlens.cli.options import quoted
 from logitlens.cli.process import Terminated, gone, prepare, terminable
+from logitlens.cli.prompts import quoted
 from logitlens.errors import FormatError, LogitLensError, ModelNotAvailable, out_of_memory
 
 VERBS = {  # in the order of --help; the line is the first of the command's own help

@@ -10,16 +10,15 @@ import click
 from logitlens.attribution import BY, SUFFIXES
 from logitlens.cli.options import (
     check_outputs,
-    check_quotes,
     edit_option,
     edits_of,
     load_model,
     model_options,
-    prompt_text,
     result_options,
     show,
     truncate_option,
 )
+from logitlens.cli.prompts import check_quotes, prompt_text
 
 
 @click.command("attribute")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,6 @@ from click.core import ParameterSource
 
 from logitlens.cli.options import (
     LOADING,
-    asked,
     check_outputs,
     color_option,
     layers_option,
@@ -20,10 +18,10 @@ from logitlens.cli.options import (
     output_console,
     positions_option,
     print_json,
-    quoted,
     reading_options,
     wrote,
 )
+from logitlens.cli.prompts import asked, is_stored, quoted
 from logitlens.cli.read import read_all
 from logitlens.cli.view import load, open_page
 
@@ -116,11 +114,7 @@ def command(
 
 def _kept(given: tuple[str, ...]) -> list[Reading]:
     """The readings of files; none where prompts are given. Raises UsageError for both at once."""
-    files = [
-        text
-        for text in given
-        if Path(text).suffix.lower() in (".json", ".parquet", ".html") and os.path.isfile(text)
-    ]
+    files = [text for text in given if is_stored(text)]
     if not files:
         return []
     if len(files) < len(given):

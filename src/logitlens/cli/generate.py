@@ -11,11 +11,8 @@ import click
 from logitlens.cli.options import (
     SUFFIXES,
     Number,
-    asked,
     busy,
-    chat_options,
     check_outputs,
-    check_quotes,
     color_option,
     edit_option,
     edits_of,
@@ -29,6 +26,7 @@ from logitlens.cli.options import (
     truncate_option,
     wrote,
 )
+from logitlens.cli.prompts import asked, chat_options, check_quotes
 from logitlens.cli.read import save
 
 if TYPE_CHECKING:

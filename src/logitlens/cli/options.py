@@ -7,7 +7,6 @@ import importlib.util
 import json
 import math
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from logitlens import statistics
-from logitlens.errors import MissingExtra, PromptError
+from logitlens.errors import MissingExtra
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -165,20 +164,6 @@ def edits_of(texts: Sequence[str]) -> list[Edit]:
     return [each for text in texts for each in edit.parse(text)]
 
 
-def check_quotes(prompts: Sequence[str], several: bool = False) -> None:
-    """Raise UsageError for a prompt that a shell took apart, because its quotes are missing."""
-    if len(prompts) > 1 and not (several and any(len(prompt.split()) > 1 for prompt in prompts)):
-        path = click.get_current_context().command_path
-        hint = " (several prompts of one word each: --file)" if several else ""
-        raise click.UsageError(f"put the prompt in quotes: {path} {quoted(prompts)}{hint}")
-
-
-def quoted(words: Sequence[str]) -> str:
-    """Words as one argument for a shell."""
-    text = " ".join(words)
-    return shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
-
-
 def load_model(source: str, **options: Any) -> LensModel:
     """`logitlens.load` with a spinner on stderr, if that is a terminal."""
     known = {name: value for name, value in options.items() if value not in (None, False)}
@@ -227,85 +212,6 @@ def busy(what: str) -> Iterator[Callable[[str, int, int], None] | None]:
 
     with errors().status(Text(what)) as status:
         yield lambda unit, done, of: status.update(Text(f"{what}: {unit} {done:,} of {of:,}"))
-
-
-def prompt_text(prompt: str) -> str:
-    """The prompt, from stdin for `-`.
-
-    Not part of it: one newline at its end, which `echo` and editors put there, and a byte order mark
-    at its beginning. Everything else is read as it is, Windows line ends within it too.
-
-    Raises PromptError for bytes that are not UTF-8.
-    """
-    try:
-        if prompt == "-":
-            text = sys.stdin.buffer.read().decode("utf-8-sig")
-            return text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
-        prompt.encode("utf-8")
-        return prompt
-    except UnicodeError as error:
-        raise PromptError(f"the prompt is not UTF-8 ({error}): convert it first") from error
-
-
-chat_options = together(
-    click.option(
-        "--chat", metavar="FILE|-",
-        help='Messages as JSON, [{"role": "user", "content": …}, …]; PROMPT, if there is one, is '
-        "asked after them.",
-    ),
-    click.option("--system", metavar="TEXT", help="Ask as a chat, with this system message."),
-)  # fmt: skip
-
-
-Prompt = str | list[dict[str, Any]]
-
-
-def asked(
-    prompts: Sequence[str],
-    chat: str | None = None,
-    system: str | None = None,
-    file: str | None = None,
-) -> list[Prompt]:
-    """What is asked: each prompt as text, or as messages, after those of --chat and --system.
-
-    Raises PromptError for a file that holds no prompts or no messages.
-    """
-    if [*prompts, chat, file].count("-") > 1:
-        raise click.UsageError("standard input can be read once: give - in one place only")
-    texts = [prompt_text(prompt) for prompt in prompts]
-    texts += [] if file is None else _prompts_in(file)
-    if chat is None and system is None:
-        if not texts:
-            raise click.UsageError("Missing argument 'PROMPT|-'.")
-        return list(texts)
-    before = [] if system is None else [{"role": "system", "content": system}]
-    before += [] if chat is None else _messages(chat)
-    return [[*before, {"role": "user", "content": text}] for text in texts] or [before]
-
-
-def _prompts_in(file: str) -> list[str]:
-    """The prompts of a file, one on each line; empty lines are skipped. Raises PromptError, OSError."""
-    data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    try:
-        lines = data.decode("utf-8-sig").split("\n")
-    except UnicodeError as error:
-        raise PromptError(f"{file} is not UTF-8 ({error}): convert it first") from error
-    prompts = [line.removesuffix("\r") for line in lines if line.strip()]
-    if not prompts:
-        raise PromptError(f"{file} holds no prompts: expected one on each line")
-    return prompts
-
-
-def _messages(chat: str) -> list[dict[str, Any]]:
-    data = sys.stdin.buffer.read() if chat == "-" else Path(chat).read_bytes()
-    expected = f'{chat}: expected a JSON list of messages, {{"role": "user", "content": "…"}}'
-    try:
-        found = json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise PromptError(f"{expected} ({error})") from error
-    if not isinstance(found, list) or not all(isinstance(m, dict) and "role" in m for m in found):
-        raise PromptError(expected)
-    return found
 
 
 SUFFIXES = (".html", ".png", ".svg", ".pdf", ".txt", ".json", ".parquet")

@@ -13,10 +13,10 @@ from logitlens.cli.options import (
     load_model,
     model_options,
     positions_option,
-    prompt_text,
     result_options,
     show,
 )
+from logitlens.cli.prompts import prompt_text
 from logitlens.patch_grid import SUFFIXES
 
 

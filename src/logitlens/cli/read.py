@@ -12,12 +12,8 @@ import click
 from logitlens.cli.options import (
     LOADING,
     SUFFIXES,
-    Prompt,
-    asked,
     busy,
-    chat_options,
     check_outputs,
-    check_quotes,
     color_option,
     edit_option,
     edits_of,
@@ -33,6 +29,7 @@ from logitlens.cli.options import (
     truncate_option,
     wrote,
 )
+from logitlens.cli.prompts import Prompt, asked, chat_options, check_quotes
 from logitlens.errors import FormatError, PromptError
 from logitlens.select import select_positions
 

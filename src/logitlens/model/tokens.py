@@ -32,7 +32,7 @@ class Vocabulary:
         """The bytes a token stands for; None for an id the tokenizer does not have."""
         if self._bytes_of is None or not 0 <= token < self._size:
             return None
-        return self._bytes_of(token)
+        return self._bytes_of(int(token))  # numpy's integers are ids too
 
     def is_special(self, token: int) -> bool:
         return token in self._special

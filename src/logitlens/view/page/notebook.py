@@ -39,15 +39,16 @@ def mimebundle(reading: Reading, **options: Unpack[PageOptions]) -> dict[str, st
 def cell(readings: Sequence[Reading], **options: Unpack[PageOptions]) -> str:
     """HTML for a notebook cell: the static table, replaced by the page where scripts may run.
 
-    `options` as in page.html; the frame is 80 pixels higher than the grid, for the controls; its lower
-    edge can be dragged, and the charts are below.
+    `options` as in page.html; the frame is 80 pixels higher than the grid, for the controls, and higher
+    for several readings; its lower edge can be dragged, and the charts are below.
     """
     place = "logitlens-" + secrets.token_hex(6)  # one name for each execution
     height = options.get("height") or HEIGHT
     frame = _frame(readings, {**options, "height": height})
+    around = 80 if len(readings) == 1 else 80 + 22 * (1 + len(readings))  # their names and checks
     return (
         f'<div id="{place}">{static_table(readings[0])}</div>\n<script>'
-        f"{_HOST % {'place': place, 'height': height + 80, 'frame': page.script_json(frame)}}</script>"
+        f"{_HOST % {'place': place, 'height': height + around, 'frame': page.script_json(frame)}}</script>"
     )
 
 
