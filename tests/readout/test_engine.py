@@ -140,6 +140,6 @@ def test_a_head_in_parts_is_read_in_parts():
 
 
 def test_a_block_of_positions_fills_a_tile_and_no_more_memory_than_its_share():
-    assert positions_per_block(13, 768) == chunked.ROWS // 13
+    assert positions_per_block(13, 768) == 2 * (chunked.ROWS // 13)
     assert positions_per_block(1000, 16_384) == 1
     assert positions_per_block(4, 16_384) * 4 * 16_384 * 4 <= BLOCK_BYTES

@@ -22,7 +22,8 @@ from logitlens.readout.product import LINE, SPARE, Product
 from logitlens.readout.stats import Engine, FinalRows, Stats
 from logitlens.readout.topk import leading
 
-ROWS = 1024  # rows of a tile: enough that packing the weights costs the product nothing
+ROWS = 1024  # rows of a tile: enough that packing the weights costs a product of our own nothing
+LIBRARY = 2  # times as many with torch alone, whose product packs them more slowly
 TILE = 4 << 20  # logits of a tile (16 MB): at most 4,096 tokens of many rows, 16,384 of few
 WHOLE = 6 << 20  # logits up to which a block of rows is multiplied by all tokens in one tile
 HELD = 8 << 20  # logits of final rows held while the other rows pass
@@ -58,7 +59,8 @@ class Chunked(Engine):
         return f"chunked ({self.kernel})"
 
     def positions(self, L: int, head: Head, candidates: int) -> int:
-        step = (self.rows or ROWS) // L
+        tiles = 1 if self.kernel == "numba" else LIBRARY
+        step = self.rows // L if self.rows else tiles * (ROWS // L)
         if head.weight_VE is None:
             return min(step, CALLED // head.vocab // L)
         return min(step, HELD // head.vocab) if candidates else step

@@ -137,8 +137,10 @@ def positions_per_block(L: int, E: int, *, gpu: bool = False) -> int:
     Enough to fill a tile, few enough that the rows of head input (and a norm's or a lens's
     temporaries of the same size) stay within a few times 8 MB, or 64 MB on a GPU.
     """
-    rows, size = (ROWS, ON_GPU * BLOCK_BYTES) if gpu else (chunked.ROWS, BLOCK_BYTES)
-    return max(1, min(rows // L, size // (4 * L * E)))
+    if gpu:
+        return max(1, min(ROWS // L, ON_GPU * BLOCK_BYTES // (4 * L * E)))
+    most = chunked.LIBRARY * (chunked.ROWS // L)  # one or more blocks of either kernel
+    return max(1, min(most, BLOCK_BYTES // (4 * L * E)))
 
 
 def _head_input(
