@@ -74,12 +74,12 @@ def _write(
     from logitlens.model.sampling import settings_of
 
     settings = dict(order.write or {})
-    if not settings.get("stop"):
-        settings["stop"] = ()
-    asked = {
-        k: settings.get(k) for k in ("max_new_tokens", "temperature", "top_p", "top_k", "stop")
+    settings["stop"] = settings.get("stop") or ()
+    given = {
+        name: settings.get(name) for name in ("max_new_tokens", "temperature", "top_p", "top_k")
     }
-    settings_of(model, None, **asked)  # what means nothing is refused before anything is read
+    # what means nothing is refused before anything is read
+    settings_of(model, None, stop=settings["stop"], **given)
     run["lens"] = order.lenses[0]
     # the prompt's columns are there before the first word
     tell(column_event(model.read(prompt, progress=progress, **run)))
