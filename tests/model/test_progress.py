@@ -37,7 +37,7 @@ def test_in_chunks_blocks_are_counted_over_all_of_them(model):
 def test_a_long_readout_tells_of_its_blocks_of_positions(model, monkeypatch):
     from logitlens.readout import chunked
 
-    monkeypatch.setattr(chunked, "ROWS", 4 * 6)
+    monkeypatch.setattr(chunked, "ROWS", 4 * 6 // chunked.LIBRARY)
     assert [done for what, done, _ in told(model) if what == "positions"] == [6, 12, 18, 20]
 
 
