@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -29,8 +29,6 @@ from logitlens.select import layer_number
 if TYPE_CHECKING:
     from logitlens.model.lens_model import LensModel
     from logitlens.model.request import Request
-
-CHECKED = 8  # positions compared with the model's own logits together: what is made stays in caches
 
 
 class Rows(NamedTuple):
@@ -134,9 +132,7 @@ class ReadingBuilder:
         Returns what was found of all parts so far that were compared.
         """
         assert self.part is not None, "no residuals were added"
-        P = len(self.part.final_positions)
-        groups = [slice(p, p + CHECKED) for p in range(0, P, CHECKED)]
-        found = reduce(Check.joined, [self._checked(self.part, group) for group in groups])
+        found = self._checked(self.part)
         self.verdict = found if self.verdict is None else self.verdict.joined(found)
         self.checked = self.table.filled
         return self.verdict
@@ -240,32 +236,30 @@ class ReadingBuilder:
         """How many tokens the model was given: all but the last that it has written itself."""
         return max(self.given, len(self.ids_T) - 1)
 
-    def _checked(self, part: Residuals, group: slice) -> Check:
-        """Compare the last row with the logits the model itself computed, at some of the positions
-        that have them; refuse a difference.
+    def _checked(self, part: Residuals) -> Check:
+        """Compare the last row with the logits the model itself computed; refuse a difference.
 
         Two comparisons: every logit that the readout made of the final row, and the numbers that
         will be shown, against the model's own. Where the position is not among those shown, the
         tail computes the row for the check alone.
         """
         model, arrays = self.model, self.table.arrays
-        positions, own_PV = part.final_positions[group], part.final_logits[group]
-        sums_P = part.final_sums[group]
-        missing = [p for p in positions if p not in self.final]
+        h_PD = part.h[-1][part.final_positions]
+        missing = [p for p in part.final_positions if p not in self.final]
         if missing:
             self.final |= dict(zip(missing, model.tail.logits(part.h[-1][missing])))
-        ours_PV = torch.stack([self.final[p].float().cpu() for p in positions])
-        check = compare(own_PV, ours_PV, model.tail, part.h[-1][positions], sums_P)
+        ours_PV = torch.stack([self.final[p].float().cpu() for p in part.final_positions])
+        check = compare(part.final_logits, ours_PV, model.tail, h_PD, part.final_sums)
         shown = {
             row: t
-            for row, position in enumerate(positions)
+            for row, position in enumerate(part.final_positions)
             if (t := bisect_left(self.positions, self.start + position)) < self.table.filled
             and self.positions[t] == self.start + position
         }
         if shown:
-            rows = [*shown]
             numbers = (arrays[name][-1, [*shown.values()]] for name in ("top_ids", "top_logprobs"))
-            check = check.over_shown(own_PV[rows], sums_P[rows], *numbers)
+            own_PV, sums_P = part.final_logits[[*shown]], part.final_sums[[*shown]]
+            check = check.over_shown(own_PV, sums_P, *numbers)
         return check.require(model.name)
 
     def _meta(self, part: Residuals, check: Check, seconds: float) -> dict[str, Any]:
