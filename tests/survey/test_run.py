@@ -375,6 +375,10 @@ def test_a_terminal_shows_how_far_a_survey_is_from_its_beginning_and_which_shard
     ("given", "share", "device"),
     [
         ({"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}, "3/8", ""),
+        (
+            {"SLURM_ARRAY_TASK_ID": "8", "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_ARRAY_TASK_MIN": "1"},
+            "7/8", "",
+        ),
         ({"RANK": "5", "WORLD_SIZE": "6", "LOCAL_RANK": "1"}, "5/6", "1"),
         ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "CUDA_VISIBLE_DEVICES": "7"}, "0/2", "7"),
     ],
