@@ -183,8 +183,8 @@ def main() -> None:
 
 
 def program() -> None:
-    """`main` as a process of its own, whose end does not free piece by piece what the system takes back
-    anyway: a quarter of a second with torch and a model."""
+    """`main` as a process of its own, which ends without freeing piece by piece what the system takes
+    back anyway: that took 0.2 s with torch and a model."""
     code: list[int] = []
 
     def end() -> None:

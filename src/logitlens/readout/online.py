@@ -25,7 +25,7 @@ from torch import Tensor
 from logitlens.readout.stats import Stats
 from logitlens.readout.topk import BLOCK, RunningTopK, block_maxima
 
-HOT = 600_000  # logits per thread looked at together: fewer are too little for an operation
+HOT = 600_000  # logits per thread looked at together: with fewer, what it costs to start an operation shows
 SPARSE = 0.5  # share of the rows below which those to be counted are copied side by side
 LEAP = 20.0  # how far a logit may exceed c before its position is summed again with a new c
 LOG2E = float(np.float32(math.log2(math.e)))  # as float32 arithmetic has it, for both directions

@@ -72,7 +72,8 @@ def report(
 
 
 def _again(facts: dict[str, Any], lens: str, prompt: str) -> str:
-    """The command that reads a prompt again, all of its positions, into a page; "" for ids and chats."""
+    """The command that reads a prompt again, all of its positions, into a page; "" for ids and chats,
+    which the table holds as JSON."""
     if prompt.startswith("["):
         return ""
     said = next((each["said"] for each in facts["lenses"] if each["name"] == lens), lens)
