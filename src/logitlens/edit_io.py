@@ -20,6 +20,7 @@ from logitlens.reading import Reading
 from logitlens.schema import matches, parse_json
 
 FORMAT, VERSION = "logitlens.edits", 1
+PLAN = "logitlens.survey"  # the format of a survey's plan.json
 
 
 def save(edits: Sequence[Edit], path: str | os.PathLike[str]) -> Path:
@@ -33,7 +34,8 @@ def save(edits: Sequence[Edit], path: str | os.PathLike[str]) -> Path:
 
 
 def load(source: str | os.PathLike[str] | Reading) -> list[Edit]:
-    """The edits of a reading, of a file of one (.json, .parquet), or of a file that `save` wrote.
+    """The edits of a reading, of a file of one (.json, .parquet), of a file that `save` wrote, or of a
+    survey's plan.json.
 
     Raises FormatError, OSError.
     """
@@ -44,6 +46,10 @@ def load(source: str | os.PathLike[str] | Reading) -> list[Edit]:
         try:
             data = parse_json(path.read_bytes(), "the file")
             matches(data, {"format": str}, "the file")
+            if data["format"] == PLAN:
+                matches(data, {"edits?": {str: object}}, "the file")
+                kept = data.get("edits", {})
+                return from_data(kept, kept.get("model"))
             if data["format"] == FORMAT:
                 if data.get("version") != VERSION:
                     raise FormatError(f"expected format version {VERSION}")

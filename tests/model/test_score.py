@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import logitlens
-from logitlens import PromptError, UnsupportedModel
+from logitlens import PromptError, UnsupportedModel, edit
 from logitlens.model.score import question
 from tests.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 
@@ -104,3 +104,29 @@ def test_a_model_that_gives_nan_is_refused():
         broken.hf.transformer.wte.weight[9].fill_(float("nan"))
     with pytest.raises(UnsupportedModel):
         broken.score([1, 9, 3], [[4]])
+
+
+@pytest.mark.parametrize("generated", [False, True])
+def test_an_edit_chooses_positions_of_the_prompt_and_reaches_answers_where_they_are_generated(
+    model, generated
+):
+    """Against readings of prompt and answer with the edit's positions spelt out."""
+    prompt, answer = model.tokens.encode("The Eiffel Tower is"), model.tokens.encode(" in the city")
+    T = len(prompt)
+    last = edit.add(" Paris", layer=0, positions=-1, scale=3.0, generated=generated)
+    scores = model.score(prompt, [answer, answer[:1]], edits=[last])
+    assert scores.meta["edits"][0]["text"] == str(last)
+    for n, token in enumerate(answer):
+        ids = prompt + answer[:n]
+        at = list(range(T - 1, len(ids))) if generated else [T - 1]
+        spelt = edit.add(" Paris", layer=0, positions=at, scale=3.0)
+        reading = model.read(ids, track=[token], edits=[spelt])
+        np.testing.assert_allclose(
+            scores.token_logprobs[0][:, n], reading.track_logprobs[:, -1, 0], atol=1e-4
+        )
+    mean = edit.ablate(0, "mlp", "mean")  # over the prompt alone
+    scores = model.score(prompt, [answer], edits=[mean])
+    reading = model.read(prompt, track=[answer[0]], edits=[mean])
+    np.testing.assert_allclose(
+        scores.token_logprobs[0][:, 0], reading.track_logprobs[:, -1, 0], atol=1e-4
+    )

@@ -14,6 +14,8 @@ from logitlens.cli.options import (
     LOADING,
     check_engine,
     check_outputs,
+    edit_option,
+    edits_of,
     engine_of,
     engine_options,
     errors,
@@ -59,6 +61,7 @@ def command() -> None:
 @click.option("--lens", "lenses", multiple=True, default=("logit",), show_default=True, metavar="LENS",
               help="logit, tuned[:PATH] or jacobian[:PATH]; repeat it for several.")  # fmt: skip
 @click.option("--layers", metavar="A:B", help="Layers to keep, as for read. Default: all.")
+@edit_option
 @engine_options
 @click.option(
     "--shard", metavar="I/N", help="Every N-th shard from the I-th on (from 0), for job arrays."
@@ -78,6 +81,7 @@ def run_command(
     engine: str,
     address: str | None,
     shard: str | None,
+    edits: tuple[str, ...],
     **options: Any,
 ) -> int:
     """Read the labelled prompts of INPUT (.jsonl, .csv, .parquet) into DIR/survey.parquet.
@@ -99,11 +103,15 @@ def run_command(
     settings = _settings(
         folder, jobs or 1, **{k: v for k, v in options.items() if k not in LOADING}
     )
-    model = load_model(source, **loading)
+    changes = edits_of(edits)
+    here = loading if engine == "local" and (jobs or 1) == 1 else loading | {"device_map": None}
+    model = load_model(
+        source, **here
+    )  # others read: this process plans, and leaves devices to them
     with _watched() as watch:
         found = run(
             given, folder, model, source=source, loading=loading, lenses=lenses,
-            settings=settings, jobs=jobs or 1, share=share, watch=watch,
+            settings=settings, edits=changes, jobs=jobs or 1, share=share, watch=watch,
             engine=engine_of(engine, address, jobs, settings.threads),
         )  # fmt: skip
     _tell(folder, found)
@@ -267,7 +275,11 @@ def _open(folder: str, found: list[dict[str, Any]], out: Path) -> None:
     for entry in facts["lenses"]:
         said.setdefault(entry["name"], entry["said"])
     pairs = {(row["prompt"], row["lens"]): None for row in found}
-    readings = [model.read(prompt, lens=said.get(lens, lens)) for prompt, lens in list(pairs)[:8]]
+    edits = planning.load(folder).edits
+    readings = [
+        model.read(prompt, lens=said.get(lens, lens), edits=edits)
+        for prompt, lens in list(pairs)[:8]
+    ]
     page.save(readings, out)
     click.echo(out)
 

@@ -54,16 +54,30 @@ class Prepared:
 
     start, length   of a prompt that runs in chunks, or is written on: where this pass begins, and the
                     length of the prompt that positions are chosen from
+    prompts         of a batch in which answers follow their prompts: the length of each prompt
     """
 
     edits: list[Edit]
     model: LensModel
     start: int = 0
     length: int | None = None
+    prompts: tuple[int, ...] | None = None
 
     def chunk(self, start: int, length: int) -> Prepared:
         """The same edits for the chunk of a prompt of `length` tokens that begins at `start`."""
         return replace(self, start=start, length=length)
+
+    def before_answers(self, prompts: Sequence[int]) -> Prepared:
+        """The same edits for a batch in which an answer follows each prompt, of these lengths."""
+        return replace(self, prompts=tuple(prompts))
+
+    def require(self, length: int) -> None:
+        """Raise PromptError where a prompt of `length` tokens lacks a position that is edited, or has
+        another number of them than a patch has rows."""
+        for e in self.edits:
+            found = len(self._positions(e, length, length))
+            if e.kind == "patch" and found != len(e.vectors[0]):
+                raise _other_rows(e, found)
 
     def to_meta(self) -> dict[str, Any]:
         """For `Reading.meta`: the edits, and their vectors by hash."""
@@ -74,9 +88,14 @@ class Prepared:
 
         Raises PromptError for a position beyond a prompt.
         """
-        where = {id(e): [self._positions(e, length) for length in lengths] for e in self.edits}
+        prompts = self.prompts
+        if prompts is None:
+            prompts = lengths if self.length is None else [self.length] * len(lengths)
+        where = {
+            id(e): [self._positions(e, *each) for each in zip(lengths, prompts)] for e in self.edits
+        }
         active = [e for e in self.edits if any(where[id(e)])]
-        return self._changes(active, lambda e, T: where[id(e)], lengths)
+        return self._changes(active, lambda e, T: where[id(e)], prompts)
 
     def writing(self, so_far: Callable[[], int | None]) -> Changes | None:
         """What is done in every pass of a generation; `so_far` is how long the text is by then, or
@@ -84,7 +103,10 @@ class Prepared:
 
         def where(e: Edit, T: int) -> list[list[int]]:
             total = so_far()
-            return [[] if total is None else replace(self, start=total - T)._positions(e, T)]
+            if total is None:
+                return [[]]
+            prompt = T if self.length is None else self.length
+            return [replace(self, start=total - T)._positions(e, T, prompt)]
 
         return self._changes(self.edits, where, None)
 
@@ -149,9 +171,8 @@ class Prepared:
 
         return head_hook(heads, batch, change)
 
-    def _positions(self, e: Edit, length: int) -> list[int]:
-        """Where in a pass of `length` positions an edit acts."""
-        prompt = length if self.length is None else self.length
+    def _positions(self, e: Edit, length: int, prompt: int) -> list[int]:
+        """Where in a pass of `length` positions an edit acts, of a prompt of so many."""
         try:
             chosen = select_positions(e.positions, prompt)
         except PromptError as error:
@@ -280,9 +301,7 @@ def _edited(e: Edit, h_ND: Tensor, all_TD: Tensor) -> Tensor:
     vectors = [torch.from_numpy(v).to(h_ND.device) for v in e.vectors]
     if e.kind == "patch":
         if len(vectors[0]) != len(h_ND):
-            raise PromptError(
-                f"{e}: {len(vectors[0])} rows for {len(h_ND)} positions: expected as many"
-            )
+            raise _other_rows(e, len(h_ND))
         return vectors[0]
     x_ND = h_ND.float()
     if e.kind == "add":
@@ -294,6 +313,10 @@ def _edited(e: Edit, h_ND: Tensor, all_TD: Tensor) -> Tensor:
     # The coordinates along two directions that need not be orthogonal, exchanged.
     c_N2 = x_ND @ torch.linalg.pinv(basis_D2.double()).float().T
     return x_ND + e.scale * (c_N2.flip(-1) - c_N2) @ basis_D2.T
+
+
+def _other_rows(e: Edit, positions: int) -> PromptError:
+    return PromptError(f"{e}: {len(e.vectors[0])} rows for {positions} positions: expected as many")
 
 
 def head_hook(

@@ -288,6 +288,7 @@ class LensModel:
         layers: Selection = None,
         truncate: bool = False,
         token_budget: int = 4096,
+        edits: Edits = (),
     ) -> Scores:
         """How likely whole answers are after a prompt, at every layer → `Scores`.
 
@@ -296,6 +297,7 @@ class LensModel:
 
         answers   texts or lists of token ids, of one or several tokens each. A token's probability is
                   that given the prompt and the answer's tokens before it (teacher forcing)
+        edits     as for `read`; of an answer's positions only those are edited that would be generated
 
         Other arguments are those of `read`. Raises PromptError for an empty answer and for one that
         does not fit into the context with its prompt, and what `read` raises.
@@ -307,7 +309,7 @@ class LensModel:
             raise PromptError("there are no answers to score: give some, like [' Paris']")
         return score.score(
             self, prompt, ids, several, lens=resolve(lens, self), depths=depths_for(self, layers),
-            token_budget=token_budget,
+            token_budget=token_budget, edits=prepare(self, edits),
         )  # fmt: skip
 
     @renamed(depths="layers")

@@ -30,6 +30,7 @@ from logitlens.readout.stats import FinalRows
 from logitlens.scores import Scores
 
 if TYPE_CHECKING:
+    from logitlens.model.edits import Prepared
     from logitlens.model.lens_model import LensModel
 
 Answer = str | Sequence[int]
@@ -40,11 +41,13 @@ class Asked:
     """Where to look in one sequence of token ids, and for what.
 
     positions   (P,) where, in order            targets   for each of them, the ids looked for
+    prompt      how many of the ids are the prompt, of which edits choose positions; None: all
     """
 
     ids: list[int]
     positions: list[int]
     targets: list[list[int]]
+    prompt: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +103,8 @@ def question(
         mine = [part for part in mine if part in wanted and part not in place]
         place |= {part: (s, p) for p, part in enumerate(mine)}
         positions = [len(ids) - 1 + len(part) for part in mine]
-        asked.append(Asked([*ids, *prefix], positions, [list(wanted[part]) for part in mine]))
+        targets = [list(wanted[part]) for part in mine]
+        asked.append(Asked([*ids, *prefix], positions, targets, len(ids)))
     where = [
         [(*place[tuple(a[:n])], wanted[tuple(a[:n])][token]) for n, token in enumerate(a)]
         for a in answers
@@ -141,10 +145,11 @@ def read_rows(
     depths: list[int] | None = None,
     token_budget: int = 4096,
     top: int = 1,
+    edits: Prepared | None = None,
 ) -> Iterator[tuple[int, list[Rows]]]:
     """Yields (index of a sequence, its rows by every lens), in the order in which they are read.
 
-    top   K of the rows
+    top   K of the rows             edits   made while the model runs, at positions of the prompts
 
     Raises UnsupportedModel where a last row is not the model's own output. Rows whose logits are not
     finite are given as they are, and not compared.
@@ -157,10 +162,14 @@ def read_rows(
     engine = choose(model.tail.head, layers * sum(len(each.positions) for each in asked))
     for batch in batches.batches(lengths, token_budget, alone_beyond=alone_beyond):
         mine = [asked[i] for i in batch]
+        changes = edits
+        if changes is not None:
+            changes = changes.before_answers([a.prompt or len(a.ids) for a in mine])
         with as_found(model.hf), torch.no_grad():
             captured = capture(
-                model, [a.ids for a in mine], depths=depths, check=[a.positions[-1] for a in mine]
-            )
+                model, [a.ids for a in mine], depths=depths,
+                check=[a.positions[-1] for a in mine], edits=changes,
+            )  # fmt: skip
             by_lens = [_read(model, mine, captured, lens, top, engine) for lens in lenses]
         for i, *rows in zip(batch, *by_lens):
             yield i, rows
@@ -253,6 +262,7 @@ def score(
     lens: Lens,
     depths: list[int] | None,
     token_budget: int,
+    edits: Prepared | None = None,
 ) -> Scores:
     """The scores of answers to one prompt; see `LensModel.score`."""
     found = [answer_ids(model, prompt, ids, answer) for answer in answers]
@@ -263,7 +273,11 @@ def score(
             f"{model.context}: shorten them"
         )
     asking = question(ids, found)
-    read = dict(read_rows(model, asking.asked, [lens], depths=depths, token_budget=token_budget))
+    read = dict(
+        read_rows(
+            model, asking.asked, [lens], depths=depths, token_budget=token_budget, edits=edits
+        )
+    )
     rows = [read[s][0] for s in range(len(asking.asked))]
     if not all(r.arrays["finite"][-1].all() for r in rows):
         raise UnsupportedModel(
@@ -279,7 +293,7 @@ def score(
         token_logprobs=[token_values(rows, w, "target_logprobs") for w in asking.where],
         token_ranks=[token_values(rows, w, "target_ranks") for w in asking.where],
         meta={
-            **provenance(model, lens, worst),
+            **provenance(model, lens, worst, edits),
             "prompt": prompt if isinstance(prompt, str) else None,
             "prompt_tokens": len(ids),
         },

@@ -19,6 +19,8 @@ from logitlens.survey.measure import Part, read_all
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from logitlens.model.edits import Prepared
+
 
 TOGETHER = 16  # windows added up in one step
 
@@ -34,6 +36,7 @@ def measure(
     token_budget: int,
     cells: bool,
     top: int,
+    edits: Prepared | None = None,
 ) -> Part:
     """Read the windows of a shard. Raises UnsupportedModel where a last row is not the model's own."""
     model._look_again()
@@ -48,8 +51,9 @@ def measure(
     remarks: list[str] = []
     nonfinite = 0
     read = read_all(
-        model, asked, list(lenses.values()), depths, token_budget, remarks, top if cells else 1
-    )
+        model, asked, list(lenses.values()), depths, token_budget, remarks, top if cells else 1,
+        edits,
+    )  # fmt: skip
     while some := list(islice(read, TOGETHER)):
         for name, each in zip(lenses, zip(*(rows for _, rows in some))):
             if name not in sums:

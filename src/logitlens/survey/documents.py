@@ -62,6 +62,12 @@ class Windows:
     def __len__(self) -> int:
         return int(self.counts_N.sum())
 
+    @property
+    def shortest(self) -> int:
+        """Tokens of the shortest window: the last one of a document."""
+        before_N = (self.counts_N - 1) * (self.length - self.overlap)
+        return int((self.ends_N - self.starts_N - before_N).min())
+
     def window(self, number: int) -> Window:
         document = int(np.searchsorted(self.first_N, number, side="right")) - 1
         offset = (number - int(self.first_N[document])) * (self.length - self.overlap)

@@ -35,6 +35,8 @@ from logitlens.survey.prompts import Item
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from logitlens.model.edits import Prepared
+
 TEXTS = ("id", "lens", "layer", "prompt", "answer", "top")
 FLOATS = ("logprob", "wrong_logprob", "margin", "entropy", "kl")
 INTS = ("prompt_index", "block", "rank", "wrong_rank", "top_id")
@@ -79,6 +81,7 @@ def measure(
     conditions: dict[str, str],
     sets: Sequence[str],
     skip_bad: bool,
+    edits: Prepared | None = None,
 ) -> Part:
     """Read the prompts by every lens. Raises PromptError for one that cannot be read, unless skip_bad;
     UnsupportedModel where a last row is not the model's own."""
@@ -88,7 +91,7 @@ def measure(
     asked = []
     for item in items:
         try:
-            ready = _prepare(model, item, len(asked))
+            ready = _prepare(model, item, len(asked), edits)
         except PromptError as error:
             if not skip_bad:
                 raise PromptError(
@@ -99,7 +102,9 @@ def measure(
         prepared.append(ready)
         asked += ready.question.asked
     remarks: list[str] = []
-    read = dict(read_all(model, asked, list(lenses.values()), depths, token_budget, remarks))
+    read = dict(
+        read_all(model, asked, list(lenses.values()), depths, token_budget, remarks, edits=edits)
+    )
     columns: dict[str, list[Any]] = {
         name: []
         for name in (*COLUMNS, *conditions, *(f"set_{s}{e}" for s in sets for e in ("", "_rank")))
@@ -124,6 +129,7 @@ def read_all(
     token_budget: int,
     remarks: list[str],
     top: int = 1,
+    edits: Prepared | None = None,
 ) -> Iterator[tuple[int, list[Rows]]]:
     """`read_rows`; where memory runs out, the rest goes on with half the batch, which `remarks` says."""
     left = list(range(len(asked)))
@@ -132,7 +138,7 @@ def read_all(
         try:
             for i, rows in read_rows(
                 model, [asked[i] for i in left], lenses, depths=depths, token_budget=token_budget,
-                top=top,
+                top=top, edits=edits,
             ):  # fmt: skip
                 done.add(left[i])
                 yield left[i], rows
@@ -144,12 +150,14 @@ def read_all(
         left = [i for i in left if i not in done]
 
 
-def _prepare(model: LensModel, item: Item, first: int) -> _Prepared:
+def _prepare(model: LensModel, item: Item, first: int, edits: Prepared | None) -> _Prepared:
     ids, dropped = model._ids(item.prompt, True)
     if dropped:
         raise PromptError(
             f"the prompt has {len(ids) + dropped} tokens; the context holds {model.context}"
         )
+    if edits is not None:
+        edits.require(len(ids))
     right = [answer_ids(model, item.prompt, ids, a) for a in item.answers]
     wrong = [answer_ids(model, item.prompt, ids, a) for a in item.wrong]
     longest = len(ids) + max((len(a) for a in (*right, *wrong)), default=1) - 1

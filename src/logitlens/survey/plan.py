@@ -16,9 +16,13 @@ from typing import Any
 
 import torch
 
-from logitlens.errors import FormatError, MissingExtra, ModelNotAvailable, SurveyError
+from logitlens import edit
+from logitlens.edit import Edit
+from logitlens.errors import FormatError, MissingExtra, ModelNotAvailable, PromptError, SurveyError
 from logitlens.lenses import resolve
+from logitlens.model.edits import Prepared
 from logitlens.model.lens_model import LensModel
+from logitlens.model.provenance import display_name
 from logitlens.schema import matches, parse_json
 from logitlens.storage import is_remote
 from logitlens.survey import documents
@@ -32,6 +36,7 @@ _SCHEMA = {
     "format": str, "version": int, "model": {str: object}, "lenses": [{str: object}],
     "settings": {str: object}, "input": {"path": str, "size": int, "sha256": str},
     "conditions": {str: str}, "sets": [str], "prompts": int, "skipped": [str], "shards": [[int]],
+    "edits?": {"model": str, "edits": [{str: object}], "vectors": {str: object}},
     "corpus?": {"documents": int, "tokens": int, "sha256": str, "bad": int, "made_of": {str: object}},
 }  # fmt: skip
 
@@ -75,6 +80,11 @@ class Plan:
         return Settings(**self.facts["settings"])
 
     @property
+    def edits(self) -> list[Edit]:
+        """What is changed in the stream while the model runs. Raises FormatError."""
+        return edit.from_data(self.facts.get("edits", {}))
+
+    @property
     def is_corpus(self) -> bool:
         """Whether windows of running text are read, not labelled prompts."""
         return "corpus" in self.facts
@@ -98,12 +108,15 @@ def make(
     loading: Mapping[str, Any],
     lenses: Sequence[str],
     settings: Settings,
+    edits: Sequence[Edit] = (),
 ) -> Plan:
     """The plan for an input (`of_prompts`, `of_corpus`). `source` and `loading` are how a worker loads
     the model.
 
     Raises what `resolve` raises.
     """
+    if edits:
+        given = {**given, "edits": {"model": display_name(model.name), **edit.to_data(edits)}}
     return Plan(
         {
             "format": FORMAT,
@@ -141,10 +154,17 @@ def of_prompts(prompts: Prompts, settings: Settings) -> dict[str, Any]:
     }
 
 
-def of_corpus(folder: Folder, source: str, model: LensModel, settings: Settings) -> dict[str, Any]:
+def of_corpus(
+    folder: Folder,
+    source: str,
+    model: LensModel,
+    settings: Settings,
+    edits: Prepared | None = None,
+) -> dict[str, Any]:
     """What a plan says of a corpus, whose token ids are written into the survey's folder.
 
-    Raises what reading a corpus raises, and SurveyError where the folder is not a survey's.
+    Raises what reading a corpus raises, PromptError where a window lacks a position that is edited,
+    and SurveyError where the folder is not a survey's.
     """
     if not settings.overlap < settings.length:
         raise FormatError(
@@ -162,6 +182,11 @@ def of_corpus(folder: Folder, source: str, model: LensModel, settings: Settings)
         )
     facts = documents.tokenise(folder.place, source, model, made)
     windows = documents.windows(folder.place, settings.length, settings.overlap)
+    if edits is not None:
+        try:
+            edits.require(windows.shortest)
+        except PromptError as error:
+            raise PromptError(f"{error} (the shortest window)") from None
     shards = windows.shards(settings.shard_size)
     return {
         "input": {"path": _absolute(source), "size": size, "sha256": sha256},
@@ -232,6 +257,12 @@ def _changes(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str
         where = f"{at} {name}".strip()
         if a == b or where in ("input path", "shards", "prompts"):
             continue
+        if where == "edits":
+            was, now = (_edited(each) for each in (a, b))
+            out.append(
+                f"edits: {was}, now {now}" if was != now else f"edits: {now}, with other vectors"
+            )
+            continue
         if isinstance(a, dict) and isinstance(b, dict):
             out += _changes(a, b, where)
         elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and a:
@@ -248,6 +279,10 @@ def _changes(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str
         else:
             out.append(f"{where}: {_short(a)}, now {_short(b)}")
     return out
+
+
+def _edited(data: dict[str, Any] | None) -> str:
+    return "; ".join(row["text"] for row in data["edits"]) if data else "none"
 
 
 def _short(value: Any) -> str:

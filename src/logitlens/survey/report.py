@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from logitlens.files import replacing, write_text
 from logitlens.storage import is_remote
 from logitlens.survey import corpus_summary
 from logitlens.survey import plan as planning
+from logitlens.survey.plan import Plan
 from logitlens.survey.summary import MEASURES, Summary, summarise, table
 from logitlens.view import survey as view
 
@@ -53,12 +55,19 @@ def report(
         frames = {_name(folder, folders): table(folder) for folder in folders}
         summary = summarise(frames, by=by, contrast=contrast, seed=seed)
         listed = _prompts(frames, by) if out.suffix == ".html" else []
+        behind = dict(zip(frames, zip(folders, plans)))
         for n, kept in enumerate(summary.kept):
-            facts = dict(zip(frames, plans)).get(kept.survey, plans[0]).facts
-            prompts = [replace(p, again=_again(facts, kept.lens, p.prompt)) for p in kept.prompts]
+            folder, plan = behind.get(kept.survey, next(iter(behind.values())))
+            prompts = [
+                replace(p, again=_again(folder, plan, kept.lens, p.prompt)) for p in kept.prompts
+            ]
             summary.kept[n] = replace(kept, prompts=prompts)
     models = dict.fromkeys(plan.facts["model"]["name"] for plan in plans)
     summary.meta["model"] = ", ".join(models)
+    for survey, plan in zip(frames, plans):
+        if edits := plan.edits:
+            what = survey if len(plans) > 1 else "The model"
+            summary.meta["about"] += f" {what} is edited: {'; '.join(map(str, edits))}."
     title = title or f"Survey of {', '.join(_name(folder, folders) for folder in folders)}"
     if out.suffix == ".md":
         write_text(out, view.markdown(summary, words, title=title))
@@ -71,16 +80,26 @@ def report(
     return summary
 
 
-def _again(facts: dict[str, Any], lens: str, prompt: str) -> str:
+def _again(folder: str | os.PathLike[str], plan: Plan, lens: str, prompt: str) -> str:
     """The command that reads a prompt again, all of its positions, into a page; "" for ids and chats,
     which the table holds as JSON."""
-    if prompt.startswith("["):
+    facts, edited = plan.facts, plan.edits
+    if _is_json(prompt) or (edited and is_remote(folder)):
         return ""
     said = next((each["said"] for each in facts["lenses"] if each["name"] == lens), lens)
     words = ["logitlens", "read", "-m", facts["model"]["source"], "--lens", said]
     for name, value in facts["model"]["loading"].items():
         words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    if edited:
+        words += ["--edit", os.path.join(folder, planning.PLAN)]
     return shlex.join([*words, "-o", "reading.html", "--", prompt])
+
+
+def _is_json(prompt: str) -> bool:
+    try:
+        return prompt.startswith("[") and isinstance(json.loads(prompt), list)
+    except ValueError:
+        return False
 
 
 def _name(folder: str | os.PathLike[str], folders: Sequence[str | os.PathLike[str]]) -> str:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from logitlens.edit import Edit
 from logitlens.errors import FormatError, SurveyError
+from logitlens.model.edits import Prepared, prepare
 from logitlens.model.lens_model import LensModel
 from logitlens.model.request import depths_for
 from logitlens.survey import plan as planning
@@ -79,6 +81,7 @@ def run(
     loading: dict[str, Any],
     lenses: Sequence[str] = ("logit",),
     settings: Settings | None = None,
+    edits: Sequence[Edit] = (),
     jobs: int = 1,
     engine: Engine | None = None,
     share: tuple[int, int] | None = None,
@@ -88,6 +91,8 @@ def run(
 
     model    the loaded model; `source` and `loading` say how other processes load the same
     settings one with a `length` reads a corpus
+    edits    changes made to the stream while the model reads, see `logitlens.edit`; positions are those
+             of each prompt, or of each window
     jobs     processes on this machine             share   (i, n): every n-th shard from the i-th on
     engine   (folder, shards) → records, in place of processes of this machine
     watch    called with the plan and the shards to be read; what it returns, with each one's record
@@ -101,12 +106,13 @@ def run(
     if min(settings.shard_size, settings.token_budget, settings.threads, settings.top) < 1:
         raise FormatError("shard_size, token_budget, threads and top are at least 1")
     depths_for(model, settings.layers)  # refused before anything is written
+    ready = prepare(model, edits)
     files = Folder(folder)
     plan = planning.settle(
         files,
         planning.make(
-            model, _given(path, files, model, settings), source=source, loading=loading,
-            lenses=lenses, settings=settings,
+            model, _given(path, files, model, settings, ready), source=source, loading=loading,
+            lenses=lenses, settings=settings, edits=_as_given(edits, ready),
         ),
     )  # fmt: skip
     index, count = share or (0, 1)
@@ -131,6 +137,13 @@ def run(
     return replace(
         found, failed={k: v for k, v in (failed | found.failed).items() if k not in done}
     )
+
+
+def _as_given(edits: Sequence[Edit], ready: Prepared | None) -> list[Edit]:
+    """Edits as a plan keeps them: tokens by name, since their directions are not the same to the last
+    bit on every machine."""
+    found = ready.edits if ready is not None else []
+    return [replace(given, layer=e.layer) for given, e in zip(edits, found, strict=True)]
 
 
 def _read(
@@ -160,10 +173,14 @@ def _merge(folder: str | os.PathLike[str]) -> None:
 
 
 def _given(
-    path: str | os.PathLike[str], files: Folder, model: LensModel, settings: Settings
+    path: str | os.PathLike[str],
+    files: Folder,
+    model: LensModel,
+    settings: Settings,
+    edits: Prepared | None,
 ) -> dict[str, Any]:
     if settings.length:
-        return planning.of_corpus(files, str(path), model, settings)
+        return planning.of_corpus(files, str(path), model, settings, edits)
     given = labelled.read(path, skip_bad=settings.bad == "skip", reserved=COLUMNS)
     return planning.of_prompts(given, settings)
 
@@ -173,6 +190,6 @@ def _records(
 ) -> Iterator[dict[str, Any]]:
     if engine is not None:
         return engine(files.place.address, shards)
-    if jobs > 1 and len(shards) > 1:
+    if jobs > 1:
         return local.run(files.place.address, shards, jobs)
     return local.run_here(Worker(files.place.address, model), shards)

@@ -17,6 +17,7 @@ from typing import Any
 import logitlens
 from logitlens.errors import SurveyError
 from logitlens.lenses import Lens, resolve
+from logitlens.model.edits import prepare
 from logitlens.model.lens_model import LensModel
 from logitlens.model.load import load
 from logitlens.model.request import depths_for
@@ -57,6 +58,7 @@ class Worker:
             name = lens.name if lens.name not in self.lenses else entry["said"]
             self.lenses[name] = lens
         self.depths = depths_for(model, self.plan.settings.layers)
+        self.edits = prepare(model, self.plan.edits)
 
     def _prompts(self) -> labelled.Prompts:
         given = self.plan.facts["input"]
@@ -81,12 +83,12 @@ class Worker:
             return corpora.measure(
                 self.model, self.folder.place, self.input, (start, stop), self.lenses,
                 depths=self.depths, token_budget=settings.token_budget, cells=settings.cells,
-                top=settings.top,
+                top=settings.top, edits=self.edits,
             )  # fmt: skip
         return measure(
             self.model, self.input.items[start:stop], self.lenses, depths=self.depths,
             token_budget=settings.token_budget, conditions=self.plan.facts["conditions"],
-            sets=self.plan.facts["sets"], skip_bad=self.skip_bad,
+            sets=self.plan.facts["sets"], skip_bad=self.skip_bad, edits=self.edits,
         )  # fmt: skip
 
     def read(self, shard: int) -> dict[str, Any]:
