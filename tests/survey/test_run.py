@@ -25,6 +25,7 @@ from logitlens.lenses import save
 from logitlens.survey import prompts as labelled
 from logitlens.survey.commit import Folder
 from logitlens.survey.merge import merge
+from logitlens.view import page
 from tests.lenses.test_store import tuned
 from tests.models import tiny_gpt2, tiny_tokenizer
 from tests.survey.conftest import records, write_lines
@@ -337,7 +338,7 @@ def test_the_command_line_says_how_far_it_is_and_gives_3_for_failed_shards(surve
     assert ended.exit_code == 4
 
 
-def test_chats_are_read_as_the_model_reads_them(survey):
+def test_chats_are_read_as_the_model_reads_them(survey, monkeypatch):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m['content'] }} is in {% endfor %}"
@@ -351,6 +352,13 @@ def test_chats_are_read_as_the_model_reads_them(survey):
     reading = chatting.read(messages)
     assert frame.top_id.tolist() == reading.top_ids[:, -1, 0].tolist()
     assert json.loads(frame.prompt[0]) == messages
+    monkeypatch.setattr(cli_survey, "load_model", lambda *a, **o: chatting)
+    opened = []
+    monkeypatch.setattr(page, "save", lambda readings, out: opened.extend(readings))
+    out = str(survey.folder / "found.html")
+    done = CliRunner().invoke(main, ["survey", "find", str(survey.folder / "a"), "--open", out])
+    assert done.exit_code == 0, done.output
+    assert opened[0].ids.tolist() == reading.ids.tolist()
     with pytest.raises(FormatError, match="with a prompt, or with messages"):
         survey.run([{"messages": messages, "prompt": "Paris"}], name="both", folder="b")
 

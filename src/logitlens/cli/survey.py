@@ -265,20 +265,23 @@ def find_command(
 
 
 def _open(folder: str, found: list[dict[str, Any]], out: Path) -> None:
-    """Read up to eight of the prompts again, with the answer tracked where it is one token."""
+    """Read up to eight of the prompts again; ids and chats as the survey's input has them."""
     from logitlens.survey import plan as planning
+    from logitlens.survey.measure import is_json, prompts_of, shown
     from logitlens.view import page
 
-    facts = planning.load(folder).facts
+    plan = planning.load(folder)
+    wanted = list({((r["id"], r["prompt"]), r["lens"]): None for r in found})[:8]
+    items = prompts_of(plan).items if any(is_json(key[1]) for key, _ in wanted) else []
+    given = {(item.id, shown(item.prompt)): item.prompt for item in items}
+    facts = plan.facts
     model = load_model(facts["model"]["source"], **facts["model"]["loading"])
     said = {}
     for entry in facts["lenses"]:
         said.setdefault(entry["name"], entry["said"])
-    pairs = {(row["prompt"], row["lens"]): None for row in found}
-    edits = planning.load(folder).edits
     readings = [
-        model.read(prompt, lens=said.get(lens, lens), edits=edits)
-        for prompt, lens in list(pairs)[:8]
+        model.read(given.get(key, key[1]), lens=said.get(lens, lens), edits=plan.edits)
+        for key, lens in wanted
     ]
     page.save(readings, out)
     click.echo(out)

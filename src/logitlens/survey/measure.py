@@ -10,13 +10,14 @@ set_NAME, set_NAME_rank                    log of a set's summed probability, it
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from logitlens.errors import PromptError, out_of_memory
+from logitlens.errors import PromptError, SurveyError, out_of_memory
 from logitlens.lenses import Lens
 from logitlens.model.lens_model import LensModel
 from logitlens.model.score import (
@@ -30,6 +31,8 @@ from logitlens.model.score import (
 )
 from logitlens.model.track import log_sum
 from logitlens.select import layer_number
+from logitlens.survey import prompts as labelled
+from logitlens.survey.plan import Plan
 from logitlens.survey.prompts import Item
 
 if TYPE_CHECKING:
@@ -69,6 +72,16 @@ class _Prepared:
     sets: dict[str, list[tuple[int, int, int]]]
     first: int  # its first sequence among all
     tokens: int
+
+
+def prompts_of(plan: Plan) -> labelled.Prompts:
+    """The labelled prompts of a survey, from its input. Raises SurveyError where that has changed, and
+    what reading it raises."""
+    given, skip_bad = plan.facts["input"], plan.settings.bad == "skip"
+    prompts = labelled.read(given["path"], skip_bad=skip_bad, reserved=COLUMNS)
+    if prompts.sha256 != given["sha256"]:
+        raise SurveyError(f"{given['path']} has changed since the survey was planned")
+    return prompts
 
 
 def measure(
@@ -236,7 +249,7 @@ def _add(
         "agree": agree,
         "top_id": top_L,
         "top": [model.tokens.piece(int(i)) if i >= 0 else None for i in top_L],
-        "prompt": [item.prompt if isinstance(item.prompt, str) else _shown(item.prompt)] * L,
+        "prompt": [shown(item.prompt)] * L,
         "answer": [" | ".join(item.answers) if item.answers else None] * L,
         **{name: [item.conditions.get(name)] * L for name in conditions},
     }
@@ -250,11 +263,17 @@ def _add(
         columns[name].extend(column)
 
 
-def _shown(prompt: list[Any]) -> str:
-    """Token ids or messages as text for the table."""
-    import json
+def shown(prompt: str | list[Any]) -> str:
+    """A prompt as the table has it: token ids and messages as JSON."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
 
-    return json.dumps(prompt, ensure_ascii=False)
+
+def is_json(prompt: str) -> bool:
+    """Whether a prompt of the table may be token ids or messages."""
+    try:
+        return prompt.startswith("[") and isinstance(json.loads(prompt), list)
+    except ValueError:
+        return False
 
 
 def _end(asking: Question) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from logitlens.files import replacing, write_text
 from logitlens.storage import is_remote
 from logitlens.survey import corpus_summary
 from logitlens.survey import plan as planning
+from logitlens.survey.measure import is_json
 from logitlens.survey.plan import Plan
 from logitlens.survey.summary import MEASURES, Summary, summarise, table
 from logitlens.view import survey as view
@@ -84,7 +84,7 @@ def _again(folder: str | os.PathLike[str], plan: Plan, lens: str, prompt: str) -
     """The command that reads a prompt again, all of its positions, into a page; "" for ids and chats,
     which the table holds as JSON."""
     facts, edited = plan.facts, plan.edits
-    if _is_json(prompt) or (edited and is_remote(folder)):
+    if is_json(prompt) or (edited and is_remote(folder)):
         return ""
     said = next((each["said"] for each in facts["lenses"] if each["name"] == lens), lens)
     words = ["logitlens", "read", "-m", facts["model"]["source"], "--lens", said]
@@ -93,13 +93,6 @@ def _again(folder: str | os.PathLike[str], plan: Plan, lens: str, prompt: str) -
     if edited:
         words += ["--edit", os.path.join(folder, planning.PLAN)]
     return shlex.join([*words, "-o", "reading.html", "--", prompt])
-
-
-def _is_json(prompt: str) -> bool:
-    try:
-        return prompt.startswith("[") and isinstance(json.loads(prompt), list)
-    except ValueError:
-        return False
 
 
 def _name(folder: str | os.PathLike[str], folders: Sequence[str | os.PathLike[str]]) -> str:

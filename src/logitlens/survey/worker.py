@@ -23,10 +23,9 @@ from logitlens.model.load import load
 from logitlens.model.request import depths_for
 from logitlens.survey import corpora, documents, fitting
 from logitlens.survey import plan as planning
-from logitlens.survey import prompts as labelled
 from logitlens.survey.commit import Folder
 from logitlens.survey.engines import failure
-from logitlens.survey.measure import COLUMNS, Part, measure
+from logitlens.survey.measure import Part, measure, prompts_of
 
 
 class Worker:
@@ -51,7 +50,7 @@ class Worker:
                 f"({facts['model']['weights']})"
             )
         self.skip_bad = self.plan.settings.bad == "skip"
-        self.input = self._windows() if self.plan.is_corpus else self._prompts()
+        self.input = self._windows() if self.plan.is_corpus else prompts_of(self.plan)
         self.lenses: dict[str, Lens] = {}
         for entry in facts["lenses"]:
             lens = resolve(entry["said"], model)
@@ -59,13 +58,6 @@ class Worker:
             self.lenses[name] = lens
         self.depths = depths_for(model, self.plan.settings.layers)
         self.edits = prepare(model, self.plan.edits)
-
-    def _prompts(self) -> labelled.Prompts:
-        given = self.plan.facts["input"]
-        prompts = labelled.read(given["path"], skip_bad=self.skip_bad, reserved=COLUMNS)
-        if prompts.sha256 != given["sha256"]:
-            raise SurveyError(f"{given['path']} has changed since the survey was planned")
-        return prompts
 
     def _windows(self) -> documents.Windows:
         """A corpus is read from the ids that planning wrote, whatever became of its files."""
