@@ -304,8 +304,10 @@ def test_a_full_disk_fails_the_shard_and_leaves_nothing_temporary(survey, monkey
 
     with monkeypatch.context() as patched:
         patched.setattr(pyarrow.parquet, "write_table", full)
+        patched.setattr(Folder, "fail", lambda folder, shard, text: full(None, text))
         found = survey.run()
     assert len(found.failed) == 6
+    assert not found.underway
     assert "No space left" in found.failed[0]
     assert not [name for name in files(survey.folder / "a") if "tmp" in name]
     assert survey.run().done

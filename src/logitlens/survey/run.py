@@ -134,9 +134,9 @@ def run(
         _merge(folder)
         found = status(folder)
     done = {record["shard"] for record in found.records}
-    return replace(
-        found, failed={k: v for k, v in (failed | found.failed).items() if k not in done}
-    )
+    failed = {k: v for k, v in (failed | found.failed).items() if k not in done}
+    underway = {k: v for k, v in found.underway.items() if k not in failed}
+    return replace(found, failed=failed, underway=underway)
 
 
 def _as_given(edits: Sequence[Edit], ready: Prepared | None) -> list[Edit]:
