@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from logitlens import FormatError
+from logitlens import FormatError, edit
 from logitlens.cli import main
 from logitlens.survey.find import find
 from logitlens.survey.report import report
@@ -84,6 +84,38 @@ def test_a_contrast_is_the_mean_of_paired_differences(folder):
         summarise({"tiny": frame}, by="order", contrast=("red", "odd"))
     with pytest.raises(FormatError, match="no column 'colour'"):
         summarise({"tiny": frame}, by="colour")
+
+
+def test_a_contrast_of_two_surveys_pairs_the_same_prompts_and_refuses_numbers_of_other_files(
+    survey, tmp_path
+):
+    plain = [{"prompt": item["prompt"], "answer": item["answer"]} for item in records()]
+    survey.run(plain, "plain")
+    survey.run(folder="edited", edits=[edit.ablate(1, "mlp")])
+    a, b = (table(tmp_path / name) for name in ("plain", "edited"))
+    found = summarise({"plain": a, "edited": b}, contrast=("plain", "edited"), draws=100)
+    (kl,) = [c for c in found.contrasts if c.measure == "kl"]
+    truth = b.groupby("block").kl.mean() - a.groupby("block").kl.mean()
+    np.testing.assert_allclose(kl.mean, truth, rtol=1e-4, atol=1e-6)
+    assert (kl.survey, kl.n) == ("edited − plain", len(plain))
+    assert kl.low[-2] <= kl.mean[-2] <= kl.high[-2]
+    survey.run(plain[::-1], "other", name="other")
+    frames = {"plain": a, "other": table(tmp_path / "other")}
+    with pytest.raises(FormatError, match="of plain and of other are different: give paired"):
+        summarise(frames, contrast=("plain", "other"))
+    with pytest.raises(FormatError, match="no survey 'red'"):
+        summarise(frames, contrast=("red", "other"))
+    for item in (paired := [{"id": f"p{n}", **item} for n, item in enumerate(plain)]):
+        item["prompt"] = item["prompt"] + " the"
+    survey.run(paired, "longer", name="longer")
+    survey.run([{**item, "prompt": item["prompt"][:-4]} for item in paired], "ids", name="ids")
+    frames = {name: table(tmp_path / name) for name in ("longer", "ids")}
+    assert summarise(frames, contrast=("longer", "ids")).contrasts[0].n == len(plain)
+    report(
+        [tmp_path / "plain", tmp_path / "edited"], tmp_path / "c.md", contrast=("plain", "edited")
+    )
+    text = (tmp_path / "c.md").read_text(encoding="utf-8")
+    assert "| edited − plain | 23 |" in text.partition("## Contrast: KL(final ‖ layer) (nats)")[2]
 
 
 def test_first_layers_and_settled_layers_agree_with_the_readings(folder, model):

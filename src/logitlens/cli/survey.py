@@ -182,7 +182,7 @@ def merge_command(folder: str, out: Path | None) -> None:
               help=".html (one offline page), .png, .svg, .pdf or .md.")  # fmt: skip
 @click.option("--by", metavar="CONDITION", help="Group the prompts by a condition.")
 @click.option("--contrast", nargs=2, metavar="A B",
-              help="B − A of two values of --by, paired by id.")  # fmt: skip
+              help="B − A, paired by id, of two values of --by; without --by, of two surveys.")  # fmt: skip
 @click.option("--title", default="", metavar="TEXT")
 @click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
 def report_command(
@@ -199,8 +199,10 @@ def report_command(
     """
     from logitlens.survey.report import SUFFIXES, report
 
-    if contrast and by is None:
-        raise click.UsageError("--contrast compares two values of a condition: name it with --by")
+    if contrast and by is None and len(folders) < 2:
+        raise click.UsageError(
+            "--contrast compares two values of a condition, which --by names, or two surveys: give both"
+        )
     check_outputs([str(out)], SUFFIXES)
     report(folders, out, by=by, contrast=contrast, title=title, seed=seed)
     click.echo(out)

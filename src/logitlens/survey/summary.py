@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -134,12 +134,14 @@ def summarise(
 ) -> Summary:
     """Tables of surveys by name → what a report shows.
 
-    by         the condition that groups prompts           contrast   (a, b): b − a, paired by id
+    by         the condition that groups prompts
+    contrast   (a, b): b − a, paired by id, of two groups; without `by`, of two surveys
 
     Raises FormatError for a condition or a value that is not there.
     """
     about = f"Means over prompts with 95 % intervals of a bootstrap ({draws} draws, seed {seed})."
     found = Summary(by or "", meta={"seed": seed, "draws": draws, "about": about})
+    surveys: dict[str, dict[str, _Cube]] = {}  # lens → survey → all of its prompts
     for survey, frame in frames.items():
         if by is not None and by not in frame.columns:
             known = [c for c in frame.columns if frame[c].dtype.kind in "OUb" or c in ("block",)]
@@ -163,9 +165,34 @@ def summarise(
                             *key, "first layer with the answer on top", cube.layers, cube.first()
                         )
                     )
-            if contrast is not None:
+            if by is None:
+                surveys.setdefault(lens, {})[survey] = cubes[""]
+            elif contrast is not None:
                 found.contrasts.extend(_contrasts(survey, lens, cubes, contrast, seed, draws))
+    if contrast is not None and by is None:
+        _require_pairs(frames, contrast)
+        for lens, cubes in surveys.items():
+            curves = _contrasts("", lens, cubes, contrast, seed, draws)
+            found.contrasts.extend(replace(c, survey=c.group, group="") for c in curves)
     return found
+
+
+def _require_pairs(frames: dict[str, pandas.DataFrame], contrast: tuple[str, str]) -> None:
+    """Raise FormatError where prompts of two surveys are paired by nothing but their number in files
+    that differ."""
+    prompts = []
+    for name in contrast:
+        if name not in frames:
+            raise FormatError(f"no survey {name!r}: expected two of {', '.join(frames)}")
+        mine = frames[name].drop_duplicates("prompt_index")
+        numbered = mine.loc[mine["id"] == mine["prompt_index"].astype(str)]
+        prompts.append(dict(zip(numbered["id"], numbered["prompt"])))
+    for i in prompts[0].keys() & prompts[1].keys():
+        if prompts[0][i] != prompts[1][i]:
+            raise FormatError(
+                f"prompt {i} of {contrast[0]} and of {contrast[1]} are different: give paired prompts the "
+                "same id"
+            )
 
 
 def _kept(key: tuple[str, str, str], rows: pandas.DataFrame) -> Kept:
