@@ -15,7 +15,8 @@ from logitlens import FormatError, edit
 from logitlens.cli import main
 from logitlens.survey.find import find
 from logitlens.survey.report import report
-from logitlens.survey.summary import interval, summarise, table
+from logitlens.survey.summary import MEASURES, interval, summarise, table
+from logitlens.view.survey import figure
 from tests.survey.conftest import records
 
 
@@ -99,6 +100,10 @@ def test_a_contrast_of_two_surveys_pairs_the_same_prompts_and_refuses_numbers_of
     np.testing.assert_allclose(kl.mean, truth, rtol=1e-4, atol=1e-6)
     assert (kl.survey, kl.n) == ("edited − plain", len(plain))
     assert kl.low[-2] <= kl.mean[-2] <= kl.high[-2]
+    drawn = figure(found, MEASURES).axes
+    assert [a.get_ylabel() for a in drawn if a.get_title().startswith("contrast: KL")] == [
+        kl.survey
+    ]
     survey.run(plain[::-1], "other", name="other")
     frames = {"plain": a, "other": table(tmp_path / "other")}
     with pytest.raises(FormatError, match="of plain and of other are different: give paired"):

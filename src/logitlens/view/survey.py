@@ -134,6 +134,8 @@ def _lines(axes: Axes, curves: Sequence[Curve], summary: Summary) -> None:
         axes.fill_between(x, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
     if curves[0].measure in ZERO_TO_ONE and curves[0] not in summary.contrasts:
         axes.set_ylim(-0.03, 1.03)
+    if curves[0] in summary.contrasts:
+        axes.set_ylabel(curves[0].group or curves[0].survey, fontsize=8)
     _layers(axes, curves[0].layers, "threshold" if curves[0] in summary.exits else "layer")
 
 
