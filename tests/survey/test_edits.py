@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import shlex
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from logitlens.survey.engines import local
 from logitlens.survey.plan import Settings
 from logitlens.survey.report import report
 from logitlens.survey.run import run
+from tests.models import tiny_gpt2, tiny_tokenizer
 from tests.survey.conftest import records, write_lines
 
 EDITS = [
@@ -111,25 +113,33 @@ def test_a_corpus_is_read_by_the_edited_model(model, saved, tmp_path):
 
 
 def test_where_others_read_the_process_that_plans_puts_no_model_on_their_devices(
-    saved, tmp_path, monkeypatch
+    saved, model, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     write_lines(tmp_path / "p.jsonl", records(3))
-    given, load = [], cli_survey.load_model
+    given = []
 
-    def watched(source, **options):
-        given.append(options["device_map"])
-        return load(source, **options)
+    def loads(source, **options):
+        given.append({name: options[name] for name in ("device_map", "dtype")})
+        return model
 
-    monkeypatch.setattr(cli_survey, "load_model", watched)
+    monkeypatch.setattr(cli_survey, "load_model", loads)
     monkeypatch.setattr(local, "run", lambda *a: iter(()))
-    words = ["survey", "run", "p.jsonl", "-m", str(saved), "--device-map", "cpu"]
+    words = ["survey", "run", "p.jsonl", "-m", str(saved), "--device-map", "cuda"]
     for jobs, folder in (("1", "one"), ("2", "two")):
         assert CliRunner().invoke(main, [*words, "-j", jobs, "-o", folder]).exit_code == 0
-    assert given == ["cpu", None]
+    assert given == [{"device_map": "cuda", "dtype": None}, {"device_map": None, "dtype": "auto"}]
     plans = [planning.load(folder).facts["model"] for folder in ("one", "two")]
     assert plans[0] == plans[1]
-    assert plans[1]["loading"] == {"device_map": "cpu"}
+    assert plans[1]["loading"] == {"device_map": "cuda"}
+
+
+def test_float16_weights_that_are_only_planned_with_have_the_hash_of_those_that_are_read(tmp_path):
+    hf = tiny_gpt2().half()
+    hf.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    planned = logitlens.load(str(tmp_path), dtype="auto")
+    assert planning.weights_hash(planned) == planning.weights_hash(SimpleNamespace(hf=hf))
 
 
 def test_the_command_line_edits_and_the_report_leads_to_the_same_reading(
