@@ -62,7 +62,7 @@ def test_answers_that_begin_alike_share_their_sequences():
     found = question([1, 2], [[5], [5, 6], [5, 6, 7], [8, 9], [9]])
     assert [each.ids for each in found.asked] == [[1, 2, 5, 6], [1, 2, 8]]
     assert found.asked[0].positions == [1, 2, 3]
-    assert found.asked[0].targets == [[5, 8, 9], [6], [7]]
+    assert found.asked[0].targets.tolist() == [[5, 8, 9], [6, -1, -1], [7, -1, -1]]
     assert found.asked[1].positions == [2]
     assert found.where[2] == [(0, 0, 0), (0, 1, 0), (0, 2, 0)]
     assert found.where[3] == [(0, 0, 1), (1, 0, 0)]

@@ -163,7 +163,7 @@ def test_targets_that_another_kernel_multiplied_are_counted_again(kernel, monkey
         return z_PLM + torch.linspace(-0.1, 0.1, z_PLM.shape[1])[:, None]
 
     monkeypatch.setattr(chunked, "target_logits", otherwise)
-    ours = Chunked(kernel).stats(x, head, 5, targets)
+    ours = Chunked(kernel, columns=512).stats(x, head, 5, targets)
     assert torch.equal(ours.target_ranks, expected.target_ranks)
     assert torch.equal(ours.top_ids, expected.top_ids)
     judge(ours, x, head, 5, targets)

@@ -124,11 +124,11 @@ def read(
 def ids_of(record: str | list[int], model: LensModel, source: str) -> np.ndarray:
     if isinstance(record, str):
         return np.asarray(model.tokens.encode(record) if record.strip() else [], np.int32)
-    outside = next((i for i in record if not 0 <= i < model.vocab_size), None)
-    if outside is not None:
+    V = model.vocab_size
+    if record and not (min(record) >= 0 and max(record) < V):
+        outside = next(i for i in record if not 0 <= i < V)
         raise PromptError(
-            f"{source}: token id {outside} is outside the vocabulary: expected 0 to "
-            f"{model.vocab_size - 1}"
+            f"{source}: token id {outside} is outside the vocabulary: expected 0 to {V - 1}"
         )
     return np.asarray(record, np.int32)
 
@@ -256,7 +256,7 @@ def _jsonl(
             if isinstance(record, dict):
                 value = record.get(field, record.get("ids"))
             if not isinstance(value, str) and not (
-                isinstance(value, list) and all(type(i) is int for i in value)
+                isinstance(value, list) and set(map(type, value)) <= {int}
             ):
                 got = (
                     str(sorted(record))[:200] if isinstance(record, dict) else type(record).__name__

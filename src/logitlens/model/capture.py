@@ -92,6 +92,7 @@ def capture(
     cache: Cache | None = None,
     edits: Prepared | None = None,
     watch: Took | None = None,
+    copies: bool = True,
 ) -> list[Residuals]:
     """Token ids of several prompts → their residuals, from one forward pass.
 
@@ -103,6 +104,7 @@ def capture(
     cache      of one prompt: the positions before these ids; these are added to it
     edits      what is changed in the stream while the model runs; see `edits.prepare`
     watch      called after every block with what was added to its stream; see `contributions`
+    copies     of a batch: a row that is kept would otherwise keep all others in memory
 
     Raises PromptError for an empty prompt, UnsupportedModel where the model's forward fails, its
     blocks do not run once each, or its stream has another shape than when it was loaded.
@@ -131,11 +133,11 @@ def capture(
             f"{type(hf).__name__} gave logits of shape {tuple(logits.shape)} for "
             f"{batch.ids_BT.shape[1]} tokens: expected one row a position"
         )
+    own = Tensor.clone if copies and len(ids) > 1 else Tensor.detach
     return [
         Residuals(
             ids=ids_T,
-            # Of a batch, copies: a row that is kept would keep all others in memory.
-            h=[h_BTD[b, : len(ids_T)].clone() if len(ids) > 1 else h_BTD[0] for h_BTD in h_LBTD],
+            h=[own(h_BTD[b, : len(ids_T)]) for h_BTD in h_LBTD],
             layers=labels,
             final_logits=logits[b, [kept.index(p) for p in where[b]]].float(),
             final_positions=list(where[b]),

@@ -40,13 +40,13 @@ Answer = str | Sequence[int]
 class Asked:
     """Where to look in one sequence of token ids, and for what.
 
-    positions   (P,) where, in order            targets   for each of them, the ids looked for
+    positions   (P,) where, in order            targets   (P, M) the ids looked for; −1: none
     prompt      how many of the ids are the prompt, of which edits choose positions; None: all
     """
 
     ids: list[int]
     positions: list[int]
-    targets: list[list[int]]
+    targets: np.ndarray
     prompt: int | None = None
 
 
@@ -103,8 +103,9 @@ def question(
         mine = [part for part in mine if part in wanted and part not in place]
         place |= {part: (s, p) for p, part in enumerate(mine)}
         positions = [len(ids) - 1 + len(part) for part in mine]
-        targets = [list(wanted[part]) for part in mine]
-        asked.append(Asked([*ids, *prefix], positions, targets, len(ids)))
+        by_target = [*zip_longest(*(wanted[part] for part in mine), fillvalue=-1)]
+        targets_PM = np.array(by_target, np.int64).reshape(-1, len(mine)).T
+        asked.append(Asked([*ids, *prefix], positions, targets_PM, len(ids)))
     where = [
         [(*place[tuple(a[:n])], wanted[tuple(a[:n])][token]) for n, token in enumerate(a)]
         for a in answers
@@ -168,7 +169,7 @@ def read_rows(
         with as_found(model.hf), torch.no_grad():
             captured = capture(
                 model, [a.ids for a in mine], depths=depths,
-                check=[a.positions[-1] for a in mine], edits=changes,
+                check=[a.positions[-1] for a in mine], edits=changes, copies=False,
             )  # fmt: skip
             by_lens = [_read(model, mine, captured, lens, top, engine) for lens in lenses]
         for i, *rows in zip(batch, *by_lens):
@@ -188,9 +189,12 @@ def _read(
     kept = readable(lens, depths)
     places = [_places(each.positions) for each in asked]
     h_LND = [torch.cat([part.h[i][p] for part, p in zip(captured, places)]) for i in kept]
-    targets = [ids for each in asked for ids in each.targets]
-    by_target = list(zip_longest(*targets, fillvalue=-1)) or [[-1] * len(targets)]
-    targets_NM = torch.tensor(by_target, dtype=torch.long, device="cpu").T.contiguous()
+    M = max(1, *(each.targets.shape[1] for each in asked))
+    targets = [
+        np.pad(t, ((0, 0), (0, M - t.shape[1])), constant_values=-1)
+        for t in (a.targets for a in asked)
+    ]
+    targets_NM = torch.from_numpy(np.concatenate(targets))
     last_S = np.cumsum([len(each.positions) for each in asked]) - 1
     final: FinalRows = {
         int(n): torch.empty(model.vocab_size, dtype=torch.float32, device=h_LND[-1].device)

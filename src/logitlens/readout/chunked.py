@@ -18,8 +18,8 @@ from torch import Tensor
 from logitlens.errors import MissingExtra
 from logitlens.readout.head import Head
 from logitlens.readout.online import Online
-from logitlens.readout.product import LINE, SPARE, Product
-from logitlens.readout.stats import Engine, FinalRows, Stats
+from logitlens.readout.product import Product, Room
+from logitlens.readout.stats import Engine, FinalRows, Stats, inside
 from logitlens.readout.topk import leading
 
 ROWS = 1024  # rows of a tile: enough that packing the weights costs a product of our own nothing
@@ -28,6 +28,7 @@ TILE = 4 << 20  # logits of a tile (16 MB): at most 4,096 tokens of many rows, 1
 WHOLE = 6 << 20  # logits up to which a block of rows is multiplied by all tokens in one tile
 HELD = 8 << 20  # logits of final rows held while the other rows pass
 CALLED = 4 << 20  # most logits asked of one call of a head that may only be called
+TOGETHER = 16  # tiles' positions whose statistics are made of their sums in one step
 SAME = 64  # tokens from which on a product's sums no longer depend on how many there are
 KERNELS = ("torch", "numba")
 
@@ -59,6 +60,10 @@ class Chunked(Engine):
         return f"chunked ({self.kernel})"
 
     def positions(self, L: int, head: Head, candidates: int) -> int:
+        return TOGETHER * self._step(L, head, candidates)
+
+    def _step(self, L: int, head: Head, candidates: int) -> int:
+        """How many positions' rows a tile has."""
         tiles = 1 if self.kernel == "numba" else LIBRARY
         step = self.rows // L if self.rows else tiles * (ROWS // L)
         if head.weight_VE is None:
@@ -68,26 +73,44 @@ class Chunked(Engine):
     def block(
         self, x_PLE: Tensor, head: Head, k: int, targets_PM: Tensor, candidates: int, final: FinalRows
     ) -> Stats:  # fmt: skip
-        tile, leading_PC = self._tiles(x_PLE, head, candidates)
-        targets_PM = torch.cat([targets_PM.to(leading_PC.device), leading_PC], 1)
-        shape = (len(x_PLE), x_PLE.shape[1], head.vocab)
-        return self._look(tile, shape, k, targets_PM, final).result(candidates)
+        (P, L), parts = x_PLE.shape[:2], []
+        room = Room(x_PLE if head.weight_VE is None else head.weight_VE)
+        step = max(1, self._step(L, head, candidates))
+        for p in range(0, max(P, 1), step):
+            x_pLE, targets_pM = x_PLE[p : p + step], targets_PM[p : p + step]
+            here = inside(final, p, p + step)
+            parts.append(self._part(x_pLE, head, k, targets_pM, candidates, here, room))
+        return Online.joined(parts).result(candidates)
 
-    def _tiles(self, x_PLE: Tensor, head: Head, candidates: int) -> tuple[Tile, Tensor]:
+    def _part(
+        self, x_PLE: Tensor, head: Head, k: int, targets_PM: Tensor, candidates: int,
+        final: FinalRows, room: Room,
+    ) -> Online:  # fmt: skip
+        """The sums of as many positions as a tile has rows of."""
+        tile, leading_PC = self._tiles(x_PLE, head, candidates, room)
+        if leading_PC is not None:
+            targets_PM = torch.cat([targets_PM.to(leading_PC.device), leading_PC], 1)
+        shape = (len(x_PLE), x_PLE.shape[1], head.vocab)
+        return self._look(tile, shape, k, targets_PM.to(room.space.device), final)
+
+    def _tiles(
+        self, x_PLE: Tensor, head: Head, candidates: int, room: Room
+    ) -> tuple[Tile, Tensor | None]:
         """The rows of some positions, and the candidates (P, C) of their final rows."""
         P, L = x_PLE.shape[:2]
         compiled = self.kernel == "numba"
         few = P * L * head.vocab <= WHOLE and not self.columns
         if head.weight_VE is None or few:
-            z_NV = whole(by_layer(x_PLE), head, compiled=compiled)
-            return _Held(z_NV), leading(z_NV[(L - 1) * P :], candidates).ids_NK
+            z_NV = whole(by_layer(x_PLE), head, compiled=compiled, room=room)
+            return _Held(z_NV), leading(
+                z_NV[(L - 1) * P :], candidates
+            ).ids_NK if candidates else None
         if not candidates:
-            tile = tiles(by_layer(x_PLE), head, compiled=compiled)
-            return tile, head.weight_VE.new_empty((P, 0), dtype=torch.long)
+            return tiles(by_layer(x_PLE), head, compiled=compiled, room=room), None
         # The final rows first, held while the others pass: no row is multiplied twice.
         final_PV = whole(x_PLE[:, -1], head, compiled=compiled)
         others = tiles(by_layer(x_PLE[:, :-1]), head, compiled=compiled)
-        return beside(others, final_PV, L), leading(final_PV, candidates).ids_NK
+        return beside(others, final_PV, L, room), leading(final_PV, candidates).ids_NK
 
     def _look(
         self,
@@ -102,11 +125,12 @@ class Chunked(Engine):
         columns = self.columns or tile_columns(P * L, V)
         online = self._online(k, targets_PM, target_logits(tile, L, targets_PM))
         stream(tile, V, columns, online, final)
-        if online.own_PLM.is_cpu and online.differs():
+        if online.own_PLM.is_cpu and not isinstance(tile, _Held) and online.differs():
             # Another kernel multiplied the targets, gathered, than the tiles: count against the tiles'
             # own numbers. (Seen on no processor yet; on a GPU it would be all too common.)
             online = self._online(k, targets_PM, online.own_PLM)
             stream(tile, V, columns, online)
+        online.work = online.work[:, :0].clone()
         return online
 
     def _online(self, k: int, targets_PM: Tensor, target_PLM: Tensor) -> Online:
@@ -139,10 +163,10 @@ def tile_columns(rows: int, V: int) -> int:
     return max(SAME, columns // SAME * SAME)
 
 
-def tiles(x_NE: Tensor, head: Head, *, compiled: bool = False) -> Tile:
+def tiles(x_NE: Tensor, head: Head, *, compiled: bool = False, room: Room | None = None) -> Tile:
     """Tokens → their float32 logits (N, C), good until the next call; by the head's weights."""
     assert head.weight_VE is not None
-    product = Product(x_NE, head.weight_VE, head.bias_V, compiled=compiled)
+    product = Product(x_NE, head.weight_VE, head.bias_V, compiled=compiled, room=room)
     same = SAME if x_NE.shape[1] <= 1024 else 8 * SAME  # long sums are cut by the width too
 
     def tile(v: slice | Tensor, out_NC: Tensor | None = None) -> Tensor:
@@ -154,29 +178,23 @@ def tiles(x_NE: Tensor, head: Head, *, compiled: bool = False) -> Tile:
     return tile
 
 
-def whole(x_NE: Tensor, head: Head, *, compiled: bool = False) -> Tensor:
+def whole(x_NE: Tensor, head: Head, *, compiled: bool = False, room: Room | None = None) -> Tensor:
     """The logits (N, V) of a few rows."""
     if head.weight_VE is None:  # its module's own product, never of many rows together
         parts = [head.raw(x_nE) for x_nE in x_NE.split(max(1, CALLED // head.vocab))]
         return head.finish_(parts[0] if len(parts) == 1 else torch.cat(parts))
-    return tiles(x_NE, head, compiled=compiled)(slice(0, head.vocab))
+    return tiles(x_NE, head, compiled=compiled, room=room)(slice(0, head.vocab))
 
 
-def beside(others: Tile, final_PV: Tensor, L: int) -> Tile:
+def beside(others: Tile, final_PV: Tensor, L: int, room: Room) -> Tile:
     """Tiles of all rows of P positions: L − 1 that are multiplied now, and the final one."""
     if L == 1:
         return lambda v: final_PV[:, v]
-    space = final_PV.new_empty(0)
 
     def tile(v: slice | Tensor) -> Tensor:
-        nonlocal space
         final_PC = final_PV[:, v]
         P, C = final_PC.shape
-        stride = C + LINE - C % LINE  # a power of two apart, rows would share places in the caches
-        size = (P * L + SPARE) * stride
-        if space.numel() < size:
-            space = space.new_empty(size)
-        z_NC = space[:size].view(-1, stride)[: P * L, :C]
+        z_NC = room.tile(P * L, C)
         others_NC = z_NC[: P * (L - 1)]
         found_NC = others(v, others_NC) if isinstance(v, slice) else others(v)
         if found_NC.data_ptr() != others_NC.data_ptr():

@@ -106,10 +106,15 @@ class Rows:
         self.few = self.N <= FEW
         groups = -(-self.N // (SIDE if self.few else ROWS))
         side = 8 * -(-self.N // (8 * max(1, groups))) if self.few else ROWS
-        x = x_NE.new_zeros(groups * side, x_NE.shape[1])
-        x[: self.N] = x_NE
-        # (group, word, row): the rows of a group side by side
-        self.x_GWR = x.view(torch.int32).view(groups, side, words).transpose(1, 2).contiguous()
+        # (group, word, row): the rows of a group side by side, zeros where there are fewer
+        self.x_GWR = torch.empty(groups, words, side, dtype=torch.int32, device="cpu")
+        x_NW = x_NE.contiguous().view(torch.int32)
+        whole = self.N // max(1, side) * side
+        grouped_GWR = x_NW[:whole].view(-1, side or 1, words).transpose(1, 2)
+        self.x_GWR[: len(grouped_GWR)] = grouped_GWR
+        if whole < self.N:
+            self.x_GWR[-1, :, self.N - whole :] = 0
+            self.x_GWR[-1, :, : self.N - whole] = x_NW[whole:].T
         # Whole panels of tokens, as many as stay in the second cache.
         self.panels = max(1, min(64 // WIDTH, PANELS // max(1, 4 * words * WIDTH)))
         each = self.panels * words * WIDTH

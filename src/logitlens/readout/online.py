@@ -16,7 +16,7 @@ in float32, the running sums held in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -47,12 +47,26 @@ class Online:
         self.targets_PM, self.target_PLM = targets_PM, target_PLM.contiguous()
         self.top = RunningTopK(P * L, k, device)
         self.c_PL = torch.full((P, L), float("-inf"), device=device, dtype=torch.float32)
-        zeros = torch.zeros((P, L), dtype=torch.float64, device=device)
-        self.s_PL, self.a_PL, self.x_PL = zeros, zeros.clone(), zeros.clone()
+        zeros_3PL = torch.zeros((3, P, L), dtype=torch.float64, device=device)
+        self.s_PL, self.a_PL, self.x_PL = zeros_3PL.unbind()
         self.above_PLM = torch.zeros((P, L, M), device=device, dtype=torch.float64)
         self.own_PLM = torch.full((P, L, M), float("nan"), device=device, dtype=torch.float32)
         self.work = torch.empty(2, 0, device=device, dtype=torch.float32)
         self.seen = 0
+
+    @staticmethod
+    def joined(parts: Sequence[Online]) -> Online:
+        """Positions one after another, of which all columns have been fed, for `result`."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        whole = Online(first.top.k, *(_cat(parts, name) for name in ("targets_PM", "target_PLM")))
+        for name in ("c_PL", "s_PL", "a_PL", "x_PL", "above_PLM", "own_PLM"):
+            setattr(whole, name, _cat(parts, name))
+        for name in ("values_NK", "ids_NK"):
+            by_layer = [getattr(p.top, name).unflatten(0, (p.L, p.P)) for p in parts]
+            setattr(whole.top, name, torch.cat(by_layer, 1).flatten(0, 1))
+        return whole
 
     def update(self, z_NC: Tensor) -> None:
         """Take in the next C columns of all L · P rows (a layer's one after another), float32,
@@ -203,3 +217,7 @@ class Online:
                 among_PL, 1 + (values_PLK > own_PL1).sum(-1), ranks_PLM[..., m]
             )
         return ranks_PLM
+
+
+def _cat(parts: Sequence[Online], name: str) -> Tensor:
+    return torch.cat([getattr(part, name) for part in parts])

@@ -20,11 +20,27 @@ SPARE = 8  # rows: `compiled` writes up to 5 behind the last, whole groups of th
 FEW = 256  # rows up to which oneDNN's product is the faster one on processors with AVX2
 
 
+class Room:
+    """Float32 memory that every tile uses again, on a tensor's device."""
+
+    def __init__(self, like: Tensor):
+        self.space = like.new_empty(0, dtype=torch.float32)
+
+    def tile(self, rows: int, columns: int) -> Tensor:
+        """(rows, columns), good until the next call; with SPARE more rows behind."""
+        # A multiple of 64 apart, but no power of two: the caches would map rows onto each other.
+        stride = columns + LINE - columns % LINE
+        size = (rows + SPARE) * stride
+        if self.space.numel() < size:
+            self.space = self.space.new_empty(size)
+        return self.space[:size].view(-1, stride)[:rows, :columns]
+
+
 class Product:
     """Rows of head input (N, E), ready to be multiplied with any slice of the weights (V, E).
 
     x_NE is rounded to the weights' dtype, as the model itself would have it. compiled: whether what
-    numba compiles may be used.
+    numba compiles may be used; room: of other products, which are then no longer good.
     """
 
     def __init__(
@@ -34,6 +50,7 @@ class Product:
         bias_V: Tensor | None = None,
         *,
         compiled: bool = False,
+        room: Room | None = None,
     ):
         self.weight_VE, self.bias_V = weight_VE, bias_V
         self.x_NE = x_NE.to(weight_VE.device, weight_VE.dtype).contiguous()
@@ -44,7 +61,8 @@ class Product:
             from logitlens.readout.compiled import Rows
 
             self.rows = Rows(self.x_NE)
-        self.space, self.wide = (self.x_NE.new_empty(0, dtype=torch.float32) for _ in range(2))
+        self.room = room or Room(self.x_NE)
+        self.wide = self.x_NE.new_empty(0, dtype=torch.float32)
 
     def raw(self, v: slice | Tensor, out_NC: Tensor | None = None) -> Tensor:
         """Float32 (N, len(v)): products with the tokens v, and their bias; good until the next call.
@@ -56,7 +74,7 @@ class Product:
         if self.way == "onednn":  # makes its own result; to copy it would cost a tenth of the time
             return _onednn(self.x_NE, weight_CE, bias_C)
         if out_NC is None:
-            out_NC = self._room(weight_CE.shape[0])
+            out_NC = self.room.tile(len(self.x_NE), len(weight_CE))
         if self.way == "cuda half":
             torch.mm(self.x_NE, weight_CE.T, out_dtype=torch.float32, out=out_NC)
         elif self.way == "compiled":
@@ -80,16 +98,6 @@ class Product:
                 out_NC[:, c : c + step] = _onednn(self.x_NE, wide_cE)
             else:
                 torch.mm(self.x_NE, wide_cE.T, out=out_NC[:, c : c + step])
-
-    def _room(self, columns: int) -> Tensor:
-        """(N, columns) of memory that every tile uses again."""
-        # A multiple of 64 apart, but no power of two: the caches would map rows onto each other.
-        stride = columns + LINE - columns % LINE
-        N = self.x_NE.shape[0]
-        size = (N + SPARE) * stride
-        if self.space.numel() < size:
-            self.space = self.space.new_empty(size)
-        return self.space[:size].view(-1, stride)[:N, :columns]
 
 
 def _way(weight_VE: Tensor, compiled: bool, rows: int) -> str:

@@ -139,8 +139,9 @@ def positions_per_block(L: int, E: int, *, gpu: bool = False) -> int:
     """
     if gpu:
         return max(1, min(ROWS // L, ON_GPU * BLOCK_BYTES // (4 * L * E)))
-    most = chunked.LIBRARY * (chunked.ROWS // L)  # one or more blocks of either kernel
-    return max(1, min(most, BLOCK_BYTES // (4 * L * E)))
+    whole = chunked.LIBRARY * (chunked.ROWS // L)  # one or more blocks of either kernel
+    most = BLOCK_BYTES // (4 * L * E)
+    return max(1, most // whole * whole if whole and most > whole else most)
 
 
 def _head_input(

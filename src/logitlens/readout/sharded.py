@@ -31,6 +31,7 @@ from logitlens.readout.chunked import (
 )
 from logitlens.readout.head import Head, Shard
 from logitlens.readout.online import Online
+from logitlens.readout.product import Room
 from logitlens.readout.stats import Engine, FinalRows, Stats
 from logitlens.readout.topk import RunningTopK, leading
 
@@ -62,7 +63,7 @@ def _look(
     (P, L), head = x_PLE.shape[:2], shard.head
     if candidates:  # the final rows first, held while the others pass
         final_PC = whole(x_PLE[:, -1], head)
-        tile = beside(tiles(by_layer(x_PLE[:, :-1]), head), final_PC, L)
+        tile = beside(tiles(by_layer(x_PLE[:, :-1]), head), final_PC, L, Room(final_PC))
         targets_PM = torch.cat([targets_PM, _leading(final_PC, candidates, shard)], 1)
     else:
         tile = tiles(by_layer(x_PLE), head)

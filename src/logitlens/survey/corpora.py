@@ -77,10 +77,10 @@ def measure(
 
 def _asked(window: documents.Window, ids: np.ndarray) -> Asked:
     """Every counted position of a window, and the token that follows it."""
-    tokens = ids[: window.stop - window.start].tolist()
-    after = [*tokens[1:], *([int(ids[len(tokens)])] if window.stop < window.end else [])]
-    positions = list(range(window.context, len(tokens)))
-    return Asked(tokens, positions, [[after[p]] if p < len(after) else [] for p in positions])
+    T = window.stop - window.start
+    after_T = ids[1 : T + 1] if window.stop < window.end else np.append(ids[1:T], -1)
+    targets_PM = after_T[window.context :, None].astype(np.int64)
+    return Asked(ids[:T].tolist(), list(range(window.context, T)), targets_PM)
 
 
 def _cells(
