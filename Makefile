@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READ := $(VENV)/.read
 DEV := $(VENV)/.dev
+unexport PYTHONDONTWRITEBYTECODE # every process of the tests would compile torch and transformers again
 PROMPT := The Eiffel Tower is in the city of
 
 .PHONY: read test check ci docs sweep bench bench-kernels lock demo-model demo-lenses study clean
