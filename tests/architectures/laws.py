@@ -6,7 +6,6 @@ from plain hooks, and rows of other depths from the model's own code after the l
 
 from __future__ import annotations
 
-import gc
 import textwrap
 from dataclasses import dataclass
 
@@ -45,11 +44,7 @@ def judge(name: str, **overrides) -> Verdict:
         model = build(name, **overrides)
     except Exception as error:
         return Verdict(name, "not built", reason=one_line(error))
-    try:
-        return judge_model(name, model)
-    finally:
-        del model
-        gc.collect()
+    return judge_model(name, model)
 
 
 def judge_model(name: str, model, prompts=None) -> Verdict:
