@@ -18,12 +18,20 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`make test` runs two processes, which must give every test the same name."""
+    """`make test` runs two processes, which must give every test the same name. Tests that may take
+    long come first: the last one would leave the other process without work."""
     for item in items:
         if " at 0x" in item.nodeid:
             raise pytest.UsageError(
                 f"{item.nodeid} is named by an address: give its parameter an id"
             )
+    items.sort(key=_limit, reverse=True)
+
+
+def _limit(item: pytest.Item) -> float:
+    """Seconds that a test may take; those without a limit of their own have the shortest."""
+    marker = item.get_closest_marker("timeout")
+    return max(300.0, marker.args[0]) if marker else 300.0
 
 
 def pytest_collection_finish() -> None:
