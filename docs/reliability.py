@@ -102,8 +102,7 @@ def cases() -> str:
 
 def files() -> str:
     rows: list[list[str | int]] = []
-    for name, count in COUNTS.items():
-        found = ends(name, count, SEED)
+    for name, found in ends(COUNTS, SEED).items():
         row = [found.get(key, 0) for key in ("tried", "read", "refused", "unclean", "memory")]
         rows.append([FORMATS[name], *row])
     rows.append(["all", *(sum(int(row[i]) for row in rows) for i in range(1, 6))])

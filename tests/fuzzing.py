@@ -1,9 +1,10 @@
 """Mutated inputs of every format, with fixed seeds, read in a process whose memory is limited.
 
-    python -m tests.fuzzing FORMAT COUNT SEED
+    python -m tests.fuzzing SEED FORMAT=COUNT …
 
-prints one line of JSON: how many were read, refused in one clean line, or ended otherwise, and the
-first few of the last kind. `test_fuzzing.py` runs it; docs/reliability.md shows the figures.
+prints one line of JSON for each format: how many were read, refused in one clean line, or ended
+otherwise, and the first few of the last kind. Each format has a process of its own, a copy of one that
+has loaded torch and transformers. `test_fuzzing.py` runs it; docs/reliability.md shows the figures.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import copy
 import gzip
 import json
+import os
 import random
 import resource
 import sys
 import tempfile
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -405,5 +408,23 @@ def run(name: str, count: int, seed: int) -> dict:
     return {"format": name, "tried": count, "seed": seed, **ends, "first": unclean[:5]}
 
 
+def main(seed: str, *asked: str) -> int:
+    from tests.models import tiny_gpt2  # with what takes seconds to load
+
+    tiny_gpt2()
+    failed = 0
+    for name, count in (words.split("=") for words in asked):
+        child = os.fork()
+        if child == 0:
+            try:
+                print(json.dumps(run(name, int(count), int(seed))), flush=True)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        failed |= os.waitpid(child, 0)[1]
+    return int(failed != 0)
+
+
 if __name__ == "__main__":
-    print(json.dumps(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
+    sys.exit(main(*sys.argv[1:]))
