@@ -35,7 +35,7 @@ from logitlens.readout.threads import pool
 FEW = 64 if WIDE else 48  # rows up to which they, not tokens, are laid side by side
 SIDE = 64 if WIDE else 24  # rows laid side by side at most: more are several groups
 GROUP = 8 if WIDE else 12  # tokens multiplied by few rows together
-RUN = 128  # words summed up in a row; such sums are added up in float32
+RUN = 128 if WIDE else 160  # words summed up in a row; such sums are added up in float32
 PANELS = 256 << 10  # bytes of tokens laid side by side: half of a second cache
 # Before LLVM 16 the instruction had other operands.
 DOTS = bool(llvm.get_host_cpu_features().get("avx512bf16")) and llvm.llvm_version_info >= (16,)

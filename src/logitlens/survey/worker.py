@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -26,6 +27,9 @@ from logitlens.survey import plan as planning
 from logitlens.survey.commit import Folder
 from logitlens.survey.engines import failure
 from logitlens.survey.measure import Part, measure, prompts_of
+
+
+_version = cache(version)  # looks for a package on the disk
 
 
 class Worker:
@@ -103,7 +107,7 @@ class Worker:
                 "seconds": round(time.perf_counter() - began, 3),
                 "versions": {
                     "logitlens": logitlens.__version__,
-                    **{name: version(name) for name in ("torch", "transformers", "pyarrow")},
+                    **{name: _version(name) for name in ("torch", "transformers", "pyarrow")},
                 },
             },
             part.cells,
