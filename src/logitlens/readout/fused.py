@@ -195,10 +195,12 @@ def _count(z, target):
 
 
 @numba.njit
-def _keep(z, maxima, first, values, ids, held):
+def _keep(z, maxima, top, first, values, ids, held):
     """Insert what beats the k-th value, or equals it with a lower id; opens lanes that may."""
     K, C = values.shape[0], z.shape[0]
     for b in range(maxima.shape[0]):
+        if K == 1 and maxima[b] < top:  # of one token it is the highest of all
+            continue
         if held == K and not maxima[b] >= values[K - 1]:
             continue
         start = b // LANES * SPAN + b % LANES
@@ -258,7 +260,7 @@ def _tile(
             s_PL[p, row] = s_PL[p, row] * shrink + s
             c_PL[p, row] = c
             if held_N[n] < K or not top < values_NK[n, K - 1]:
-                held_N[n] = _keep(z, maxima, first, values_NK[n], ids_NK[n], held_N[n])
+                held_N[n] = _keep(z, maxima, top, first, values_NK[n], ids_NK[n], held_N[n])
             for m in range(M):
                 target, own = target_PLM[p, row, m], targets_PM[p, m] - first
                 if m > 0:  # of candidates hardly any tile holds something greater

@@ -28,7 +28,6 @@ from logitlens.survey.commit import Folder
 from logitlens.survey.engines import failure
 from logitlens.survey.measure import Part, measure, prompts_of
 
-
 _version = cache(version)  # looks for a package on the disk
 
 
