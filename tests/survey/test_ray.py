@@ -43,7 +43,7 @@ def cluster(s3):
         settings = {
             "worker_niceness": 0, "prestart_worker_first_driver": False,
             "enable_metrics_collection": False, "health_check_initial_delay_ms": 1000,
-            "health_check_period_ms": 1000,
+            "health_check_period_ms": 200,  # five unanswered ones, and a node is lost
         }  # fmt: skip
         cluster = Cluster(
             initialize_head=True,
