@@ -35,7 +35,8 @@ from logitlens.readout.threads import pool
 FEW = 64 if WIDE else 48  # rows up to which they, not tokens, are laid side by side
 SIDE = 64 if WIDE else 24  # rows laid side by side at most: more are several groups
 GROUP = 8 if WIDE else 12  # tokens multiplied by few rows together
-RUN = 128 if WIDE else 160  # words summed up in a row; such sums are added up in float32
+RUN = 128  # words summed up in a row; such sums are added up in float32
+ONE = RUN if WIDE else 160  # words up to which a row is one run
 PANELS = 256 << 10  # bytes of tokens laid side by side: half of a second cache
 # Before LLVM 16 the instruction had other operands.
 DOTS = bool(llvm.get_host_cpu_features().get("avx512bf16")) and llvm.llvm_version_info >= (16,)
@@ -180,6 +181,7 @@ def _many(
 ):  # fmt: skip
     """Groups of 6 rows × C tokens, some panels of them side by side in each thread's part of work."""
     panel, step = 4 * words * WIDTH, panels * WIDTH
+    run = words if words <= ONE else RUN
     shares = (C + step - 1) // step
     for t in numba.prange(threads):
         mine = work + t * each
@@ -193,11 +195,11 @@ def _many(
             for g in range(groups):
                 rows = x + g * words * side * 4
                 to = out + g * side * out_stride + first * 4
-                for w in range(0, words, RUN):
+                for w in range(0, words, run):
                     for s in range(count):
                         _block_many(
                             kind, rows + w * side * 4, 4, mine + s * panel + w * WIDTH * 4,
-                            min(RUN, words - w), to + s * WIDTH * 4, out_stride, w,
+                            min(run, words - w), to + s * WIDTH * 4, out_stride, w,
                         )  # fmt: skip
 
 
