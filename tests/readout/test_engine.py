@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import platform
+import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import find_spec
@@ -143,3 +145,26 @@ def test_a_block_of_positions_fills_a_tile_and_no_more_memory_than_its_share():
     assert positions_per_block(13, 768) == 2 * (chunked.ROWS // 13)
     assert positions_per_block(1000, 16_384) == 1
     assert positions_per_block(4, 16_384) * 4 * 16_384 * 4 <= BLOCK_BYTES
+
+
+FAULTS = """
+import resource, torch
+from logitlens.readout import engine
+from tests.readout.heads import make_head
+
+engine.choose(make_head(50), 1)
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(18 << 20, dtype=torch.uint8) for _ in range(3)]
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="says what glibc does")
+def test_what_one_reading_frees_is_kept_for_the_next():
+    """13,824 pages of 54 MB, nearly all of which would else come fresh from the system each time."""
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 1000
