@@ -80,6 +80,8 @@ class Chunked(Engine):
             x_pLE, targets_pM = x_PLE[p : p + step], targets_PM[p : p + step]
             here = inside(final, p, p + step)
             parts.append(self._part(x_pLE, head, k, targets_pM, candidates, here, room))
+            if step < P:  # one part's is freed with its tile, as it was taken
+                parts[-1].work = parts[-1].work.new_empty(2, 0)
         return Online.joined(parts).result(candidates)
 
     def _part(
@@ -130,7 +132,6 @@ class Chunked(Engine):
             # own numbers. (Seen on no processor yet; on a GPU it would be all too common.)
             online = self._online(k, targets_PM, online.own_PLM)
             stream(tile, V, columns, online)
-        online.work = online.work[:, :0].clone()
         return online
 
     def _online(self, k: int, targets_PM: Tensor, target_PLM: Tensor) -> Online:
