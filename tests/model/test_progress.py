@@ -35,9 +35,10 @@ def test_in_chunks_blocks_are_counted_over_all_of_them(model):
 
 
 def test_a_long_readout_tells_of_its_blocks_of_positions(model, monkeypatch):
-    from logitlens.readout import chunked
+    from logitlens.readout import chunked, read
 
     monkeypatch.setattr(chunked, "ROWS", 4 * 6 // chunked.LIBRARY)
+    monkeypatch.setattr(read, "BLOCK_BYTES", 6 * 4 * 32 * 4)  # six positions of 4 layers, width 32
     assert [done for what, done, _ in told(model) if what == "positions"] == [6, 12, 18, 20]
 
 
