@@ -62,16 +62,28 @@ def _fill(page: Path, blocks: list[str]) -> None:
 
 def newest(path: Path) -> dict[str, list[dict]]:
     """Class of machines → the last row of each case, in the order the cases first came: of the
-    machine of that class that measured last, and of today's form."""
+    machine of that class that measured last, and of today's form. A row of a prompt has with it, as
+    `beside`, the floor that was measured with the same commit, or else the last one: the machine is
+    faster in one hour than in another."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows = [row for row in rows if row.get("format") == machine.FORMAT]
     last = {machine.kind_of(row): _place(row) for row in rows}
     found: dict[str, dict[tuple, dict]] = {}
+    floors = {at: row for row in rows if (at := _floor_of(row)) and row["contender"] == "floor"}
+    by_case = {at[:-1]: row for at, row in floors.items()}
     for row in rows:
+        if at := _floor_of(row):
+            row["beside"] = floors.get(at, by_case.get(at[:-1]))
         kind = machine.kind_of(row)
         if _place(row) == last[kind]:
             found.setdefault(kind, {})[tuple(row.get(key) for key in KEYS)] = row
     return {kind: list(cases.values()) for kind, cases in found.items()}
+
+
+def _floor_of(row: dict) -> tuple | None:
+    """What a row of a prompt and its floor have in common, the commit last."""
+    case = ("shape", "tokens", "last", "threads", "commit")
+    return (*_place(row), *(row[key] for key in case)) if row["kind"] == "read" else None
 
 
 def _place(row: dict) -> tuple:
@@ -111,14 +123,18 @@ def overview(rows: list[dict]) -> str:
     threads = max(r["threads"] for found in cases.values() for r in found)
     columns = {key: [r for r in cases[key] if r["threads"] == threads] for key in sorted(cases)}
     titles = [f"{list(NAMES)[shape]}: {tokens:,}" for shape, _, tokens in columns]
-    lines = [f"**Seconds (× floor) to read a prompt of so many tokens**, every position, {_count(threads)}; "
-             "gpt2 is GPT-2's shape in float32, 128k a Llama of 16 blocks in bfloat16", ""]  # fmt: skip
+    lines = [
+        f"**Seconds (× floor) to read a prompt of so many tokens**, every position, {_count(threads)}, "
+        "beside the floor of the same run; gpt2 is GPT-2's shape in float32, 128k a Llama of 16 "
+        "blocks in bfloat16",
+        "",
+    ]
     lines += ["| | " + " | ".join(titles) + " |", "| --- |" + " ---: |" * len(titles)]
     for name in _names([r for found in columns.values() for r in found]):
         cells = []
         for found in columns.values():
             row = next((r for r in found if r["contender"] == name and "p50" in r), None)
-            seconds, ratio = _took(row, _floor(found, threads))
+            seconds, ratio = _took(row)
             cells.append(f"{seconds.split(' ')[0]} ({ratio})" if row and ratio else "–")
         lines.append(f"| {FLOOR if name == 'floor' else name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -159,26 +175,23 @@ def _case(rows: list[dict]) -> str:
     lines += ["| --- | " + "---: | " * (2 * len(threads) + 1)]
     for name in _names(rows):
         mine = {r["threads"]: r for r in rows if r["contender"] == name}
-        cells = [cell for n in threads for cell in _took(mine.get(n), _floor(rows, n))]
+        cells = [cell for n in threads for cell in _took(mine.get(n))]
         peaks = [r["peak_mb"] for r in mine.values() if r.get("peak_mb") is not None]
         cells.append(f"{max(peaks):,.0f}" if peaks else "")
         lines.append(f"| {FLOOR if name == 'floor' else name} | " + " | ".join(cells) + " |")
-    said = [_chosen(r) for n in threads for r in [_floor(rows, n)] if r and "product" in r]
+    floors = [r for n in threads for r in rows if (r["contender"], r["threads"]) == ("floor", n)]
+    said = [_chosen(r) for r in floors if "product" in r]
     return "\n".join([line.rstrip() for line in lines] + (["", " ".join(said)] if said else []))
 
 
-def _took(row: dict | None, floor: dict | None) -> list[str]:
+def _took(row: dict | None) -> list[str]:
     if row is None:
         return ["", ""]
     if "failed" in row:
         return [row["failed"].replace("|", "/"), ""]
-    ratio = f"{row['p50'] / floor['p50']:.2f}" if floor else ""
+    floor = row["beside"] or {}
+    ratio = f"{row['p50'] / floor['p50']:.2f}" if "p50" in floor else ""
     return [f"{_s(row['p50'])} ({_s(row['p20'])}–{_s(row['p80'])})", ratio]
-
-
-def _floor(rows: list[dict], threads: int) -> dict | None:
-    wanted = ("floor", threads)
-    return next((r for r in rows if (r["contender"], r["threads"]) == wanted and "p50" in r), None)
 
 
 def _chosen(row: dict) -> str:

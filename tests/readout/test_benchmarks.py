@@ -237,6 +237,19 @@ def test_the_report_takes_the_newest_row_and_divides_by_the_floor(tmp_path):
     assert "old" not in text
 
 
+def test_a_row_is_divided_by_the_floor_of_its_own_commit_where_there_is_one(tmp_path):
+    rows = [
+        row(commit="old", **TIMES | {"p50": 2.0}),
+        row(commit="old", contender="naive", **TIMES | {"p50": 6.0}),
+        row(commit="new", **TIMES | {"p50": 1.0}),
+        row(commit="new", contender="logitlens", **TIMES | {"p50": 1.5}),
+        row(commit="newest", contender="nnsight", **TIMES | {"p50": 4.0}),
+    ]
+    text = rendered(tmp_path, rows)
+    for name, seconds, ratio in (("naive", 6, 3), ("logitlens", 1.5, 1.5), ("nnsight", 4, 4)):
+        assert f"| {name} | {seconds:.2f} (1.00–1.00) | {ratio:.2f} | 3 |" in text
+
+
 def test_threads_are_side_by_side_and_each_has_its_own_floor(tmp_path):
     rows = [
         row(**TIMES), row(threads=2, **TIMES | {"p50": 0.5}),
