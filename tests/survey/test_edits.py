@@ -10,13 +10,16 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from click.testing import CliRunner
 
 import logitlens
 from logitlens import PromptError, Reading, SurveyError, edit
 from logitlens.cli import main
 from logitlens.cli import survey as cli_survey
+from logitlens.model.edits import prepare
 from logitlens.survey import plan as planning
+from logitlens.survey import worker
 from logitlens.survey.engines import local
 from logitlens.survey.plan import Settings
 from logitlens.survey.report import report
@@ -67,6 +70,24 @@ def test_a_survey_goes_on_with_the_same_edits_only_and_its_plan_gives_them_back(
         logitlens.load(None).read(prompt, edits=back)
     survey.run(folder="none")
     assert edit.load(survey.folder / "none" / "plan.json") == []
+
+
+def test_the_source_of_a_patch_runs_with_the_threads_of_the_plan(survey, monkeypatch):
+    """Else a worker with more processors would put other last digits in."""
+    seen = []
+
+    def watched(model, edits):
+        seen.append(torch.get_num_threads())
+        return prepare(model, edits)
+
+    monkeypatch.setattr(worker, "prepare", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        survey.run(records(2), edits=EDITS)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]
 
 
 def test_another_vector_is_another_edit(survey, model):

@@ -26,7 +26,7 @@ def residual_rows(model: Readable, ids_BT: Tensor, depths: list[int]) -> dict[in
     for i, depth in enumerate(wanted):
         rows[depth] = torch.cat([r.h[i] for r in residuals])
         for r in residuals:
-            r.h[i] = r.h[i][:0]  # freed: the rows are in one piece now
+            r.h[i] = r.h[i].new_empty(0)  # freed: the rows are in one piece now
         if not bool(rows[depth].isfinite().all()):
             raise FitError(
                 f"{model.name}: its own residual of layer {layer_label(depth)} is not finite on this "

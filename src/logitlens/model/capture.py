@@ -44,7 +44,8 @@ class Residuals:
     """One prompt's residual stream.
 
     ids              (T,) int64, on the CPU
-    h                one (T, D) tensor for each of the `layers`, in the stream's own dtype
+    h                one (T, D) tensor for each of the `layers`, in the stream's own dtype; of a batch, parts
+                     of one tensor, which stays while any prompt's does
     layers           their labels: "embed", "0", …, "N-1"
     final_logits     (P, V) float32: the model's own logits at `final_positions`
     stream           "resid"; or "mid", "attn", "mlp", "head" (see `sublayers`, `heads`): rows of block
@@ -92,7 +93,6 @@ def capture(
     cache: Cache | None = None,
     edits: Prepared | None = None,
     watch: Took | None = None,
-    copies: bool = True,
 ) -> list[Residuals]:
     """Token ids of several prompts → their residuals, from one forward pass.
 
@@ -104,7 +104,6 @@ def capture(
     cache      of one prompt: the positions before these ids; these are added to it
     edits      what is changed in the stream while the model runs; see `edits.prepare`
     watch      called after every block with what was added to its stream; see `contributions`
-    copies     of a batch: a row that is kept would otherwise keep all others in memory
 
     Raises PromptError for an empty prompt, UnsupportedModel where the model's forward fails, its
     blocks do not run once each, or its stream has another shape than when it was loaded.
@@ -133,11 +132,10 @@ def capture(
             f"{type(hf).__name__} gave logits of shape {tuple(logits.shape)} for "
             f"{batch.ids_BT.shape[1]} tokens: expected one row a position"
         )
-    own = Tensor.clone if copies and len(ids) > 1 else Tensor.detach
     return [
         Residuals(
             ids=ids_T,
-            h=[own(h_BTD[b, : len(ids_T)]) for h_BTD in h_LBTD],
+            h=[h_BTD[b, : len(ids_T)] for h_BTD in h_LBTD],
             layers=labels,
             final_logits=logits[b, [kept.index(p) for p in where[b]]].float(),
             final_positions=list(where[b]),

@@ -272,7 +272,6 @@ class LensModel:
                 captured = capture.capture(
                     self, [cut[i][0] for i in batch], depths=asked.depths, stream=asked.stream,
                     check=[requests[i].positions[-1] for i in batch], edits=asked.edits,
-                    copies=False,
                 )  # fmt: skip
                 builders = [ReadingBuilder(self, cut[i][0], requests[i]) for i in batch]
                 read_together(builders, captured, engine)

@@ -169,7 +169,7 @@ def read_rows(
         with as_found(model.hf), torch.no_grad():
             captured = capture(
                 model, [a.ids for a in mine], depths=depths,
-                check=[a.positions[-1] for a in mine], edits=changes, copies=False,
+                check=[a.positions[-1] for a in mine], edits=changes,
             )  # fmt: skip
             by_lens = [_read(model, mine, captured, lens, top, engine) for lens in lenses]
         for i, *rows in zip(batch, *by_lens):

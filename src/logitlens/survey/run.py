@@ -108,13 +108,12 @@ def run(
     depths_for(model, settings.layers)  # refused before anything is written
     ready = prepare(model, edits)
     files = Folder(folder)
-    plan = planning.settle(
-        files,
-        planning.make(
-            model, _given(path, files, model, settings, ready), source=source, loading=loading,
-            lenses=lenses, settings=settings, edits=_as_given(edits, ready),
-        ),
+    given = _given(path, files, model, settings, ready)
+    plan = planning.make(
+        model, given, source=source, loading=loading, lenses=lenses, settings=settings,
+        edits=_as_given(edits, ready),
     )  # fmt: skip
+    plan = planning.settle(files, plan)
     index, count = share or (0, 1)
     mine = range(len(plan.shards))[index::count]
     left = [shard for shard in mine if files.committed(shard) is None]
@@ -133,6 +132,11 @@ def run(
     if found.done and not found.merged:
         _merge(folder)
         found = status(folder)
+    return _with_failures(found, failed)
+
+
+def _with_failures(found: Status, failed: dict[int, str]) -> Status:
+    """The status, with what failed here too: a full disk may hold no record of it."""
     done = {record["shard"] for record in found.records}
     failed = {k: v for k, v in (failed | found.failed).items() if k not in done}
     underway = {k: v for k, v in found.underway.items() if k not in failed}

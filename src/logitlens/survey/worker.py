@@ -60,7 +60,8 @@ class Worker:
             name = lens.name if lens.name not in self.lenses else entry["said"]
             self.lenses[name] = lens
         self.depths = depths_for(model, self.plan.settings.layers)
-        self.edits = prepare(model, self.plan.edits)
+        with planning.threads(self.plan.settings.threads):  # a patch runs its source prompt
+            self.edits = prepare(model, self.plan.edits)
 
     def _windows(self) -> documents.Windows:
         """A corpus is read from the ids that planning wrote, whatever became of its files."""
