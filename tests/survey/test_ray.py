@@ -22,6 +22,7 @@ from logitlens.survey.engines import ray as engine
 from logitlens.survey.plan import Settings
 from logitlens.survey.run import run
 from tests.survey.conftest import records
+from tests.survey.test_edits import EDITS
 
 pytestmark = [
     pytest.mark.slow,
@@ -111,11 +112,12 @@ def _log(folder: Path, shard: int) -> list[str]:
     return (folder / "logs" / f"{shard:05}.txt").read_text().splitlines()
 
 
-def test_the_command_line_reads_with_ray_and_refuses_threads_that_no_node_has(
+def test_the_command_line_edits_with_ray_and_refuses_threads_that_no_node_has(
     survey, saved, cluster
 ):
+    """The edits of another survey's plan, a patch among them, whose source prompt every actor runs."""
     items = ITEMS[:9]
-    survey.run(items, folder="whole", size=3)
+    survey.run(items, folder="whole", size=3, edits=EDITS)
     path = str(survey.folder / "prompts.jsonl")
 
     def go(folder: str, threads: str):
@@ -128,6 +130,8 @@ def test_the_command_line_reads_with_ray_and_refuses_threads_that_no_node_has(
             "64",
             "--threads",
             threads,
+            "--edit",
+            str(survey.folder / "whole" / "plan.json"),
         ]
         out = str(survey.folder / folder)
         arguments = ["survey", "run", path, "-o", out, "-m", str(saved), *words]
@@ -137,6 +141,7 @@ def test_the_command_line_reads_with_ray_and_refuses_threads_that_no_node_has(
     assert done.exit_code == 0, done.output
     whole, read = (survey.folder / name / "survey.parquet" for name in ("whole", "ray"))
     assert read.read_bytes() == whole.read_bytes()
+    assert planning.load(survey.folder / "ray").edits
     refused = go("wide", "2")
     assert refused.exit_code == 1
     assert "each worker takes 2 CPUs" in refused.stderr
