@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from logitlens import FitError
+from logitlens.cli import fit as cli_fit
 from logitlens.cli import main
 from logitlens.fit import jacobian
 from logitlens.fit.corpus import from_ids
@@ -134,3 +135,42 @@ def test_the_command_line_shares_a_jacobian_fit_and_says_why_not_a_tuned_one(sav
         refused = run(*wrong)
         assert refused.exit_code == 2
         assert why in " ".join(refused.stderr.split())
+
+
+def test_where_others_fit_the_process_that_plans_puts_no_model_on_their_devices(
+    saved, model, tmp_path, monkeypatch
+):
+    """One shard is left to the other process too; the lens is judged on the device, when it is free."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(["The Eiffel Tower is in the city of Paris"] * 6))
+    given, began = [], []
+
+    def loads(source, **options):
+        given.append({name: options[name] for name in ("device_map", "dtype")})
+        return model
+
+    def elsewhere(folder, shards, jobs):
+        began.append((jobs, len(shards)))
+        return local.run_here(fitting.Worker(folder, model), shards)
+
+    plans, honest = [], fitting._begun
+
+    def noted(folder):
+        plans.append(honest(folder))
+        return plans[-1]
+
+    monkeypatch.setattr(cli_fit, "load_model", loads)
+    monkeypatch.setattr(local, "run", elsewhere)
+    monkeypatch.setattr(fitting, "_begun", noted)
+    words = ["fit", "jacobian", str(text), "-m", str(saved), "--device-map", "cuda"]
+    for jobs, extra in (("1", []), ("2", ["--evaluate"])):
+        out = ["-o", str(tmp_path / jobs), "--skip-first", "2", "--threads", "1"]
+        done = CliRunner().invoke(main, [*words, *out, "-j", jobs, *extra], prog_name="logitlens")
+        assert done.exit_code == 0, done.output
+    there, planned = {"device_map": "cuda", "dtype": None}, {"device_map": None, "dtype": "auto"}
+    assert given == [there, planned, there]
+    assert began == [(2, 1)]
+    assert all(plan["loading"] == {"device_map": "cuda"} for plan in plans)
+    assert {plan["settings"]["tokens_per_pass"] for plan in plans} == {16384}
+    one, two = (tmp_path / name / jacobian.FILE for name in ("1", "2"))
+    assert one.read_bytes() == two.read_bytes()

@@ -20,6 +20,7 @@ from logitlens.cli.options import (
     engine_of,
     engine_options,
     load_model,
+    loading_here,
     model_options,
     shard_of,
     together,
@@ -182,7 +183,8 @@ def jacobian_command(
     part = shard_of(shard)
     check_engine(engine, address)
     _check_folder(out)
-    with _session(source, loading) as (model, speak):
+    here = loading_here(loading, engine, jobs)
+    with _session(source, here) as (model, speak):
         if layers is not None:
             from logitlens.select import layer_label, select_layers
 
@@ -206,6 +208,8 @@ def jacobian_command(
             if evaluate:
                 used = len(jacobian.choose(model, text, settings))
                 held = _held_out(model, text, used, settings)
+                if here != loading:  # those who fitted have left the devices
+                    model = load_model(source, **loading)
                 _judge(model, f"jacobian:{out}", held, facts, out)
 
 

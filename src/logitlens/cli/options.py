@@ -322,6 +322,15 @@ def engine_of(engine: str, address: str | None, jobs: int | None, threads: int) 
     return partial(ray.run, address=address, jobs=jobs, threads=threads)
 
 
+def loading_here(loading: dict[str, Any], engine: str, jobs: int | None) -> dict[str, Any]:
+    """How this process loads the model: as asked, or where others read, the same weights in main memory
+    and the devices left to them."""
+    alone = engine == "local" and (jobs or 1) == 1
+    if alone or loading["device_map"] in (None, "cpu"):
+        return loading
+    return loading | {"device_map": None, "dtype": loading["dtype"] or "auto"}
+
+
 def shard_of(text: str | None) -> tuple[int, int] | None:
     """I/N as numbers."""
     if text is None:

@@ -20,6 +20,7 @@ from logitlens.cli.options import (
     engine_options,
     errors,
     load_model,
+    loading_here,
     model_options,
     shard_of,
 )
@@ -104,8 +105,7 @@ def run_command(
         folder, jobs or 1, **{k: v for k, v in options.items() if k not in LOADING}
     )
     changes = edits_of(edits)
-    others = engine != "local" or (jobs or 1) > 1
-    model = load_model(source, **(_to_plan(loading) if others else loading))
+    model = load_model(source, **loading_here(loading, engine, jobs))
     with _watched() as watch:
         found = run(
             given, folder, model, source=source, loading=loading, lenses=lenses,
@@ -114,13 +114,6 @@ def run_command(
         )  # fmt: skip
     _tell(folder, found)
     return FAILED if found.failed else 0
-
-
-def _to_plan(loading: dict[str, Any]) -> dict[str, Any]:
-    """How to load the model where others read: the same weights, and devices left to them."""
-    if loading["device_map"] in (None, "cpu"):
-        return loading
-    return loading | {"device_map": None, "dtype": loading["dtype"] or "auto"}
 
 
 def _settings(

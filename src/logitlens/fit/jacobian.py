@@ -77,11 +77,11 @@ class Settings:
                 )
         check_dtype(self)
 
-    def per_pass(self, model: Readable) -> int:
-        """Positions of one backward pass on the device this model is on."""
+    def per_pass(self, model: Readable, device: str | None = None) -> int:
+        """Positions of one backward pass, by the kind of device; None: the one this model is on."""
         if self.tokens_per_pass is not None:
             return self.tokens_per_pass
-        return 1024 if input_device(model.hf).type == "cpu" else 16384
+        return 1024 if (device or input_device(model.hf).type) == "cpu" else 16384
 
 
 @dataclass

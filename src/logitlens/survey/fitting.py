@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,9 @@ def fit(
     on machines of one kind. Raises what `jacobian.fit` raises, and FitError where shards failed: those
     that were read are kept, and the fit can be run again.
     """
+    settings = replace(settings, tokens_per_pass=_per_pass(model, settings, loading))
     job = JacobianFit(model, corpus, settings)
-    made_of = plain(settings, without=("checkpoint_seconds", "dtype"))
-    made_of |= {"tokens_per_pass": settings.per_pass(model), "threads": threads}
+    made_of = plain(settings, without=("checkpoint_seconds", "dtype")) | {"threads": threads}
     identity = checkpoint.identity("jacobian", model, corpus, made_of)
     weights = planning.weights_hash(model)
     identity |= {"weights": weights, "in shards": True}
@@ -90,7 +91,7 @@ def fit(
         here, began = str(folder), time.perf_counter()
         if engine is not None:
             records = engine(here, left)
-        elif jobs > 1 and len(left) > 1:
+        elif jobs > 1:  # the model here may only be planned with, in main memory
             records = local.run(here, left, jobs)
         else:
             records = local.run_here(Worker(here, model), left)
@@ -129,6 +130,14 @@ def _watch(
             f"{len(failed)} shards of the fit failed; shard {shard}: {why}. The others are kept: run the "
             "same command again"
         )
+
+
+def _per_pass(model: LensModel, settings: Settings, loading: dict[str, Any]) -> int:
+    """Positions of one backward pass on the devices of those who fit: the model may be in main memory
+    here, only to be planned with."""
+    device = loading.get("device_map") or "cpu"
+    on_gpu = "cuda" in device or (device != "cpu" and torch.cuda.is_available())
+    return settings.per_pass(model, "cuda" if on_gpu else None)
 
 
 def _divided(rounds: list[list[int]]) -> list[list[list[int]]]:
