@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import gzip
+import html
 import json
 import re
+import shlex
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 
 import logitlens
 from logitlens import FormatError, SurveyError
+from logitlens.cli import main
 from logitlens.survey import bands, corpus_summary, sketch
 from logitlens.survey.commit import Folder
 from logitlens.survey.documents import Windows
-from logitlens.survey.find import find
+from logitlens.survey.find import again, find
 from logitlens.survey.plan import Settings
 from logitlens.survey.report import report
 from logitlens.survey.run import run
 from logitlens.survey.summary import SAMPLE
+from logitlens.view import page as view_page
 from tests.models import tiny_gpt2, tiny_tokenizer
 from tests.survey.conftest import WORDS
 
@@ -245,8 +250,59 @@ def test_a_report_of_a_corpus_shows_curves_exits_and_agreement_by_band(corpus, t
     assert "| tokens |" in text
     with pytest.raises(FormatError, match="grouped by position"):
         report([folder], tmp_path / "b.md", by="language")
-    with pytest.raises(FormatError, match=r"cells/\*\.parquet"):
-        find(folder)
+
+
+def test_positions_of_a_corpus_are_found_and_their_windows_read_again(corpus, model, tmp_path):
+    folder = corpus(cells=True)
+    cells = pq.read_table(folder / "cells").to_pandas()
+    kl = round(float(cells.kl[cells.block == 0].median()), 3)
+    wide = cells[(cells.block == 0) & (cells.kl > kl) & (cells.seen > 3)]
+    rows = find(folder, f"kl_0 > {kl} and seen > 3", order="kl_0 desc", limit=1000)
+    assert 0 < len(rows) == len(wide)
+    places = [(row["document"], row["position"]) for row in rows]
+    wide = wide.sort_values(["kl", "document", "position"], ascending=[False, True, True])
+    assert places == list(zip(wide.document, wide.position))
+    for row in rows:
+        pieces = model.tokens.pieces(model.tokens.encode(TEXTS[row["document"]]))
+        after = row["position"] + 1
+        assert row["prompt"] == "".join(pieces[max(0, after - corpus_summary.CONTEXT) : after])
+        assert row["answer"] == (pieces[after] if after < len(pieces) else None)
+    assert len(find(folder, limit=3)) == 3
+    late = max(
+        rows, key=lambda row: row["position"]
+    )  # in a window that is not its document's first
+    ((ids, lens),) = again(folder, [late, late], 8)
+    assert lens == "logit"
+    reading = model.read(ids)
+    mine = cells[(cells.document == late["document"]) & (cells.position == late["position"])]
+    seen = mine.seen.iloc[0]
+    assert seen < late["position"]
+    np.testing.assert_allclose(reading.kl[:, seen], mine.kl, atol=1e-4)
+    with pytest.raises(FormatError, match="loss_N.*layers are numbers"):
+        find(folder, "logprob_1 > 3")
+    with pytest.raises(FormatError, match="run it with --keep cells"):
+        find(corpus("plain"))
+
+
+def test_behind_a_position_is_the_command_that_reads_its_window_again(
+    corpus, model, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    corpus("kept", cells=True, overlap=0)
+    report(["kept"], tmp_path / "r.html")
+    commands = re.findall(r"<code>(.*?)</code>", (tmp_path / "r.html").read_text())
+    assert len(commands) > SAMPLE
+    opened = []
+    monkeypatch.setattr(view_page, "save", lambda readings, out: opened.extend(readings))
+    name, *words = shlex.split(html.unescape(commands[-1]))
+    done = CliRunner().invoke(main, words, prog_name=name)
+    assert done.exit_code == 0, done.output
+    where = words[words.index("--where") + 1]
+    assert f"{where.replace(' = ', ' ').replace(' and ', ' · ')}" in done.stdout
+    document, position = map(int, re.findall(r"\d+", where))
+    start = position - position % 16
+    (reading,) = opened
+    assert reading.ids.tolist() == model.tokens.encode(TEXTS[document])[start : start + 16]
 
 
 def test_behind_the_points_of_a_corpus_are_positions_where_cells_are_kept(corpus, monkeypatch):

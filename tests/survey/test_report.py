@@ -11,13 +11,19 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import logitlens
 from logitlens import FormatError, edit
 from logitlens.cli import main
+from logitlens.lenses import save
 from logitlens.survey.find import find
+from logitlens.survey.plan import Plan
 from logitlens.survey.report import report
 from logitlens.survey.summary import MEASURES, interval, summarise, table
+from logitlens.view import page
 from logitlens.view.survey import figure
-from tests.survey.conftest import records
+from tests.lenses.test_store import tuned
+from tests.models import tiny_gpt2, tiny_tokenizer
+from tests.survey.conftest import records, write_lines
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +184,56 @@ def test_behind_a_point_is_the_command_that_reads_a_prompt_again(folder, tmp_pat
     assert records()[0]["prompt"] in (tmp_path / "reading.html").read_text(encoding="utf-8")
 
 
+def test_ids_chats_and_prompts_that_look_like_ids_are_found_again_as_they_were_read(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }} is in {% endfor %}"
+        "{% if add_generation_prompt %}the{% endif %}"
+    )
+    for part in (tiny_gpt2(), tokenizer):
+        part.save_pretrained(tmp_path / "chatting")
+    chat = [{"role": "user", "content": "The 'tower'"}]
+    items = [{"prompt": [5, 7, 11]}, {"messages": chat}, {"prompt": "[5, 7, 11]"}, {"prompt": [5]}]
+    write_lines(tmp_path / "my prompts.jsonl", items)
+    words = ["run", "my prompts.jsonl", "-o", "my survey", "-m", "chatting"]
+    assert CliRunner().invoke(main, ["survey", *words]).exit_code == 0
+    report(["my survey"], tmp_path / "r.html")
+    page_text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    commands = [html.unescape(each) for each in re.findall(r"<code>(.*?)</code>", page_text)]
+    opened = []
+    monkeypatch.setattr(page, "save", lambda readings, out: opened.append(readings))
+    model = logitlens.load("chatting")
+    truth = [model.read(item.get("messages", item.get("prompt"))) for item in items]
+    assert len({tuple(reading.ids.tolist()) for reading in truth}) == len(items) == len(commands)
+    for command in commands:
+        name, *given = shlex.split(command)
+        assert given[:3] == ["survey", "find", "my survey"]
+        done = CliRunner().invoke(main, given, prog_name=name)
+        assert done.exit_code == 0, done.output
+    assert [len(readings) for readings in opened] == [1] * len(items)
+    for (reading,), known in zip(opened, truth):
+        assert reading.ids.tolist() == known.ids.tolist()
+        np.testing.assert_allclose(reading.entropy, known.entropy, atol=1e-5)
+
+
+def test_several_lenses_of_one_kind_are_each_found_by_their_name_in_the_table(survey, model):
+    """Also where the second is asked for by the name that the first would have."""
+    places = [save(tuned(model, seed=n), survey.folder / f"{n}.safetensors") for n in (1, 2)]
+    paths = [f"tuned:{place}" for place in places]
+    survey.run(records(3), lenses=paths)
+    names = list(table(survey.folder / "a").lens.unique())
+    assert names == ["tuned", paths[1]]
+    words = ["survey", "find", str(survey.folder / "a"), "--json", "--lens"]
+    for name in names:
+        done = CliRunner().invoke(main, [*words, name])
+        assert {json.loads(line)["lens"] for line in done.stdout.splitlines()} == {name}
+    said = [{"name": "tuned", "said": each} for each in (paths[0], "tuned")]
+    assert Plan({"lenses": said}).lenses == {paths[0]: paths[0], "tuned": "tuned"}
+
+
 def test_a_prompt_cannot_put_markup_into_the_page(survey, tmp_path):
     survey.run([{"prompt": "<b>the</b><script>", "kind": "<i>|x"}], size=1)
     report([survey.folder / "a"], tmp_path / "r.html", by="kind")
@@ -221,7 +277,7 @@ def test_a_slip_in_a_condition_is_shown_with_the_columns_there_are(survey, where
     text = str(said.value)
     assert why in text
     assert f"--where {where!r}" in text
-    assert "columns are order, number, id, prompt" in text
+    assert "columns are order, number, prompt_index, id" in text
     assert "set_end_N" in text
     assert "select" not in text
     assert "\n" not in text

@@ -214,7 +214,7 @@ def report_command(
 @click.option("--limit", default=20, show_default=True, type=COUNT, metavar="N")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one prompt on each line.")
 @click.option("--open", "opened", metavar="FILE", type=click.Path(path_type=Path),
-              help="Read the prompts that were found again into a page.")  # fmt: skip
+              help="Read the first eight that were found again into a page.")  # fmt: skip
 @click.option("--lens", metavar="LENS", help="Of one lens only, by its name in the survey.")
 def find_command(
     folder: str,
@@ -227,22 +227,21 @@ def find_command(
 ) -> None:
     """List the prompts of a survey for which an SQL condition holds.
 
-    Columns: the conditions, id, prompt, answer, lens; NAME_LAYER of every number, like kl_6, rank_0 or
-    logprob_embed; settled; and first_1, first_5, first_10: the first layer at which the answer has
-    such a rank. −1 is embed.
+    Columns: the conditions, prompt_index, id, prompt, answer, lens; NAME_LAYER of every number, like kl_6,
+    rank_0 or logprob_embed; settled; and first_1, first_5, first_10: the first layer at which the answer
+    has such a rank. −1 is embed. Of a corpus read with --keep cells, the same of its positions: document,
+    position, seen, token, text, next; loss_6, …; and ranks of the token that follows.
     """
     from logitlens.survey import plan as planning
     from logitlens.survey.find import find
 
     if opened is not None:
         check_outputs([str(opened)], [".html"])
+    plan = planning.load(folder)
     if lens is not None:
-        names = list(
-            dict.fromkeys(entry["name"] for entry in planning.load(folder).facts["lenses"])
-        )
-        if lens not in names:
+        if lens not in plan.lenses:
             raise click.BadParameter(
-                f"{lens}: this survey has {', '.join(names)}", param_hint="'--lens'"
+                f"{lens}: this survey has {', '.join(plan.lenses)}", param_hint="'--lens'"
             )
         quoted = lens.replace("'", "''")
         where = f"({where}) and lens = '{quoted}'"
@@ -259,30 +258,21 @@ def find_command(
             answer = f" → {row['answer']}" if row["answer"] else ""
             click.echo(f"{' · '.join(facts)}\n    {' '.join(str(row['prompt']).split())}{answer}")
     if not found and not as_json:
-        click.echo("no prompts are like that")
+        click.echo(f"no {'positions' if plan.is_corpus else 'prompts'} are like that")
     if opened is not None and found:
         _open(folder, found, opened)
 
 
 def _open(folder: str, found: list[dict[str, Any]], out: Path) -> None:
-    """Read up to eight of the prompts again; ids and chats as the survey's input has them."""
+    """Read up to eight of the prompts, or windows, again."""
     from logitlens.survey import plan as planning
-    from logitlens.survey.measure import is_json, prompts_of, shown
+    from logitlens.survey.find import again
     from logitlens.view import page
 
-    plan = planning.load(folder)
-    wanted = list({((r["id"], r["prompt"]), r["lens"]): None for r in found})[:8]
-    items = prompts_of(plan).items if any(is_json(key[1]) for key, _ in wanted) else []
-    given = {(item.id, shown(item.prompt)): item.prompt for item in items}
-    facts = plan.facts
-    model = load_model(facts["model"]["source"], **facts["model"]["loading"])
-    said = {}
-    for entry in facts["lenses"]:
-        said.setdefault(entry["name"], entry["said"])
-    readings = [
-        model.read(given.get(key, key[1]), lens=said.get(lens, lens), edits=plan.edits)
-        for key, lens in wanted
-    ]
+    plan, prompts = planning.load(folder), again(folder, found, 8)
+    loaded = plan.facts["model"]
+    model = load_model(loaded["source"], **loaded["loading"])
+    readings = [model.read(prompt, lens=lens, edits=plan.edits) for prompt, lens in prompts]
     page.save(readings, out)
     click.echo(out)
 

@@ -129,13 +129,15 @@ class Folder:
             whole = whole and self.place.size(self.cells(shard)) == facts["cells"]["size"]
         return whole
 
-    def read(self, shard: int) -> pa.Table:
-        """The rows of a committed shard, their bytes as they were committed. Raises SurveyError."""
+    def read(self, shard: int, cells: bool = False) -> pa.Table:
+        """The rows, or cells, of a committed shard, their bytes as they were committed. Raises SurveyError."""
         import pyarrow.parquet as pq
 
         facts, name = self.committed(shard), self.part(shard)
         if facts is None:
             raise SurveyError(f"shard {shard} is not committed: run the survey again")
+        if cells:
+            facts, name = facts["cells"], self.cells(shard)
         data = self.place.read(name)
         if _identity(data)["sha256"] != facts["sha256"]:
             raise SurveyError(

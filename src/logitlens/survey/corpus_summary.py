@@ -127,6 +127,6 @@ def _example(
     names = ["layer", "top", "logprob", "rank", "kl", "entropy"]
     before = [text.get((document, p), "") for p in range(position - CONTEXT + 1, position + 1)]
     after = text.get((document, position + 1), "")
-    return KeptPrompt(
-        "".join(before), after, rows.sort_values(["block"]).loc[:, names].to_dict("records")
-    )
+    numbers = rows.sort_values(["block"]).loc[:, names].to_dict("records")
+    where = f"document = {document} and position = {position}"
+    return KeptPrompt("".join(before), after, numbers, where)

@@ -81,6 +81,11 @@ class Windows:
             self.overlap if offset else 0,
         )
 
+    def at(self, document: int, position: int) -> Window:
+        """The window in which a position of a document is counted."""
+        before = -(-(position + 1 - self.length) // (self.length - self.overlap))
+        return self.window(int(self.first_N[document]) + max(0, before))
+
     def shards(self, tokens: int) -> list[tuple[int, int]]:
         """Ranges of windows, each of about so many tokens; where they are cut depends on nothing else."""
         stride = self.length - self.overlap

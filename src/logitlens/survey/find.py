@@ -2,66 +2,124 @@
 
     find(folder, "kl_6 > 5 and settled >= 5 and relation = 'capital'", limit=20)
 
-A row is a prompt by one lens. Its columns are the survey's own of a prompt (id, prompt, answer, lens and
-the conditions), NAME_LAYER of every number (kl_6, rank_0, logprob_embed), and settled, first_1, first_5
-and first_10: the layer from which the final top token stays, and the first at which the answer's first
-token has rank 1, ≤ 5, ≤ 10 (−1: embed; null: never).
+A row is a prompt by one lens. Its columns are the survey's own of a prompt (prompt_index, id, prompt,
+answer, lens and the conditions), NAME_LAYER of every number (kl_6, rank_0, logprob_embed), and settled,
+first_1, first_5 and first_10: the layer from which the final top token stays, and the first at which the
+answer's first token has rank 1, ≤ 5, ≤ 10 (−1: embed; null: never). Of a corpus whose cells are kept, a
+row is a position of a document, and the answer is the token that follows.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from logitlens.errors import FormatError, MissingExtra, PromptError
+from logitlens.survey import documents
 from logitlens.survey import plan as planning
 from logitlens.survey.commit import Folder
+from logitlens.survey.corpus_summary import CONTEXT
+from logitlens.survey.measure import is_json, prompts_of, shown
+from logitlens.survey.plan import Plan
 
 NUMBERS = ("logprob", "rank", "wrong_logprob", "margin", "correct", "entropy", "kl", "agree", "top")
+OF_CELLS = ("loss", "rank", "entropy", "kl", "agree", "top")
+PLACE = ("document", "position")
 
 
 def find(
     folder: str | os.PathLike[str], where: str = "true", *, limit: int = 20, order: str = ""
 ) -> list[dict[str, Any]]:
-    """Prompts for which an SQL condition holds. Raises FormatError with DuckDB's reason, MissingExtra."""
+    """Prompts, or positions of a corpus, for which an SQL condition holds.
+
+    Raises FormatError with DuckDB's reason, or where a corpus keeps no cells; MissingExtra.
+    """
     try:
         import duckdb
     except ImportError:
         raise MissingExtra("duckdb", "survey", "logitlens survey find") from None
     plan, files = planning.load(folder), Folder(folder)
-    if plan.is_corpus:
+    if plan.is_corpus and not plan.settings.cells:
         raise FormatError(
-            f"{folder} is a survey of a corpus, which keeps no prompts to find: with --keep cells, query "
-            f"{str(folder).rstrip('/')}/cells/*.parquet"
+            f"{folder} is a survey of a corpus that keeps no positions to find: run it with --keep cells"
         )
     shards = [s for s in range(len(plan.shards)) if files.committed(s)]
     if not shards:
         raise PromptError(f"nothing is committed in {folder} yet: run the survey first")
     with duckdb.connect(config={"threads": 1}) as database:
         if files.place.local is not None:
-            parts = [str(files.place.local / files.part(s)) for s in shards]
+            name = files.cells if plan.is_corpus else files.part
+            parts = [str(files.place.local / name(s)) for s in shards]
             database.read_parquet(parts).create_view("rows")
         else:
             import pyarrow as pa
 
-            database.register("rows", pa.concat_tables(files.read(s) for s in shards))
+            tables = (files.read(s, cells=plan.is_corpus) for s in shards)
+            database.register("rows", pa.concat_tables(tables))
         try:
             database.execute(_wide(database, plan))
-            columns = ["lens", "settled", *plan.facts["conditions"], "id", "prompt", "answer"]
-            picked = ", ".join(_quoted(c) for c in columns)
-            ordered = (
-                f" order by {order}, prompt_index, lens"
-                if order
-                else " order by prompt_index, lens"
-            )
-            cursor = database.execute(
-                f"select {picked} from prompts where {where}{ordered} limit {int(limit)}"
-            )
+            query = _positions if plan.is_corpus else _prompts
+            cursor = database.execute(query(plan, where, order, limit))
+            columns = [column[0] for column in cursor.description or ()]
             return [dict(zip(columns, row)) for row in cursor.fetchall()]
         except duckdb.Error as error:
             asked = f"--where {where!r}" + (f" --order {order!r}" if order else "")
             raise FormatError(f"{asked}: {_reason(error)}; {_known(plan)}") from None
+
+
+def again(
+    folder: str | os.PathLike[str], found: Sequence[dict[str, Any]], most: int
+) -> list[tuple[Any, str]]:
+    """What was read of the first rows that `find` gave, each once, with its lens as it was asked for:
+    a prompt as the survey's input has it, or the ids of a position's window.
+
+    Raises SurveyError where the input is needed and has changed.
+    """
+    plan = planning.load(folder)
+    if plan.is_corpus:
+        place, settings = Folder(folder).place, plan.settings
+        windows = documents.windows(place, settings.length, settings.overlap)
+        pairs = [(windows.at(*(row[name] for name in PLACE)), row["lens"]) for row in found]
+        return [
+            (documents.ids(place, window.start, window.stop).tolist(), plan.lenses[lens])
+            for window, lens in list(dict.fromkeys(pairs))[:most]
+        ]
+    wanted = list({((r["id"], r["prompt"]), r["lens"]): None for r in found})[:most]
+    items = prompts_of(plan).items if any(is_json(key[1]) for key, _ in wanted) else []
+    given = {(item.id, shown(item.prompt)): item.prompt for item in items}
+    return [(given.get(key, key[1]), plan.lenses[lens]) for key, lens in wanted]
+
+
+def _prompts(plan: Plan, where: str, order: str, limit: int) -> str:
+    columns = ["lens", "settled", *plan.facts["conditions"], "id", "prompt", "answer"]
+    picked = ", ".join(_quoted(column) for column in columns)
+    return (
+        f"select {picked} from prompts where {where} "
+        f"order by {_first(order)}prompt_index, lens limit {int(limit)}"
+    )
+
+
+def _positions(plan: Plan, where: str, order: str, limit: int) -> str:
+    """Each with the text up to it, and the token that follows."""
+    ordered = f"{_first(order)}document, position, lens"
+    return f"""
+        with found as (
+            select lens, settled, document, position, row_number() over (order by {ordered}) as n
+            from prompts where {where} order by n limit {int(limit)}
+        )
+        select found.lens, settled, found.document, found.position,
+            string_agg(text, '' order by rows.position) filter (rows.position <= found.position) as prompt,
+            any_value(text) filter (rows.position > found.position) as answer
+        from found join rows on rows.document = found.document and rows.lens = found.lens
+            and rows.position between found.position - {CONTEXT - 1} and found.position + 1
+            and rows.block = (select max(block) from rows)
+        group by n, found.lens, settled, found.document, found.position order by n"""
+
+
+def _first(order: str) -> str:
+    return f"{order}, " if order else ""
 
 
 def _reason(error: Exception) -> str:
@@ -70,37 +128,40 @@ def _reason(error: Exception) -> str:
     return " ".join(line.split())[:200]
 
 
-def _known(plan: planning.Plan) -> str:
+def _keys(plan: Plan) -> list[str]:
+    """The columns of a row whatever the layer."""
+    if plan.is_corpus:
+        return [*PLACE, "seen", "token", "text", "next", "lens"]
+    return [*plan.facts["conditions"], "prompt_index", "id", "prompt", "answer", "lens"]
+
+
+def _numbers(plan: Plan) -> list[str]:
+    """The columns of every layer."""
+    return [*OF_CELLS] if plan.is_corpus else [*NUMBERS, *(f"set_{s}" for s in plan.facts["sets"])]
+
+
+def _known(plan: Plan) -> str:
     """The columns there are."""
-    names = [
-        *plan.facts["conditions"],
-        "id",
-        "prompt",
-        "answer",
-        "lens",
-        "settled",
-        "first_1, first_5, first_10",
-    ]
-    numbers = [*NUMBERS, *(f"set_{name}" for name in plan.facts["sets"])]
+    names = [*_keys(plan), "settled", "first_1, first_5, first_10"]
+    numbers = _numbers(plan)
     layers = "layers are numbers, and embed"
     return f"the columns are {', '.join(names)} and {'_N, '.join(numbers)}_N ({layers})"
 
 
-def _wide(database: Any, plan: planning.Plan) -> str:
-    """A view with one row for each prompt and lens."""
+def _wide(database: Any, plan: Plan) -> str:
+    """A view with one row for each prompt, or position, and lens."""
     blocks = [
         b for (b,) in database.execute("select distinct block from rows order by 1").fetchall()
     ]
-    keys = ["prompt_index", "lens", "id", "prompt", "answer", *plan.facts["conditions"]]
-    numbers = [*NUMBERS, *(f"set_{name}" for name in plan.facts["sets"])]
+    keys, one = _keys(plan), "document, position" if plan.is_corpus else "prompt_index"
     wide = [
         f"any_value({_quoted(number)}) filter (block = {block}) as "
         + _quoted(f"{number}_{'embed' if block < 0 else block}")
-        for number in numbers
+        for number in _numbers(plan)
         for block in blocks
     ]
     firsts = [f"min(block) filter (rank <= {k}) as first_{k}" for k in (1, 5, 10)]
-    off = "max(block) filter (not coalesce(agree, false)) over (partition by prompt_index, lens)"
+    off = f"max(block) filter (not coalesce(agree, false)) over (partition by {one}, lens)"
     settled = "min(block) filter (block > last_off) as settled"
     group = ", ".join(_quoted(key) for key in keys)
     return (

@@ -85,6 +85,16 @@ class Plan:
         return edit.from_data(self.facts.get("edits", {}))
 
     @property
+    def lenses(self) -> dict[str, str]:
+        """What each lens is called in the table, by its kind where that is free, and how it was asked for."""
+        asked = [(entry["name"], entry["said"]) for entry in self.facts["lenses"]]
+        every, out = {said for _, said in asked}, {}
+        for kind, said in asked:
+            free = kind not in out and (kind == said or kind not in every)
+            out[kind if free else said] = said
+        return out
+
+    @property
     def is_corpus(self) -> bool:
         """Whether windows of running text are read, not labelled prompts."""
         return "corpus" in self.facts

@@ -16,7 +16,7 @@ from logitlens.survey import corpus_summary
 from logitlens.survey import plan as planning
 from logitlens.survey.measure import is_json
 from logitlens.survey.plan import Plan
-from logitlens.survey.summary import MEASURES, Summary, summarise, table
+from logitlens.survey.summary import MEASURES, KeptPrompt, Summary, summarise, table
 from logitlens.view import survey as view
 
 SUFFIXES = (".html", ".png", ".svg", ".pdf", ".md")
@@ -55,13 +55,12 @@ def report(
         frames = {_name(folder, folders): table(folder) for folder in folders}
         summary = summarise(frames, by=by, contrast=contrast, seed=seed)
         listed = _prompts(frames, by) if out.suffix == ".html" else []
-        behind = dict(zip(frames, zip(folders, plans)))
-        for n, kept in enumerate(summary.kept):
-            folder, plan = behind.get(kept.survey, next(iter(behind.values())))
-            prompts = [
-                replace(p, again=_again(folder, plan, kept.lens, p.prompt)) for p in kept.prompts
-            ]
-            summary.kept[n] = replace(kept, prompts=prompts)
+    behind = dict(zip(frames, zip(folders, plans)))
+    for n, kept in enumerate(summary.kept):
+        prompts = [
+            replace(p, again=_again(*behind[kept.survey], kept.lens, p)) for p in kept.prompts
+        ]
+        summary.kept[n] = replace(kept, prompts=prompts)
     models = dict.fromkeys(plan.facts["model"]["name"] for plan in plans)
     summary.meta["model"] = ", ".join(models)
     for survey, plan in zip(frames, plans):
@@ -80,19 +79,19 @@ def report(
     return summary
 
 
-def _again(folder: str | os.PathLike[str], plan: Plan, lens: str, prompt: str) -> str:
-    """The command that reads a prompt again, all of its positions, into a page; "" for ids and chats,
-    which the table holds as JSON."""
+def _again(folder: str | os.PathLike[str], plan: Plan, lens: str, kept: KeptPrompt) -> str:
+    """The command that reads a prompt again, all of its positions, into a page: what is no text, or edited
+    by a plan that is far away, is found in the survey."""
     facts, edited = plan.facts, plan.edits
-    if is_json(prompt) or (edited and is_remote(folder)):
-        return ""
-    said = next((each["said"] for each in facts["lenses"] if each["name"] == lens), lens)
-    words = ["logitlens", "read", "-m", facts["model"]["source"], "--lens", said]
+    if plan.is_corpus or is_json(kept.prompt) or (edited and is_remote(folder)):
+        words = ["logitlens", "survey", "find", str(folder), "--lens", lens, "--where", kept.where]
+        return shlex.join([*words, "--open", "reading.html"])
+    words = ["logitlens", "read", "-m", facts["model"]["source"], "--lens", plan.lenses[lens]]
     for name, value in facts["model"]["loading"].items():
         words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     if edited:
         words += ["--edit", os.path.join(folder, planning.PLAN)]
-    return shlex.join([*words, "-o", "reading.html", "--", prompt])
+    return shlex.join([*words, "-o", "reading.html", "--", kept.prompt])
 
 
 def _name(folder: str | os.PathLike[str], folders: Sequence[str | os.PathLike[str]]) -> str:

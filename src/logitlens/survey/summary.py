@@ -66,12 +66,15 @@ class Histogram:
 
 @dataclass(frozen=True)
 class KeptPrompt:
-    """A prompt, the numbers of its last position (a mapping for each layer), and the command that reads
-    it again, or ""."""
+    """A prompt and the numbers of its last position, a mapping for each layer.
+
+    where   the condition by which `survey find` finds it    again   the command that reads it again, for a page
+    """
 
     prompt: str
     answer: str
     rows: list[dict[str, Any]]
+    where: str
     again: str = ""
 
 
@@ -204,8 +207,9 @@ def _kept(key: tuple[str, str, str], rows: pandas.DataFrame) -> Kept:
         mine = rows.loc[rows["prompt_index"] == index].sort_values(["block"])
         columns = {name: mine[name].tolist() for name in SHOWN}
         cells = [dict(zip(columns, values)) for values in zip(*columns.values())]
-        answer = mine["answer"].tolist()[0]
-        prompts.append(KeptPrompt(str(mine["prompt"].tolist()[0]), str(answer or ""), cells))
+        prompt, answer = (mine[name].tolist()[0] for name in ("prompt", "answer"))
+        where = f"prompt_index = {index}"
+        prompts.append(KeptPrompt(str(prompt), str(answer or ""), cells, where))
     return Kept(*key, len(every), prompts)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import logitlens
 from logitlens.errors import SurveyError
-from logitlens.lenses import Lens, resolve
+from logitlens.lenses import resolve
 from logitlens.model.edits import prepare
 from logitlens.model.lens_model import LensModel
 from logitlens.model.load import load
@@ -54,11 +54,7 @@ class Worker:
             )
         self.skip_bad = self.plan.settings.bad == "skip"
         self.input = self._windows() if self.plan.is_corpus else prompts_of(self.plan)
-        self.lenses: dict[str, Lens] = {}
-        for entry in facts["lenses"]:
-            lens = resolve(entry["said"], model)
-            name = lens.name if lens.name not in self.lenses else entry["said"]
-            self.lenses[name] = lens
+        self.lenses = {name: resolve(said, model) for name, said in self.plan.lenses.items()}
         self.depths = depths_for(model, self.plan.settings.layers)
         with planning.threads(self.plan.settings.threads):  # a patch runs its source prompt
             self.edits = prepare(model, self.plan.edits)

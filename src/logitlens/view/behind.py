@@ -47,9 +47,11 @@ def sections(summary: Summary) -> list[str]:
         for n, each in enumerate(kept.prompts):
             rows = [[_text(row["layer"]), *_cells(row, columns)] for row in each.rows]
             said = f"{_title(kept)}{each.prompt}" + (f" → {each.answer}" if each.answer else "")
-            out.append(
-                _section(f"reading-{number}-{n}", said, ["layer", *columns], rows, each.again)
-            )
+            name, what = f"reading-{number}-{n}", "All its positions, as a page"
+            if summary.unit != "prompts":
+                what = "All positions of its window, as a page"
+            again = f"<p>{what}: <code>{_text(each.again)}</code></p>"
+            out.append(_section(name, said, ["layer", *columns], rows, again))
     return out
 
 
@@ -64,9 +66,7 @@ def _section(
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return (
         f'<section class="behind" id="{name}"><p>{_text(said)} · <a href="#top">close</a></p>'
-        f"<table><tr>{head}</tr>{body}</table>"
-        + (f"<p>All its positions, as a page: <code>{_text(again)}</code></p>" if again else "")
-        + "</section>"
+        f"<table><tr>{head}</tr>{body}</table>{again}</section>"
     )
 
 
