@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from logitlens.errors import MissingExtra, PromptError
-from logitlens.readout import chunked, reference
+from logitlens.readout import chunked, product, reference
 from logitlens.readout.chunked import Chunked
 from logitlens.readout.head import Head
 from tests.readout.heads import called, eighths, make_head, make_rows, make_targets
@@ -68,6 +68,30 @@ def test_every_dtype_accumulates_in_float32(read, dtype):
     head = make_head(191, 64, dtype=dtype, bias=True)
     x, targets = make_rows(width=64).to(dtype), make_targets(7, 191)
     judge(read(x, head, 5, targets), x, head, 5, targets)
+
+
+@pytest.mark.parametrize("wrong", [AttributeError("no such product"), 1.0])
+def test_bfloat16_is_widened_where_mkl_has_no_right_product(wrong, monkeypatch):
+    def multiply(x_NE, weight_CE, out_NC):
+        if isinstance(wrong, Exception):
+            raise wrong
+        out_NC.fill_(wrong)
+
+    head, x, targets = (
+        make_head(191, 64, dtype=torch.bfloat16),
+        make_rows(width=64),
+        make_targets(7, 191),
+    )
+    monkeypatch.setattr(product, "_mkl_halves", multiply)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    product._multiplies_bfloat16.cache_clear()
+    try:
+        judge(
+            Chunked("torch").stats(x.bfloat16(), head, 5, targets), x.bfloat16(), head, 5, targets
+        )
+        assert not product._multiplies_bfloat16()
+    finally:
+        product._multiplies_bfloat16.cache_clear()
 
 
 @pytest.mark.parametrize("vocab", [7, 64, 191, 4099])

@@ -18,7 +18,7 @@ from tests.readout.truth import EPS, judge
 if not find_spec("numba"):
     pytest.skip("numba is not installed", allow_module_level=True)
 
-from logitlens.readout import compiled
+from logitlens.readout import amx, compiled
 
 HERE = [d for d in (torch.float32, torch.bfloat16) if compiled.suits(d)]
 if not HERE:
@@ -28,23 +28,28 @@ if compiled.suits(torch.float16):  # another few seconds of compiling
     HERE.append(pytest.param(torch.float16, marks=pytest.mark.slow))
 
 SENTINEL = 12345.0
+LANES = ["bfloat16 by lanes"] if torch.bfloat16 in HERE and amx.runs_here() else []
 
 
-@pytest.fixture(params=HERE, ids=str)
-def numbers(request):
-    """Random numbers of a dtype that is multiplied here."""
+@pytest.fixture(params=[*HERE, *LANES], ids=str)
+def numbers(request, monkeypatch):
+    """Random numbers of a dtype that is multiplied here; of bfloat16 also as where there is no AMX."""
+    if request.param in LANES:
+        monkeypatch.setattr(amx, "runs_here", lambda: False)
 
     def made(*shape, seed=0):
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(shape, generator=generator).to(request.param)
+        dtype = torch.bfloat16 if request.param in LANES else request.param
+        return torch.randn(shape, generator=generator).to(dtype)
 
     return made
 
 
 def times(x_NE, weight_CE):
     """(N, C) logits; what lies behind the room that was asked for must stay as it was."""
-    rows, C = compiled.Rows(x_NE), len(weight_CE)
-    width = max(compiled.GROUP, C) if rows.few else -(-C // 64) * 64
+    rows, C = compiled.laid_out(x_NE), len(weight_CE)
+    few = isinstance(rows, compiled.Rows) and rows.few
+    width = max(compiled.GROUP, C) if few else -(-C // 64) * 64
     out = torch.full((rows.room() + 1, width + 8), SENTINEL)
     rows.times(weight_CE, out[: rows.room(), :C])
     assert bool((out[rows.room() :] == SENTINEL).all()), "rows behind the last were written"
@@ -53,7 +58,7 @@ def times(x_NE, weight_CE):
 
 
 @pytest.mark.parametrize("N", [1, 8, 9, 17, 25, 33, 41, 49, 57, 64, 65, 66, 131])
-@pytest.mark.parametrize("E", [2, 32, 254, 770] if compiled.DOTS else [1, 2, 33, 255, 770])
+@pytest.mark.parametrize("E", [2, 32, 254, 2050] if compiled.DOTS else [1, 2, 33, 255, 2050])
 def test_sums_are_those_of_float64(numbers, N, E):
     x = numbers(N, E)
     for C in (1, 7, 8, 63, 64, 65, 200):
@@ -63,11 +68,11 @@ def test_sums_are_those_of_float64(numbers, N, E):
         assert bool(((times(x, w) - truth).abs() <= 4 * EPS * size).all()), f"{C} tokens"
 
 
-def test_long_sums_are_as_true_as_those_of_float32(numbers):
+def test_long_sums_are_about_as_true_as_those_of_float32(numbers):
     x, w = numbers(100, 8192), numbers(1000, 8192, seed=1)
     truth = x.double() @ w.double().T
     naive = (x.float() @ w.float().T - truth).abs().max()
-    assert (times(x, w) - truth).abs().max() <= 2 * naive
+    assert (times(x, w) - truth).abs().max() <= 3 * naive
 
 
 def test_a_sum_does_not_depend_on_its_neighbours(numbers):
@@ -149,7 +154,7 @@ def test_the_readout_takes_it(dtype, positions, depths, vocab):
     x, targets = make_rows(positions, depths, 64).to(dtype), make_targets(positions, vocab)
     assert head.weight_VE is not None
     assert Product(x[0], head.weight_VE, compiled=True).way == "compiled"
-    assert Product(x[0], head.weight_VE).way in ("widen", "onednn")
+    assert Product(x[0], head.weight_VE).way in ("widen", "onednn", "mkl half")
     judge(Chunked("numba").stats(x, head, 10, targets), x, head, 10, targets)
 
 
@@ -175,7 +180,7 @@ def test_it_is_not_used_where_it_does_not_run(numbers, where, name, value, monke
 
 AT_THE_END = """
 import ctypes, mmap, sys, torch
-from logitlens.readout.compiled import Rows
+from logitlens.readout.compiled import laid_out
 C, E, dtype = 65, 34, getattr(torch, sys.argv[1])
 room = mmap.mmap(-1, 64 * mmap.PAGESIZE)
 begin = ctypes.addressof(ctypes.c_char.from_buffer(room))
@@ -183,7 +188,7 @@ assert not ctypes.CDLL(None).mprotect(ctypes.c_void_p(begin + 63 * mmap.PAGESIZE
 before = 63 * mmap.PAGESIZE - C * E * dtype.itemsize
 w = torch.frombuffer(room, dtype=dtype, count=C * E, offset=before).view(C, E).fill_(2)
 for N in (3, 100):
-    rows = Rows(torch.ones(N, E, dtype=dtype))
+    rows = laid_out(torch.ones(N, E, dtype=dtype))
     out = torch.empty(rows.room(), C + 64 - C % 64)
     rows.times(w, out[:, :C])
     assert bool((out[:N, :C] == 2 * E).all())
@@ -205,6 +210,26 @@ def test_it_works_where_the_processor_suits(dtype):
     assert compiled.works(dtype)
 
 
-def test_a_wrong_sum_is_found_before_it_is_trusted(monkeypatch):
-    monkeypatch.setattr(compiled.Rows, "times", lambda rows, w, out: out.fill_(1.0))
-    assert not compiled.works(torch.bfloat16)
+@pytest.mark.parametrize("dtype", HERE, ids=str)
+def test_a_wrong_sum_is_found_before_it_is_trusted(dtype, monkeypatch):
+    for rows in (compiled.Rows, amx.Rows):
+        monkeypatch.setattr(rows, "times", lambda rows, w, out: out.fill_(1.0))
+    assert not compiled.works(dtype)
+
+
+@pytest.mark.skipif(not amx.runs_here(), reason="this processor has no AMX")
+def test_bfloat16_takes_the_matrix_registers_where_there_are_any(monkeypatch):
+    pairs, odd = torch.ones(2, 6).bfloat16(), torch.ones(2, 5).bfloat16()
+    assert isinstance(compiled.laid_out(pairs), amx.Rows)
+    assert isinstance(compiled.laid_out(odd), compiled.Rows)
+    assert isinstance(compiled.laid_out(pairs.half()), compiled.Rows)
+
+
+def test_a_process_that_may_not_use_them_multiplies_by_lanes(monkeypatch):
+    class Linux:
+        def syscall(self, *call):
+            return -1
+
+    monkeypatch.setattr(amx.llvm, "get_host_cpu_features", lambda: {"amx-bf16": 1, "amx-tile": 1})
+    monkeypatch.setattr(amx.ctypes, "CDLL", lambda name: Linux())
+    assert not amx.runs_here.__wrapped__()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import llvmlite.binding as llvm
 import llvmlite.ir as ir
+import numba
 from numba import types
 from numba.extending import intrinsic
 
@@ -202,3 +203,17 @@ def turn(typingctx, kind, weight, stride, panel):
         return context.get_dummy_value()
 
     return types.none(kind, *(types.int64,) * 3), generate
+
+
+@numba.njit
+def pack(kind, weight, size, stride, tokens, words, panel):
+    """Lay up to `WIDTH` tokens side by side, word by word; zeros where there are fewer."""
+    whole = words // LANES * LANES
+    for t in range(0, WIDTH, LANES):
+        if t + LANES <= tokens:
+            for w in range(0, whole, LANES):  # a cache line of every token, or half of one
+                turn(kind, weight + t * stride + size * w, stride, panel + 4 * (w * WIDTH + t))
+        for token in range(t, t + LANES):
+            for w in range(whole if t + LANES <= tokens else 0, words):
+                word = word_at(kind, weight + token * stride + size * w) if token < tokens else 0
+                set_word(panel + 4 * (w * WIDTH + token), types.int32(word))

@@ -1,10 +1,10 @@
 """Rows × unembedding, summed in float32: by FMA, and bfloat16 by the processor's dot products.
 
 For bfloat16, torch rounds the product back to bfloat16, and the function of MKL that does not leaves
-the instruction for it (AVX-512 BF16: two products and a float32 sum in each of 16 lanes) unused on
-other makers' processors. Where there is no such instruction, bfloat16 and float16 are widened on their
-way into the cache: torch would write them to memory first. Needs numba (extra `fast`) and an x86
-processor with AVX2 or AVX-512.
+AMD's instruction for it (AVX-512 BF16: two products and a float32 sum in each of 16 lanes) unused.
+Intel's processors with AMX have matrix registers: see `amx`. Where there is neither, bfloat16 and
+float16 are widened on their way into the cache: torch would write them to memory first. Needs numba
+(extra `fast`) and an x86 processor with AVX2 or AVX-512.
 
 Built as matrix products are (Van Zee and van de Geijn, "BLIS", 2015): a block of sums stays in
 registers while one operand is read word by word, each spread over all lanes, and the other, its
@@ -28,7 +28,7 @@ import torch
 from numba.core import config
 from torch import Tensor
 
-from logitlens.readout import blocks
+from logitlens.readout import amx, blocks
 from logitlens.readout.blocks import LANES, ROWS, WIDE, WIDTH, block_of
 from logitlens.readout.threads import pool
 
@@ -38,8 +38,11 @@ GROUP = 8 if WIDE else 12  # tokens multiplied by few rows together
 RUN = 128  # words summed up in a row; such sums are added up in float32
 ONE = RUN if WIDE else 160  # words up to which a row is one run
 PANELS = 256 << 10  # bytes of tokens laid side by side: half of a second cache
-# Before LLVM 16 the instruction had other operands.
-DOTS = bool(llvm.get_host_cpu_features().get("avx512bf16")) and llvm.llvm_version_info >= (16,)
+AMD = llvm.get_host_cpu_name().startswith("znver")
+# Intel's processors take twice the time for it. Before LLVM 16 the instruction had other operands.
+DOTS = bool(
+    AMD and llvm.get_host_cpu_features().get("avx512bf16") and llvm.llvm_version_info >= (16,)
+)
 # Distinguished by type: see `blocks`.
 KINDS = {
     torch.float32: np.float32(0),
@@ -66,7 +69,7 @@ def suits(dtype: torch.dtype) -> bool:
         return False
     has = llvm.get_host_cpu_features()
     vectors = has.get("avx512f") or (has.get("avx2") and has.get("fma") and has.get("f16c"))
-    fast = dtype != torch.float32 or llvm.get_host_cpu_name().startswith("znver")
+    fast = dtype != torch.float32 or AMD
     return bool(vectors) and fast and dtype in KINDS
 
 
@@ -75,7 +78,7 @@ def works(dtype: torch.dtype) -> bool:
     w = torch.arange(-70, 70, dtype=torch.long, device="cpu").view(10, 14).to(dtype)
     for n in (3, FEW + 1):
         x = (torch.arange(n * 14, dtype=torch.long, device="cpu") % 31 - 15).view(n, 14).to(dtype)
-        rows = Rows(x)
+        rows = laid_out(x)
         out = torch.empty(rows.room(), 64, dtype=torch.float32, device="cpu")
         rows.times(w, out[:, :10])
         if not torch.equal(out[:n, :10], x.float() @ w.float().T):
@@ -86,12 +89,19 @@ def works(dtype: torch.dtype) -> bool:
 def takes(weight_VE: Tensor) -> bool:
     """Whether a token's words can be read in place."""
     plain = weight_VE.dtype in KINDS and weight_VE.is_cpu and weight_VE.stride(1) == 1
-    return plain and (_widens(weight_VE.dtype) or weight_VE.shape[1] * weight_VE.itemsize % 4 == 0)
+    whole = weight_VE.shape[1] * weight_VE.itemsize % 4 == 0
+    return plain and (whole or _widens(weight_VE.dtype))
 
 
 def _widens(dtype: torch.dtype) -> bool:
     """Whether a weight becomes a word of its own; else two bfloat16 are one."""
     return dtype == torch.float16 or (dtype == torch.bfloat16 and not DOTS)
+
+
+def laid_out(x_NE: Tensor) -> Rows | amx.Rows:
+    """Rows of head input (N, E), ready to be multiplied as fast as the processor can."""
+    matrices = x_NE.dtype == torch.bfloat16 and x_NE.shape[1] % 2 == 0 and amx.runs_here()
+    return amx.Rows(x_NE) if matrices else Rows(x_NE)
 
 
 class Rows:
@@ -154,26 +164,6 @@ _block_32, _block_40 = block_of(8, 32), block_of(4, 40)  # from here on with AVX
 _block_48, _block_56, _block_64 = (block_of(4, width) for width in (48, 56, 64))
 
 
-@numba.njit
-def _pack(kind, weight, size, stride, tokens, words, panel):
-    """Lay up to `WIDTH` tokens side by side, word by word; zeros where there are fewer."""
-    whole = words // LANES * LANES
-    for t in range(0, WIDTH, LANES):
-        if t + LANES <= tokens:
-            for w in range(0, whole, LANES):  # a cache line of every token, or half of one
-                blocks.turn(
-                    kind, weight + t * stride + size * w, stride, panel + 4 * (w * WIDTH + t)
-                )
-        for token in range(t, t + LANES):
-            for w in range(whole if t + LANES <= tokens else 0, words):
-                word = (
-                    blocks.word_at(kind, weight + token * stride + size * w)
-                    if token < tokens
-                    else 0
-                )
-                blocks.set_word(panel + 4 * (w * WIDTH + token), numba.int32(word))
-
-
 @numba.njit(parallel=True, cache=True)
 def _many(
     kind, x, panels, groups, words, side, size, weight, stride, C, out, out_stride, work, each,
@@ -191,7 +181,7 @@ def _many(
             for s in range(count):
                 tokens = min(WIDTH, C - first - s * WIDTH)
                 of = weight + (first + s * WIDTH) * stride
-                _pack(kind, of, size, stride, tokens, words, mine + s * panel)
+                blocks.pack(kind, of, size, stride, tokens, words, mine + s * panel)
             for g in range(groups):
                 rows = x + g * words * side * 4
                 to = out + g * side * out_stride + first * 4

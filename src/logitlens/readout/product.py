@@ -2,21 +2,25 @@
 
 Weights in bfloat16 or float16 are multiplied as they are and summed in float32: `torch.mm` would
 round the result back to half precision, which no statistic over a vocabulary survives (a bfloat16
-logsumexp is off by a tenth of a nat). On a GPU torch has such a product; on the CPU a slice of the
-weights at a time is widened to float32, unless `compiled` multiplies, which is faster where it runs.
+logsumexp is off by a tenth of a nat). On a GPU torch has such a product, and on a CPU with AMX the MKL
+inside it; elsewhere a slice of the weights at a time is widened to float32, unless `compiled`
+multiplies, which is faster where it runs.
 """
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 WIDE = 2 << 20  # numbers of the weights copied to float32 in one step (8 MB)
 LINE = 64  # floats; rows of a tile are a multiple of this apart
-SPARE = 8  # rows: `compiled` writes up to 5 behind the last, whole groups of them
+SPARE = 32  # rows: `amx` writes up to 31 behind the last, `compiled` up to 5: whole groups of them
 FEW = 256  # rows up to which oneDNN's product is the faster one on processors with AVX2
 
 
@@ -58,9 +62,9 @@ class Product:
         if self.way == "widen":
             self.x_NE = self.x_NE.float()
         elif self.way == "compiled":
-            from logitlens.readout.compiled import Rows
+            from logitlens.readout.compiled import laid_out
 
-            self.rows = Rows(self.x_NE)
+            self.rows = laid_out(self.x_NE)
         self.room = room or Room(self.x_NE)
         self.wide = self.x_NE.new_empty(0, dtype=torch.float32)
 
@@ -79,6 +83,8 @@ class Product:
             torch.mm(self.x_NE, weight_CE.T, out_dtype=torch.float32, out=out_NC)
         elif self.way == "compiled":
             self.rows.times(weight_CE, out_NC)
+        elif self.way == "mkl half":
+            _mkl_halves(self.x_NE, weight_CE, out_NC)
         elif self.way == "widen":
             self._widening(weight_CE, out_NC)
         else:
@@ -114,6 +120,8 @@ def _way(weight_VE: Tensor, compiled: bool, rows: int) -> str:
         and _multiplies_halves(weight_VE.device, weight_VE.dtype)
     ):
         return "cuda half"
+    if weight_VE.is_cpu and weight_VE.dtype == torch.bfloat16 and weight_VE.stride(1) == 1:
+        return "mkl half" if _multiplies_bfloat16() else "widen"
     return "widen"
 
 
@@ -145,6 +153,43 @@ def _multiplies_halves(device: torch.device, dtype: torch.dtype) -> bool:
         return bool((out == 16).all())
     except (TypeError, RuntimeError):
         return False
+
+
+@lru_cache
+def _multiplies_bfloat16() -> bool:
+    """Whether MKL has such a product on the CPU, and AMX for it: elsewhere widening is as fast."""
+    if not getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"):  # torch 2.11 or newer
+        return False
+    ones = torch.ones(16, 16, dtype=torch.bfloat16, device="cpu")
+    out = torch.empty(16, 16, dtype=torch.float32, device="cpu")
+    try:
+        _mkl_halves(ones, ones, out)
+    except (AttributeError, OSError):  # torch without MKL, or with one that is elsewhere
+        return False
+    return bool((out == 16).all())
+
+
+def _mkl_halves(x_NE: Tensor, weight_CE: Tensor, out_NC: Tensor) -> None:
+    """out := x wᵀ, bfloat16 summed in float32; no function of torch leads to it.
+
+    Sums run through a whole row: the error grows with its width, at 4,096 to twice float32's own.
+    """
+    (N, E), C = x_NE.shape, len(weight_CE)
+    operands = (x_NE.data_ptr(), x_NE.stride(0), weight_CE.data_ptr(), weight_CE.stride(0))
+    by_rows, as_is, turned = 101, 111, 112  # CBLAS's names
+    _mkl()(
+        by_rows, as_is, turned, N, C, E, 1.0, *operands, 0.0, out_NC.data_ptr(), out_NC.stride(0)
+    )
+
+
+@lru_cache
+def _mkl() -> Callable[..., None]:
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    multiply = ctypes.CDLL(str(library)).cblas_gemm_bf16bf16f32
+    number, scale, address = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
+    multiply.argtypes = [number] * 6 + [scale] + [address, number] * 2 + [scale, address, number]
+    multiply.restype = None
+    return multiply
 
 
 @lru_cache
