@@ -10,10 +10,11 @@ multiplies, which is faster where it runs.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch import Tensor
 WIDE = 2 << 20  # numbers of the weights copied to float32 in one step (8 MB)
 LINE = 64  # floats; rows of a tile are a multiple of this apart
 SPARE = 32  # rows: `amx` writes up to 31 behind the last, `compiled` up to 5: whole groups of them
-FEW = 256  # rows up to which oneDNN's product is the faster one on processors with AVX2
+FEW = 256  # rows up to which oneDNN's product is the faster one everywhere
 
 
 class Room:
@@ -139,9 +140,21 @@ def _onednn(x_NE: Tensor, weight_CE: Tensor, bias_C: Tensor | None = None) -> Te
 
 
 def _prefers_onednn(rows: int) -> bool:
-    """MKL multiplies many rows faster with AVX2, and writes where it is told to."""
-    mkl = torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2"
-    return _has_onednn() and not (mkl and rows > FEW)
+    return _has_onednn() and not (rows > FEW and _mkl_is_faster())
+
+
+@lru_cache
+def _mkl_is_faster() -> bool:
+    """Of many rows, with AVX2 and on Intel's processors; it writes where it is told to, too."""
+    if not torch.backends.mkl.is_available():
+        return False
+    intel = _processor().get("cpu_name", "").startswith("Intel")
+    return intel or torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
+def _processor() -> Mapping[str, Any]:
+    """What torch says of it, from 2.11 on."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 @lru_cache
@@ -158,7 +171,7 @@ def _multiplies_halves(device: torch.device, dtype: torch.dtype) -> bool:
 @lru_cache
 def _multiplies_bfloat16() -> bool:
     """Whether MKL has such a product on the CPU, and AMX for it: elsewhere widening is as fast."""
-    if not getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"):  # torch 2.11 or newer
+    if not _processor().get("amx_bf16"):
         return False
     ones = torch.ones(16, 16, dtype=torch.bfloat16, device="cpu")
     out = torch.empty(16, 16, dtype=torch.float32, device="cpu")
