@@ -174,8 +174,10 @@ def test_without_locks_a_file_is_written_too(tmp_path, monkeypatch):
 def full_disk():
     """Inside, no file grows above 2,000 bytes: what a writer meets on a full disk, with another word.
 
-    Left before pytest writes its own line, whose file may be longer.
+    Left before pytest writes its own line, whose file may be longer. Python 3.11 would keep the first
+    2,000 bytes of the bytecode of a module imported in here, and never be able to import it again.
     """
+    keeps_none, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
@@ -184,6 +186,7 @@ def full_disk():
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
+        sys.dont_write_bytecode = keeps_none
 
 
 def _torch(path):
