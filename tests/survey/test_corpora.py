@@ -27,7 +27,7 @@ from logitlens.survey.run import run
 from logitlens.survey.summary import SAMPLE
 from logitlens.view import page as view_page
 from tests.models import tiny_gpt2, tiny_tokenizer
-from tests.survey.conftest import WORDS
+from tests.survey.conftest import WORDS, write_lines
 
 TEXTS = [" ".join(WORDS[(i + n) % len(WORDS)] for n in range(1 + 5 * (i % 3))) for i in range(14)]
 
@@ -167,7 +167,7 @@ def test_shards_of_any_size_add_up_to_the_same(corpus, size):
 
 
 def test_a_left_corpus_survey_goes_on_without_its_text_and_gives_the_same_bytes(
-    corpus, monkeypatch
+    corpus, model, saved, monkeypatch
 ):
     whole = (corpus("whole", cells=True) / "survey.parquet").read_bytes()
     folder = corpus("left", cells=True, share=(0, 2))
@@ -178,8 +178,13 @@ def test_a_left_corpus_survey_goes_on_without_its_text_and_gives_the_same_bytes(
     (folder / "survey.parquet").unlink()
     corpus("left", cells=True)
     assert (folder / "survey.parquet").read_bytes() == whole
-    with pytest.raises(SurveyError, match="input sha256"):
+    with pytest.raises(
+        SurveyError, match=r"input: it was [\d,]+ bytes of text, now 10 of other text"
+    ):
         corpus("left", b"other text", cells=True)
+    prompts = write_lines(folder.parent / "p.jsonl", [{"prompt": "Paris"}])
+    with pytest.raises(SurveyError, match="another: input: it was text, now labelled prompts. Ask"):
+        run(prompts, folder, model, source=str(saved), loading={})
     with pytest.raises(SurveyError, match="settings overlap: 4, now 2"):
         corpus("left", "\n\n".join(TEXTS).encode(), cells=True, overlap=2)
 

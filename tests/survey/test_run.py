@@ -230,8 +230,15 @@ def test_prompts_read_the_same_from_every_kind_of_file(tmp_path, suffix):
         (b'{"prompt": "a", "wrong": 3}', "line 2: the wrong answer is 3"),
         (b'{"prompt": "a", "language": ["x"]}', "line 2: the condition 'language' is list"),
         (b'{"prompt": "a", "kl": 3}', "line 2: 'kl' is a column of the survey"),
+        (b'{"prompt": "a", "KL": 3}', "line 2: 'KL' is a column of the survey"),
+        (b'{"prompt": "a", "settled": 3}', "line 2: 'settled' is a column of the survey"),
+        (b'{"prompt": "a", "rank_embed": 3}', "line 2: 'rank_embed' is a column of the survey"),
+        (b'{"prompt": "a", " answer": "b"}', "line 2: ' answer' is not a field; 'answer' is"),
+        (b'{"prompt": "a", "": "b"}', "line 2: a column has no name"),
+        (b'{"messages": "hello"}', "line 2: expected messages as objects with a role"),
+        (b'{"prompt": "a", "sets": ["b"]}', "line 2: expected sets as lists of tokens by name"),
     ],
-    ids=range(9),
+    ids=range(16),
 )  # fmt: skip
 def test_a_line_that_cannot_be_read_is_named_or_skipped_and_counted(tmp_path, line, said):
     path = tmp_path / "prompts.jsonl"
@@ -242,6 +249,54 @@ def test_a_line_that_cannot_be_read_is_named_or_skipped_and_counted(tmp_path, li
     found = labelled.read(path, reserved=["kl"], skip_bad=True)
     assert [item.prompt for item in found.items] == ["a", "b"]
     assert len(found.skipped) == 1
+
+
+def test_null_is_not_given(tmp_path):
+    items = [
+        {"prompt": "a", "messages": None, "id": None, "answer": None, "sets": None, "kind": None}
+    ]
+    found = labelled.read(write_lines(tmp_path / "p.jsonl", [*items, {"prompt": "b", "kind": "x"}]))
+    first = found.items[0]
+    assert (first.id, first.prompt, first.answers, first.sets) == ("0", "a", [], {})
+    assert found.types == {"kind": "string"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prompt,answer,answer\na,b,c\n", "two columns called 'answer'"),
+        ("prompt,Answer\na,b\n", "line 2: 'Answer' is not a field; 'answer' is"),
+        (",prompt\n0,a\n", "line 2: a column has no name"),
+        ("prompt,Kind,kind\na,b,c\n", "two columns of the table would be called 'kind', capitals"),
+        (
+            'prompt,sets\na,"{""x"": [""a""], ""x_rank"": [""b""]}"\n',
+            "would be called 'set_x_rank'",
+        ),
+    ],
+    ids=range(5),
+)
+def test_a_csv_file_whose_columns_could_be_mistaken_is_refused(tmp_path, text, said):
+    path = tmp_path / "p.csv"
+    path.write_text(text, encoding="utf-8-sig")
+    with pytest.raises(FormatError, match=said):
+        labelled.read(path)
+
+
+def test_where_no_line_can_be_read_the_first_says_why(tmp_path):
+    path = write_lines(tmp_path / "p.jsonl", [{"text": "a"}, {"text": "b"}])
+    with pytest.raises(PromptError, match=r"can be read; the first of 2: .*with a prompt"):
+        labelled.read(path, skip_bad=True)
+
+
+def test_options_of_a_corpus_are_refused_without_one(tmp_path):
+    path = write_lines(tmp_path / "p.jsonl", [{"prompt": "a"}])
+    words = ["survey", "run", str(path), "-o", str(tmp_path / "out")]
+    for option, value in (("--length", "64"), ("--keep", "cells"), ("--field", "text")):
+        refused = CliRunner().invoke(main, [*words, option, value], prog_name="logitlens")
+        assert refused.exit_code == 2
+        assert f"{option} is of a corpus: add --corpus" in refused.stderr
+    refused = CliRunner().invoke(main, [*words, "--corpus", "--top", "3"], prog_name="logitlens")
+    assert "--top is of --keep cells" in refused.stderr
 
 
 def test_corrupt_gzip_and_foreign_files_are_refused_in_one_line(tmp_path):

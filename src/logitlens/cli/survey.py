@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from logitlens.cli.options import (
     LOADING,
@@ -122,8 +123,16 @@ def _settings(
     """What the options of `survey run` say besides model, lenses and engine."""
     from logitlens.survey.plan import Settings
 
-    if not corpus and (keep or given["overlap"]):
-        raise click.UsageError("--keep and --overlap are of a corpus: add --corpus")
+    context = click.get_current_context()
+    asked = [
+        name
+        for name in ("length", "overlap", "field", "keep", "top")
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if asked and not corpus:
+        raise click.UsageError(f"--{asked[0]} is of a corpus: add --corpus")
+    if "top" in asked and not keep:
+        raise click.UsageError("--top is of --keep cells: add that")
     given["threads"] = given["threads"] or _planned_threads(folder, jobs)
     given["length"] = given["length"] if corpus else 0
     size = shard_size or (100_000 if corpus else 256)

@@ -23,8 +23,8 @@ from logitlens.survey.commit import Folder
 from logitlens.survey.corpus_summary import CONTEXT
 from logitlens.survey.measure import is_json, prompts_of, shown
 from logitlens.survey.plan import Plan
+from logitlens.survey.prompts import NUMBERS
 
-NUMBERS = ("logprob", "rank", "wrong_logprob", "margin", "correct", "entropy", "kl", "agree", "top")
 OF_CELLS = ("loss", "rank", "entropy", "kl", "agree", "top")
 PLACE = ("document", "position")
 

@@ -187,9 +187,7 @@ def of_corpus(
     made, size, sha256 = documents.made_of(source, model, settings.field, settings.bad == "skip")
     _only_a_survey(folder)
     if (there := _there(folder)) is not None and there.facts["input"]["sha256"] != sha256:
-        raise SurveyError(
-            _begun_with(folder, [f"input sha256: it was {size:,} bytes of other text"])
-        )
+        raise SurveyError(_begun_with(folder, [_other_input(there, size)]))
     facts = documents.tokenise(folder.place, source, model, made)
     windows = documents.windows(folder.place, settings.length, settings.overlap)
     if edits is not None:
@@ -204,6 +202,11 @@ def of_corpus(
         "shards": [list(shard) for shard in shards],
         "corpus": {k: v for k, v in facts.items() if k != "skipped"},
     }  # fmt: skip
+
+
+def _other_input(there: Plan, size: int) -> str:
+    kind = "text" if there.is_corpus else "labelled prompts"
+    return f"input: it was {there.facts['input']['size']:,} bytes of {kind}, now {size:,} of other text"
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
@@ -235,6 +238,8 @@ def settle(folder: Folder, plan: Plan) -> Plan:
         kept = folder.place.create(PLAN, text.encode())
         there = _checked(kept, f"{folder.place.address}/{PLAN}")
     changed = list(_changes(there.facts, json.loads(json.dumps(plan.facts))))
+    if there.is_corpus and not plan.is_corpus:
+        changed = ["input: it was text, now labelled prompts"]
     if changed:
         raise SurveyError(_begun_with(folder, changed))
     return there

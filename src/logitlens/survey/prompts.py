@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from logitlens.errors import FormatError, MissingExtra, ModelNotAvailable, Promp
 from logitlens.schema import parse_json
 
 FIELDS = ("prompt", "messages", "answer", "wrong", "sets", "id")
+NUMBERS = ("logprob", "rank", "wrong_logprob", "margin", "correct", "entropy", "kl", "agree", "top")
+_FOUND = re.compile(rf"settled|first_\d+|({'|'.join(NUMBERS)})_(embed|\d+)")  # columns of `find`
 LINE = 1 << 22  # bytes of one line
 
 
@@ -87,9 +90,19 @@ def read(
                 raise type(error)(f"{error} (--bad skip leaves such lines out)") from None
             skipped.append(str(error))
     if not items:
-        raise PromptError(f"{file} holds no prompts that can be read")
+        why = f"; the first of {len(skipped)}: {skipped[0]}" if skipped else ""
+        raise PromptError(f"{file} holds no prompts that can be read{why}")
+    types = _types(items)
+    sets = dict.fromkeys(name for item in items for name in item.sets)
+    taken: set[str] = set()
+    for name in (*types, *(f"set_{s}{end}" for s in sets for end in ("", "_rank"))):
+        if name.lower() in taken:
+            raise FormatError(
+                f"{file}: two columns of the table would be called {name!r}, capitals aside; rename one"
+            )
+        taken.add(name.lower())
     digest = hashlib.sha256(data).hexdigest()
-    return Prompts(path, len(data), digest, items, _types(items), skipped)
+    return Prompts(path, len(data), digest, items, types, skipped)
 
 
 def _records(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
@@ -110,7 +123,8 @@ def _records(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
         yield from _csv_rows(file, data)
     else:
         raise FormatError(
-            f"{file}: expected .jsonl, .csv (or .gz of them) or .parquet, got {suffix!r}"
+            f"{file}: expected .jsonl, .csv (or .gz of them) or .parquet, got {suffix!r}; running text is "
+            "read with --corpus"
         )
 
 
@@ -135,6 +149,9 @@ def _csv_rows(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
         raise FormatError(f"{file} line {line} is not UTF-8: {error.reason}") from None
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        names = rows.fieldnames or []
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise FormatError(f"{file} has two columns called {twice[0]!r}: expected one")
         for row in rows:
             where = f"{file} line {rows.line_num}"
             if None in row or None in row.values():
@@ -172,6 +189,8 @@ def _parquet(file: Path, data: bytes) -> list[dict[str, Any]]:
 def _item(record: Any, where: str, index: int, reserved: frozenset[str]) -> Item:
     if isinstance(record, FormatError):
         raise record
+    if isinstance(record, Mapping):  # null, or the nan of a table: not given
+        record = {k: v for k, v in record.items() if k not in FIELDS or (v is not None and v == v)}
     if not isinstance(record, Mapping) or ("prompt" in record) == ("messages" in record):
         raise FormatError(
             f"{where}: expected an object with a prompt, or with messages; got {str(record)[:60]!r}"
@@ -183,18 +202,19 @@ def _item(record: Any, where: str, index: int, reserved: frozenset[str]) -> Item
         )
     if not prompt:
         raise PromptError(f"{where}: the prompt is empty")
+    if "messages" in record and not all(isinstance(each, Mapping) for each in prompt):
+        raise FormatError(f"{where}: expected messages as objects with a role and a content")
     conditions = {k: v for k, v in record.items() if k not in FIELDS}
     for name, value in conditions.items():
-        if name in reserved or name.startswith("set_"):
-            raise FormatError(
-                f"{where}: {name!r} is a column of the survey; call the condition otherwise"
-            )
+        _check_name(name, reserved, where)
         if not isinstance(value, (str, int, float, bool, type(None))):
             raise FormatError(
                 f"{where}: the condition {name!r} is {type(value).__name__}; expected one value"
             )
-    sets = {k: v for k, v in (record.get("sets") or {}).items() if v is not None}
-    if not all(isinstance(v, list) and v for v in sets.values()):
+    named = record.get("sets") or {}
+    pairs = named.items() if isinstance(named, Mapping) else [("", named)]
+    sets = {k: v for k, v in pairs if v is not None}  # Parquet names every set in every row
+    if not (isinstance(named, Mapping) and all(isinstance(v, list) and v for v in sets.values())):
         raise FormatError(f"{where}: expected sets as lists of tokens by name")
     return Item(
         index=index,
@@ -206,6 +226,20 @@ def _item(record: Any, where: str, index: int, reserved: frozenset[str]) -> Item
         conditions=conditions,
         where=where,
     )
+
+
+def _check_name(name: str, reserved: frozenset[str], where: str) -> None:
+    """Raise FormatError for a condition's name that is, or could be taken for, one of the survey's own;
+    DuckDB, which finds prompts, knows no capitals."""
+    plain = name.strip().lower()
+    if not plain:
+        raise FormatError(f"{where}: a column has no name; give it one, or leave it out")
+    if plain in FIELDS:
+        raise FormatError(f"{where}: {name!r} is not a field; {plain!r} is: call it so")
+    if plain in reserved or plain.startswith("set_") or _FOUND.fullmatch(plain):
+        raise FormatError(
+            f"{where}: {name!r} is a column of the survey; call the condition otherwise"
+        )
 
 
 def _texts(value: Any, what: str) -> list[str]:
