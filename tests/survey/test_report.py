@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
@@ -14,13 +15,13 @@ from click.testing import CliRunner
 import logitlens
 from logitlens import FormatError, edit
 from logitlens.cli import main
-from logitlens.lenses import save
+from logitlens.lenses import TunedLens, save
 from logitlens.survey.find import find
 from logitlens.survey.plan import Plan
 from logitlens.survey.report import report
 from logitlens.survey.summary import MEASURES, interval, summarise, table
 from logitlens.view import page
-from logitlens.view.survey import figure
+from logitlens.view.survey import figure, markdown
 from tests.lenses.test_store import tuned
 from tests.models import tiny_gpt2, tiny_tokenizer
 from tests.survey.conftest import records, write_lines
@@ -89,7 +90,9 @@ def test_a_contrast_is_the_mean_of_paired_differences(folder):
     assert kl.n == 12
     with pytest.raises(FormatError, match="no prompts of 'red'"):
         summarise({"tiny": frame}, by="order", contrast=("red", "odd"))
-    with pytest.raises(FormatError, match="no column 'colour'"):
+    with pytest.raises(
+        FormatError, match="no condition 'colour': it has id, prompt, answer, order, number"
+    ):
         summarise({"tiny": frame}, by="colour")
 
 
@@ -232,6 +235,52 @@ def test_several_lenses_of_one_kind_are_each_found_by_their_name_in_the_table(su
         assert {json.loads(line)["lens"] for line in done.stdout.splitlines()} == {name}
     said = [{"name": "tuned", "said": each} for each in (paths[0], "tuned")]
     assert Plan({"lenses": said}).lenses == {paths[0]: paths[0], "tuned": "tuned"}
+
+
+def test_a_layer_that_only_one_lens_has_moves_no_other_line(survey, model):
+    """In the figure, the histograms and the tables."""
+    lens = tuned(model)
+    tensors = {k: v for k, v in lens.tensors.items() if not k.startswith("0.")}
+    header = dataclasses.replace(lens.header, depths=lens.header.depths[1:], losses={})
+    place = save(TunedLens(tensors, header), survey.folder / "late.safetensors")
+    survey.run(records(8), lenses=[f"tuned:{place}", "logit"])
+    frame = table(survey.folder / "a")
+    layers = [[*frame[frame.lens == name].layer.unique()] for name in ("tuned", "logit")]
+    assert layers == [["0", "1", "2"], ["embed", "0", "1", "2"]]
+    found = summarise({"a": frame}, draws=20)
+    axes = {each.get_title(): each for each in figure(found, MEASURES).axes}
+    for title, places in (
+        ("entropy, nats", [[1, 2, 3], [0, 1, 2, 3]]),
+        ("settled layer", [[1, 2, 3], [0, 1, 2, 3]]),
+    ):
+        lines = axes[title].get_lines()
+        assert [[int(x) for x in line.get_xdata()] for line in lines] == places
+        assert [label.get_text() for label in axes[title].get_xticklabels()] == layers[1]
+    rows = re.findall(r"^\| (.*) \|$", markdown(found, MEASURES), re.M)
+    start = rows.index(" | prompts | embed | 0 | 1 | 2")
+    assert [row.split(" | ")[2] == "" for row in rows[start + 2 : start + 4]] == [True, False]
+    assert all(len(row.split(" | ")) == 6 for row in rows[start : start + 4])
+
+
+def test_what_a_report_leaves_out_is_said(survey, tmp_path):
+    items = [
+        {**item, "order": None if n < 2 else item["order"]} for n, item in enumerate(records(9))
+    ]
+    items.append({"prompt": "Paris " * 300})
+    survey.run(items, size=3, bad="skip", share=(0, 2))
+    summary = report([survey.folder / "a"], tmp_path / "r.md", by="order")
+    assert {c.group: c.n for c in summary.curves} == {"even": 3, "odd": 1, "no order": 2}
+    text = (tmp_path / "r.md").read_text(encoding="utf-8")
+    assert "Not all is read: 2 of 4 shards." in text
+    survey.run(items, size=3, bad="skip")
+    report([survey.folder / "a"] * 1, tmp_path / "r.md")
+    text = (tmp_path / "r.md").read_text(encoding="utf-8")
+    assert "Not all" not in text
+    assert "Left out, as they could not be read: 1." in text
+    with pytest.raises(
+        FormatError, match="no condition 'top': it has id, prompt, answer, order, number"
+    ):
+        report([survey.folder / "a"], tmp_path / "r.md", by="top")
 
 
 def test_a_prompt_cannot_put_markup_into_the_page(survey, tmp_path):

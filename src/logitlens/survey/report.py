@@ -16,6 +16,7 @@ from logitlens.survey import corpus_summary
 from logitlens.survey import plan as planning
 from logitlens.survey.measure import is_json
 from logitlens.survey.plan import Plan
+from logitlens.survey.run import status
 from logitlens.survey.summary import MEASURES, KeptPrompt, Summary, summarise, table
 from logitlens.view import survey as view
 
@@ -63,10 +64,18 @@ def report(
         summary.kept[n] = replace(kept, prompts=prompts)
     models = dict.fromkeys(plan.facts["model"]["name"] for plan in plans)
     summary.meta["model"] = ", ".join(models)
-    for survey, plan in zip(frames, plans):
-        if edits := plan.edits:
-            what = survey if len(plans) > 1 else "The model"
+    for survey, folder in zip(frames, folders):
+        several = len(plans) > 1
+        found = status(folder)
+        if edits := found.plan.edits:
+            what = survey if several else "The model"
             summary.meta["about"] += f" {what} is edited: {'; '.join(map(str, edits))}."
+        whose = f" of {survey}" if several else ""
+        if not found.done:
+            said = f"{len(found.records)} of {len(found.plan.shards)} shards{whose}"
+            summary.meta["about"] += f" Not all is read: {said}."
+        if found.bad:
+            summary.meta["about"] += f" Left out{whose}, as they could not be read: {found.bad:,}."
     title = title or f"Survey of {', '.join(_name(folder, folders) for folder in folders)}"
     if out.suffix == ".md":
         write_text(out, view.markdown(summary, words, title=title))

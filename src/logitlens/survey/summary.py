@@ -17,6 +17,7 @@ import numpy as np
 
 from logitlens.errors import FormatError, MissingExtra, PromptError
 from logitlens.survey.commit import Folder
+from logitlens.survey.measure import COLUMNS
 
 if TYPE_CHECKING:
     import pandas
@@ -146,12 +147,11 @@ def summarise(
     found = Summary(by or "", meta={"seed": seed, "draws": draws, "about": about})
     surveys: dict[str, dict[str, _Cube]] = {}  # lens → survey → all of its prompts
     for survey, frame in frames.items():
-        if by is not None and by not in frame.columns:
-            known = [c for c in frame.columns if frame[c].dtype.kind in "OUb" or c in ("block",)]
-            raise FormatError(f"{survey} has no column {by!r}: it has {', '.join(map(str, known))}")
+        if by is not None and by not in (known := _conditions(frame)):
+            raise FormatError(f"{survey} has no condition {by!r}: it has {', '.join(known)}")
         for lens in dict.fromkeys(frame["lens"]):
             mine = frame.loc[frame["lens"] == lens]
-            groups = {"": mine} if by is None else {str(k): g for k, g in mine.groupby(by)}
+            groups = {"": mine} if by is None else _groups(mine, by)
             cubes = {group: _cube(rows) for group, rows in groups.items()}
             for group, cube in cubes.items():
                 key = (survey, lens, group)
@@ -178,6 +178,21 @@ def summarise(
             curves = _contrasts("", lens, cubes, contrast, seed, draws)
             found.contrasts.extend(replace(c, survey=c.group, group="") for c in curves)
     return found
+
+
+def _conditions(frame: pandas.DataFrame) -> list[str]:
+    """What prompts can be grouped by: columns that are the same at every layer."""
+    own = {*COLUMNS} - {"id", "prompt", "answer"}
+    return [c for c in map(str, frame.columns) if c not in own and not c.startswith("set_")]
+
+
+def _groups(rows: pandas.DataFrame, by: str) -> dict[str, pandas.DataFrame]:
+    """Rows by the values of a condition, those without one among them."""
+    missing = rows[by].isna()
+    groups = {str(value): group for value, group in rows.loc[~missing].groupby(by)}
+    if len(without := rows.loc[missing]):
+        groups[f"no {by}"] = without
+    return groups
 
 
 def _require_pairs(frames: dict[str, pandas.DataFrame], contrast: tuple[str, str]) -> None:

@@ -123,9 +123,16 @@ def _heat(axes: Axes, curves: Sequence[Curve], summary: Summary) -> None:
     axes.set_xlabel(summary.by, fontsize=8)
 
 
+def shared(lines: Sequence[Curve | Histogram]) -> list[str]:
+    """The layers, or thresholds, of several lines in order: one may lack some of another's."""
+    every = dict.fromkeys(label for line in lines for label in line.layers)
+    return sorted(every, key=lambda label: -1.0 if label == "embed" else float(label))
+
+
 def _lines(axes: Axes, curves: Sequence[Curve], summary: Summary) -> None:
+    labels = shared(curves)
     for i, curve in enumerate(curves):
-        x = np.arange(len(curve.layers))
+        x = np.array([labels.index(label) for label in curve.layers])
         color = COLORS[i % len(COLORS)]
         axes.plot(x, curve.mean, color=color, marker=MARKS[i % len(MARKS)], ms=3, lw=1.3,
                   label=name_of(curve, summary))  # fmt: skip
@@ -136,15 +143,17 @@ def _lines(axes: Axes, curves: Sequence[Curve], summary: Summary) -> None:
         axes.set_ylim(-0.03, 1.03)
     if curves[0] in summary.contrasts:
         axes.set_ylabel(curves[0].group or curves[0].survey, fontsize=8)
-    _layers(axes, curves[0].layers, "threshold" if curves[0] in summary.exits else "layer")
+    _layers(axes, labels, "threshold" if curves[0] in summary.exits else "layer")
 
 
 def _bars(axes: Axes, histograms: Sequence[Histogram], summary: Summary) -> None:
     never = any(h.counts[-1] for h in histograms)
-    labels = [*histograms[0].layers, *(["never"] if never else [])]
+    layers = shared(histograms)
+    labels = [*layers, *(["never"] if never else [])]
     for i, each in enumerate(histograms):
         share = each.counts / max(1, each.counts.sum())
-        axes.step(np.arange(len(labels)), share[: len(labels)], where="mid", lw=1.3,
+        x = [layers.index(label) for label in each.layers] + [len(layers)] * never
+        axes.step(x, share[: len(x)], where="mid", lw=1.3,
                   color=COLORS[i % len(COLORS)], label=name_of(each, summary))  # fmt: skip
     axes.set_ylabel(f"share of {summary.unit}", fontsize=8)
     _layers(axes, labels)
@@ -167,21 +176,23 @@ def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str 
             mine = [c for c in curves if c.measure == measure]
             said, unit = words.get(measure, (measure, ""))
             out += [f"## {heading}{said}{f' ({unit})' if unit else ''}", ""]
-            out += _table([[name_of(c, summary), str(c.n), *_cells(c)] for c in mine],
-                          ["", summary.unit, *mine[0].layers])  # fmt: skip
+            out += _of_layers(mine, summary)
     for mine in _by_measure(summary.exits):
         said, unit = words[mine[0].measure]
         out += [f"## {said[0].upper()}{said[1:]}{f' ({unit})' if unit else ''}, by threshold", ""]
-        out += _table([[name_of(c, summary), str(c.n), *_cells(c)] for c in mine],
-                      ["", summary.unit, *mine[0].layers])  # fmt: skip
+        out += _of_layers(mine, summary)
     for histograms in (summary.settled, summary.first):
         if histograms:
             out += [
                 f"## {histograms[0].what[0].upper()}{histograms[0].what[1:]} ({summary.unit})",
                 "",
             ]
-            rows = [[name_of(h, summary), *map(str, h.counts)] for h in histograms]
-            out += _table(rows, ["", *histograms[0].layers, "never"])
+            layers = [*shared(histograms), "never"]
+            rows = []
+            for each in histograms:
+                counts = dict(zip([*each.layers, "never"], map(str, each.counts)))
+                rows.append([name_of(each, summary), *(counts.get(name, "") for name in layers)])
+            out += _table(rows, ["", *layers])
     return "\n".join(out)
 
 
@@ -192,14 +203,25 @@ def _about(summary: Summary) -> list[str]:
     return [" ".join(lines), ""]
 
 
-def _cells(curve: Curve) -> list[str]:
-    cells = []
-    for mean, low, high in zip(curve.mean, curve.low, curve.high):
+def _of_layers(curves: Sequence[Curve], summary: Summary) -> list[str]:
+    """A table with a line for each curve, and a column for each layer."""
+    layers = shared(curves)
+    rows = []
+    for curve in curves:
+        cells = _cells(curve)
+        mine = [cells.get(layer, "") for layer in layers]
+        rows.append([name_of(curve, summary), str(curve.n), *mine])
+    return _table(rows, ["", summary.unit, *layers])
+
+
+def _cells(curve: Curve) -> dict[str, str]:
+    """Layer → what its cell says."""
+    cells = {}
+    for layer, mean, low, high in zip(curve.layers, curve.mean, curve.low, curve.high):
+        half = (high - low) / 2
+        cells[layer] = f"{mean:.2f}" + ("" if math.isnan(half) else f" ±{half:.2f}")
         if math.isnan(mean):
-            cells.append("–")
-        else:
-            half = (high - low) / 2
-            cells.append(f"{mean:.2f}" + ("" if math.isnan(half) else f" ±{half:.2f}"))
+            cells[layer] = "–"
     return cells
 
 
