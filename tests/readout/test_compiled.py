@@ -218,7 +218,7 @@ def test_a_wrong_sum_is_found_before_it_is_trusted(dtype, monkeypatch):
 
 
 @pytest.mark.skipif(not amx.runs_here(), reason="this processor has no AMX")
-def test_bfloat16_takes_the_matrix_registers_where_there_are_any(monkeypatch):
+def test_bfloat16_takes_the_matrix_registers_where_there_are_any():
     pairs, odd = torch.ones(2, 6).bfloat16(), torch.ones(2, 5).bfloat16()
     assert isinstance(compiled.laid_out(pairs), amx.Rows)
     assert isinstance(compiled.laid_out(odd), compiled.Rows)

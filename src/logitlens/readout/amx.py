@@ -27,7 +27,7 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from logitlens.readout.blocks import WIDTH, pack
+from logitlens.readout.blocks import WIDTH, pack_panels
 from logitlens.readout.threads import pool
 
 SIDE = 16  # rows, words and tokens of a matrix register
@@ -226,10 +226,7 @@ def _times(
         for p in range(t * shares // threads, (t + 1) * shares // threads):
             first = p * share
             count = (min(share, C - first) + WIDTH - 1) // WIDTH
-            for s in range(count):
-                tokens = min(WIDTH, C - first - s * WIDTH)
-                of = weight + (first + s * WIDTH) * stride
-                pack(PAIRS, of, 4, stride, tokens, words, mine + s * panel)
+            pack_panels(PAIRS, weight, 4, stride, C, words, first, count, mine, panel)
             for g in range(groups):
                 to = out + g * side * out_stride + first * 4
                 for k in range(0, steps, run):

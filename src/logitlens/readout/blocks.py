@@ -217,3 +217,12 @@ def pack(kind, weight, size, stride, tokens, words, panel):
             for w in range(whole if t + LANES <= tokens else 0, words):
                 word = word_at(kind, weight + token * stride + size * w) if token < tokens else 0
                 set_word(panel + 4 * (w * WIDTH + token), types.int32(word))
+
+
+@numba.njit
+def pack_panels(kind, weight, size, stride, C, words, first, count, to, panel):
+    """Lay the tokens from the first on, of C, into `count` panels of so many bytes, one after another."""
+    for s in range(count):
+        tokens = min(WIDTH, C - first - s * WIDTH)
+        of = weight + (first + s * WIDTH) * stride
+        pack(kind, of, size, stride, tokens, words, to + s * panel)

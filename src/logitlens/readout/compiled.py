@@ -178,10 +178,7 @@ def _many(
         for p in range(t * shares // threads, (t + 1) * shares // threads):
             first = p * step
             count = (min(step, C - first) + WIDTH - 1) // WIDTH
-            for s in range(count):
-                tokens = min(WIDTH, C - first - s * WIDTH)
-                of = weight + (first + s * WIDTH) * stride
-                blocks.pack(kind, of, size, stride, tokens, words, mine + s * panel)
+            blocks.pack_panels(kind, weight, size, stride, C, words, first, count, mine, panel)
             for g in range(groups):
                 rows = x + g * words * side * 4
                 to = out + g * side * out_stride + first * 4
