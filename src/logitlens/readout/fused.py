@@ -8,30 +8,17 @@ same treatment of NaN and ±inf; results agree up to float32 rounding.
 # pyright: reportMissingImports=false, reportCallIssue=false
 from __future__ import annotations
 
-from typing import Any
-
-import llvmlite.ir as ir
 import numba
 import numpy as np
 import torch
-from numba import types
-from numba.extending import intrinsic
 from torch import Tensor
 
+from logitlens.readout import lanes
+from logitlens.readout.lanes import LANES, LENGTH, SPAN, STEP
 from logitlens.readout.online import LOG2E, Online
 from logitlens.readout.threads import pool
 
-LANES = 64  # columns looked at side by side
-LENGTH = 16  # columns a lane covers
-SPAN = LANES * LENGTH
 K = np.float32(LOG2E)
-# 2^r on [−½, ½]: interpolated at Chebyshev's points; off by 2.5e-9, and by an ulp in float32.
-POLY = tuple(
-    np.polynomial.Chebyshev.interpolate(np.exp2, 6, domain=[-0.5, 0.5])
-    .convert(kind=np.polynomial.Polynomial)
-    .coef.astype(np.float32)
-)
-FAST: Any = {"reassoc", "contract", "nsz"}  # sums may be reordered; NaN and inf keep their meaning
 
 
 class Fused(Online):
@@ -63,106 +50,45 @@ class Fused(Online):
         self.seen += z_NC.shape[1]
 
 
-@intrinsic
-def _as_float(typingctx, bits):
-    """The float32 whose bits are those of an int32."""
-
-    def generate(context, builder, signature, args):
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(types.int32), generate
-
-
-@intrinsic
-def _wide(typingctx):
-    """Ask for the widest vectors the processor has; LLVM alone stops at half of AVX-512."""
-
-    def generate(context, builder, signature, args):
-        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
-        return context.get_dummy_value()
-
-    return types.none(), generate
-
-
-@intrinsic
-def _raise(typingctx, lanes, others):
-    """Raise 64 float32 at one address to those at another that are greater; a NaN is not.
-
-    Written for LLVM, which makes scalars of a loop over so few.
-    """
-
-    def generate(context, builder, signature, args):
-        line = ir.VectorType(ir.FloatType(), LANES).as_pointer()
-        to, of = (builder.inttoptr(address, line) for address in args)
-        old, new = builder.load(to, align=4), builder.load(of, align=4)
-        higher = builder.fcmp_ordered(">", new, old)
-        builder.store(builder.select(higher, new, old), to, align=4)
-        return context.get_dummy_value()
-
-    return types.none(types.int64, types.int64), generate
-
-
-@numba.njit(fastmath=FAST, inline="always")
-def _exp2(d):
-    """2^d in float32 for d ≤ 127, to about an ulp; exactly 0 below −126. No call, so it vectorises."""
-    y = d if d > np.float32(-126.0) else np.float32(-126.0)
-    n = np.floor(y + np.float32(0.5))
-    r = y - n
-    q = POLY[6]
-    q = q * r + POLY[5]
-    q = q * r + POLY[4]
-    q = q * r + POLY[3]
-    q = q * r + POLY[2]
-    q = q * r + POLY[1]
-    q = q * r + POLY[0]
-    e = q * _as_float((np.int32(n) + np.int32(127)) << np.int32(23))
-    return e if d > np.float32(-126.0) else np.float32(0.0)
-
-
-@numba.njit(fastmath=FAST)
+@numba.njit
 def _maxima(z, maxima):
     """Lane maxima of spans of 1,024: lane b of a span holds columns b, b + 64, … Highest of all.
 
     Lanes, not runs of neighbours, so that one instruction takes the maxima of many of them. A NaN
     is skipped here (the sums find it).
     """
-    _wide()
-    C = z.shape[0]
-    maxima[:] = np.float32(-np.inf)
-    for v in range(0, C - LANES + 1, LANES):
-        _raise(maxima.ctypes.data + v // SPAN * LANES * 4, z.ctypes.data + v * 4)
+    C, to, of = z.shape[0], maxima.ctypes.data, z.ctypes.data
+    whole = C // SPAN * SPAN
+    for v in range(0, whole, SPAN):
+        lanes.span_maxima(to + v // LENGTH * 4, of + v * 4)
+    maxima[whole // LENGTH :] = np.float32(-np.inf)
+    for v in range(whole, C - LANES + 1, LANES):
+        lanes.raise_lanes(to + whole // LENGTH * 4, of + v * 4)
     for v in range(C // LANES * LANES, C):
         b = v // SPAN * LANES + v % LANES
         maxima[b] = z[v] if z[v] > maxima[b] else maxima[b]
-    lanes = maxima[:LANES].copy()
+    top = lanes.highest(to)
     for start in range(LANES, maxima.shape[0], LANES):
-        _raise(lanes.ctypes.data, maxima.ctypes.data + start * 4)
-    top = lanes[0]
-    for b in range(1, LANES):
-        top = lanes[b] if lanes[b] > top else top
+        high = lanes.highest(to + start * 4)
+        top = high if high > top else top
     return top
 
 
-@numba.njit(fastmath=FAST)
-def _final(z, c, target, e):
-    _wide()
-    s, a, above = np.float32(0.0), np.float32(0.0), np.float32(0.0)
-    for v in range(z.shape[0]):
+@numba.njit
+def _sums(z, c, target, final, is_final, ahead):
+    """Σ 2^d, Σ 2^d d and Σ 2^(d_f) d of a row, and how many exceed the target; the final row writes
+    its 2^d for the others. ahead: the address of the row that is looked at next."""
+    C, at, other = z.shape[0], z.ctypes.data, final.ctypes.data
+    whole = C // STEP * STEP
+    if is_final:
+        s, a, x, above = lanes.final_sums(at, whole, c, target, other, ahead)
+    else:
+        s, a, x, above = lanes.row_sums(at, whole, c, target, other, ahead)
+    for v in range(whole, C):
         d = (z[v] - c) * K
-        e[v] = _exp2(d)
-        s += e[v]
-        a += e[v] * d
-        above += np.float32(1.0) if z[v] > target else np.float32(0.0)
-    return s, a, above
-
-
-@numba.njit(fastmath=FAST)
-def _row(z, c, target, final):
-    _wide()
-    s, a, x, above = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
-    for v in range(z.shape[0]):
-        d = (z[v] - c) * K
-        e = _exp2(d)
+        e = np.float32(2.0) ** d
+        if is_final:
+            final[v] = e
         s += e
         a += e * d
         x += final[v] * d
@@ -172,7 +98,7 @@ def _row(z, c, target, final):
 
 @numba.njit
 def _careful(z, c, final):
-    """The sums of `_row` where there is a −inf: 0 · (−inf) is 0. NaN stays NaN."""
+    """The sums of `_sums` where there is a −inf: 0 · (−inf) is 0. NaN stays NaN."""
     s, a, x = 0.0, 0.0, 0.0
     for v in range(z.shape[0]):
         d = (z[v] - c) * K
@@ -185,11 +111,11 @@ def _careful(z, c, final):
     return s, a, x
 
 
-@numba.njit(fastmath=FAST)
+@numba.njit
 def _count(z, target):
-    _wide()
-    above = np.float32(0.0)
-    for v in range(z.shape[0]):
+    whole = z.shape[0] // STEP * STEP
+    above = lanes.count(z.ctypes.data, whole, target)
+    for v in range(whole, z.shape[0]):
         above += np.float32(1.0) if z[v] > target else np.float32(0.0)
     return above
 
@@ -198,25 +124,35 @@ def _count(z, target):
 def _keep(z, maxima, top, first, values, ids, held):
     """Insert what beats the k-th value, or equals it with a lower id; opens lanes that may."""
     K, C = values.shape[0], z.shape[0]
-    for b in range(maxima.shape[0]):
-        if K == 1 and maxima[b] < top:  # of one token it is the highest of all
+    for first_lane in range(0, maxima.shape[0], LANES):
+        if lanes.highest(maxima.ctypes.data + first_lane * 4) < _least(values, held, top):
             continue
-        if held == K and not maxima[b] >= values[K - 1]:
-            continue
-        start = b // LANES * SPAN + b % LANES
-        for v in range(start, min(C, start + SPAN), LANES):
-            value, id = z[v], first + v
-            if np.isnan(value):
+        for b in range(first_lane, first_lane + LANES):
+            if maxima[b] < _least(values, held, top):
                 continue
-            if held == K and not _beats(value, id, values[K - 1], ids[K - 1]):
-                continue
-            at = held if held < K else K - 1
-            while at > 0 and _beats(value, id, values[at - 1], ids[at - 1]):
-                values[at], ids[at] = values[at - 1], ids[at - 1]
-                at -= 1
-            values[at], ids[at] = value, id
-            held = min(K, held + 1)
+            start = b // LANES * SPAN + b % LANES
+            for v in range(start, min(C, start + SPAN), LANES):
+                value, id = z[v], first + v
+                if np.isnan(value):
+                    continue
+                if held == K and not _beats(value, id, values[K - 1], ids[K - 1]):
+                    continue
+                at = held if held < K else K - 1
+                while at > 0 and _beats(value, id, values[at - 1], ids[at - 1]):
+                    values[at], ids[at] = values[at - 1], ids[at - 1]
+                    at -= 1
+                values[at], ids[at] = value, id
+                held = min(K, held + 1)
     return held
+
+
+@numba.njit(inline="always")
+def _least(values, held, top):
+    """What a logit must reach to be kept: of one token, the highest of all."""
+    K = values.shape[0]
+    if K == 1:
+        return top
+    return values[K - 1] if held == K else np.float32(-np.inf)
 
 
 @numba.njit(inline="always")
@@ -244,11 +180,10 @@ def _tile(
             c = max(old, top)
             safe = c if c > -np.inf else np.float32(0.0)
             target = target_PLM[p, row, 0] if M else none
-            if row == L - 1:
-                s, a, above = _final(z, safe, target, final)
-                x = a
-            else:
-                s, a, x, above = _row(z, safe, target, final)
+            ahead = z_NS[n - P if row else min((L - 1) * P + p + 1, L * P - 1)]
+            s, a, x, above = _sums(
+                z, safe, target, final, row == L - 1, ahead.ctypes.data + 4 * begin
+            )
             if not np.isfinite(a + x):
                 s, a, x = _careful(z, safe, final)
             grow = LOG2E * (float(c) - float(old)) if old > -np.inf else 0.0
