@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 
 import logitlens
-from logitlens import FormatError, SurveyError
+from logitlens import FormatError, PromptError, SurveyError
 from logitlens.cli import main
 from logitlens.survey import bands, corpus_summary, sketch
 from logitlens.survey.commit import Folder
@@ -208,6 +208,12 @@ def test_what_cannot_be_read_is_named_with_file_and_line_or_skipped_and_counted(
     assert plan["corpus"]["bad"] == len(plan["skipped"]) >= 1
     assert said in plan["skipped"][0]
     assert documents is None or plan["corpus"]["documents"] == documents
+
+
+def test_a_corpus_without_text_is_refused_and_leaves_nothing(corpus, tmp_path):
+    with pytest.raises(PromptError, match="holds no text"):
+        corpus("empty", b"\n\n")
+    assert not list((tmp_path / "empty").glob("*"))
 
 
 def test_a_document_whose_logits_are_not_finite_is_counted_and_left_out(corpus, model):

@@ -237,8 +237,9 @@ def test_prompts_read_the_same_from_every_kind_of_file(tmp_path, suffix):
         (b'{"prompt": "a", "": "b"}', "line 2: a column has no name"),
         (b'{"messages": "hello"}', "line 2: expected messages as objects with a role"),
         (b'{"prompt": "a", "sets": ["b"]}', "line 2: expected sets as lists of tokens by name"),
+        (b'{"prompt": "a", "number": 9223372036854775808}', "line 2: .* of more than 64 bits"),
     ],
-    ids=range(16),
+    ids=range(17),
 )  # fmt: skip
 def test_a_line_that_cannot_be_read_is_named_or_skipped_and_counted(tmp_path, line, said):
     path = tmp_path / "prompts.jsonl"
@@ -297,6 +298,21 @@ def test_options_of_a_corpus_are_refused_without_one(tmp_path):
         assert f"{option} is of a corpus: add --corpus" in refused.stderr
     refused = CliRunner().invoke(main, [*words, "--corpus", "--top", "3"], prog_name="logitlens")
     assert "--top is of --keep cells" in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
+def test_workers_without_the_gpu_that_was_asked_for_end_as_one_process_does(tmp_path):
+    path = write_lines(tmp_path / "p.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
+    words = ["survey", "run", str(path), "--device-map", "cuda", "--shard-size", "1"]
+    said = []
+    for jobs in ("1", "2"):
+        out = ["-o", str(tmp_path / jobs), "-j", jobs]
+        refused = CliRunner().invoke(main, [*words, *out], prog_name="logitlens")
+        assert refused.exit_code == 4
+        said.append(refused.stderr)
+    assert said[0] == said[1]
+    assert said[0].count("\n") == 1
 
 
 def test_corrupt_gzip_and_foreign_files_are_refused_in_one_line(tmp_path):

@@ -167,8 +167,8 @@ def tokenise(place: Storage, source: str, model: LensModel, made: dict[str, Any]
     documents = corpus.records(source, made["field"], bad=skip)
     with place.writing(TOKENS) as path:
         ends_N, digest = _write(path, documents, model, source)
-    if not len(ends_N):
-        raise PromptError(f"{source} holds no text that can be read")
+        if not len(ends_N):
+            raise PromptError(f"{source} holds no text that can be read")
     place.write(ENDS, ends_N.tobytes())
     facts = {
         "made_of": made, "documents": len(ends_N), "tokens": int(ends_N[-1]), "sha256": digest,

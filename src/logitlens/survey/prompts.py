@@ -32,6 +32,7 @@ FIELDS = ("prompt", "messages", "answer", "wrong", "sets", "id")
 NUMBERS = ("logprob", "rank", "wrong_logprob", "margin", "correct", "entropy", "kl", "agree", "top")
 _FOUND = re.compile(rf"settled|first_\d+|({'|'.join(NUMBERS)})_(embed|\d+)")  # columns of `find`
 LINE = 1 << 22  # bytes of one line
+WHOLE = 1 << 63  # whole numbers of a table's column are below
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,10 @@ def _item(record: Any, where: str, index: int, reserved: frozenset[str]) -> Item
         if not isinstance(value, (str, int, float, bool, type(None))):
             raise FormatError(
                 f"{where}: the condition {name!r} is {type(value).__name__}; expected one value"
+            )
+        if isinstance(value, int) and not -WHOLE <= value < WHOLE:
+            raise FormatError(
+                f"{where}: the condition {name!r} is a whole number of more than 64 bits; write it as text"
             )
     named = record.get("sets") or {}
     pairs = named.items() if isinstance(named, Mapping) else [("", named)]

@@ -25,7 +25,7 @@ from logitlens.model.request import depths_for
 from logitlens.survey import corpora, documents, fitting
 from logitlens.survey import plan as planning
 from logitlens.survey.commit import Folder
-from logitlens.survey.engines import failure
+from logitlens.survey.engines import failure, refusal
 from logitlens.survey.measure import Part, measure, prompts_of
 
 _version = cache(version)  # looks for a package on the disk
@@ -135,7 +135,7 @@ def main() -> None:
     try:
         worker = opened(sys.argv[1])
     except Exception as error:
-        print(json.dumps({"shard": None, "error": f"{error}"}), file=answers, flush=True)
+        print(json.dumps(refusal(error)), file=answers, flush=True)
         raise SystemExit(1) from error
     print(json.dumps({"ready": os.getpid()}), file=answers, flush=True)
     for line in sys.stdin:

@@ -9,13 +9,26 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from logitlens.errors import LogitLensError
+from logitlens.errors import LogitLensError, ModelNotAvailable, SurveyError
 
 Engine = Callable[[str, list[int]], Iterator[dict[str, Any]]]
 
 
 def failure(shard: int, error: Exception) -> dict[str, Any]:
     """The record of a shard that could not be worked on, called where the error was caught."""
+    return {"shard": shard, "error": _line(error), "traceback": traceback.format_exc()}
+
+
+def refusal(error: Exception) -> dict[str, Any]:
+    """What a worker answers that cannot begin; no other could."""
+    return {"refused": _line(error), "missing": isinstance(error, ModelNotAvailable)}
+
+
+def refused(answer: dict[str, Any]) -> LogitLensError:
+    """The error of a `refusal`: of the kind that one process alone would end with."""
+    return (ModelNotAvailable if answer["missing"] else SurveyError)(answer["refused"])
+
+
+def _line(error: Exception) -> str:
     known = isinstance(error, LogitLensError)
-    line = " ".join((f"{error}" if known else f"{type(error).__name__}: {error}").split())
-    return {"shard": shard, "error": line, "traceback": traceback.format_exc()}
+    return " ".join((f"{error}" if known else f"{type(error).__name__}: {error}").split())

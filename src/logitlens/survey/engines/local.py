@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from logitlens.errors import SurveyError
+from logitlens.survey.engines import refused
 
 TRIES = 3  # of a shard whose worker dies
 
@@ -27,7 +28,8 @@ def run_here(worker: Any, shards: Sequence[int]) -> Iterator[dict[str, Any]]:
 
 
 def run(folder: str, shards: Sequence[int], jobs: int) -> Iterator[dict[str, Any]]:
-    """By `jobs` processes. Yields records as shards end. Raises SurveyError where no worker starts."""
+    """By `jobs` processes. Yields records as shards end. Raises SurveyError where no worker starts, and
+    ModelNotAvailable where the model is not there for them."""
     waiting, tries, unready = deque(shards), dict.fromkeys(shards, 0), 0
     with selectors.DefaultSelector() as selector:
         workers = {_Worker(folder, n, selector) for n in range(min(jobs, len(shards)))}
@@ -37,9 +39,9 @@ def run(folder: str, shards: Sequence[int], jobs: int) -> Iterator[dict[str, Any
                     worker: _Worker = key.data
                     answer = worker.answer()
                     if answer is not None:
+                        if "refused" in answer:
+                            raise refused(answer)
                         if "shard" in answer:
-                            if answer["shard"] is None:
-                                raise SurveyError(answer["error"])
                             yield answer
                         worker.ready, worker.shard = True, None
                         if waiting:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import logitlens
 from logitlens.errors import MissingExtra, SurveyError
+from logitlens.survey.engines import refusal, refused
 from logitlens.survey.engines.local import again
 from logitlens.survey.worker import opened
 
@@ -29,15 +30,15 @@ class _Reader:
     """The actor: a worker of the survey or the fit."""
 
     def __init__(self, folder: str):
-        self.error = ""
+        self.refusal: dict[str, Any] = {}
         try:
             self.worker = opened(folder)
-        except Exception as error:  # every other actor would fail as well
-            self.error = " ".join(f"{error}".split())
+        except Exception as error:
+            self.refusal = refusal(error)
 
-    def ready(self) -> str:
-        """Why it cannot work, or ""."""
-        return self.error
+    def ready(self) -> dict[str, Any]:
+        """Why it cannot work, or nothing."""
+        return self.refusal
 
     def read(self, shard: int) -> dict[str, Any]:
         return self.worker.try_shard(shard)
@@ -57,7 +58,8 @@ def run(
     jobs      actors; None: as many as there are GPUs, or CPUs for their threads
     threads   CPUs of each actor: those of the plan
 
-    Raises MissingExtra, and SurveyError where no cluster is found or started, or no actor can start.
+    Raises MissingExtra, SurveyError where no cluster is found or started, or no actor can start, and
+    ModelNotAvailable where the model is not there for them.
     """
     try:
         import ray
@@ -143,7 +145,7 @@ class _Pool:
                 left -= 1
                 yield answer
             elif answer:
-                raise SurveyError(answer)
+                raise refused(answer)
             if waiting:
                 shard = waiting.popleft()
                 self.asked[actor.read.remote(shard)] = (actor, shard)
