@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 FORMAT = 2  # of a row; the report takes no older ones
-CLASSES = {"AVX-512": "avx512f", "AVX2": "avx2", "aarch64": "asimd"}
+CLASSES = {"AMX": "amx_bf16", "AVX-512": "avx512f", "AVX2": "avx2", "aarch64": "asimd"}
 SETS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "i8mm")
 SUMMED = {"seconds": "", "cpu": "cpu_", "product_s": "product_", "forward_s": "forward_"}
 

@@ -278,13 +278,15 @@ def test_classes_of_machines_have_tables_of_their_own(tmp_path):
         row(contender="naive", features=["avx2"], **TIMES | {"p50": 7.0}),
         row(features=["avx2"], **TIMES),
         row(features=["avx2", "avx512f"], **TIMES | {"p50": 2.0}),
+        row(features=["avx2", "avx512f", "amx_bf16"], machine="other", **TIMES),
     ]
-    text = rendered(tmp_path, rows)
+    text, matrices = rendered(tmp_path, rows).split("### AMX")
     narrow, wide = text.split("### AVX-512")[0], text.split("### AVX-512")[1].split("after")[0]
     assert "### AVX2" in narrow
     assert "| naive | 7.00 (7.00) |" in narrow
     assert "avx2, avx512f" in wide
     assert "naive" not in wide
+    assert "avx2, avx512f, amx_bf16" in matrices
 
 
 def test_a_folder_of_weights_that_is_missing_is_refused_in_one_line(monkeypatch):
