@@ -17,6 +17,8 @@ from click.testing import CliRunner
 import logitlens
 from logitlens import FormatError, PromptError, SurveyError
 from logitlens.cli import main
+from logitlens.model import score
+from logitlens.readout import engine
 from logitlens.survey import bands, corpus_summary, sketch
 from logitlens.survey.commit import Folder
 from logitlens.survey.documents import Windows
@@ -332,3 +334,19 @@ def test_behind_the_points_of_a_corpus_are_positions_where_cells_are_kept(corpus
     for cells in (folder / "cells").iterdir():  # as an earlier version wrote them
         pq.write_table(pq.read_table(cells).drop_columns(["text", "top"]), cells)
     assert corpus_summary.examples(folder, "kept", table) == []
+
+
+def test_every_shard_is_read_by_the_kernel_that_suits_the_whole(corpus, monkeypatch):
+    """A last, short shard would otherwise be read by another than those before it."""
+    asked = []
+
+    def choose(head, rows, k=1, **options):
+        asked.append(rows)
+        return engine.choose(head, rows, k, **options)
+
+    monkeypatch.setattr(score, "choose", choose)
+    plan = json.loads((corpus() / "plan.json").read_text())
+    assert len(plan["shards"]) > 1
+    assert len(asked) == len(plan["shards"])
+    assert len(set(asked)) == 1
+    assert asked[0] >= plan["corpus"]["tokens"]

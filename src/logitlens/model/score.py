@@ -147,10 +147,12 @@ def read_rows(
     token_budget: int = 4096,
     top: int = 1,
     edits: Prepared | None = None,
+    among: int = 0,
 ) -> Iterator[tuple[int, list[Rows]]]:
     """Yields (index of a sequence, its rows by every lens), in the order in which they are read.
 
     top   K of the rows             edits   made while the model runs, at positions of the prompts
+    among   of how many positions these are a part; all are read by one kernel
 
     Raises UnsupportedModel where a last row is not the model's own output. Rows whose logits are not
     finite are given as they are, and not compared.
@@ -160,7 +162,8 @@ def read_rows(
     if len(set(lengths)) > 1 and not model._pads_change_nothing:
         alone_beyond = 0  # only sequences of one length share a batch
     layers = len(depths) if depths is not None else len(model.anatomy.blocks) + 1
-    engine = choose(model.tail.head, layers * sum(len(each.positions) for each in asked))
+    positions = sum(len(each.positions) for each in asked)
+    engine = choose(model.tail.head, layers * max(positions, among), top)
     for batch in batches.batches(lengths, token_budget, alone_beyond=alone_beyond):
         mine = [asked[i] for i in batch]
         changes = edits

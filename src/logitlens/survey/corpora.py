@@ -37,6 +37,7 @@ def measure(
     cells: bool,
     top: int,
     edits: Prepared | None = None,
+    among: int = 0,
 ) -> Part:
     """Read the windows of a shard. Raises UnsupportedModel where a last row is not the model's own."""
     model._look_again()
@@ -52,7 +53,7 @@ def measure(
     nonfinite = 0
     read = read_all(
         model, asked, list(lenses.values()), depths, token_budget, remarks, top if cells else 1,
-        edits,
+        edits, among,
     )  # fmt: skip
     while some := list(islice(read, TOGETHER)):
         for name, each in zip(lenses, zip(*(rows for _, rows in some))):

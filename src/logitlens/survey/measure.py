@@ -95,6 +95,7 @@ def measure(
     sets: Sequence[str],
     skip_bad: bool,
     edits: Prepared | None = None,
+    among: int = 0,
 ) -> Part:
     """Read the prompts by every lens. Raises PromptError for one that cannot be read, unless skip_bad;
     UnsupportedModel where a last row is not the model's own."""
@@ -116,7 +117,16 @@ def measure(
         asked += ready.question.asked
     remarks: list[str] = []
     read = dict(
-        read_all(model, asked, list(lenses.values()), depths, token_budget, remarks, edits=edits)
+        read_all(
+            model,
+            asked,
+            list(lenses.values()),
+            depths,
+            token_budget,
+            remarks,
+            edits=edits,
+            among=among,
+        )
     )
     columns: dict[str, list[Any]] = {
         name: []
@@ -143,6 +153,7 @@ def read_all(
     remarks: list[str],
     top: int = 1,
     edits: Prepared | None = None,
+    among: int = 0,
 ) -> Iterator[tuple[int, list[Rows]]]:
     """`read_rows`; where memory runs out, the rest goes on with half the batch, which `remarks` says."""
     left = list(range(len(asked)))
@@ -151,7 +162,7 @@ def read_all(
         try:
             for i, rows in read_rows(
                 model, [asked[i] for i in left], lenses, depths=depths, token_budget=token_budget,
-                top=top, edits=edits,
+                top=top, edits=edits, among=among,
             ):  # fmt: skip
                 done.add(left[i])
                 yield left[i], rows

@@ -75,12 +75,13 @@ class Worker:
             return corpora.measure(
                 self.model, self.folder.place, self.input, (start, stop), self.lenses,
                 depths=self.depths, token_budget=settings.token_budget, cells=settings.cells,
-                top=settings.top, edits=self.edits,
+                top=settings.top, edits=self.edits, among=self.plan.facts["corpus"]["tokens"],
             )  # fmt: skip
         return measure(
             self.model, self.input.items[start:stop], self.lenses, depths=self.depths,
             token_budget=settings.token_budget, conditions=self.plan.facts["conditions"],
             sets=self.plan.facts["sets"], skip_bad=self.skip_bad, edits=self.edits,
+            among=self.plan.facts["prompts"],
         )  # fmt: skip
 
     def read(self, shard: int) -> dict[str, Any]:
