@@ -11,6 +11,7 @@ from logitlens.errors import MissingExtra, PromptError
 from logitlens.readout import chunked, product, reference
 from logitlens.readout.chunked import Chunked
 from logitlens.readout.head import Head
+from logitlens.readout.online import Online
 from tests.readout.heads import called, eighths, make_head, make_rows, make_targets
 from tests.readout.truth import judge
 
@@ -275,3 +276,30 @@ def test_requests_that_cannot_be_met(read):
         reference.stats(x[0], head, 5, make_targets(2, 50))
     with pytest.raises(ValueError, match="2 positions"):
         reference.stats(x, head, 5, make_targets(3, 50))
+
+
+@pytest.mark.parametrize(
+    ("positions", "candidates", "sizes"),
+    [
+        (128, 5, [64, 64]),  # not 60, 60 and 8
+        (128, 0, [64, 64]),
+        (160, 0, [54, 54, 52]),
+        (74, 0, [74]),
+        (74, 5, [37, 37]),  # no more final rows than may be held
+        (7, 5, [7]),
+    ],
+)
+def test_tiles_of_a_prompt_are_of_one_size(monkeypatch, kernel, positions, candidates, sizes):
+    L, vocab = 17, 128_256
+    head = Head(vocab, weight_VE=torch.empty(vocab, 0))
+    found = []
+
+    def part(self, x_PLE, *rest):
+        found.append(P := len(x_PLE))
+        return Online(1, torch.zeros(P, 0).long(), torch.zeros(P, L, 0))
+
+    monkeypatch.setattr(Chunked, "_part", part)
+    monkeypatch.setattr(chunked, "LIBRARY", 1)
+    targets_PM = torch.zeros(positions, 0).long()
+    Chunked(kernel).block(torch.zeros(positions, L, 0), head, 1, targets_PM, candidates, {})
+    assert found == sizes

@@ -8,6 +8,7 @@ statistic. Equal to `reference` up to float32 rounding.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -66,16 +67,28 @@ class Chunked(Engine):
         """How many positions' rows a tile has."""
         tiles = 1 if self.kernel == "numba" else LIBRARY
         step = self.rows // L if self.rows else tiles * (ROWS // L)
+        return min(step, self._most(L, head, candidates)) or 1
+
+    def _most(self, L: int, head: Head, candidates: int) -> int:
+        """How many a tile may have for what is held beside it."""
         if head.weight_VE is None:
-            return min(step, CALLED // head.vocab // L)
-        return min(step, HELD // head.vocab) if candidates else step
+            return CALLED // head.vocab // L or 1
+        return (HELD // head.vocab or 1) if candidates else sys.maxsize
+
+    def _even(self, P: int, L: int, head: Head, candidates: int) -> int:
+        """The same for a block of P: tiles of one size, a little larger rather than one more."""
+        step, most = self._step(L, head, candidates), self._most(L, head, candidates)
+        if self.rows:
+            return step
+        count = max(1, (4 * P + 3 * step) // (4 * step), -(-P // most))
+        return max(1, -(-P // count))
 
     def block(
         self, x_PLE: Tensor, head: Head, k: int, targets_PM: Tensor, candidates: int, final: FinalRows
     ) -> Stats:  # fmt: skip
         (P, L), parts = x_PLE.shape[:2], []
         room = Room(x_PLE if head.weight_VE is None else head.weight_VE)
-        step = max(1, self._step(L, head, candidates))
+        step = self._even(P, L, head, candidates)
         for p in range(0, max(P, 1), step):
             x_pLE, targets_pM = x_PLE[p : p + step], targets_PM[p : p + step]
             here = inside(final, p, p + step)
