@@ -5,7 +5,7 @@ instruction for a power of two, and fetches no row while it computes with the on
 begin at any float.
 """
 
-# pyright: reportMissingImports=false, reportCallIssue=false
+# pyright: reportMissingImports=false, reportCallIssue=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 from functools import reduce
