@@ -7,6 +7,9 @@ that numba compiles each apart:
     PAIRS     words of two neighbouring bfloat16, by the processor's dot product (AVX-512 BF16)
     BFLOAT    bfloat16, widened to float32 where they are laid side by side or copied
     HALF      float16, likewise
+
+numba keeps what it compiled of `compiled` and `amx` for as long as those files are unchanged: whoever
+changes this one touches them, or an old kernel is run.
 """
 
 # pyright: reportMissingImports=false, reportCallIssue=false

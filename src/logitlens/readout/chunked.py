@@ -80,6 +80,7 @@ class Chunked(Engine):
         step, most = self._step(L, head, candidates), self._most(L, head, candidates)
         if self.rows:
             return step
+        # A rest of a quarter of a tile or more makes one more of them.
         count = max(1, (4 * P + 3 * step) // (4 * step), -(-P // most))
         return max(1, -(-P // count))
 

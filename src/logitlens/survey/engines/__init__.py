@@ -20,7 +20,7 @@ def failure(shard: int, error: Exception) -> dict[str, Any]:
 
 
 def refusal(error: Exception) -> dict[str, Any]:
-    """What a worker answers that cannot begin; no other could."""
+    """What a worker answers that cannot begin; all others would fail as well."""
     return {"refused": _line(error), "missing": isinstance(error, ModelNotAvailable)}
 
 
