@@ -49,7 +49,7 @@ def test_sums_are_those_of_the_definition(sums, n):
     c, target = np.float32(9), np.float32(1)
     e_f = np.empty_like(final)
     sums[0](final, c, target, e_f)
-    d, d_f = ((each.astype(float) - 9) * float(LOG2E) for each in (z, final))
+    d, d_f = (each * float(LOG2E) - 9 for each in (z.astype(float), final.astype(float)))
     above = (z > target).sum()
     wanted = (2**d).sum(), (2**d * d).sum(), (2**d_f * d).sum(), above
     np.testing.assert_allclose(sums[1](z, c, target, e_f), wanted, rtol=3e-6)

@@ -1,7 +1,7 @@
 """The statistics of `online`, compiled: one look at every logit while it is in the first cache.
 
-Needs numba (extra `fast`). The torch operations of `online` read and write a tile about ten times;
-this reads it once, so that the readout costs little more than its product. Same sums, same ties,
+Needs numba (extra `fast`). The torch operations of `online` read a tile seven times or more; this
+reads it once, so that the readout costs little more than its product. Same sums, same ties,
 same treatment of NaN and ±inf; results agree up to float32 rounding.
 """
 
@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from logitlens.readout import lanes
-from logitlens.readout.lanes import LANES, LENGTH, SPAN, STEP
-from logitlens.readout.online import LOG2E, Online
+from logitlens.readout.lanes import LANES, LENGTH, LOG2E, SPAN, STEP
+from logitlens.readout.online import Online
 from logitlens.readout.threads import pool
-
-K = np.float32(LOG2E)
 
 
 class Fused(Online):
@@ -85,7 +83,7 @@ def _sums(z, c, target, final, is_final, ahead):
     else:
         s, a, x, above = lanes.row_sums(at, whole, c, target, other, ahead)
     for v in range(whole, C):
-        d = (z[v] - c) * K
+        d = _d(z[v], c)
         e = np.float32(2.0) ** d
         if is_final:
             final[v] = e
@@ -96,12 +94,18 @@ def _sums(z, c, target, final, is_final, ahead):
     return s, a, x, above
 
 
+@numba.njit(inline="always")
+def _d(z, c):
+    """z log₂e − c, rounded once as the vectors' is: float64 holds the product of two float32."""
+    return np.float32(LOG2E * z - c)
+
+
 @numba.njit
 def _careful(z, c, final):
     """The sums of `_sums` where there is a −inf: 0 · (−inf) is 0. NaN stays NaN."""
     s, a, x = 0.0, 0.0, 0.0
     for v in range(z.shape[0]):
-        d = (z[v] - c) * K
+        d = _d(z[v], c)
         e = 2.0**d
         s += e
         if e != 0.0:
@@ -172,24 +176,29 @@ def _tile(
     final = np.empty(C, np.float32)
     none = np.float32(np.inf)
     for p in range(start, stop):
-        old_sf, shrink_f = s_PL[p, L - 1], 1.0
+        old_sf, shrink_f, sf, wf = s_PL[p, L - 1], 1.0, 0.0, 1.0
         for row in range(L - 1, -1, -1):  # the final row first: the others need its 2^d
             n = row * P + p
             z = z_NS[n][begin : begin + C]
             old, top = c_PL[p, row], _maxima(z, maxima)
             c = max(old, top)
             safe = c if c > -np.inf else np.float32(0.0)
+            bits = np.float32(np.rint(LOG2E * safe))  # whole, so that d is rounded once
             target = target_PLM[p, row, 0] if M else none
             ahead = z_NS[n - P if row else min((L - 1) * P + p + 1, L * P - 1)]
             s, a, x, above = _sums(
-                z, safe, target, final, row == L - 1, ahead.ctypes.data + 4 * begin
+                z, bits, target, final, row == L - 1, ahead.ctypes.data + 4 * begin
             )
             if not np.isfinite(a + x):
-                s, a, x = _careful(z, safe, final)
-            grow = LOG2E * (float(c) - float(old)) if old > -np.inf else 0.0
-            shrink = 2.0**-grow if old > -np.inf else 0.0
+                s, a, x = _careful(z, bits, final)
+            off = LOG2E * safe - bits
+            w = 2.0**-off
+            grow = float(c) - float(old) if old > -np.inf else 0.0
+            shrink = np.exp(-grow) if old > -np.inf else 0.0
             if row == L - 1:
-                shrink_f = shrink
+                shrink_f, sf, wf = shrink, s, w
+            # From powers of two beside `bits` to powers of e beside c.
+            s, a, x = s * w, (a - off * s) * w / LOG2E, (x - off * sf) * wf / LOG2E
             a_PL[p, row] = (a_PL[p, row] - grow * s_PL[p, row]) * shrink + a
             x_PL[p, row] = (x_PL[p, row] - grow * old_sf) * shrink_f + x
             s_PL[p, row] = s_PL[p, row] * shrink + s

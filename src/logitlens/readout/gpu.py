@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from math import log
 from typing import Any
 
 import torch
@@ -208,7 +209,9 @@ class Pass(Online):
     def result(self, candidates: int = 0) -> Stats:
         """See `Online.result`."""
         self.top.values_NK, self.top.ids_NK = self.leading()
-        c, self.s_PL, self.a_PL, self.x_PL = self.state_6N[:4].view(4, self.P, self.L)
+        # The kernels' sums are of powers of two.
+        c, self.s_PL, a_PL, x_PL = self.state_6N[:4].view(4, self.P, self.L)
+        self.a_PL, self.x_PL = a_PL * log(2), x_PL * log(2)
         self.c_PL = c.float()
         self.above_PLM = self.above_NM.view_as(self.target_PLM).double()
         self.own_PLM = self.target_PLM.clone()

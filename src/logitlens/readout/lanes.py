@@ -20,12 +20,11 @@ from numba import types
 from numba.core import config
 from numba.extending import intrinsic
 
-from logitlens.readout.online import LOG2E
-
 LANES = 64  # columns looked at side by side
 LENGTH = 16  # columns a lane covers
 SPAN = LANES * LENGTH
 STEP = 32  # columns of which sums are taken at a time
+LOG2E = float(np.float32(np.log2(np.e)))  # as float32 arithmetic has it, for both directions
 # 2^r on [0, 1]: interpolated at Chebyshev's points; off by 3e-9, and by an ulp in float32.
 POLY = [
     float(c)
@@ -195,7 +194,7 @@ def _fetch(builder, base, v):
 
 def _sums_of(final: bool):
     """An operation: n columns (a multiple of STEP) at z → Σ 2^d, Σ 2^d d, Σ 2^(d_f) d, and how many
-    exceed the target, where d = (z − c) log₂e.
+    exceed the target, where d = z log₂e − c.
 
     other   where the 2^(d_f) are; of the final row, where they are written
     ahead   as many columns that are wanted next
@@ -205,12 +204,12 @@ def _sums_of(final: bool):
     def sums(typingctx, z, n, c, target, other, ahead):
         def generate(context, builder, signature, args):
             z, n, c, target, other, ahead = args
-            c_W, target_W = _spread(builder, c), _spread(builder, target)
+            minus_c_W, target_W = _spread(builder, builder.fneg(c)), _spread(builder, target)
 
             def step(v, old):
                 _fetch(builder, ahead, v)
                 z_W = builder.load(_vector_at(builder, z, v), align=4)
-                d_W = builder.fmul(builder.fsub(z_W, c_W), _all(LOG2E))
+                d_W = _fma(builder, z_W, _all(LOG2E), minus_c_W)
                 e_W = _exp2(builder, d_W)
                 if final:
                     builder.store(e_W, _vector_at(builder, other, v), align=4)

@@ -1,35 +1,30 @@
 """Statistics of rows of logits, gathered while tiles of the vocabulary pass by.
 
-Sums are taken in powers of two, which processors compute twice as fast as powers of e: with
-d = (z − c) log₂e, where c is a stabiliser near the row's running maximum, a row keeps
+With d = z − c, where c is a stabiliser near the row's running maximum, a row keeps
 
-    s = Σ 2^d              logsumexp = c + log₂ s / log₂e
-    a = Σ 2^d d            entropy   = (log₂ s − a / s) ln 2
-    x = Σ 2^(d_f) d        KL(final ‖ row) = ((a_f/s_f − log₂ s_f) − (x/s_f − log₂ s)) ln 2,
+    s = Σ e^d              logsumexp = c + log s
+    a = Σ e^d d            entropy   = log s − a / s
+    x = Σ e^(d_f) d        KL(final ‖ row) = (a_f/s_f − log s_f) − (x/s_f − log s),
                            f: the final row
 
-Everything is relative to c, so that logits far from zero cost no digits. When c grows by δ bits,
-sums are carried over exactly: s → s 2^−δ, a → (a − δ s) 2^−δ, x → (x − δ s_f) 2^−δ_f. Tiles are summed
-in float32, the running sums held in float64.
+Everything is relative to c, so that logits far from zero cost no digits. When c grows by δ, sums are
+carried over exactly: s → s e^−δ, a → (a − δ s) e^−δ, x → (x − δ s_f) e^−δ_f. Tiles are summed in
+float32, the running sums held in float64.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from logitlens.readout.stats import Stats
 from logitlens.readout.topk import BLOCK, RunningTopK, block_maxima
 
-HOT = 600_000  # logits per thread looked at together: with fewer, what it costs to start an operation shows
+HOT = 200_000  # logits per thread looked at together: more, with what is made of them, leave a core's cache
 SPARSE = 0.5  # share of the rows below which those to be counted are copied side by side
 LEAP = 20.0  # how far a logit may exceed c before its position is summed again with a new c
-LOG2E = float(np.float32(math.log2(math.e)))  # as float32 arithmetic has it, for both directions
-LN2 = math.log(2)
 
 
 class Online:
@@ -106,11 +101,10 @@ class Online:
         s_pL, a_pL, x_pL = sums_3PL[:, p]
         d_pLC, e_pLC = (w[: z_pLC.numel()].view(z_pLC.shape) for w in self.work)
         torch.sub(z_pLC, self.c_PL[p, :, None], out=d_pLC)
-        torch.exp2(d_pLC.mul_(LOG2E), out=e_pLC)
+        torch.exp(d_pLC, out=e_pLC)
         torch.sum(e_pLC, -1, out=s_pL)
-        final_p1C = e_pLC[:, -1:].clone()
-        torch.sum(e_pLC.mul_(d_pLC), -1, out=a_pL)
-        torch.sum(d_pLC.mul_(final_p1C), -1, out=x_pL)
+        a_pL.copy_(_dots(e_pLC.flatten(0, 1)[:, None], d_pLC.flatten(0, 1)[:, None]).view_as(a_pL))
+        x_pL.copy_(_dots(e_pLC[:, -1:], d_pLC))
 
     def _count(self, z_pLC: Tensor, highest_pL: Tensor, p: slice) -> None:
         """Of the rows that hold something greater than a target: few do, of likely ones."""
@@ -140,8 +134,8 @@ class Online:
         if bool(leap_P.any()):
             self.raise_to(torch.where(leap_P[:, None], highest_PL, self.c_PL))
         for p in again_P.nonzero()[:, 0].tolist():
-            d_LC = LOG2E * (z_PLC[p] - self.c_PL[p, :, None].nan_to_num(0.0, neginf=0.0))
-            e_LC = d_LC.exp2()
+            d_LC = z_PLC[p] - self.c_PL[p, :, None].nan_to_num(0.0, neginf=0.0)
+            e_LC = d_LC.exp()
             sums_3PL[0, p] = e_LC.sum(-1)
             sums_3PL[1, p] = torch.where(e_LC > 0, e_LC * d_LC, 0).sum(-1)
             sums_3PL[2, p] = torch.where(e_LC[-1:] > 0, e_LC[-1:] * d_LC, 0).sum(-1)
@@ -153,9 +147,9 @@ class Online:
     def raise_to(self, highest_PL: Tensor) -> None:
         """Move c up to what is higher and carry the sums over."""
         old_PL, self.c_PL = self.c_PL, torch.maximum(self.c_PL, highest_PL)
-        grow_PL = LOG2E * (self.c_PL.double() - old_PL.double())
+        grow_PL = self.c_PL.double() - old_PL.double()
         grow_PL = grow_PL.masked_fill_(self.c_PL == old_PL, 0.0)
-        shrink_PL = torch.exp2(-grow_PL)
+        shrink_PL = torch.exp(-grow_PL)
         grow_PL = grow_PL.masked_fill_(old_PL == float("-inf"), 0.0)  # nothing to carry yet
         self.a_PL = (self.a_PL - grow_PL * self.s_PL) * shrink_PL
         self.x_PL = (self.x_PL - grow_PL * self.s_PL[:, -1:]) * shrink_PL[:, -1:]
@@ -175,18 +169,18 @@ class Online:
 
     def logsumexp(self) -> Tensor:
         """(P, L) float64, nats, of all columns fed so far."""
-        return self.c_PL.double() + self.s_PL.log2() / LOG2E
+        return self.c_PL.double() + self.s_PL.log()
 
     def result(self, candidates: int = 0) -> Stats:
         """The statistics of all columns fed so far, as float32 and int64. The last targets are the
         candidates."""
         nan = float("nan")
-        log_s_PL, lse_PL = self.s_PL.log2(), self.logsumexp()
+        log_s_PL, lse_PL = self.s_PL.log(), self.logsumexp()
         finite_PL = lse_PL.isfinite()
         mean_PL = self.a_PL / self.s_PL
         cross_PL = self.x_PL / self.s_PL[:, -1:]
-        entropy_PL = LN2 * (log_s_PL - mean_PL)
-        kl_PL = LN2 * ((mean_PL - log_s_PL)[:, -1:] - (cross_PL - log_s_PL))
+        entropy_PL = log_s_PL - mean_PL
+        kl_PL = (mean_PL - log_s_PL)[:, -1:] - (cross_PL - log_s_PL)
         kl_PL[:, -1] = 0.0
 
         values_PLK = self._by_position(self.top.values_NK)
@@ -217,6 +211,14 @@ class Online:
                 among_PL, 1 + (values_PLK > own_PL1).sum(-1), ranks_PLM[..., m]
             )
         return ranks_PLM
+
+
+def _dots(e_n1C: Tensor, d_nLC: Tensor) -> Tensor:
+    """(n, L): products summed over C. Matrix products write nothing as large as their operands; a GPU
+    might round those to ten bits."""
+    if not d_nLC.is_cpu:
+        return (e_n1C * d_nLC).sum(-1)
+    return torch.bmm(e_n1C, d_nLC.transpose(1, 2))[:, 0]
 
 
 def _cat(parts: Sequence[Online], name: str) -> Tensor:
