@@ -7,7 +7,7 @@ One process per contender and repeat, interleaved. A row holds the wall and proc
 tokens or prompts per second, and the peak resident memory beyond the loaded model, all after two
 batches of the same. It is written as soon as its last repeat has run.
 
-corpus    windows of 256 tokens, every layer:
+corpus    windows of 256 tokens, 16 at a time, every layer:
     forward    the model's own forward passes and nothing else
     product    these, and the product of every layer's normed residual with the unembedding
     naive      these, and full logits per layer with log-softmax: loss, rank, entropy, KL, top token
@@ -49,7 +49,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.readout import machine  # noqa: E402
 
 ROWS = Path(__file__).with_suffix(".jsonl")
-LENGTH, BATCH, SHARD = 256, 8, 10_000
+LENGTH, SHARD = 256, 10_000
+BATCH = Settings().token_budget // LENGTH  # windows of a pass: by the command's default
 ROWS_AT_ONCE = 512
 TOKENS = {"demo": 100_000, "gpt2": 8_192}
 CORPUS = ("forward", "product", "naive", "survey", "ray data")
@@ -199,7 +200,7 @@ def survey_prompts(model: logitlens.LensModel, items: list[dict[str, Any]]) -> N
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "prompts.jsonl"
         path.write_text("".join(json.dumps(item) + "\n" for item in items))
-        settings = Settings(threads=torch.get_num_threads(), token_budget=4096, shard_size=256)
+        settings = Settings(threads=torch.get_num_threads(), shard_size=256)
         assert run(
             path, Path(folder) / "s", model, source="demo", loading={}, settings=settings
         ).done
@@ -302,6 +303,7 @@ def write(case: tuple[str, str, str, int, int], each: list[dict[str, float]]) ->
     seconds = statistics.median(e["seconds"] for e in each)
     row = {
         "benchmark": f"survey {part}", "contender": name, "shape": shape, "count": count,
+        **({} if part == "prompts" else {"batch": BATCH}),
         **({"jobs": jobs} if jobs else {}), "repeats": len(each), "p50": round(seconds, 3),
         "cpu_p50": round(statistics.median(e["cpu"] for e in each), 3),
         "per_second": round(count / seconds, 1),
