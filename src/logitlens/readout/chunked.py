@@ -19,7 +19,7 @@ from torch import Tensor
 from logitlens.errors import MissingExtra
 from logitlens.readout.head import Head
 from logitlens.readout.online import Online
-from logitlens.readout.product import Product, Room
+from logitlens.readout.product import FEW, Product, Room, mkl_sgemm
 from logitlens.readout.stats import Engine, FinalRows, Stats, inside
 from logitlens.readout.topk import leading
 
@@ -30,6 +30,7 @@ WHOLE = 6 << 20  # logits up to which a block of rows is multiplied by all token
 HELD = 8 << 20  # logits of final rows held while the other rows pass
 CALLED = 4 << 20  # most logits asked of one call of a head that may only be called
 TOGETHER = 16  # tiles' positions whose statistics are made of their sums in one step
+LARGE = 16_384  # tokens from which on to multiply targets, gathered, costs little beside the rest
 SAME = 64  # tokens from which on a product's sums no longer depend on how many there are
 KERNELS = ("torch", "numba")
 
@@ -65,7 +66,10 @@ class Chunked(Engine):
 
     def _step(self, L: int, head: Head, candidates: int) -> int:
         """How many positions' rows a tile has."""
-        tiles = 1 if self.kernel == "numba" else LIBRARY
+        if self.kernel == "torch":
+            tiles = LIBRARY
+        else:
+            tiles = torch.get_num_threads() if self._strips(head) else 1
         step = self.rows // L if self.rows else tiles * (ROWS // L)
         return min(step, self._most(L, head, candidates)) or 1
 
@@ -73,7 +77,20 @@ class Chunked(Engine):
         """How many a tile may have for what is held beside it."""
         if head.weight_VE is None:
             return CALLED // head.vocab // L or 1
-        return (HELD // head.vocab or 1) if candidates else sys.maxsize
+        held = candidates or self._strips(head)
+        return (HELD // head.vocab or 1) if held else sys.maxsize
+
+    def _strips(self, head: Head) -> int:
+        """MKL's function where threads multiply rows of their own with it, or 0: plain heads of
+        float32, which no product of our own reads faster."""
+        weight_VE = head.weight_VE
+        if self.kernel == "torch" or self.columns or head.vocab < LARGE:
+            return 0
+        if weight_VE is None or not head.plain or not (sgemm := mkl_sgemm(weight_VE)):
+            return 0
+        from logitlens.readout.threads import share_openmp
+
+        return sgemm if share_openmp() else 0
 
     def _even(self, P: int, L: int, head: Head, candidates: int) -> int:
         """The same for a block of P: tiles of one size, a little larger rather than one more."""
@@ -103,6 +120,9 @@ class Chunked(Engine):
         final: FinalRows, room: Room,
     ) -> Online:  # fmt: skip
         """The sums of as many positions as a tile has rows of."""
+        P, L = x_PLE.shape[:2]
+        if L > 1 and FEW * torch.get_num_threads() < P * L and (sgemm := self._strips(head)):
+            return _by_strips(sgemm, x_PLE, head, k, targets_PM, candidates, final)
         tile, leading_PC = self._tiles(x_PLE, head, candidates, room)
         if leading_PC is not None:
             targets_PM = torch.cat([targets_PM.to(leading_PC.device), leading_PC], 1)
@@ -154,6 +174,29 @@ class Chunked(Engine):
         from logitlens.readout.fused import Fused
 
         return Fused(k, targets_PM, target_PLM)
+
+
+def _by_strips(
+    sgemm: int, x_PLE: Tensor, head: Head, k: int, targets_PM: Tensor, candidates: int, final: FinalRows
+) -> Online:  # fmt: skip
+    """The final rows first, then the others, by threads of their own; see `Fused.multiply`."""
+    from logitlens.readout.fused import Fused
+
+    assert head.weight_VE is not None
+    L = x_PLE.shape[1]
+    final_PV = whole(x_PLE[:, -1], head, compiled=True)
+    for p, z_V in final.items():
+        z_V.copy_(final_PV[p])
+    if candidates:
+        targets_PM = torch.cat([targets_PM, leading(final_PV, candidates).ids_NK], 1)
+    x_NE = x_PLE[:, :-1].flatten(0, 1).float()
+    tile = beside(tiles(by_layer(x_PLE[:, :-1]), head), final_PV, L, Room(x_NE))
+    online = Fused(k, targets_PM, target_logits(tile, L, targets_PM))
+    online.multiply(sgemm, x_NE, head.weight_VE, final_PV)
+    if online.differs():
+        online = Fused(k, targets_PM, online.own_PLM)
+        online.multiply(sgemm, x_NE, head.weight_VE, final_PV)
+    return online
 
 
 @dataclass(frozen=True, eq=False)

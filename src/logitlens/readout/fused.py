@@ -18,6 +18,9 @@ from logitlens.readout.lanes import LANES, LENGTH, LOG2E, SPAN, STEP
 from logitlens.readout.online import Online
 from logitlens.readout.threads import pool
 
+STRIP = 512  # tokens that a thread multiplies at a time, …
+ROWS = 1024  # … by so many rows at most: 2 MB
+
 
 class Fused(Online):
     """`Online` with the same state, updated by the compiled loop."""
@@ -28,24 +31,52 @@ class Fused(Online):
 
     def update(self, z_NC: Tensor) -> None:
         """Take in the next C columns; see `Online.update`."""
-        # The compiled loop is fast on a contiguous array only: hand over whole rows of the buffer.
-        offset, stride = z_NC.storage_offset(), z_NC.stride(0)
-        z_NS = z_NC.as_strided((z_NC.shape[0], stride), (stride, 1), offset - offset % stride)
-        place = (z_NS.numpy(), offset % stride, z_NC.shape[1], self.seen)
-        state = [
-            t.numpy()
-            for t in (
-                self.c_PL, self.s_PL, self.a_PL, self.x_PL, self.targets_PM, self.target_PLM,
-                self.above_PLM, self.own_PLM, self.top.values_NK, self.top.ids_NK, self.held_N,
-            )
-        ]  # fmt: skip
-        threads = min(torch.get_num_threads(), self.P)
+        z_NS, begin = _whole_rows(z_NC)
+        place = (z_NS, begin, 0, 1, self.P, z_NS, begin, (self.L - 1) * self.P)
+        C, threads = z_NC.shape[1], min(torch.get_num_threads(), self.P)
         if threads > 1:
             with pool(threads):
-                _tiles(*place, threads, *state)
+                _tiles(*place, C, self.seen, threads, *self._state())
         else:
-            _tile(*place, 0, self.P, *state)
-        self.seen += z_NC.shape[1]
+            _tile(*place, C, self.seen, 0, self.P, *self._state())
+        self.seen += C
+
+    def multiply(self, sgemm: int, x_NE: Tensor, weight_VE: Tensor, final_PV: Tensor) -> None:
+        """Take in all columns, which each thread multiplies for rows of its own: a strip of the
+        vocabulary at a time, looked at while it is in that core's second cache.
+
+        sgemm      the address of BLAS's function, which in one of several threads uses that alone
+        x_NE       the rows of all layers but the final one, a position's together
+        final_PV   the final rows' logits
+        """
+        (V, E), threads = weight_VE.shape, min(torch.get_num_threads(), self.P)
+        rows = -(-self.P // threads) * (self.L - 1)
+        goes = -(-rows // ROWS)
+        # Distances that are no power of two: the caches would map rows onto each other.
+        room_TnS = x_NE.new_empty(threads, -(-rows // goes) + self.L, STRIP + LANES)
+        f_PS, begin = _whole_rows(final_PV)
+        with pool(threads):
+            _strips(
+                sgemm, x_NE.data_ptr(), E, weight_VE.data_ptr(), weight_VE.stride(0), V,
+                room_TnS.numpy(), goes, f_PS, begin, *self._state(),
+            )  # fmt: skip
+        self.seen += V
+
+    def _state(self) -> list[np.ndarray]:
+        """What the compiled loops write."""
+        tensors = (
+            self.c_PL, self.s_PL, self.a_PL, self.x_PL, self.targets_PM, self.target_PLM,
+            self.above_PLM, self.own_PLM, self.top.values_NK, self.top.ids_NK, self.held_N,
+        )  # fmt: skip
+        return [t.numpy() for t in tensors]
+
+
+def _whole_rows(z_NC: Tensor) -> tuple[np.ndarray, int]:
+    """The rows of the buffer and where in them the columns begin: the compiled loop is fast on a
+    contiguous array only."""
+    offset, stride = int(z_NC.storage_offset()), z_NC.stride(0)
+    z_NS = z_NC.as_strided((z_NC.shape[0], stride), (stride, 1), offset - offset % stride)
+    return z_NS.numpy(), offset % stride
 
 
 @numba.njit
@@ -166,11 +197,14 @@ def _beats(value, id, other, other_id):
 
 @numba.njit(nogil=True, cache=True)
 def _tile(
-    z_NS, begin, C, first, start, stop, c_PL, s_PL, a_PL, x_PL, targets_PM, target_PLM, above_PLM,
-    own_PLM, values_NK, ids_NK, held_N,
+    z_NS, begin, base, apart, between, f_PS, f_begin, f_first, C, first, start, stop, c_PL, s_PL, a_PL,
+    x_PL, targets_PM, target_PLM, above_PLM, own_PLM, values_NK, ids_NK, held_N,
 ):  # fmt: skip
-    """Columns begin … begin + C of the buffer z_NS, which are tokens first … first + C, of
-    positions start … stop into the state arrays."""
+    """Tokens first … first + C of positions start … stop into the state arrays.
+
+    z_NS   the rows, from the column `begin` on: of layer r at position p, (p − base) apart + r between
+    f_PS   the final rows, from the column f_begin on: of p, f_first + p
+    """
     (P, L), M, K = c_PL.shape, targets_PM.shape[1], values_NK.shape[1]
     maxima = np.empty((C + SPAN - 1) // SPAN * LANES, np.float32)
     final = np.empty(C, np.float32)
@@ -178,24 +212,28 @@ def _tile(
     for p in range(start, stop):
         old_sf, shrink_f, sf, wf = s_PL[p, L - 1], 1.0, 0.0, 1.0
         for row in range(L - 1, -1, -1):  # the final row first: the others need its 2^d
-            n = row * P + p
-            z = z_NS[n][begin : begin + C]
+            n, final_row = row * P + p, row == L - 1
+            if final_row:
+                z = f_PS[f_first + p][f_begin : f_begin + C]
+            else:
+                z = z_NS[(p - base) * apart + row * between][begin : begin + C]
             old, top = c_PL[p, row], _maxima(z, maxima)
             c = max(old, top)
             safe = c if c > -np.inf else np.float32(0.0)
             bits = np.float32(np.rint(LOG2E * safe))  # whole, so that d is rounded once
             target = target_PLM[p, row, 0] if M else none
-            ahead = z_NS[n - P if row else min((L - 1) * P + p + 1, L * P - 1)]
-            s, a, x, above = _sums(
-                z, bits, target, final, row == L - 1, ahead.ctypes.data + 4 * begin
-            )
+            if row:
+                ahead = z_NS[(p - base) * apart + (row - 1) * between][begin:]
+            else:
+                ahead = f_PS[f_first + min(p + 1, P - 1)][f_begin:]
+            s, a, x, above = _sums(z, bits, target, final, final_row, ahead.ctypes.data)
             if not np.isfinite(a + x):
                 s, a, x = _careful(z, bits, final)
             off = LOG2E * safe - bits
             w = 2.0**-off
             grow = float(c) - float(old) if old > -np.inf else 0.0
             shrink = np.exp(-grow) if old > -np.inf else 0.0
-            if row == L - 1:
+            if final_row:
                 shrink_f, sf, wf = shrink, s, w
             # From powers of two beside `bits` to powers of e beside c.
             s, a, x = s * w, (a - off * s) * w / LOG2E, (x - off * sf) * wf / LOG2E
@@ -217,13 +255,39 @@ def _tile(
 
 @numba.njit(parallel=True, cache=True)
 def _tiles(
-    z_NS, begin, C, first, shares, c_PL, s_PL, a_PL, x_PL, targets_PM, target_PLM, above_PLM,
-    own_PLM, values_NK, ids_NK, held_N,
+    z_NS, begin, base, apart, between, f_PS, f_begin, f_first, C, first, shares, c_PL, s_PL, a_PL, x_PL,
+    targets_PM, target_PLM, above_PLM, own_PLM, values_NK, ids_NK, held_N,
 ):  # fmt: skip
     """`_tile` for all positions, an equal share to each thread."""
     P = c_PL.shape[0]
     for share in numba.prange(shares):
         _tile(
-            z_NS, begin, C, first, share * P // shares, (share + 1) * P // shares, c_PL, s_PL, a_PL,
-            x_PL, targets_PM, target_PLM, above_PLM, own_PLM, values_NK, ids_NK, held_N,
+            z_NS, begin, base, apart, between, f_PS, f_begin, f_first, C, first,
+            share * P // shares, (share + 1) * P // shares, c_PL, s_PL, a_PL, x_PL, targets_PM,
+            target_PLM, above_PLM, own_PLM, values_NK, ids_NK, held_N,
         )  # fmt: skip
+
+
+@numba.njit(parallel=True, cache=True)
+def _strips(
+    sgemm, x, E, weight, apart, V, room_TnS, goes, f_PS, f_begin, c_PL, s_PL, a_PL, x_PL, targets_PM,
+    target_PLM, above_PLM, own_PLM, values_NK, ids_NK, held_N,
+):  # fmt: skip
+    """All tokens, an equal share of the positions to each thread, which takes it in so many goes."""
+    (P, L), threads = c_PL.shape, room_TnS.shape[0]
+    for t in numba.prange(threads):
+        z_nS = room_TnS[t]
+        parts = threads * goes
+        for g in range(goes):
+            part = t * goes + g
+            start, stop = part * P // parts, (part + 1) * P // parts
+            for v in range(0, V, STRIP):
+                C = min(STRIP, V - v)
+                lanes.multiply(
+                    sgemm, C, (stop - start) * (L - 1), E, weight + 4 * v * apart, apart,
+                    x + 4 * start * (L - 1) * E, z_nS.ctypes.data, z_nS.shape[1],
+                )  # fmt: skip
+                _tile(
+                    z_nS, 0, start, L - 1, 1, f_PS, f_begin + v, 0, C, v, start, stop, c_PL, s_PL,
+                    a_PL, x_PL, targets_PM, target_PLM, above_PLM, own_PLM, values_NK, ids_NK, held_N,
+                )  # fmt: skip

@@ -42,6 +42,12 @@ class Head:
     call: Callable[[Tensor], Tensor] | None = None
     shard: Shard | None = None
 
+    @property
+    def plain(self) -> bool:
+        """Whether logits are the product with the weights and nothing else."""
+        parts = (self.bias_V, self.softcap, self.final_bias_V, self.shard)
+        return self.weight_VE is not None and self.scale == 1.0 and all(p is None for p in parts)
+
     def raw(self, x_NE: Tensor) -> Tensor:
         """Rows (N, E) → (N, V) float32, before scale, softcap and final bias."""
         if self.weight_VE is None:

@@ -195,10 +195,28 @@ def _mkl_halves(x_NE: Tensor, weight_CE: Tensor, out_NC: Tensor) -> None:
     )
 
 
+def mkl_sgemm(weight_VE: Tensor) -> int:
+    """The address of MKL's product of float32 where many rows of these weights take that; else 0."""
+    mkl = weight_VE.is_cpu and _way(weight_VE, True, FEW + 1) == "mm" and _mkl_is_faster()
+    return _sgemm() if mkl else 0
+
+
+@lru_cache
+def _sgemm() -> int:
+    try:
+        return ctypes.cast(_mkl_function("sgemm_"), ctypes.c_void_p).value or 0
+    except (AttributeError, OSError):
+        return 0
+
+
+def _mkl_function(name: str) -> Any:
+    """A function of the MKL inside torch. Raises AttributeError or OSError where there is none."""
+    return getattr(ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")), name)
+
+
 @lru_cache
 def _mkl() -> Callable[..., None]:
-    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    multiply = ctypes.CDLL(str(library)).cblas_gemm_bf16bf16f32
+    multiply = _mkl_function("cblas_gemm_bf16bf16f32")
     number, scale, address = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
     multiply.argtypes = [number] * 6 + [scale] + [address, number] * 2 + [scale, address, number]
     multiply.restype = None
