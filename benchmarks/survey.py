@@ -7,7 +7,7 @@ One process per contender and repeat, interleaved. A row holds the wall and proc
 tokens or prompts per second, and the peak resident memory beyond the loaded model, all after two
 batches of the same. It is written as soon as its last repeat has run.
 
-corpus    windows of 256 tokens, 16 at a time, every layer:
+corpus    windows of 256 tokens, 16 at a time (8 in rows without "batch"), every layer:
     forward    the model's own forward passes and nothing else
     product    these, and the product of every layer's normed residual with the unembedding
     naive      these, and full logits per layer with log-softmax: loss, rank, entropy, KL, top token

@@ -117,6 +117,20 @@ def test_other_heads_go_another_way(taken, head):
     assert not taken
 
 
+def test_tiles_stay_as_they_were_where_threads_have_too_few_rows(taken, monkeypatch):
+    """Neither by their size nor by what is held beside them."""
+    kernel, L, vocab = Chunked("numba"), 9, 200_000
+    head = Head(vocab, torch.empty(vocab, 1))
+    monkeypatch.setattr(chunked, "FEW", 256)
+    for threads, step in (
+        (1, chunked.HELD // vocab),
+        (2, chunked.ROWS // L),
+        (64, chunked.ROWS // L),
+    ):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert kernel.positions(L, head, 0) == chunked.TOGETHER * step
+
+
 def test_one_layer_goes_another_way(taken):
     head, x, targets = make_head(), make_rows(40, 1), make_targets(40, 4099)
     judge(Chunked("numba").stats(x, head, 3, targets), x, head, 3, targets)

@@ -69,7 +69,7 @@ class Chunked(Engine):
         if self.kernel == "torch":
             tiles = LIBRARY
         else:
-            tiles = torch.get_num_threads() if self._strips(head) else 1
+            tiles = torch.get_num_threads() if self._strips(L, head) else 1
         step = self.rows // L if self.rows else tiles * (ROWS // L)
         return min(step, self._most(L, head, candidates)) or 1
 
@@ -77,14 +77,16 @@ class Chunked(Engine):
         """How many a tile may have for what is held beside it."""
         if head.weight_VE is None:
             return CALLED // head.vocab // L or 1
-        held = candidates or self._strips(head)
+        held = candidates or self._strips(L, head)
         return (HELD // head.vocab or 1) if held else sys.maxsize
 
-    def _strips(self, head: Head) -> int:
+    def _strips(self, L: int, head: Head) -> int:
         """MKL's function where threads multiply rows of their own with it, or 0: plain heads of
-        float32, which no product of our own reads faster."""
+        float32, which no product of our own reads faster, and enough rows in a block for each thread."""
         weight_VE = head.weight_VE
         if self.kernel == "torch" or self.columns or head.vocab < LARGE:
+            return 0
+        if L == 1 or min(HELD // head.vocab * L, LIBRARY * ROWS) <= FEW * torch.get_num_threads():
             return 0
         if weight_VE is None or not head.plain or not (sgemm := mkl_sgemm(weight_VE)):
             return 0
@@ -121,7 +123,7 @@ class Chunked(Engine):
     ) -> Online:  # fmt: skip
         """The sums of as many positions as a tile has rows of."""
         P, L = x_PLE.shape[:2]
-        if L > 1 and FEW * torch.get_num_threads() < P * L and (sgemm := self._strips(head)):
+        if FEW * torch.get_num_threads() < P * L and (sgemm := self._strips(L, head)):
             return _by_strips(sgemm, x_PLE, head, k, targets_PM, candidates, final)
         tile, leading_PC = self._tiles(x_PLE, head, candidates, room)
         if leading_PC is not None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitlens.readout import lanes
+from logitlens.readout import blas, lanes
 from logitlens.readout.lanes import LANES, LENGTH, LOG2E, SPAN, STEP
 from logitlens.readout.online import Online
 from logitlens.readout.threads import pool
@@ -283,7 +283,7 @@ def _strips(
             start, stop = part * P // parts, (part + 1) * P // parts
             for v in range(0, V, STRIP):
                 C = min(STRIP, V - v)
-                lanes.multiply(
+                blas.multiply(
                     sgemm, C, (stop - start) * (L - 1), E, weight + 4 * v * apart, apart,
                     x + 4 * start * (L - 1) * E, z_nS.ctypes.data, z_nS.shape[1],
                 )  # fmt: skip

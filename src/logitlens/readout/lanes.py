@@ -17,7 +17,7 @@ import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numpy as np
 from numba import types
-from numba.core import cgutils, config
+from numba.core import config
 from numba.extending import intrinsic
 
 LANES = 64  # columns looked at side by side
@@ -251,43 +251,3 @@ def count(typingctx, z, n, target):
         return _totals(builder, n, ("above",), step)[0]
 
     return types.float32(types.int64, types.int64, types.float32), generate
-
-
-@intrinsic
-def multiply(typingctx, sgemm, tokens, rows, width, weight, apart, x, out, stride):
-    """out (rows, tokens) := x (rows, width) · weight (tokens, width)ᵀ by BLAS's function at an address,
-    which takes everything by reference and counts rows where we count columns."""
-
-    def generate(context, builder, signature, args):
-        sgemm, tokens, rows, width, weight, apart, x, out, stride = args
-        letter, pointer = ir.IntType(8), ir.IntType(8).as_pointer()
-
-        def given(value):
-            return builder.bitcast(cgutils.alloca_once_value(builder, value), pointer)
-
-        tokens, rows, width, apart, stride = (
-            given(builder.trunc(n, _I32)) for n in (tokens, rows, width, apart, stride)
-        )
-        weight, x, out = (builder.inttoptr(address, pointer) for address in (weight, x, out))
-        turned, as_is = (given(letter(ord(name))) for name in "TN")
-        one, none = (given(_FLOAT(value)) for value in (1.0, 0.0))
-        operands = [
-            turned,
-            as_is,
-            tokens,
-            rows,
-            width,
-            one,
-            weight,
-            apart,
-            x,
-            width,
-            none,
-            out,
-            stride,
-        ]
-        function = ir.FunctionType(ir.VoidType(), [pointer] * len(operands)).as_pointer()
-        builder.call(builder.inttoptr(sgemm, function), operands)
-        return context.get_dummy_value()
-
-    return types.none(*(types.int64,) * 9), generate
