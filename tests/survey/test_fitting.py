@@ -113,7 +113,7 @@ def test_a_killed_process_loses_and_doubles_nothing(model, saved, tmp_path, whol
     assert check(tmp_path / "one", fit(model, saved, tmp_path / "one"), whole) == killed
 
 
-def test_the_command_line_shares_a_jacobian_fit_and_says_why_not_a_tuned_one(saved, tmp_path):
+def test_the_command_line_shares_a_jacobian_fit(saved, tmp_path):
     (tmp_path / "text.txt").write_text(
         "\n\n".join(["The Eiffel Tower is in the city of Paris"] * 6)
     )
@@ -127,14 +127,9 @@ def test_the_command_line_shares_a_jacobian_fit_and_says_why_not_a_tuned_one(sav
     assert done.exit_code == 0, done.output
     assert "mean over 6 prompts" in done.stdout
     assert open_lens(out).header.weight == 6
-    for wrong, why in (
-        (("jacobian", "-o", out, "--address", "auto"), "add --engine ray"),
-        (("tuned", "-o", out, "--engine", "ray"), "has no shards: share each step among"),
-        (("tuned", "-o", out, "-j", "2"), "has no shards"),
-    ):
-        refused = run(*wrong)
-        assert refused.exit_code == 2
-        assert why in " ".join(refused.stderr.split())
+    refused = run("jacobian", "-o", out, "--address", "auto")
+    assert refused.exit_code == 2
+    assert "add --engine ray" in refused.stderr
 
 
 def test_where_others_fit_the_process_that_plans_puts_no_model_on_their_devices(

@@ -30,7 +30,7 @@ from logitlens.files import check_writable
 if TYPE_CHECKING:
     from logitlens import LensModel
     from logitlens.fit.corpus import Corpus
-    from logitlens.lenses import JacobianLens
+    from logitlens.lenses import JacobianLens, TunedLens
 
 
 class Folder(click.Path):
@@ -50,8 +50,8 @@ ABOVE_0 = Number(min=0, min_open=True)
 def command() -> None:
     """Fit a tuned or a Jacobian lens to a model.
 
-    An interrupted fit resumes when the same command is given again. Several processes: torchrun
-    --nproc-per-node N -m logitlens fit ….
+    An interrupted fit resumes when the same command is given again. Several processes: -j N, --engine
+    ray, or torchrun --nproc-per-node N -m logitlens fit ….
     """
 
 
@@ -102,13 +102,19 @@ _common = together(
     "--patience", type=COUNT, metavar="N", help="Stop after N evaluations without a gain."
 )
 @click.option("--checkpoint-every", type=COUNT, metavar="N", help="Steps between checkpoints.")
-@click.option("-j", "--jobs", "--engine", "--address", "--shard", hidden=True, expose_value=False,
-              callback=lambda *given: _no_shards(*given))  # fmt: skip
+@engine_options
+@click.option(
+    "--shard", hidden=True, expose_value=False, callback=lambda *given: _no_shards(*given)
+)
 def tuned_command(
     corpus: str,
     out: Path,
     field: str,
     max_tokens: int | None,
+    jobs: int | None,
+    engine: str,
+    address: str | None,
+    threads: int | None,
     fresh: bool,
     evaluate: bool,
     facts: str | None,
@@ -119,23 +125,30 @@ def tuned_command(
 
     CORPUS is a .txt (paragraphs), .jsonl or .parquet file, any of them gzipped, a folder of them, or
     hf://datasets/owner/name. Writes DIR/tuned.safetensors. Every step begins where the one before
-    ended, so a fit has no shards: torchrun's processes share each step.
+    ended, so a fit has no shards: with -j, --engine ray or torchrun, processes share each step.
     """
     from logitlens.fit import tuned
     from logitlens.fit.sequences import split
 
     loading, given = _apart(options)
+    check_engine(engine, address)
     _check_folder(out)
-    with _session(source, loading) as (model, speak):
+    here = loading_here(loading, engine, jobs)
+    with _session(source, here) as (model, speak):
         settings = tuned.Settings(**given)
         needed = settings.steps * settings.tokens_per_step * 21 // 20
         text = _read(corpus, model, field, min(needed, max_tokens or needed), speak)
-        with fit_progress.watched_tuned(speak) as report:
-            lens = tuned.fit(model, text, settings, folder=out, report=report, fresh=fresh)
+        with (
+            _shared_steps(source, loading, jobs, engine, address, threads) as train,
+            fit_progress.watched_tuned(speak) as report,
+        ):
+            lens = train(model, text, settings, folder=out, report=report, fresh=fresh)
         if speak:
             fit_progress.tell_tuned(lens, out / tuned.FILE)
             if evaluate:
                 _, held_CT = split(model, text, settings)
+                if here != loading:  # those who trained have left the devices
+                    model = load_model(source, **loading)
                 _judge(model, f"tuned:{out}", held_CT, facts, out)
 
 
@@ -225,11 +238,9 @@ def _in_shards(
     """`jacobian.fit` by several processes."""
     import torch
 
-    from logitlens.fit import data_parallel
     from logitlens.survey import fitting
 
-    if data_parallel.active():
-        raise click.UsageError("-j and --engine start processes themselves: leave out torchrun")
+    _check_alone()
     each = threads or fitting.planned_threads(out) or max(1, torch.get_num_threads() // (jobs or 1))
     return partial(
         fitting.fit, source=source, loading=loading, threads=each, jobs=jobs or 1,
@@ -237,11 +248,53 @@ def _in_shards(
     )  # fmt: skip
 
 
+@contextmanager
+def _shared_steps(
+    source: str,
+    loading: dict[str, Any],
+    jobs: int | None,
+    engine: str,
+    address: str | None,
+    threads: int | None,
+) -> Iterator[Callable[..., TunedLens]]:
+    """`tuned.fit`, by several processes where they are asked for."""
+    import torch
+
+    from logitlens.fit import tuned
+
+    if jobs is not None or engine == "ray":
+        _check_alone()
+    if engine != "ray" and (jobs or 1) == 1:
+        torch.set_num_threads(threads or torch.get_num_threads())
+        yield tuned.fit
+        return
+    from logitlens.survey import training
+
+    each = threads or max(1, torch.get_num_threads() // (jobs or 1))
+    train = partial(training.fit, source=source, loading=loading, threads=each)
+    if engine != "ray":
+        yield partial(train, jobs=jobs or 1)
+        return
+    from logitlens.survey.engines import ray
+
+    with ray.joined(address) as cluster:
+        size = jobs or max(1, ray.room(cluster, each))
+        yield partial(train, jobs=size, engine=partial(ray.run, threads=each, together=True))
+
+
+def _check_alone() -> None:
+    """Raise UsageError where torchrun has started several processes already."""
+    from logitlens.fit import data_parallel
+
+    if data_parallel.active():
+        raise click.UsageError("-j and --engine start processes themselves: leave out torchrun")
+
+
 def _no_shards(context: click.Context, option: click.Parameter, value: str | None) -> None:
     if value is not None:
         raise click.UsageError(
             "the steps of a tuned fit follow each other, so it has no shards: share each step among "
-            "processes with torchrun --nproc-per-node N -m logitlens fit tuned …"
+            "processes with -j N, --engine ray, or torchrun"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
 
@@ -9,7 +10,7 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from logitlens.lenses.fitted import FittedLens
 from logitlens.schema import matches
 
 NAME = "checkpoint.pt"
+PROCESSES = ".processes-"  # how folders begin that a group of processes meets in
 
 
 class Folder:
@@ -61,9 +63,18 @@ class Folder:
                     f"another fit is writing to {self.path}: wait for it, or choose another folder"
                 ) from None
             try:
+                self._sweep()
                 yield
             finally:
+                self._sweep()
                 Path(file.name).unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """Remove where groups of processes met: none is at work while this fit has the lock."""
+        assert self.path is not None
+        if self.process == 0:
+            for left in self.path.glob(f"{PROCESSES}*"):
+                shutil.rmtree(left, ignore_errors=True)
 
     @property
     def checkpoint(self) -> Path | None:
@@ -139,10 +150,11 @@ def identity(
 
 
 @contextmanager
-def interruptible() -> Iterator[threading.Event]:
+def interruptible(begun: Callable[[], bool] = lambda: True) -> Iterator[threading.Event]:
     """Inside, Ctrl-C sets the event instead of breaking off in the middle of an update.
 
-    A second Ctrl-C breaks off at once. Outside the main thread nothing changes.
+    A second Ctrl-C breaks off at once, and so does one before there is anything to keep (`begun`).
+    Outside the main thread nothing changes.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -151,7 +163,7 @@ def interruptible() -> Iterator[threading.Event]:
     before = signal.getsignal(signal.SIGINT)
 
     def handler(number: int, frame: Any) -> None:
-        if asked.is_set():
+        if asked.is_set() or not begun():
             raise KeyboardInterrupt
         asked.set()
 

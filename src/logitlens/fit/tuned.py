@@ -75,7 +75,7 @@ class Settings:
     seed: int = 0
     dtype: str = "float16"
 
-    def check(self) -> None:
+    def check(self, model: Readable) -> None:
         """Raise PromptError for values that cannot be meant."""
         check_counts(
             self, "steps", "tokens_per_step", "length", "holdout_tokens", "rank", "evaluate_every",
@@ -88,7 +88,17 @@ class Settings:
             raise PromptError(f"holdout={self.holdout}: expected a share between 0 and 1")
         if self.precision not in ("float32", "bfloat16"):
             raise PromptError(f"precision={self.precision!r}: expected float32 or bfloat16")
+        if (self.rank or 0) > model.width:
+            raise PromptError(
+                f"rank={self.rank}: expected at most {model.width}, the model's width"
+            )
         check_dtype(self)
+
+
+def place(model: Readable, corpus: Corpus, settings: Settings, folder: Path | None) -> Folder:
+    """The folder of a fit, which refuses what another one left there."""
+    made_of = plain(settings, without=_MAY_CHANGE)
+    return Folder(folder, identity("tuned", model, corpus, made_of))
 
 
 @dataclass
@@ -105,7 +115,10 @@ class Progress:
 
 
 class TunedFit:
-    """One fit: prepare, then `run`. `fit` is the short way."""
+    """One fit: prepare, then `run`. `fit` is the short way.
+
+    stop   asked after every step, beside Ctrl-C, whether to save a checkpoint and end
+    """
 
     def __init__(
         self,
@@ -116,14 +129,11 @@ class TunedFit:
         folder: Path | None = None,
         report: Callable[[Progress], None] | None = None,
         fresh: bool = False,
+        stop: Callable[[], bool] = lambda: False,
     ):
-        settings.check()
-        if (settings.rank or 0) > model.width:
-            raise PromptError(
-                f"rank={settings.rank}: expected at most {model.width}, the model's width"
-            )
+        settings.check(model)
         self.model, self.corpus, self.settings = model, corpus, settings
-        self.report = report
+        self.report, self.stop = report, stop
         self.depths = list(range(model.n_blocks))
         self.divergence = Divergence(
             model.tail.head, fingerprint.head_width(model), precision=settings.precision
@@ -150,8 +160,7 @@ class TunedFit:
         self.best: dict[int, float] = {}
         self.best_maps: dict[str, Tensor] = {}
         self.stale, self.best_mean = 0, math.inf
-        made_of = plain(settings, without=_MAY_CHANGE)
-        self.folder = Folder(folder, identity("tuned", model, corpus, made_of))
+        self.folder = place(model, corpus, settings, folder)
         state = self.folder.load(FILE) if not fresh else None
         if state is not None:
             self._restore(state)
@@ -162,6 +171,11 @@ class TunedFit:
         Raises FitError for a loss that is not a number, KeyboardInterrupt after saving a checkpoint.
         """
         s = self.settings
+        if not data_parallel.agreed(self.step):
+            raise FitError(
+                "the processes of the fit have read different checkpoints: all of them must see the "
+                "same folder"
+            )
         every = s.evaluate_every or max(1, s.steps // 10)
         began, seen = time.perf_counter(), 0
         if not self.logit:
@@ -178,7 +192,7 @@ class TunedFit:
                 heldout = None
                 if self.step % every == 0 or self.step == s.steps:
                     heldout = self._judge_and_keep()
-                stopping = data_parallel.any_of(asked.is_set())
+                stopping = data_parallel.any_of(asked.is_set() or self.stop())
                 if stopping or self.step % (s.checkpoint_every or every) == 0:
                     self._save()
                 if self.report is not None:

@@ -73,19 +73,22 @@ def fit(
     job = JacobianFit(model, corpus, settings)
     made_of = plain(settings, without=("checkpoint_seconds", "dtype")) | {"threads": threads}
     identity = checkpoint.identity("jacobian", model, corpus, made_of)
-    weights = planning.weights_hash(model)
-    identity |= {"weights": weights, "in shards": True}
+    needed = described(model, source, loading, threads)
+    identity |= {"weights": needed["weights"], "in shards": True}
     place = checkpoint.Folder(folder, identity)
     with place.locked():
         state = None if fresh else place.load(FILE)
         if state is None:
             _forget(folder)
             rounds = list(batches([len(ids) for ids in job.prompts], settings.per_pass(model)))
-            place.save({
-                "source": source, "loading": {k: v for k, v in loading.items() if v not in (None, False)},
-                "weights": weights, "threads": threads, "settings": plain(settings), "prompts": job.prompts,
-                "shards": _divided(rounds),
-            })  # fmt: skip
+            place.save(
+                needed
+                | {
+                    "settings": plain(settings),
+                    "prompts": job.prompts,
+                    "shards": _divided(rounds),
+                }
+            )
         shards = range(len(_begun(folder)["shards"]))
         left = [shard for shard in shards if not _part(folder, shard).is_file()]
         here, began = str(folder), time.perf_counter()
@@ -171,18 +174,35 @@ def _forget(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def described(
+    model: LensModel, source: str, loading: dict[str, Any], threads: int
+) -> dict[str, Any]:
+    """What workers need to know of the model."""
+    return {
+        "source": source,
+        "loading": {name: value for name, value in loading.items() if value not in (None, False)},
+        "weights": planning.weights_hash(model),
+        "threads": threads,
+    }
+
+
+def loaded(said: dict[str, Any], model: LensModel | None = None) -> LensModel:
+    """The model that was `described`, unless it is here already. Raises what loading raises, and FitError
+    where its weights are others."""
+    source = said["source"]
+    model = model or load(None if source == "demo" else source, **said["loading"])
+    if (found := planning.weights_hash(model)) != said["weights"]:
+        raise FitError(f"{model.name} has other weights ({found}) than when the fit was begun")
+    return model
+
+
 class Worker:
     """The model and the prompts of a fit, loaded once; `try_shard` as of a survey's worker."""
 
     def __init__(self, folder: str, model: LensModel | None = None):
         self.folder = Path(folder)
         self.state = _begun(self.folder)
-        source = self.state["source"]
-        self.model = model or load(None if source == "demo" else source, **self.state["loading"])
-        if (found := planning.weights_hash(self.model)) != self.state["weights"]:
-            raise FitError(
-                f"{self.model.name} has other weights ({found}) than when the fit was begun"
-            )
+        self.model = loaded(self.state, model)
         settings = self.state["settings"]
         depths = settings["depths"] and tuple(settings["depths"])
         self.settings = Settings(**{**settings, "depths": depths})

@@ -22,7 +22,7 @@ from logitlens.model.edits import prepare
 from logitlens.model.lens_model import LensModel
 from logitlens.model.load import load
 from logitlens.model.request import depths_for
-from logitlens.survey import corpora, documents, fitting
+from logitlens.survey import corpora, documents, fitting, training
 from logitlens.survey import plan as planning
 from logitlens.survey.commit import Folder
 from logitlens.survey.engines import failure, refusal
@@ -123,8 +123,11 @@ class Worker:
             return record
 
 
-def opened(folder: str) -> Worker | fitting.Worker:
-    """The worker for what a folder holds: a survey, or a fit in shards. Raises what loading raises."""
+def opened(folder: str) -> Worker | fitting.Worker | training.Worker:
+    """The worker for what a folder holds: a survey, a fit in shards, or what a group of processes trains.
+    Raises what loading raises."""
+    if training.holds_group(folder):
+        return training.Worker(folder)
     return fitting.Worker(folder) if fitting.holds_fit(folder) else Worker(folder)
 
 

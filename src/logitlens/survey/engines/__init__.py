@@ -6,12 +6,13 @@ engine(folder, shards, …) yields a record for each shard, or {"shard": …, "e
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from logitlens.errors import LogitLensError, ModelNotAvailable, SurveyError
 
-Engine = Callable[[str, list[int]], Iterator[dict[str, Any]]]
+Records = Generator[dict[str, Any], None, None]
+Engine = Callable[[str, list[int]], Records]
 
 
 def failure(shard: int, error: Exception) -> dict[str, Any]:

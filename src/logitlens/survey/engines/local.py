@@ -16,20 +16,27 @@ from pathlib import Path
 from typing import Any
 
 from logitlens.errors import SurveyError
-from logitlens.survey.engines import refused
+from logitlens.survey.engines import Records, refused
 
 TRIES = 3  # of a shard whose worker dies
 
 
-def run_here(worker: Any, shards: Sequence[int]) -> Iterator[dict[str, Any]]:
+def run_here(worker: Any, shards: Sequence[int]) -> Records:
     """One after another by a worker of this process."""
     for shard in shards:
         yield worker.try_shard(shard)
 
 
-def run(folder: str, shards: Sequence[int], jobs: int) -> Iterator[dict[str, Any]]:
-    """By `jobs` processes. Yields records as shards end. Raises SurveyError where no worker starts, and
-    ModelNotAvailable where the model is not there for them."""
+def run(folder: str, shards: Sequence[int], jobs: int, *, together: bool = False) -> Records:
+    """By `jobs` processes. Yields records as shards end.
+
+    together   the shards need each other: all at once, by as many processes, and one whose worker dies is
+               not tried again
+
+    Raises SurveyError where no worker starts, and ModelNotAvailable where the model is not there for them.
+    """
+    most = 1 if together else TRIES
+    jobs = len(shards) if together else jobs
     waiting, tries, unready = deque(shards), dict.fromkeys(shards, 0), 0
     with selectors.DefaultSelector() as selector:
         workers = {_Worker(folder, n, selector) for n in range(min(jobs, len(shards)))}
@@ -59,7 +66,7 @@ def run(folder: str, shards: Sequence[int], jobs: int) -> Iterator[dict[str, Any
                             "or try with fewer jobs"
                         )
                     if worker.shard is not None:
-                        yield from again(worker.shard, worker.ending, tries, waiting)
+                        yield from again(worker.shard, worker.ending, tries, waiting, most)
                     if waiting:
                         workers.add(_Worker(folder, worker.number, selector))
         finally:
@@ -69,14 +76,15 @@ def run(folder: str, shards: Sequence[int], jobs: int) -> Iterator[dict[str, Any
 
 
 def again(
-    shard: int, ending: str, tries: dict[int, int], waiting: deque[int]
+    shard: int, ending: str, tries: dict[int, int], waiting: deque[int], most: int
 ) -> Iterator[dict[str, Any]]:
-    """Let a shard whose worker died wait again; after the last try, yield that it failed."""
+    """Let a shard whose worker died wait again; after the last of `most` tries, yield that it failed."""
     tries[shard] += 1
-    if tries[shard] < TRIES:
+    if tries[shard] < most:
         waiting.appendleft(shard)
     else:
-        yield {"shard": shard, "error": f"its worker died {TRIES} times ({ending})"}
+        often = f" {most} times" if most > 1 else ""
+        yield {"shard": shard, "error": f"its worker died{often} ({ending})"}
 
 
 class _Worker:

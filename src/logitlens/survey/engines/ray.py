@@ -6,24 +6,26 @@ by whoever is free. The survey's folder must be one that all nodes see: a shared
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import logitlens
 from logitlens.errors import MissingExtra, SurveyError
-from logitlens.survey.engines import refusal, refused
-from logitlens.survey.engines.local import again
+from logitlens.survey.engines import Records, refusal, refused
+from logitlens.survey.engines.local import TRIES, again
 from logitlens.survey.worker import opened
 
 if TYPE_CHECKING:
     from ray import ObjectRef
 
 ENDS = 20  # actors that may end before they are ready: lost nodes are no reason to give up
-PATIENCE = 10  # seconds for a cluster to answer
+PATIENCE = 10  # seconds for a cluster to answer, and between two looks at how much room it has
 
 
 class _Reader:
@@ -51,16 +53,28 @@ def run(
     address: str | None = None,
     jobs: int | None = None,
     threads: int = 1,
-) -> Iterator[dict[str, Any]]:
+    together: bool = False,
+) -> Records:
     """Yields records as shards end.
 
-    address   of a cluster to join, or "auto"; None: a cluster is started on this machine
-    jobs      actors; None: as many as there are GPUs, or CPUs for their threads
-    threads   CPUs of each actor: those of the plan
+    address    of a cluster to join, or "auto"; None: a cluster is started on this machine
+    jobs       actors; None: as many as there are GPUs, or CPUs for their threads
+    threads    CPUs of each actor: those of the plan
+    together   the shards need each other: all at once, by as many actors, and one whose actor dies is not
+               tried again
 
-    Raises MissingExtra, SurveyError where no cluster is found or started, or no actor can start, and
-    ModelNotAvailable where the model is not there for them.
+    Raises MissingExtra, SurveyError where no cluster is found or started, no actor can start, or there is
+    no room for all that are needed at once, and ModelNotAvailable where the model is not there for them.
     """
+    with joined(address) as ray:
+        yield from _Pool(ray, folder, len(shards) if together else jobs, threads, together).run(
+            shards
+        )
+
+
+@contextmanager
+def joined(address: str | None) -> Iterator[Any]:
+    """Inside, the module `ray` has joined a cluster: the one it is in already, or that of `address`."""
     try:
         import ray
     except ImportError:
@@ -69,10 +83,20 @@ def run(
     if began:
         _join(ray, address)
     try:
-        yield from _Pool(ray, folder, jobs, threads).run(shards)
+        yield ray
     finally:
         if began:
             ray.shutdown()
+
+
+def room(ray: Any, threads: int) -> int:
+    """How many actors fit on the nodes of the cluster at once, were nothing else running there."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = any(has.get("GPU") for has in nodes)
+    return sum(
+        int(min(has.get("CPU", 0) // threads, has.get("GPU", 0) if gpus else math.inf))
+        for has in nodes
+    )
 
 
 def _join(ray: Any, address: str | None) -> None:
@@ -96,15 +120,16 @@ def _join(ray: Any, address: str | None) -> None:
 class _Pool:
     """Actors, what each is asked, and what waits."""
 
-    def __init__(self, ray: Any, folder: str, jobs: int | None, threads: int):
-        self.ray, self.folder = ray, folder
+    def __init__(self, ray: Any, folder: str, jobs: int | None, threads: int, together: bool):
+        self.ray, self.folder, self.threads, self.together = ray, folder, threads, together
         has = ray.cluster_resources()
         gpus = int(has.get("GPU", 0))
         cpus = [int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]]
         if 0 < max(cpus, default=0) < threads:  # without any, nodes may be on their way
+            instead = "use" if together else "begin in another folder with"
             raise SurveyError(
                 f"each worker takes {threads} CPUs (--threads) and the largest node of the cluster has "
-                f"{max(cpus)}: begin in another folder with --threads {max(cpus)}"
+                f"{max(cpus)}: {instead} --threads {max(cpus)}"
             )
         self.count = jobs or max(1, gpus or int(has.get("CPU", 1)) // threads)
         # The package may be a checkout that other processes would not find.
@@ -117,21 +142,29 @@ class _Pool:
         self.asked: dict[ObjectRef[Any], tuple[Any, int | None]] = {}
         self.ended = 0
 
-    def run(self, shards: list[int]) -> Iterator[dict[str, Any]]:
+    def run(self, shards: list[int]) -> Records:
+        try:
+            yield from self._records(shards)
+        finally:  # broken off: the cluster may be one that goes on
+            for actor, _ in self.asked.values():
+                self.ray.kill(actor)
+
+    def _records(self, shards: list[int]) -> Records:
         from ray.exceptions import RayActorError
 
         waiting, tries, left = deque(shards), dict.fromkeys(shards, 0), len(shards)
         for _ in range(min(self.count, len(shards))):
             self._start()
         while left:
-            (done, *_), _ = self.ray.wait(list(self.asked), num_returns=1)
+            done = self._next()
             actor, shard = self.asked.pop(done)
             try:
                 answer = self.ray.get(done)
             except RayActorError as error:
                 line = " ".join(str(error).split())[:200]
                 self.ended += shard is None
-                for record in [] if shard is None else again(shard, line, tries, waiting):
+                most = 1 if self.together else TRIES
+                for record in [] if shard is None else again(shard, line, tries, waiting, most):
                     left -= 1
                     yield record
                 if self.ended >= ENDS:
@@ -151,6 +184,24 @@ class _Pool:
                 self.asked[actor.read.remote(shard)] = (actor, shard)
             else:
                 self.ray.kill(actor)
+
+    def _next(self) -> ObjectRef[Any]:
+        """What ends next. Raises SurveyError where those that are ready would wait for ever for others
+        that have no room."""
+        while True:
+            unready = any(shard is None for _, shard in self.asked.values())
+            fit = room(self.ray, self.threads) if self.together and unready else self.count
+            if fit < self.count:
+                raise SurveyError(
+                    f"{self.count} processes that share each step must run at the same time, each with "
+                    f"{self.threads} CPUs (--threads), and a GPU where there are any: the cluster has room "
+                    f"for {fit}"
+                )
+            done, _ = self.ray.wait(
+                list(self.asked), num_returns=1, timeout=PATIENCE if self.together else None
+            )
+            if done:
+                return done[0]
 
     def _start(self) -> None:
         actor = self.actor.remote(self.folder)
