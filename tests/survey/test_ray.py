@@ -13,14 +13,16 @@ from click.testing import CliRunner
 
 from logitlens import SurveyError, storage
 from logitlens.cli import main
-from logitlens.fit import jacobian
+from logitlens.fit import jacobian, tuned
 from logitlens.fit.corpus import from_ids
-from logitlens.survey import fitting
+from logitlens.survey import fitting, training
 from logitlens.survey import plan as planning
 from logitlens.survey.commit import Folder
 from logitlens.survey.engines import ray as engine
 from logitlens.survey.plan import Settings
 from logitlens.survey.run import run
+from tests.fit import words
+from tests.fit.corpora import repeating
 from tests.survey.conftest import records
 from tests.survey.test_edits import EDITS
 
@@ -190,6 +192,69 @@ def test_a_jacobian_fit_by_ray_survives_a_killed_actor(model, saved, cluster, tm
     ray, here = (tmp_path / name / jacobian.FILE for name in ("ray", "here"))
     assert ray.read_bytes() == here.read_bytes()
     assert [path.name for path in (tmp_path / "ray").iterdir()] == [jacobian.FILE]
+
+
+def test_a_tuned_fit_by_ray_survives_a_killed_actor_and_a_lost_node(
+    model, saved, cluster, tmp_path
+):
+    """The same bytes as by two processes of this machine whom nobody disturbs."""
+    settings = tuned.Settings(
+        steps=250, tokens_per_step=80, length=20, lr=0.3, checkpoint_every=25, dtype="float32"
+    )
+    given = {"source": str(saved), "loading": {}, "threads": 1, "jobs": 2}
+    lost = []
+    _resize(cluster, 3)
+
+    def losing(progress):
+        if len(lost) < 2 and progress.step >= 40 + 80 * len(lost):
+            lost.append(progress.step)
+            if len(lost) == 1:
+                os.kill(_actors()[0], signal.SIGKILL)
+            else:
+                _lose(cluster, _actors()[0])
+
+    group = partial(engine.run, together=True)
+    training.fit(
+        model, repeating(), settings, tmp_path / "ray", engine=group, report=losing, **given
+    )
+    assert len(lost) == 2
+    training.fit(model, repeating(), settings, tmp_path / "here", **given)
+    ray, here = (tmp_path / name / tuned.FILE for name in ("ray", "here"))
+    assert ray.read_bytes() == here.read_bytes()
+    assert [path.name for path in (tmp_path / "ray").iterdir()] == [tuned.FILE]
+
+
+def test_the_command_line_trains_on_all_nodes_and_refuses_more_than_have_room(
+    saved, cluster, tmp_path
+):
+    _resize(cluster, 2)
+    text = words.text(tmp_path / "text.txt")
+    given = ["--steps", "5", "--tokens-per-step", "80", "--length", "20", "--threads", "1"]
+
+    def go(out: str, *extra: str):
+        arguments = ["fit", "tuned", str(text), "-m", str(saved), "-o", str(tmp_path / out), *given]
+        return CliRunner().invoke(main, [*arguments, *extra], prog_name="logitlens")
+
+    for extra in (("-j", "3"), ("-j", "2", "--threads", "2")):
+        refused = go("wide", "--engine", "ray", *extra)
+        assert refused.exit_code == 1
+        assert "room for 2" in refused.stderr or "each worker takes 2 CPUs" in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+        assert os.listdir(tmp_path / "wide") == []
+    for out, extra in (("ray", ("--engine", "ray")), ("here", ("-j", "2"))):
+        done = go(out, *extra)
+        assert done.exit_code == 0, done.output
+    ray, here = (tmp_path / name / tuned.FILE for name in ("ray", "here"))
+    assert ray.read_bytes() == here.read_bytes()
+
+
+def _resize(cluster, count: int) -> None:
+    """Have so many nodes of one processor each, whatever earlier tests have lost."""
+    while len(cluster.worker_nodes) < count:
+        cluster.add_node(num_cpus=1)
+    while len(cluster.worker_nodes) > count:
+        cluster.remove_node(next(iter(cluster.worker_nodes)))
+    cluster.wait_for_nodes()
 
 
 def _actors() -> list[int]:

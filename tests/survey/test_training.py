@@ -291,3 +291,14 @@ def test_processes_whose_driver_is_killed_end_and_the_command_goes_on(
     assert [name for name in os.listdir(out) if name.startswith(checkpoint.PROCESSES)]
     fit(model, saved, out, fresh=True)
     assert lens_alone(out) == whole[1]
+
+
+@pytest.mark.slow
+def test_a_report_that_fails_stops_the_fit_and_is_raised(model, saved, tmp_path, started):
+    def report(progress):
+        raise ValueError("no picture")
+
+    with pytest.raises(ValueError, match="no picture"):
+        fit(model, saved, tmp_path, report=report)
+    assert all(process.returncode is not None for process in started)
+    assert os.listdir(tmp_path) == [checkpoint.NAME]

@@ -144,23 +144,31 @@ def _try(
 
 @contextmanager
 def _watched(here: Path, asked: threading.Event, report: Report | None) -> Iterator[None]:
-    """Inside, a thread reports how far the group is, and hands on that it was asked to stop."""
+    """Inside, a thread reports how far the group is, and hands on that it was asked to stop.
+
+    An error of `report` stops the group as well, and is raised at the end.
+    """
     seen, ended = 0, threading.Event()
+    errors: list[Exception] = []
 
     def look() -> None:
         nonlocal seen
-        with contextlib.suppress(OSError, ValueError):
-            progress = _progress(here)
-            if report is not None and progress.step != seen:
-                seen = progress.step
-                report(progress)
+        progress = _progress(here)
+        if report is None or progress is None or progress.step == seen or errors:
+            return
+        seen = progress.step
+        try:
+            report(progress)
+        except Exception as error:
+            errors.append(error)
+            asked.set()
 
     def watch() -> None:
         while not ended.wait(LOOK):
+            look()
             if asked.is_set():
                 with contextlib.suppress(OSError):
                     (here / STOP).touch()
-            look()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -170,10 +178,15 @@ def _watched(here: Path, asked: threading.Event, report: Report | None) -> Itera
         ended.set()
         thread.join()
         look()
+        if errors:
+            raise errors[0]
 
 
-def _progress(here: Path) -> Progress:
-    said = json.loads((here / PROGRESS).read_text())
+def _progress(here: Path) -> Progress | None:
+    try:
+        said = json.loads((here / PROGRESS).read_text())
+    except OSError:  # no step is done yet
+        return None
     by_depth = {
         name: {int(depth): loss for depth, loss in said[name].items()}
         for name in ("losses", "heldout")
