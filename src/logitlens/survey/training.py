@@ -79,7 +79,7 @@ def fit(
     job = fitting.described(model, source, loading, threads) | {
         "folder": str(folder.absolute()), "settings": plain(settings), "size": jobs,
         "name": corpus.name, "ids": torch.from_numpy(np.concatenate(corpus.documents)),
-        "lengths": torch.tensor([len(document) for document in corpus.documents]),
+        "lengths": [len(document) for document in corpus.documents],
     }  # fmt: skip
     engine = engine or partial(local.run, jobs=jobs, together=True)
     with place.locked():
@@ -219,7 +219,7 @@ class Worker:
         self.here = Path(folder)
         self.job = torch.load(self.here / JOB, map_location="cpu", weights_only=True)
         self.model = fitting.loaded(self.job, model)
-        documents = self.job["ids"].split(self.job["lengths"].tolist())
+        documents = self.job["ids"].split(self.job["lengths"])
         self.corpus = Corpus(self.job["name"], [ids.numpy() for ids in documents])
         self.settings = Settings(**self.job["settings"])
 
