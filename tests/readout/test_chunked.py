@@ -299,7 +299,7 @@ def test_tiles_of_a_prompt_are_of_one_size(monkeypatch, kernel, positions, candi
         return Online(1, torch.zeros(P, 0).long(), torch.zeros(P, L, 0))
 
     monkeypatch.setattr(Chunked, "_part", part)
-    monkeypatch.setattr(Chunked, "_strips", lambda self, L, head: 0)
+    monkeypatch.setattr(Chunked, "_strips", lambda *of: None)
     monkeypatch.setattr(chunked, "LIBRARY", 1)
     targets_PM = torch.zeros(positions, 0).long()
     Chunked(kernel).block(torch.zeros(positions, L, 0), head, 1, targets_PM, candidates, {})

@@ -11,25 +11,25 @@ from logitlens.readout import chunked, product
 from logitlens.readout.chunked import Chunked
 from logitlens.readout.fused import ROWS, STRIP, Fused
 from logitlens.readout.head import Head
-from logitlens.readout.threads import share_openmp
 from tests.readout.heads import make_head, make_rows, make_targets
 from tests.readout.truth import judge
 
 
-@pytest.fixture
-def taken(monkeypatch):
+@pytest.fixture(params=["whole rows", "strips"])
+def taken(monkeypatch, request):
     """Every product of plain float32 heads goes this way, on every processor; gives how many did."""
-    if not (product._sgemm() and share_openmp()):
-        pytest.skip("torch has no MKL inside, or numba's threads are not OpenMP's")
+    if not product._packing():
+        pytest.skip("torch has no MKL inside")
     monkeypatch.setattr(product, "_mkl_is_faster", lambda: True)
     monkeypatch.setattr(product, "_compiles", lambda weight_VE: False)
-    monkeypatch.setattr(chunked, "LARGE", 0)
     monkeypatch.setattr(chunked, "FEW", 0)
+    if request.param == "strips":
+        monkeypatch.setattr(chunked, "SMALL", 0)
     calls, multiply = [], Fused.multiply
 
-    def counted(self, *given):
+    def counted(self, *given, **more):
         calls.append(self.P)
-        multiply(self, *given)
+        multiply(self, *given, **more)
 
     monkeypatch.setattr(Fused, "multiply", counted)
     return calls
@@ -90,14 +90,21 @@ def test_a_token_never_ranks_below_its_twin(taken, rows):
 
 
 def test_targets_that_another_function_multiplied_are_counted_again(taken, monkeypatch):
+    """As if those looked up before were others: the second pass counts against what tiles held."""
     head, x, targets = make_head(3000, 48), make_rows(3, 4, 48), make_targets(3, 3000)
-    exact = chunked.target_logits
+    multiply = Fused.multiply
 
-    def otherwise(*given):
-        z_PLM = exact(*given)
-        return z_PLM + torch.linspace(-0.1, 0.1, z_PLM.shape[1])[:, None]
+    def otherwise(self, *given, known=False):
+        if not known:
+            own_PLM = (
+                head.logits(x.flatten(0, 1))
+                .view(3, 4, -1)
+                .gather(-1, targets.clamp(min=0)[:, None].expand(3, 4, -1))
+            )
+            self.target_PLM = own_PLM + torch.linspace(-0.1, 0.1, 4)[:, None]
+        multiply(self, *given, known=True)
 
-    monkeypatch.setattr(chunked, "target_logits", otherwise)
+    monkeypatch.setattr(Fused, "multiply", otherwise)
     judge(Chunked("numba").stats(x, head, 5, targets), x, head, 5, targets)
     assert taken == [3, 3]
 
@@ -117,18 +124,16 @@ def test_other_heads_go_another_way(taken, head):
     assert not taken
 
 
-def test_tiles_stay_as_they_were_where_threads_have_too_few_rows(taken, monkeypatch):
-    """Neither by their size nor by what is held beside them."""
+def test_positions_of_a_block(taken, monkeypatch):
+    """Tiles stay as they were where threads would have too few rows; and what is held beside the
+    candidates' rows has its limit."""
     kernel, L, vocab = Chunked("numba"), 9, 200_000
     head = Head(vocab, torch.empty(vocab, 1))
     monkeypatch.setattr(chunked, "FEW", 256)
-    for threads, step in (
-        (1, chunked.HELD // vocab),
-        (2, chunked.ROWS // L),
-        (64, chunked.ROWS // L),
-    ):
+    for threads, tiles in ((1, 1), (2, 2), (7, 7), (8, 1), (64, 1)):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert kernel.positions(L, head, 0) == chunked.TOGETHER * step
+        assert kernel.positions(L, head, 0) == chunked.TOGETHER * tiles * (chunked.ROWS // L)
+        assert kernel.positions(L, head, 5) == chunked.TOGETHER * (chunked.HELD // vocab)
 
 
 def test_one_layer_goes_another_way(taken):

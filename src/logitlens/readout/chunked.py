@@ -19,7 +19,7 @@ from torch import Tensor
 from logitlens.errors import MissingExtra
 from logitlens.readout.head import Head
 from logitlens.readout.online import Online
-from logitlens.readout.product import FEW, Product, Room, mkl_sgemm
+from logitlens.readout.product import FEW, Packing, Product, Room, mkl_packing
 from logitlens.readout.stats import Engine, FinalRows, Stats, inside
 from logitlens.readout.topk import leading
 
@@ -30,7 +30,7 @@ WHOLE = 6 << 20  # logits up to which a block of rows is multiplied by all token
 HELD = 8 << 20  # logits of final rows held while the other rows pass
 CALLED = 4 << 20  # most logits asked of one call of a head that may only be called
 TOGETHER = 16  # tiles' positions whose statistics are made of their sums in one step
-LARGE = 16_384  # tokens from which on to multiply targets, gathered, costs little beside the rest
+SMALL = 8192  # tokens of which a thread multiplies whole rows
 SAME = 64  # tokens from which on a product's sums no longer depend on how many there are
 KERNELS = ("torch", "numba")
 
@@ -68,8 +68,10 @@ class Chunked(Engine):
         """How many positions' rows a tile has."""
         if self.kernel == "torch":
             tiles = LIBRARY
-        else:
-            tiles = torch.get_num_threads() if self._strips(L, head) else 1
+        elif not self._strips(L, head, candidates):
+            tiles = 1
+        else:  # a small vocabulary is packed once for all of them
+            tiles = torch.get_num_threads() * (TOGETHER if head.vocab <= SMALL else 1)
         step = self.rows // L if self.rows else tiles * (ROWS // L)
         return min(step, self._most(L, head, candidates)) or 1
 
@@ -77,22 +79,18 @@ class Chunked(Engine):
         """How many a tile may have for what is held beside it."""
         if head.weight_VE is None:
             return CALLED // head.vocab // L or 1
-        held = candidates or self._strips(L, head)
-        return (HELD // head.vocab or 1) if held else sys.maxsize
+        return (HELD // head.vocab or 1) if candidates else sys.maxsize
 
-    def _strips(self, L: int, head: Head) -> int:
-        """MKL's function where threads multiply rows of their own with it, or 0: plain heads of
-        float32, which no product of our own reads faster, and enough rows in a block for each thread."""
+    def _strips(self, L: int, head: Head, candidates: int) -> Packing | None:
+        """MKL's functions where threads multiply rows of their own with them: plain heads of float32,
+        which no product of our own reads faster, and enough rows in a block for each thread."""
         weight_VE = head.weight_VE
-        if self.kernel == "torch" or self.columns or head.vocab < LARGE:
-            return 0
-        if L == 1 or min(HELD // head.vocab * L, LIBRARY * ROWS) <= FEW * torch.get_num_threads():
-            return 0
-        if weight_VE is None or not head.plain or not (sgemm := mkl_sgemm(weight_VE)):
-            return 0
-        from logitlens.readout.threads import share_openmp
-
-        return sgemm if share_openmp() else 0
+        if self.kernel == "torch" or self.columns:
+            return None
+        rows = min(self._most(L, head, candidates) * L, LIBRARY * ROWS)
+        if L == 1 or rows <= FEW * torch.get_num_threads():
+            return None
+        return mkl_packing(weight_VE) if weight_VE is not None and head.plain else None
 
     def _even(self, P: int, L: int, head: Head, candidates: int) -> int:
         """The same for a block of P: tiles of one size, a little larger rather than one more."""
@@ -123,8 +121,8 @@ class Chunked(Engine):
     ) -> Online:  # fmt: skip
         """The sums of as many positions as a tile has rows of."""
         P, L = x_PLE.shape[:2]
-        if FEW * torch.get_num_threads() < P * L and (sgemm := self._strips(L, head)):
-            return _by_strips(sgemm, x_PLE, head, k, targets_PM, candidates, final)
+        if FEW * torch.get_num_threads() < P * L and (mkl := self._strips(L, head, candidates)):
+            return _by_strips(mkl, x_PLE, head, k, targets_PM, candidates, final)
         tile, leading_PC = self._tiles(x_PLE, head, candidates, room)
         if leading_PC is not None:
             targets_PM = torch.cat([targets_PM.to(leading_PC.device), leading_PC], 1)
@@ -179,25 +177,25 @@ class Chunked(Engine):
 
 
 def _by_strips(
-    sgemm: int, x_PLE: Tensor, head: Head, k: int, targets_PM: Tensor, candidates: int, final: FinalRows
+    mkl: Packing, x_PLE: Tensor, head: Head, k: int, targets_PM: Tensor, candidates: int,
+    final: FinalRows,
 ) -> Online:  # fmt: skip
-    """The final rows first, then the others, by threads of their own; see `Fused.multiply`."""
+    """By threads of their own; see `Fused.multiply`. Candidates are found in the final rows first."""
     from logitlens.readout.fused import Fused
 
     assert head.weight_VE is not None
-    L = x_PLE.shape[1]
-    final_PV = whole(x_PLE[:, -1], head, compiled=True)
-    for p, z_V in final.items():
-        z_V.copy_(final_PV[p])
+    x_PLE, L, held_PV = x_PLE.float(), x_PLE.shape[1], None
     if candidates:
-        targets_PM = torch.cat([targets_PM, leading(final_PV, candidates).ids_NK], 1)
-    x_NE = x_PLE[:, :-1].flatten(0, 1).float()
-    tile = beside(tiles(by_layer(x_PLE[:, :-1]), head), final_PV, L, Room(x_NE))
-    online = Fused(k, targets_PM, target_logits(tile, L, targets_PM))
-    online.multiply(sgemm, x_NE, head.weight_VE, final_PV)
+        held_PV = whole(x_PLE[:, -1], head, compiled=True)
+        targets_PM = torch.cat([targets_PM, leading(held_PV, candidates).ids_NK], 1)
+        x_PLE = x_PLE[:, :-1]
+    x_PRE, weight_VE = x_PLE.contiguous(), head.weight_VE.detach()
+    given = (mkl, x_PRE, weight_VE, final, held_PV, head.vocab <= SMALL)
+    online = Fused(k, targets_PM, x_PRE.new_empty(len(x_PRE), L, targets_PM.shape[1]))
+    online.multiply(*given)
     if online.differs():
         online = Fused(k, targets_PM, online.own_PLM)
-        online.multiply(sgemm, x_NE, head.weight_VE, final_PV)
+        online.multiply(*given, known=True)
     return online
 
 

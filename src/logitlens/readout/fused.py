@@ -16,10 +16,13 @@ from torch import Tensor
 from logitlens.readout import blas, lanes
 from logitlens.readout.lanes import LANES, LENGTH, LOG2E, SPAN, STEP
 from logitlens.readout.online import Online
+from logitlens.readout.product import Packing, packed_bytes
+from logitlens.readout.stats import FinalRows
 from logitlens.readout.threads import pool
 
 STRIP = 512  # tokens that a thread multiplies at a time, …
 ROWS = 1024  # … by so many rows at most: 2 MB
+WHOLE = 128  # rows that it multiplies by all tokens of a small vocabulary
 
 
 class Fused(Online):
@@ -32,7 +35,7 @@ class Fused(Online):
     def update(self, z_NC: Tensor) -> None:
         """Take in the next C columns; see `Online.update`."""
         z_NS, begin = _whole_rows(z_NC)
-        place = (z_NS, begin, 0, 1, self.P, z_NS, begin, (self.L - 1) * self.P)
+        place = (z_NS, begin, 0, 1, self.P, z_NS, begin, (self.L - 1) * self.P, 1)
         C, threads = z_NC.shape[1], min(torch.get_num_threads(), self.P)
         if threads > 1:
             with pool(threads):
@@ -41,25 +44,42 @@ class Fused(Online):
             _tile(*place, C, self.seen, 0, self.P, *self._state())
         self.seen += C
 
-    def multiply(self, sgemm: int, x_NE: Tensor, weight_VE: Tensor, final_PV: Tensor) -> None:
-        """Take in all columns, which each thread multiplies for rows of its own: a strip of the
-        vocabulary at a time, looked at while it is in that core's second cache.
+    def multiply(
+        self, mkl: Packing, x_PRE: Tensor, weight_VE: Tensor, final: FinalRows,
+        held_PV: Tensor | None, whole: bool, *, known: bool = False,
+    ) -> None:  # fmt: skip
+        """Take in all columns, which each thread multiplies for rows of its own and looks at while
+        they are in that core's second cache: whole rows of a small vocabulary, or a strip of a larger
+        one at a time, after the targets' logits.
 
-        sgemm      the address of BLAS's function, which in one of several threads uses that alone
-        x_NE       the rows of all layers but the final one, a position's together
-        final_PV   the final rows' logits
+        mkl        addresses of its functions
+        x_PRE      the rows of all layers, float32        held_PV   the final rows' logits, which
+        known      whether the targets' logits are                  x_PRE then lacks
         """
-        (V, E), threads = weight_VE.shape, min(torch.get_num_threads(), self.P)
-        rows = -(-self.P // threads) * (self.L - 1)
-        goes = -(-rows // ROWS)
+        (P, R, E), V = x_PRE.shape, len(weight_VE)
+        threads = min(torch.get_num_threads(), P)
+        strip, most = (V, WHOLE) if whole else (STRIP, ROWS)
+        share = -(-P // threads)
+        each = max(1, most // R) if whole else -(-share // -(-share * R // most))
+        room = _Packed(
+            threads, {each * R, (P - 1) % each * R + R}, {strip, V % strip or V}, E, whole
+        )
         # Distances that are no power of two: the caches would map rows onto each other.
-        room_TnS = x_NE.new_empty(threads, -(-rows // goes) + self.L, STRIP + LANES)
-        f_PS, begin = _whole_rows(final_PV)
+        stride = -(-strip // LANES) * LANES + LANES
+        room_TnS = x_PRE.new_empty(threads, each * R, stride)
+        room_TcE = x_PRE.new_empty(threads, 0 if whole or known else strip, E)
+        wanted_FV = x_PRE.new_empty(len(final), V)
+        wanted_P = np.full(P, -1)
+        wanted_P[list(final)] = range(len(final))
+        f_PS, begin = _whole_rows(room_TnS[0] if held_PV is None else held_PV)
         with pool(threads):
             _strips(
-                sgemm, x_NE.data_ptr(), E, weight_VE.data_ptr(), weight_VE.stride(0), V,
-                room_TnS.numpy(), goes, f_PS, begin, *self._state(),
+                mkl, x_PRE.data_ptr(), R, weight_VE.numpy(), strip, each, whole, known, room.rows_T,
+                room.tokens_T, room_TnS.numpy(), room_TcE.numpy(), f_PS, begin, wanted_P,
+                wanted_FV.numpy(), *self._state(),
             )  # fmt: skip
+        for z_V, wanted_V in zip(final.values(), wanted_FV):
+            z_V.copy_(wanted_V)
         self.seen += V
 
     def _state(self) -> list[np.ndarray]:
@@ -69,6 +89,25 @@ class Fused(Online):
             self.above_PLM, self.own_PLM, self.top.values_NK, self.top.ids_NK, self.held_N,
         )  # fmt: skip
         return [t.numpy() for t in tensors]
+
+
+class _Packed:
+    """Memory for packed operands: addresses for the rows of each thread, and for its tokens; or where
+    all tokens are packed together, for all threads, in each number of rows."""
+
+    def __init__(self, threads: int, rows: set[int], tokens: set[int], E: int, whole: bool):
+        self._memory: list[Tensor] = []
+        self.rows_T = self._addresses(threads, blas.LEFT, rows, tokens, E)
+        self.tokens_T = self._addresses(2 if whole else threads, blas.RIGHT, rows, tokens, E)
+
+    def _addresses(
+        self, count: int, side: int, rows: set[int], tokens: set[int], E: int
+    ) -> np.ndarray:
+        size = max(packed_bytes(side, n, c, E) for n in rows for c in tokens) + 64
+        # Apart, as the C library keeps blocks of less than 32 MB for the next that ask.
+        memory = [torch.empty(size, dtype=torch.uint8, device="cpu") for _ in range(count)]
+        self._memory += memory
+        return np.array([-(-each.data_ptr() // 64) * 64 for each in memory])
 
 
 def _whole_rows(z_NC: Tensor) -> tuple[np.ndarray, int]:
@@ -197,15 +236,16 @@ def _beats(value, id, other, other_id):
 
 @numba.njit(nogil=True, cache=True)
 def _tile(
-    z_NS, begin, base, apart, between, f_PS, f_begin, f_first, C, first, start, stop, c_PL, s_PL, a_PL,
+    z_NS, begin, base, apart, between, f_PS, f_begin, f_first, f_apart, C, first, start, stop, c_PL, s_PL, a_PL,
     x_PL, targets_PM, target_PLM, above_PLM, own_PLM, values_NK, ids_NK, held_N,
 ):  # fmt: skip
     """Tokens first … first + C of positions start … stop into the state arrays.
 
     z_NS   the rows, from the column `begin` on: of layer r at position p, (p − base) apart + r between
-    f_PS   the final rows, from the column f_begin on: of p, f_first + p
+    f_PS   the final rows, from the column f_begin on: of p, f_first + p f_apart
     """
-    (P, L), M, K = c_PL.shape, targets_PM.shape[1], values_NK.shape[1]
+    P, L = c_PL.shape
+    M, K = targets_PM.shape[1], values_NK.shape[1]
     maxima = np.empty((C + SPAN - 1) // SPAN * LANES, np.float32)
     final = np.empty(C, np.float32)
     none = np.float32(np.inf)
@@ -214,7 +254,7 @@ def _tile(
         for row in range(L - 1, -1, -1):  # the final row first: the others need its 2^d
             n, final_row = row * P + p, row == L - 1
             if final_row:
-                z = f_PS[f_first + p][f_begin : f_begin + C]
+                z = f_PS[f_first + p * f_apart][f_begin : f_begin + C]
             else:
                 z = z_NS[(p - base) * apart + row * between][begin : begin + C]
             old, top = c_PL[p, row], _maxima(z, maxima)
@@ -225,7 +265,7 @@ def _tile(
             if row:
                 ahead = z_NS[(p - base) * apart + (row - 1) * between][begin:]
             else:
-                ahead = f_PS[f_first + min(p + 1, P - 1)][f_begin:]
+                ahead = f_PS[f_first + min(p + 1, stop - 1) * f_apart][f_begin:]
             s, a, x, above = _sums(z, bits, target, final, final_row, ahead.ctypes.data)
             if not np.isfinite(a + x):
                 s, a, x = _careful(z, bits, final)
@@ -255,14 +295,14 @@ def _tile(
 
 @numba.njit(parallel=True, cache=True)
 def _tiles(
-    z_NS, begin, base, apart, between, f_PS, f_begin, f_first, C, first, shares, c_PL, s_PL, a_PL, x_PL,
-    targets_PM, target_PLM, above_PLM, own_PLM, values_NK, ids_NK, held_N,
+    z_NS, begin, base, apart, between, f_PS, f_begin, f_first, f_apart, C, first, shares, c_PL, s_PL,
+    a_PL, x_PL, targets_PM, target_PLM, above_PLM, own_PLM, values_NK, ids_NK, held_N,
 ):  # fmt: skip
     """`_tile` for all positions, an equal share to each thread."""
     P = c_PL.shape[0]
     for share in numba.prange(shares):
         _tile(
-            z_NS, begin, base, apart, between, f_PS, f_begin, f_first, C, first,
+            z_NS, begin, base, apart, between, f_PS, f_begin, f_first, f_apart, C, first,
             share * P // shares, (share + 1) * P // shares, c_PL, s_PL, a_PL, x_PL, targets_PM,
             target_PLM, above_PLM, own_PLM, values_NK, ids_NK, held_N,
         )  # fmt: skip
@@ -270,24 +310,92 @@ def _tiles(
 
 @numba.njit(parallel=True, cache=True)
 def _strips(
-    sgemm, x, E, weight, apart, V, room_TnS, goes, f_PS, f_begin, c_PL, s_PL, a_PL, x_PL, targets_PM,
-    target_PLM, above_PLM, own_PLM, values_NK, ids_NK, held_N,
+    mkl, x, R, weight_VE, strip, each, whole, known, rows_T, tokens_T, room_TnS, room_TcE, f_PS, f_begin,
+    wanted_P, wanted_FV, c_PL, s_PL, a_PL, x_PL, targets_PM, target_PLM, above_PLM, own_PLM, values_NK,
+    ids_NK, held_N,
 ):  # fmt: skip
-    """All tokens, an equal share of the positions to each thread, which takes it in so many goes."""
-    (P, L), threads = c_PL.shape, room_TnS.shape[0]
+    """All tokens, an equal share of the positions to each thread, which takes `each` of them at a time."""
+    (P, L), (V, E), threads = c_PL.shape, weight_VE.shape, room_TnS.shape[0]
+    pack, compute, alone = mkl
+    goes = (P + each - 1) // each
+    before = blas.use_threads(alone, 1)  # what MKL packs depends on it
+    if whole:  # once for all, and once for the last positions, if they are fewer
+        for last in range(2):
+            n = (P - (goes - 1) * each if last else each) * R
+            blas.pack_tokens(pack, n, V, E, weight_VE.ctypes.data, tokens_T[last])
+    blas.use_threads(alone, before)
     for t in numba.prange(threads):
         z_nS = room_TnS[t]
-        parts = threads * goes
-        for g in range(goes):
-            part = t * goes + g
-            start, stop = part * P // parts, (part + 1) * P // parts
-            for v in range(0, V, STRIP):
-                C = min(STRIP, V - v)
-                blas.multiply(
-                    sgemm, C, (stop - start) * (L - 1), E, weight + 4 * v * apart, apart,
-                    x + 4 * start * (L - 1) * E, z_nS.ctypes.data, z_nS.shape[1],
+        before = blas.use_threads(alone, 1)
+        for go in range(t * goes // threads, (t + 1) * goes // threads):
+            start, stop = go * each, min(P, (go + 1) * each)
+            n, of = (stop - start) * R, x + 4 * start * R * E
+            packed = 0
+            if not (whole or known):
+                _multiply_targets(
+                    mkl, n, of, R, start, stop, weight_VE, rows_T[t], tokens_T[t], z_nS, room_TcE[t],
+                    f_PS, f_begin, targets_PM, target_PLM,
                 )  # fmt: skip
+                packed = strip if targets_PM.size else 0
+            for v in range(0, V, strip):
+                C = min(strip, V - v)
+                if packed != C:
+                    blas.pack_rows(pack, n, C, E, of, rows_T[t])
+                    packed = C
+                tokens = tokens_T[1 if go == goes - 1 else 0] if whole else tokens_T[t]
+                if not whole:
+                    blas.pack_tokens(pack, n, C, E, weight_VE[v:].ctypes.data, tokens)
+                blas.multiply(compute, n, C, E, rows_T[t], tokens, z_nS.ctypes.data, z_nS.shape[1])
+                if whole and not known:
+                    _look_up(z_nS, R, start, stop, f_PS, f_begin, targets_PM, target_PLM)
+                if R == L:
+                    place = (z_nS, 0, L - 1 - start * L, L)
+                else:
+                    place = (f_PS, f_begin + v, 0, 1)
                 _tile(
-                    z_nS, 0, start, L - 1, 1, f_PS, f_begin + v, 0, C, v, start, stop, c_PL, s_PL,
-                    a_PL, x_PL, targets_PM, target_PLM, above_PLM, own_PLM, values_NK, ids_NK, held_N,
+                    z_nS, 0, start, R, 1, *place, C, v, start, stop, c_PL, s_PL, a_PL, x_PL,
+                    targets_PM, target_PLM, above_PLM, own_PLM, values_NK, ids_NK, held_N,
                 )  # fmt: skip
+                for p in range(start, stop):
+                    if wanted_P[p] >= 0:
+                        final = place[0][place[2] + p * place[3]]
+                        wanted_FV[wanted_P[p], v : v + C] = final[place[1] : place[1] + C]
+        blas.use_threads(alone, before)
+
+
+@numba.njit
+def _look_up(z_nS, R, start, stop, f_PS, f_begin, targets_PM, target_PLM):
+    """The targets' logits in whole rows."""
+    L, M = target_PLM.shape[1:]
+    for p in range(start, stop):
+        for m in range(M):
+            v = max(0, targets_PM[p, m])
+            for row in range(R):
+                target_PLM[p, row, m] = z_nS[(p - start) * R + row, v]
+            if R < L:
+                target_PLM[p, R, m] = f_PS[p, f_begin + v]
+
+
+@numba.njit
+def _multiply_targets(
+    mkl, n, of, R, start, stop, weight_VE, rows, tokens, z_nS, room_cE, f_PS, f_begin, targets_PM,
+    target_PLM,
+):  # fmt: skip
+    """The targets' logits, by the function that multiplies them later with all others."""
+    (_, L, M), (strip, E) = target_PLM.shape, room_cE.shape
+    pack, compute, _ = mkl
+    count = (stop - start) * M
+    if count:
+        blas.pack_rows(pack, n, strip, E, of, rows)
+    for first in range(0, count, strip):
+        here = min(strip, count - first)
+        for c in range(here):
+            room_cE[c] = weight_VE[max(0, targets_PM[start + (first + c) // M, (first + c) % M])]
+        blas.pack_tokens(pack, n, strip, E, room_cE.ctypes.data, tokens)
+        blas.multiply(compute, n, strip, E, rows, tokens, z_nS.ctypes.data, z_nS.shape[1])
+        for c in range(here):
+            p, m = start + (first + c) // M, (first + c) % M
+            for row in range(R):
+                target_PLM[p, row, m] = z_nS[(p - start) * R + row, c]
+            if R < L:
+                target_PLM[p, R, m] = f_PS[p, f_begin + max(0, targets_PM[p, m])]

@@ -195,18 +195,34 @@ def _mkl_halves(x_NE: Tensor, weight_CE: Tensor, out_NC: Tensor) -> None:
     )
 
 
-def mkl_sgemm(weight_VE: Tensor) -> int:
-    """The address of MKL's product of float32 where many rows of these weights take that; else 0."""
+Packing = tuple[int, int, int]  # addresses of functions; see `blas`
+
+
+def mkl_packing(weight_VE: Tensor) -> Packing | None:
+    """MKL's functions that pack operands, multiply packed ones and set how many threads these take,
+    where many rows of these float32 weights take MKL's product."""
     mkl = weight_VE.is_cpu and _way(weight_VE, True, FEW + 1) == "mm" and _mkl_is_faster()
-    return _sgemm() if mkl else 0
+    return _packing() if mkl else None
 
 
 @lru_cache
-def _sgemm() -> int:
+def _packing() -> Packing | None:
+    names = ("cblas_sgemm_pack", "cblas_sgemm_compute", "MKL_Set_Num_Threads_Local")
     try:
-        return ctypes.cast(_mkl_function("sgemm_"), ctypes.c_void_p).value or 0
+        _mkl_function("cblas_sgemm_pack_get_size")
+        pack, compute, use_threads = (
+            ctypes.cast(_mkl_function(name), ctypes.c_void_p).value or 0 for name in names
+        )
     except (AttributeError, OSError):
-        return 0
+        return None
+    return pack, compute, use_threads
+
+
+def packed_bytes(side: int, rows: int, tokens: int, width: int) -> int:
+    """Memory for one side of a product, packed, which begins at a multiple of 64."""
+    size = _mkl_function("cblas_sgemm_pack_get_size")
+    size.restype, size.argtypes = ctypes.c_size_t, [ctypes.c_int] * 4
+    return size(side, rows, tokens, width)
 
 
 def _mkl_function(name: str) -> Any:
