@@ -9,14 +9,17 @@ import sys
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 
 import logitlens.readout
+from logitlens.lenses import LogitLens
 from logitlens.readout import chunked, engine
+from logitlens.readout.chunked import Chunked
 from logitlens.readout.head import Head, Shard
-from logitlens.readout.read import BLOCK_BYTES, positions_per_block
+from logitlens.readout.read import BLOCK_BYTES, positions_per_block, statistics
 from tests.readout.heads import called, make_head
 
 FOLDER = Path(logitlens.readout.__path__[0])
@@ -145,6 +148,40 @@ def test_a_block_of_positions_fills_a_tile_and_no_more_memory_than_its_share():
     assert positions_per_block(13, 768) == 2 * (chunked.ROWS // 13)
     assert positions_per_block(1000, 16_384) == 1
     assert positions_per_block(4, 16_384) * 4 * 16_384 * 4 <= BLOCK_BYTES
+
+
+@pytest.mark.parametrize(
+    ("positions", "L", "E", "blocks"),
+    [
+        (128, 17, 2048, [64, 64]),  # not 60, 60 and 8, which have the unembedding laid out for 8
+        (4096, 9, 160, [1366, 1366, 1364]),  # not 28 behind 1,356 thrice
+        (90, 17, 2048, [45, 45]),
+        (1, 17, 2048, [1]),
+    ],
+)
+def test_blocks_of_a_prompt_are_of_one_size(positions, L, E, blocks):
+    class Recorder(Chunked):
+        found: ClassVar[list[int]] = []
+
+        def block(self, x_PLE, head, k, targets_PM, candidates, final):
+            self.found.append(len(x_PLE))
+            return super().block(x_PLE[..., :4], head, k, targets_PM, candidates, final)
+
+        def positions(self, L, head, candidates):
+            return sys.maxsize
+
+    class Tail:
+        head = Head(30, weight_VE=torch.randn(30, 4))
+
+        def head_input(self, h_ND):
+            return h_ND
+
+    h_LTD, targets_TM = torch.zeros(L, positions, E), torch.zeros(positions, 0, dtype=torch.long)
+    statistics(
+        list(h_LTD), list(range(L)), Tail(), LogitLens(), k=1, targets_TM=targets_TM,
+        engine=Recorder(),
+    )  # fmt: skip
+    assert Recorder.found == blocks
 
 
 FAULTS = """

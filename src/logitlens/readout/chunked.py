@@ -92,21 +92,14 @@ class Chunked(Engine):
             return None
         return mkl_packing(weight_VE) if weight_VE is not None and head.plain else None
 
-    def _even(self, P: int, L: int, head: Head, candidates: int) -> int:
-        """The same for a block of P: tiles of one size, a little larger rather than one more."""
-        step, most = self._step(L, head, candidates), self._most(L, head, candidates)
-        if self.rows:
-            return step
-        # A rest of a quarter of a tile or more makes one more of them.
-        count = max(1, (4 * P + 3 * step) // (4 * step), -(-P // most))
-        return max(1, -(-P // count))
-
     def block(
         self, x_PLE: Tensor, head: Head, k: int, targets_PM: Tensor, candidates: int, final: FinalRows
     ) -> Stats:  # fmt: skip
         (P, L), parts = x_PLE.shape[:2], []
         room = Room(x_PLE if head.weight_VE is None else head.weight_VE)
-        step = self._even(P, L, head, candidates)
+        step = self._step(L, head, candidates)
+        if not self.rows:
+            step = evenly(P, step, self._most(L, head, candidates))
         for p in range(0, max(P, 1), step):
             x_pLE, targets_pM = x_PLE[p : p + step], targets_PM[p : p + step]
             here = inside(final, p, p + step)
@@ -174,6 +167,13 @@ class Chunked(Engine):
         from logitlens.readout.fused import Fused
 
         return Fused(k, targets_PM, target_PLM)
+
+
+def evenly(positions: int, step: int, most: int = sys.maxsize) -> int:
+    """How many to take at a time, of `step` or so: a little more rather than one time more for a few."""
+    # A rest of a quarter of a step or more makes one more of them.
+    count = max(1, (4 * positions + 3 * step) // (4 * step), -(-positions // most))
+    return max(1, -(-positions // count))
 
 
 def _by_strips(

@@ -218,6 +218,7 @@ def _packing() -> Packing | None:
     return pack, compute, use_threads
 
 
+@lru_cache
 def packed_bytes(side: int, rows: int, tokens: int, width: int) -> int:
     """Memory for one side of a product, packed, which begins at a multiple of 64."""
     size = _mkl_function("cblas_sgemm_pack_get_size")
