@@ -19,22 +19,23 @@ from logitlens.readout.chunked import Chunked
 from tests.readout.heads import make_head, make_rows, make_targets
 
 torch.set_num_threads(2)
-head, x, targets = make_head(20_000), make_rows(40, 5), make_targets(40, 20_000)
-read = Chunked("numba")
-whole = read.stats(x, head, 5, targets)
-found, meet = [None] * 3, threading.Barrier(3)
+head, read = make_head(20_000), Chunked("numba")
+for positions in (40, 120):  # in tiles; in strips, where there are any
+    x, targets = make_rows(positions, 5), make_targets(positions, 20_000)
+    whole = read.stats(x, head, 5, targets)
+    found, meet = [None] * 3, threading.Barrier(3)
 
-def one(i):
-    meet.wait()
-    for _ in range(10):
-        found[i] = read.stats(x, head, 5, targets)
+    def one(i):
+        meet.wait()
+        for _ in range(10):
+            found[i] = read.stats(x, head, 5, targets)
 
-threads = [threading.Thread(target=one, args=(i,)) for i in range(3)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-assert all(torch.equal(other.top_ids, whole.top_ids) for other in found)
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(other.top_ids, whole.top_ids) for other in found)
 print(numba.threading_layer())
 """
 

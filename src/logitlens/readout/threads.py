@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
 
 import numba
 import torch
@@ -33,13 +32,6 @@ def pool(threads: int) -> Iterator[None]:
     finally:
         if torch.get_num_threads() != before:
             torch.set_num_threads(before)
-
-
-@cache
-def share_openmp() -> bool:
-    """Whether numba's threads are OpenMP's, in each of which a library starts no others."""
-    with pool(1):  # starts them, and so decides
-        return numba.threading_layer() == "omp"
 
 
 def _serves_many() -> bool:
