@@ -200,9 +200,14 @@ Packing = tuple[int, int, int]  # addresses of functions; see `blas`
 
 def mkl_packing(weight_VE: Tensor) -> Packing | None:
     """MKL's functions that pack operands, multiply packed ones and set how many threads these take,
-    where many rows of these float32 weights take MKL's product."""
+    where many rows of these float32 weights take MKL's product, and all tokens of one are summed alike:
+    with AVX2 the last ones are not, and a token would rank below its twin."""
     mkl = weight_VE.is_cpu and _way(weight_VE, True, FEW + 1) == "mm" and _mkl_is_faster()
-    return _packing() if mkl else None
+    return _packing() if mkl and _sums_alike() else None
+
+
+def _sums_alike() -> bool:
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 @lru_cache
