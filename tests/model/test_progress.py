@@ -39,7 +39,7 @@ def test_a_long_readout_tells_of_its_blocks_of_positions(model, monkeypatch):
 
     monkeypatch.setattr(chunked, "ROWS", 4 * 6 // chunked.LIBRARY)
     monkeypatch.setattr(read, "BLOCK_BYTES", 6 * 4 * 32 * 4)  # six positions of 4 layers, width 32
-    assert [done for what, done, _ in told(model) if what == "positions"] == [6, 12, 18, 20]
+    assert [done for what, done, _ in told(model) if what == "positions"] == [5, 10, 15, 20]
 
 
 class Enough(Exception):
