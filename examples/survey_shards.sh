@@ -11,7 +11,7 @@ set -eu
 index=${SLURM_ARRAY_TASK_ID:-${RANK:?neither SLURM\'s array nor torchrun started this}}
 index=$((index - ${SLURM_ARRAY_TASK_MIN:-0}))  # of --array=1-8 the first is 1
 count=${SLURM_ARRAY_TASK_COUNT:-$WORLD_SIZE}
-# A GPU for each process of a node. (--device-map cuda:1 would be another survey than --device cuda:0.)
+# A GPU for each process of a node. (--device-map cuda:1 would be another survey than --device-map cuda:0.)
 if [ -n "${LOCAL_RANK:-}" ] && [ -z "${CUDA_VISIBLE_DEVICES:-}" ]; then
   export CUDA_VISIBLE_DEVICES=$LOCAL_RANK
 fi

@@ -35,6 +35,9 @@ def files(folder) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
 
+LINES = b"".join(b'{"prompt": "a %d"}\n' % (n * n) for n in range(3000))
+
+
 def test_the_table_holds_what_score_and_read_give_for_each_prompt(survey, model):
     found = survey.run()
     assert found.done
@@ -52,6 +55,10 @@ def test_the_table_holds_what_score_and_read_give_for_each_prompt(survey, model)
         logprob = np.log(np.exp(scores.logprobs[:, : len(right)]).sum(-1))
         np.testing.assert_allclose(mine.logprob, logprob, atol=1e-4)
         np.testing.assert_allclose(mine.margin, logprob - scores.logprobs[:, -1], atol=1e-4)
+        starts = {model.score(item["prompt"], [a]).pieces[0][0] for a in right}
+        first = [model.read(item["prompt"], track=[s]).track_logprobs[:, -1, 0] for s in starts]
+        first = np.log(np.exp(first).sum(0))
+        np.testing.assert_allclose(mine.first_logprob, first, atol=1e-4)
         assert (mine.correct == (mine.margin > 0)).all()
         assert mine["rank"].tolist() == scores.ranks[:, : len(right)].min(-1).tolist()
         np.testing.assert_allclose(mine.kl, reading.kl[:, -1], atol=1e-4)
@@ -321,6 +328,26 @@ def test_corrupt_gzip_and_foreign_files_are_refused_in_one_line(tmp_path):
         with pytest.raises(FormatError, match=name) as refused:
             labelled.read(tmp_path / name)
         assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "line", "read"),
+    [
+        # The last line of the first part is cut; 4,096 bytes of the file are unzipped at a time.
+        ("a.jsonl.gz", gzip.compress(LINES)[:-12], 0, range(1, 3000)),
+        ("b.jsonl.gz", gzip.compress(LINES[:90]) + gzip.compress(LINES[90:180])[:-4], 0, range(1, 13)),
+        ("c.csv", b"prompt\nParis is\nCaf\xe9 is\nRome is\n", 3, [2]),
+        ("d.csv.gz", gzip.compress(b"prompt\nParis is\nCaf\xe9 is\nRome is\n"), 3, [2]),
+    ],
+)  # fmt: skip
+def test_what_a_spoilt_file_still_holds_is_read_on_demand(tmp_path, name, data, line, read):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(FormatError, match=rf"{name} line .*\(--bad skip"):
+        labelled.read(tmp_path / name)
+    found = labelled.read(tmp_path / name, skip_bad=True)
+    assert len(found.items) in read
+    assert len(found.skipped) == 1
+    assert f"{name} line {line or len(found.items) + 1}" in found.skipped[0]
 
 
 def test_a_prompt_longer_than_the_context_fails_its_shard_or_is_skipped(survey):

@@ -1,8 +1,9 @@
 """Labelled prompts → the rows of a survey: one for each prompt × lens × layer.
 
-logprob, rank          of the right answer: of whole answers (teacher-forced, added up over
-                       several), and the best rank of a first token
-wrong_logprob, wrong_rank, margin          the same of the wrong ones, and logprob − wrong_logprob
+logprob                of whole right answers (teacher-forced, added up over several)
+first_logprob, rank    of their first tokens: added up, and the best rank
+wrong_logprob, wrong_first_logprob, wrong_rank, margin          the same of the wrong ones, and logprob −
+                       wrong_logprob
 correct                margin > 0 where there are wrong answers, else rank 1
 entropy, kl, top, top_id, agree            at the last position of the prompt
 set_NAME, set_NAME_rank                    log of a set's summed probability, its best rank
@@ -41,12 +42,15 @@ if TYPE_CHECKING:
     from logitlens.model.edits import Prepared
 
 TEXTS = ("id", "lens", "layer", "prompt", "answer", "top")
-FLOATS = ("logprob", "wrong_logprob", "margin", "entropy", "kl")
+FLOATS = (
+    "logprob", "first_logprob", "wrong_logprob", "wrong_first_logprob", "margin", "entropy", "kl",
+)  # fmt: skip
 INTS = ("prompt_index", "block", "rank", "wrong_rank", "top_id")
 BOOLS = ("correct", "agree")
 COLUMNS = (
-    "prompt_index", "id", "lens", "layer", "block", "logprob", "rank", "wrong_logprob", "wrong_rank",
-    "margin", "correct", "entropy", "kl", "agree", "top_id", "top", "prompt", "answer",
+    "prompt_index", "id", "lens", "layer", "block", "logprob", "first_logprob", "rank", "wrong_logprob",
+    "wrong_first_logprob", "wrong_rank", "margin", "correct", "entropy", "kl", "agree", "top_id", "top",
+    "prompt", "answer",
 )  # fmt: skip
 
 
@@ -233,8 +237,8 @@ def _add(
     layers = rows[s].layers
     L = len(layers)
     item, top_L = ready.item, here["top_ids"][:, p, 0]
-    logprob_L, rank_L = _answers(rows, ready.right, L)
-    wrong_L, wrong_rank_L = _answers(rows, ready.wrong, L)
+    logprob_L, first_L, rank_L = _answers(rows, ready.right, L)
+    wrong_L, wrong_first_L, wrong_rank_L = _answers(rows, ready.wrong, L)
     margin_L = logprob_L - wrong_L
     if ready.right:
         correct = (margin_L > 0 if ready.wrong else rank_L == 1).astype(object)
@@ -250,8 +254,10 @@ def _add(
         "layer": layers,
         "block": [-1 if (b := layer_number(label)) is None else b for label in layers],
         "logprob": logprob_L,
+        "first_logprob": first_L,
         "rank": rank_L,
         "wrong_logprob": wrong_L,
+        "wrong_first_logprob": wrong_first_L,
         "wrong_rank": wrong_rank_L,
         "margin": margin_L,
         "correct": correct,
@@ -296,13 +302,19 @@ def _end(asking: Question) -> tuple[int, int]:
 
 def _answers(
     rows: Sequence[Rows], places: list[list[tuple[int, int, int]]], L: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(L,) log of the summed probability of whole answers, and the best rank of a first token."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(L,) log of the summed probability of whole answers, the same of their first tokens, and the best
+    rank of these."""
     if not places:
-        return np.full(L, np.nan), np.zeros(L, np.int64)
-    logprobs = [token_values(rows, w, "target_logprobs").astype(np.float64).sum(-1) for w in places]
-    ranks = [token_values(rows, w[:1], "target_ranks")[:, 0] for w in places]
-    return log_sum(np.stack(logprobs, -1)), np.stack(ranks, -1).min(-1)
+        return np.full(L, np.nan), np.full(L, np.nan), np.zeros(L, np.int64)
+
+    def logprob(where: list[tuple[int, int, int]]) -> np.ndarray:
+        return token_values(rows, where, "target_logprobs").astype(np.float64)
+
+    firsts = list(dict.fromkeys(w[0] for w in places))  # several answers may begin alike
+    wholes_LA = np.stack([logprob(w).sum(-1) for w in places], -1)
+    ranks_LA = token_values(rows, firsts, "target_ranks")
+    return log_sum(wholes_LA), log_sum(logprob(firsts)), ranks_LA.min(-1)
 
 
 def _table(

@@ -29,7 +29,7 @@ from logitlens.survey import documents
 from logitlens.survey.commit import Folder
 from logitlens.survey.prompts import Prompts
 
-FORMAT, VERSION = "logitlens.survey", 1
+FORMAT, VERSION = "logitlens.survey", 2
 PLAN = "plan.json"
 SAMPLE = 64  # numbers of every parameter that go into the model's hash
 _SCHEMA = {

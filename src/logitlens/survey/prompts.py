@@ -12,7 +12,6 @@ columns are conditions.
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import io
 import json
@@ -29,9 +28,14 @@ from logitlens.errors import FormatError, MissingExtra, ModelNotAvailable, Promp
 from logitlens.schema import parse_json
 
 FIELDS = ("prompt", "messages", "answer", "wrong", "sets", "id")
-NUMBERS = ("logprob", "rank", "wrong_logprob", "margin", "correct", "entropy", "kl", "agree", "top")
+NUMBERS = (
+    "logprob", "first_logprob", "rank", "wrong_logprob", "margin", "correct", "entropy", "kl", "agree",
+    "top",
+)  # fmt: skip
 _FOUND = re.compile(rf"settled|first_\d+|({'|'.join(NUMBERS)})_(embed|\d+)")  # columns of `find`
 LINE = 1 << 22  # bytes of one line
+GZIP = 1 << 12  # bytes unzipped at a time: what is behind a fault is lost with all of these
+NEWLINE = b"\n"
 WHOLE = 1 << 63  # whole numbers of a table's column are below
 
 
@@ -113,11 +117,11 @@ def _records(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
         for number, row in enumerate(_parquet(file, data), 1):
             yield f"{file} row {number}", {k: v for k, v in row.items() if v is not None}
         return
+    why = ""
     if file.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise FormatError(f"{file} is not a whole gzip file: {error}") from None
+        data, why = _unzipped(data)
+        if why:  # the last line may be cut
+            data = data[: data.rfind(b"\n") + 1]
     if suffix in (".jsonl", ".ndjson"):
         yield from _json_lines(file, data)
     elif suffix == ".csv":
@@ -127,6 +131,26 @@ def _records(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
             f"{file}: expected .jsonl, .csv (or .gz of them) or .parquet, got {suffix!r}; running text is "
             "read with --corpus"
         )
+    if why:
+        where = f"{file} line {data.count(NEWLINE) + 1}"
+        lost = f"{where} cannot be read, nor what follows: it is not a whole gzip file ({why})"
+        yield where, FormatError(lost)
+
+
+def _unzipped(data: bytes) -> tuple[bytes, str]:
+    """What a gzip file holds, and why that is not all of it, or nothing."""
+    parts, opened = [], zlib.decompressobj(zlib.MAX_WBITS | 16)
+    try:
+        for start in range(0, len(data), GZIP):
+            rest = data[start : start + GZIP]
+            while rest:
+                if opened.eof:  # another file follows
+                    opened = zlib.decompressobj(zlib.MAX_WBITS | 16)
+                parts.append(opened.decompress(rest))
+                rest = opened.unused_data
+    except zlib.error as error:
+        return b"".join(parts), str(error)
+    return b"".join(parts), "" if opened.eof else "it ends too early"
 
 
 def _json_lines(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
@@ -143,14 +167,12 @@ def _json_lines(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
 
 
 def _csv_rows(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise FormatError(f"{file} line {line} is not UTF-8: {error.reason}") from None
+    text = data.decode("utf-8-sig", "surrogateescape")  # what is not UTF-8 is found in its line
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         names = rows.fieldnames or []
+        if _foreign(names):
+            raise FormatError(f"{file} line 1 is not UTF-8")
         if twice := [name for name in names if names.count(name) > 1]:
             raise FormatError(f"{file} has two columns called {twice[0]!r}: expected one")
         for row in rows:
@@ -160,6 +182,9 @@ def _csv_rows(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
                     where,
                     FormatError(f"{where} has another number of fields than the first line"),
                 )
+                continue
+            if _foreign(row.values()):
+                yield where, FormatError(f"{where} is not UTF-8")
                 continue
             keep = "" if "messages" in row else "prompt"  # an empty one is an error
             record: dict[str, Any] = {k: v for k, v in row.items() if v != "" or k == keep}
@@ -172,6 +197,11 @@ def _csv_rows(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
             yield where, record
     except csv.Error as error:
         raise FormatError(f"{file} line {rows.line_num} is not CSV: {error}") from None
+
+
+def _foreign(texts: Iterable[str]) -> bool:
+    """Whether bytes that are no UTF-8 were among those of some texts."""
+    return any("\udc80" <= letter <= "\udcff" for text in texts for letter in text)
 
 
 def _parquet(file: Path, data: bytes) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ SHOWN = ("layer", "top", "logprob", "rank", "margin", "kl", "entropy")
 SAMPLE = 12  # prompts kept behind the points of a page
 MEASURES = {  # name: (what it is, its unit or "")
     "logprob": ("log-probability of the answer", "nats"),
+    "first_logprob": ("log-probability of the answer's first token", "nats"),
     "margin": ("right − wrong", "nats"),
     "correct": ("prompts answered correctly", ""),
     **{f"top{k}": (f"answer's first token at rank ≤ {k}" if k > 1 else "answer's first token is on top", "")
@@ -257,7 +258,7 @@ def _cube(rows: pandas.DataFrame) -> _Cube:
     rows = rows.sort_values(["prompt_index", "block"], kind="stable")
     L = len(blocks)
     values: dict[str, np.ndarray] = {}
-    for name in ("logprob", "margin", "kl", "entropy", "correct", "agree"):
+    for name in ("logprob", "first_logprob", "margin", "kl", "entropy", "correct", "agree"):
         values[name] = rows[name].astype("float64").to_numpy().reshape(-1, L)
     rank_NL = rows["rank"].astype("float64").to_numpy().reshape(-1, L)
     for k in RANKS:
@@ -271,6 +272,8 @@ def _cube(rows: pandas.DataFrame) -> _Cube:
     units = np.unique(np.array(ids, dtype=str), return_inverse=True)[1]
     if np.isnan(values["margin"]).all():
         del values["correct"]  # it is the same as top1
+    if np.array_equal(values["first_logprob"], values["logprob"], equal_nan=True):
+        del values["first_logprob"]  # all answers are one token
     kept = {m: v for m, v in values.items() if not np.isnan(v).all() or m == "agree"}
     return _Cube(layers, {m: kept[m] for m in _order(kept)}, units, ids)
 
