@@ -19,7 +19,7 @@ from logitlens.lenses import TunedLens, save
 from logitlens.survey.find import find
 from logitlens.survey.plan import Plan
 from logitlens.survey.report import report
-from logitlens.survey.summary import MEASURES, interval, summarise, table
+from logitlens.survey.summary import MEASURES, QUANTILED, interval, quantile, summarise, table
 from logitlens.view import page
 from logitlens.view.survey import figure, markdown
 from tests.lenses.test_store import tuned
@@ -77,6 +77,52 @@ def test_prompts_that_share_an_id_are_drawn_together():
     once = interval(values_N1, np.arange(40), 0, 500)
     twice = interval(np.repeat(values_N1, 2, 0), np.repeat(np.arange(40), 2), 0, 500)
     np.testing.assert_allclose(once, twice)
+
+
+def test_quantiles_are_those_of_the_table_and_lie_in_their_intervals(folder, tmp_path):
+    frame = table(folder)
+    found = summarise({"tiny": frame}, by="order", draws=200)
+    assert {c.measure for c in found.quantiles} == set(QUANTILED)
+    assert {c.share for c in found.quantiles} == {0.1, 0.5, 0.9}
+    for curve in found.quantiles:
+        mine = frame[frame.order == curve.group].groupby("block")[curve.measure]
+        truth = mine.apply(
+            lambda v, share=curve.share: np.quantile(
+                v.dropna().astype(float), share, method="inverted_cdf"
+            )
+        )
+        np.testing.assert_allclose(curve.mean, truth, rtol=1e-6)
+        assert (curve.low <= curve.mean).all()
+        assert (curve.mean <= curve.high).all()
+    for name in ("r.md", "r.html"):
+        report([folder], tmp_path / name, by="order")
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert "Quantiles: log-probability of the answer (nats)" in text
+        assert re.search(r"odd · 90 %.*\[-\d+\.\d\d, -\d+\.\d\d\]", text)
+
+
+def test_an_interval_of_a_median_holds_the_truth_about_95_times_in_a_hundred():
+    generator = np.random.default_rng(0)
+    held = 0
+    for seed in range(300):
+        values_N1 = generator.exponential(1.0, (101, 1))
+        _, low, high = quantile(values_N1, np.arange(101), 0.5, 1000 + seed, 300)
+        held += bool(low[0] <= np.log(2) <= high[0])
+    assert 0.89 <= held / 300 <= 0.99
+
+
+def test_quantiles_of_prompts_that_share_an_id_and_of_missing_numbers():
+    values_N1 = np.random.default_rng(1).normal(size=(40, 1))
+    once = quantile(values_N1, np.arange(40), 0.9, 0, 500)
+    twice = quantile(np.repeat(values_N1, 2, 0), np.repeat(np.arange(40), 2), 0.9, 0, 500)
+    np.testing.assert_allclose(once, twice)
+    values_N2 = np.stack([np.full(5, np.nan), [3.0, 1.0, np.nan, 2.0, np.nan]], 1)
+    middle, low, high = quantile(values_N2, np.arange(5), 0.5, 0, 500)
+    assert np.isnan([middle[0], low[0], high[0]]).all()
+    assert (middle[1], low[1], high[1]) == (2.0, 1.0, 3.0)
+    middle, low, high = quantile(values_N2[:1], np.zeros(1, int), 0.5, 0, 500)
+    assert middle[1] == 3.0
+    assert np.isnan([*low, *high]).all()
 
 
 def test_a_contrast_is_the_mean_of_paired_differences(folder):

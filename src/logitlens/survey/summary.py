@@ -1,4 +1,4 @@
-"""The numbers of a report: means per lens, condition and layer, each with a 95 % interval.
+"""The numbers of a report: means and quantiles per lens, condition and layer, each with a 95 % interval.
 
 Intervals are percentiles of a bootstrap over prompts (Efron 1979), seeded. Prompts that share an `id`
 are one unit: they are drawn together, and a contrast of two conditions is the mean of their paired
@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 
 RANKS = (1, 5, 10)
 DRAWS = 1000
+QUANTILES = (0.1, 0.5, 0.9)
+QUANTILED = ("logprob", "first_logprob", "rank", "margin", "kl", "entropy")
+MOST = 20_000_000  # draws × prompts of a quantile's interval: of more prompts fewer draws are made
 SHOWN = ("layer", "top", "logprob", "rank", "margin", "kl", "entropy")
 SAMPLE = 12  # prompts kept behind the points of a page
 MEASURES = {  # name: (what it is, its unit or "")
     "logprob": ("log-probability of the answer", "nats"),
     "first_logprob": ("log-probability of the answer's first token", "nats"),
+    "rank": ("best rank of an answer's first token", ""),
     "margin": ("right − wrong", "nats"),
     "correct": ("prompts answered correctly", ""),
     **{f"top{k}": (f"answer's first token at rank ≤ {k}" if k > 1 else "answer's first token is on top", "")
@@ -41,7 +45,10 @@ MEASURES = {  # name: (what it is, its unit or "")
 
 @dataclass(frozen=True)
 class Curve:
-    """One measure of one group of prompts over layers: mean, low, high, each (L,); n prompts."""
+    """One measure of one group of prompts over layers: mean, low, high, each (L,); n prompts.
+
+    share   of the prompts that are no higher, where it is a quantile that `mean` holds; else None
+    """
 
     survey: str
     lens: str
@@ -52,6 +59,7 @@ class Curve:
     low: np.ndarray
     high: np.ndarray
     n: int
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,7 @@ class Summary:
     """What a report shows.
 
     curves      a measure for each lens and group          contrasts   paired differences of two groups
+    quantiles   of the same, QUANTILES of each
     settled     histograms of the settled layer            first       of the first layer with rank 1
     exits       of a corpus: what an early exit gives, over thresholds
     kept        prompts behind the curves of each lens and group, for a page
@@ -104,6 +113,7 @@ class Summary:
 
     by: str
     curves: list[Curve] = field(default_factory=list)
+    quantiles: list[Curve] = field(default_factory=list)
     contrasts: list[Curve] = field(default_factory=list)
     settled: list[Histogram] = field(default_factory=list)
     first: list[Histogram] = field(default_factory=list)
@@ -162,6 +172,14 @@ def summarise(
                         Curve(*key, measure, cube.layers, *interval(values_NL, cube.units, seed, draws),
                               len(values_NL))
                     )  # fmt: skip
+                for measure in QUANTILED:
+                    if (values_NL := cube.of(measure)) is not None:
+                        for share in QUANTILES:
+                            found.quantiles.append(
+                                Curve(*key, measure, cube.layers,
+                                      *quantile(values_NL, cube.units, share, seed, draws),
+                                      len(values_NL), share)
+                            )  # fmt: skip
                 found.settled.append(Histogram(*key, "settled layer", cube.layers, cube.settled()))
                 if "top1" in cube.values:
                     found.first.append(
@@ -235,8 +253,14 @@ class _Cube:
 
     layers: list[str]
     values: dict[str, np.ndarray]
+    rank_NL: np.ndarray
     units: np.ndarray
     ids: list[str]
+
+    def of(self, measure: str) -> np.ndarray | None:
+        """(N, L), where there are such numbers."""
+        rank_NL = None if np.isnan(self.rank_NL).all() else self.rank_NL
+        return rank_NL if measure == "rank" else self.values.get(measure)
 
     def settled(self) -> np.ndarray:
         """(L + 1,): how many prompts settle at each layer; the last place stays empty."""
@@ -275,7 +299,7 @@ def _cube(rows: pandas.DataFrame) -> _Cube:
     if np.array_equal(values["first_logprob"], values["logprob"], equal_nan=True):
         del values["first_logprob"]  # all answers are one token
     kept = {m: v for m, v in values.items() if not np.isnan(v).all() or m == "agree"}
-    return _Cube(layers, {m: kept[m] for m in _order(kept)}, units, ids)
+    return _Cube(layers, {m: kept[m] for m in _order(kept)}, rank_NL, units, ids)
 
 
 def _order(measures: Sequence[str] | dict[str, Any]) -> list[str]:
@@ -300,6 +324,32 @@ def interval(
         means_BL = (weights_BU @ sums_UL) / (weights_BU @ counts_UL)
     low_L, high_L = np.nanpercentile(means_BL, [2.5, 97.5], axis=0)
     return mean_L, low_L, high_L
+
+
+def quantile(
+    values_NL: np.ndarray, units_N: np.ndarray, share: float, seed: int, draws: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(L,) the least value that `share` of the others do not exceed, and an interval as of `interval`."""
+    N, L = values_NL.shape
+    U = int(units_N.max()) + 1
+    draws = min(draws, max(100, MOST // N))
+    weights_BU = _weights(U, seed, draws) if U > 1 and draws > 1 else np.empty((0, U))
+    found_3L = np.full((3, L), np.nan)
+    for row, value_N in enumerate(values_NL.T):
+        order_n = np.argsort(value_N, kind="stable")[: np.count_nonzero(~np.isnan(value_N))]
+        if not len(order_n):
+            continue
+        value_n, unit_n = value_N[order_n], units_N[order_n]
+        found_3L[0, row] = value_n[int(np.ceil(share * len(value_n))) - 1]
+        drawn = []
+        for weights_bU in np.array_split(weights_BU, max(1, len(weights_BU) * N // 10**7)):
+            below_bn = weights_bU[:, unit_n].cumsum(1)
+            there = below_bn[:, -1] > 0  # a draw may hold none of those with a value
+            reached_bn = below_bn >= share * below_bn[:, -1:]
+            drawn.append(value_n[reached_bn.argmax(1)][there])
+        if len(values := np.concatenate(drawn)):
+            found_3L[1:, row] = np.percentile(values, [2.5, 97.5])
+    return found_3L[0], found_3L[1], found_3L[2]
 
 
 @lru_cache(maxsize=2)

@@ -177,6 +177,10 @@ def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str 
             said, unit = words.get(measure, (measure, ""))
             out += [f"## {heading}{said}{f' ({unit})' if unit else ''}", ""]
             out += _of_layers(mine, summary)
+    for mine in _by_measure(summary.quantiles):
+        said, unit = words.get(mine[0].measure, (mine[0].measure, ""))
+        out += [f"## Quantiles: {said}{f' ({unit})' if unit else ''}", ""]
+        out += _of_layers(mine, summary)
     for mine in _by_measure(summary.exits):
         said, unit = words[mine[0].measure]
         out += [f"## {said[0].upper()}{said[1:]}{f' ({unit})' if unit else ''}, by threshold", ""]
@@ -210,7 +214,8 @@ def _of_layers(curves: Sequence[Curve], summary: Summary) -> list[str]:
     for curve in curves:
         cells = _cells(curve)
         mine = [cells.get(layer, "") for layer in layers]
-        rows.append([name_of(curve, summary), str(curve.n), *mine])
+        share = "" if curve.share is None else f" · {curve.share:.0%}".replace("%", " %")
+        rows.append([name_of(curve, summary) + share, str(curve.n), *mine])
     return _table(rows, ["", summary.unit, *layers])
 
 
@@ -219,7 +224,8 @@ def _cells(curve: Curve) -> dict[str, str]:
     cells = {}
     for layer, mean, low, high in zip(curve.layers, curve.mean, curve.low, curve.high):
         half = (high - low) / 2
-        cells[layer] = f"{mean:.2f}" + ("" if math.isnan(half) else f" ±{half:.2f}")
+        around = f" ±{half:.2f}" if curve.share is None else f" [{low:.2f}, {high:.2f}]"
+        cells[layer] = f"{mean:.2f}" + ("" if math.isnan(half) else around)
         if math.isnan(mean):
             cells[layer] = "–"
     return cells
