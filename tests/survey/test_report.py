@@ -16,10 +16,11 @@ import logitlens
 from logitlens import FormatError, edit
 from logitlens.cli import main
 from logitlens.lenses import TunedLens, save
+from logitlens.survey.bootstrap import interval, quantiles
 from logitlens.survey.find import find
 from logitlens.survey.plan import Plan
 from logitlens.survey.report import report
-from logitlens.survey.summary import MEASURES, QUANTILED, interval, quantile, summarise, table
+from logitlens.survey.summary import MEASURES, QUANTILED, summarise, table
 from logitlens.view import page
 from logitlens.view.survey import figure, markdown
 from tests.lenses.test_store import tuned
@@ -106,21 +107,21 @@ def test_an_interval_of_a_median_holds_the_truth_about_95_times_in_a_hundred():
     held = 0
     for seed in range(300):
         values_N1 = generator.exponential(1.0, (101, 1))
-        _, low, high = quantile(values_N1, np.arange(101), 0.5, 1000 + seed, 300)
+        ((_, low, high),) = quantiles(values_N1, np.arange(101), [0.5], 1000 + seed, 300)
         held += bool(low[0] <= np.log(2) <= high[0])
     assert 0.89 <= held / 300 <= 0.99
 
 
 def test_quantiles_of_prompts_that_share_an_id_and_of_missing_numbers():
     values_N1 = np.random.default_rng(1).normal(size=(40, 1))
-    once = quantile(values_N1, np.arange(40), 0.9, 0, 500)
-    twice = quantile(np.repeat(values_N1, 2, 0), np.repeat(np.arange(40), 2), 0.9, 0, 500)
+    once = quantiles(values_N1, np.arange(40), [0.1, 0.9], 0, 500)
+    twice = quantiles(np.repeat(values_N1, 2, 0), np.repeat(np.arange(40), 2), [0.1, 0.9], 0, 500)
     np.testing.assert_allclose(once, twice)
     values_N2 = np.stack([np.full(5, np.nan), [3.0, 1.0, np.nan, 2.0, np.nan]], 1)
-    middle, low, high = quantile(values_N2, np.arange(5), 0.5, 0, 500)
+    ((middle, low, high),) = quantiles(values_N2, np.arange(5), [0.5], 0, 500)
     assert np.isnan([middle[0], low[0], high[0]]).all()
     assert (middle[1], low[1], high[1]) == (2.0, 1.0, 3.0)
-    middle, low, high = quantile(values_N2[:1], np.zeros(1, int), 0.5, 0, 500)
+    ((middle, low, high),) = quantiles(values_N2[:1], np.zeros(1, int), [0.5], 0, 500)
     assert middle[1] == 3.0
     assert np.isnan([*low, *high]).all()
 

@@ -303,7 +303,7 @@ engine_options = together(
     click.option("--address", metavar="ADDRESS",
                  help="The Ray cluster to join, like auto. Default: one is started on this machine."),
     click.option("--threads", type=click.IntRange(min=1), metavar="N",
-                 help="Threads of each process (part of the plan). Default: the machine's, shared."),
+                 help="Threads of each process (a survey keeps its own). Default: the machine's, shared."),
 )  # fmt: skip
 
 

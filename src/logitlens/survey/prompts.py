@@ -12,6 +12,7 @@ columns are conditions.
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
 import json
@@ -34,7 +35,6 @@ NUMBERS = (
 )  # fmt: skip
 _FOUND = re.compile(rf"settled|first_\d+|({'|'.join(NUMBERS)})_(embed|\d+)")  # columns of `find`
 LINE = 1 << 22  # bytes of one line
-GZIP = 1 << 12  # bytes unzipped at a time: what is behind a fault is lost with all of these
 NEWLINE = b"\n"
 WHOLE = 1 << 63  # whole numbers of a table's column are below
 
@@ -120,8 +120,6 @@ def _records(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
     why = ""
     if file.suffix == ".gz":
         data, why = _unzipped(data)
-        if why:  # the last line may be cut
-            data = data[: data.rfind(b"\n") + 1]
     if suffix in (".jsonl", ".ndjson"):
         yield from _json_lines(file, data)
     elif suffix == ".csv":
@@ -138,19 +136,14 @@ def _records(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
 
 
 def _unzipped(data: bytes) -> tuple[bytes, str]:
-    """What a gzip file holds, and why that is not all of it, or nothing."""
-    parts, opened = [], zlib.decompressobj(zlib.MAX_WBITS | 16)
+    """The lines that a gzip file holds, and why these are not all of them, or nothing."""
+    lines = []
     try:
-        for start in range(0, len(data), GZIP):
-            rest = data[start : start + GZIP]
-            while rest:
-                if opened.eof:  # another file follows
-                    opened = zlib.decompressobj(zlib.MAX_WBITS | 16)
-                parts.append(opened.decompress(rest))
-                rest = opened.unused_data
-    except zlib.error as error:
-        return b"".join(parts), str(error)
-    return b"".join(parts), "" if opened.eof else "it ends too early"
+        with gzip.open(io.BytesIO(data)) as file:
+            lines.extend(file)
+    except (OSError, EOFError, zlib.error) as error:
+        return b"".join(lines), str(error)
+    return b"".join(lines), ""
 
 
 def _json_lines(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from logitlens.errors import FormatError, MissingExtra, PromptError
+from logitlens.survey.bootstrap import interval, quantiles
 from logitlens.survey.commit import Folder
 from logitlens.survey.measure import COLUMNS
 
@@ -26,7 +26,6 @@ RANKS = (1, 5, 10)
 DRAWS = 1000
 QUANTILES = (0.1, 0.5, 0.9)
 QUANTILED = ("logprob", "first_logprob", "rank", "margin", "kl", "entropy")
-MOST = 20_000_000  # draws × prompts of a quantile's interval: of more prompts fewer draws are made
 SHOWN = ("layer", "top", "logprob", "rank", "margin", "kl", "entropy")
 SAMPLE = 12  # prompts kept behind the points of a page
 MEASURES = {  # name: (what it is, its unit or "")
@@ -154,7 +153,7 @@ def summarise(
 
     Raises FormatError for a condition or a value that is not there.
     """
-    about = f"Means over prompts with 95 % intervals of a bootstrap ({draws} draws, seed {seed})."
+    about = f"Means and quantiles over prompts with 95 % intervals of a bootstrap ({draws} draws, seed {seed})."
     found = Summary(by or "", meta={"seed": seed, "draws": draws, "about": about})
     surveys: dict[str, dict[str, _Cube]] = {}  # lens → survey → all of its prompts
     for survey, frame in frames.items():
@@ -174,12 +173,20 @@ def summarise(
                     )  # fmt: skip
                 for measure in QUANTILED:
                     if (values_NL := cube.of(measure)) is not None:
-                        for share in QUANTILES:
+                        several = quantiles(values_NL, cube.units, QUANTILES, seed, draws)
+                        for share, (mean, low, high) in zip(QUANTILES, several):
                             found.quantiles.append(
-                                Curve(*key, measure, cube.layers,
-                                      *quantile(values_NL, cube.units, share, seed, draws),
-                                      len(values_NL), share)
-                            )  # fmt: skip
+                                Curve(
+                                    *key,
+                                    measure,
+                                    cube.layers,
+                                    mean,
+                                    low,
+                                    high,
+                                    len(values_NL),
+                                    share,
+                                )
+                            )
                 found.settled.append(Histogram(*key, "settled layer", cube.layers, cube.settled()))
                 if "top1" in cube.values:
                     found.first.append(
@@ -305,58 +312,6 @@ def _cube(rows: pandas.DataFrame) -> _Cube:
 def _order(measures: Sequence[str] | dict[str, Any]) -> list[str]:
     known = [m for m in MEASURES if m in measures]
     return [*known, *(m for m in measures if m not in MEASURES)]
-
-
-def interval(
-    values_NL: np.ndarray, units_N: np.ndarray, seed: int, draws: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(L,) mean, 2.5 and 97.5 percentile of its bootstrap over units; nan values are left out."""
-    there_NL = ~np.isnan(values_NL)
-    U = int(units_N.max()) + 1
-    sums_UL, counts_UL = np.zeros((U, values_NL.shape[1])), np.zeros((U, values_NL.shape[1]))
-    np.add.at(sums_UL, units_N, np.where(there_NL, values_NL, 0.0))
-    np.add.at(counts_UL, units_N, there_NL)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean_L = sums_UL.sum(0) / counts_UL.sum(0)
-        if U < 2 or draws < 2:
-            return mean_L, mean_L * np.nan, mean_L * np.nan
-        weights_BU = _weights(U, seed, draws)
-        means_BL = (weights_BU @ sums_UL) / (weights_BU @ counts_UL)
-    low_L, high_L = np.nanpercentile(means_BL, [2.5, 97.5], axis=0)
-    return mean_L, low_L, high_L
-
-
-def quantile(
-    values_NL: np.ndarray, units_N: np.ndarray, share: float, seed: int, draws: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(L,) the least value that `share` of the others do not exceed, and an interval as of `interval`."""
-    N, L = values_NL.shape
-    U = int(units_N.max()) + 1
-    draws = min(draws, max(100, MOST // N))
-    weights_BU = _weights(U, seed, draws) if U > 1 and draws > 1 else np.empty((0, U))
-    found_3L = np.full((3, L), np.nan)
-    for row, value_N in enumerate(values_NL.T):
-        order_n = np.argsort(value_N, kind="stable")[: np.count_nonzero(~np.isnan(value_N))]
-        if not len(order_n):
-            continue
-        value_n, unit_n = value_N[order_n], units_N[order_n]
-        found_3L[0, row] = value_n[int(np.ceil(share * len(value_n))) - 1]
-        drawn = []
-        for weights_bU in np.array_split(weights_BU, max(1, len(weights_BU) * N // 10**7)):
-            below_bn = weights_bU[:, unit_n].cumsum(1)
-            there = below_bn[:, -1] > 0  # a draw may hold none of those with a value
-            reached_bn = below_bn >= share * below_bn[:, -1:]
-            drawn.append(value_n[reached_bn.argmax(1)][there])
-        if len(values := np.concatenate(drawn)):
-            found_3L[1:, row] = np.percentile(values, [2.5, 97.5])
-    return found_3L[0], found_3L[1], found_3L[2]
-
-
-@lru_cache(maxsize=2)
-def _weights(U: int, seed: int, draws: int) -> np.ndarray:
-    """(draws, U) how often each unit is drawn."""
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(U, np.full(U, 1 / U), size=draws).astype(np.float64)
 
 
 def _contrasts(
