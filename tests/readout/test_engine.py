@@ -184,6 +184,12 @@ def test_blocks_of_a_prompt_are_of_one_size(positions, L, E, blocks):
     assert Recorder.found == blocks
 
 
+def test_what_may_not_be_exceeded_is_divided_evenly_below_it():
+    assert chunked.evenly(224, 100) == 112
+    assert chunked.evenly(224, 100, 100) == 75
+    assert chunked.evenly(0, 100) == 1
+
+
 FAULTS = """
 import resource, torch
 from logitlens.readout import engine

@@ -134,6 +134,13 @@ def test_positions_of_a_block(taken, monkeypatch):
         assert kernel.positions(L, head, 5) == chunked.TOGETHER * (chunked.HELD // vocab)
 
 
+def test_a_vocabulary_is_small_by_its_weights_too():
+    """They are packed for all threads together."""
+    for vocab, width, small in ((8192, 512, True), (8192, 513, False), (8193, 1, False)):
+        assert chunked._small(Head(vocab, torch.empty(vocab, width))) == small
+    assert not chunked._small(Head(10, call=torch.clone))
+
+
 def test_one_layer_goes_another_way(taken):
     head, x, targets = make_head(), make_rows(40, 1), make_targets(40, 4099)
     judge(Chunked("numba").stats(x, head, 3, targets), x, head, 3, targets)

@@ -72,18 +72,8 @@ def multiply(typingctx, function, rows, tokens, width, x, weight, out, stride):
         function, *sizes, x, weight, out, stride = args
         rows, tokens, width, stride = (builder.trunc(n, _NUMBER) for n in (*sizes, stride))
         x, weight, out = (builder.inttoptr(address, _ADDRESS) for address in (x, weight, out))
-        shape = [
-            rows,
-            tokens,
-            width,
-            x,
-            width,
-            weight,
-            width,
-            ir.Constant(_FLOAT, 0.0),
-            out,
-            stride,
-        ]
+        none = ir.Constant(_FLOAT, 0.0)
+        shape = [rows, tokens, width, x, width, weight, width, none, out, stride]
         _call(builder, function, [*_named(BY_ROWS, PACKED, PACKED), *shape])
         return context.get_dummy_value()
 

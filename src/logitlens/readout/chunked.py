@@ -30,7 +30,8 @@ WHOLE = 6 << 20  # logits up to which a block of rows is multiplied by all token
 HELD = 8 << 20  # logits of final rows held while the other rows pass
 CALLED = 4 << 20  # most logits asked of one call of a head that may only be called
 TOGETHER = 16  # tiles' positions whose statistics are made of their sums in one step
-SMALL = 8192  # tokens of which a thread multiplies whole rows
+SMALL = 8192  # tokens of which a thread multiplies whole rows, …
+PACKED = 4 << 20  # … where their weights, packed for all threads, are no more numbers (16 MB)
 SAME = 64  # tokens from which on a product's sums no longer depend on how many there are
 KERNELS = ("torch", "numba")
 
@@ -71,7 +72,7 @@ class Chunked(Engine):
         elif not self._strips(L, head, candidates):
             tiles = 1
         else:  # a small vocabulary is packed once for all of them
-            tiles = torch.get_num_threads() * (TOGETHER if head.vocab <= SMALL else 1)
+            tiles = torch.get_num_threads() * (TOGETHER if _small(head) else 1)
         step = self.rows // L if self.rows else tiles * (ROWS // L)
         return min(step, self._most(L, head, candidates)) or 1
 
@@ -169,6 +170,11 @@ class Chunked(Engine):
         return Fused(k, targets_PM, target_PLM)
 
 
+def _small(head: Head) -> bool:
+    """Whether all tokens are multiplied, and packed, together."""
+    return head.weight_VE is not None and head.vocab <= SMALL and head.weight_VE.numel() <= PACKED
+
+
 def evenly(positions: int, step: int, most: int = sys.maxsize) -> int:
     """How many to take at a time, of `step` or so: a little more rather than one time more for a few."""
     # A rest of a quarter of a step or more makes one more of them.
@@ -190,7 +196,7 @@ def _by_strips(
         targets_PM = torch.cat([targets_PM, leading(held_PV, candidates).ids_NK], 1)
         x_PLE = x_PLE[:, :-1]
     x_PRE, weight_VE = x_PLE.contiguous(), head.weight_VE.detach()
-    given = (mkl, x_PRE, weight_VE, final, held_PV, head.vocab <= SMALL)
+    given = (mkl, x_PRE, weight_VE, final, held_PV, _small(head))
     online = Fused(k, targets_PM, x_PRE.new_empty(len(x_PRE), L, targets_PM.shape[1]))
     online.multiply(*given)
     if online.differs():

@@ -3,6 +3,9 @@
 Needs numba (extra `fast`). The torch operations of `online` read a tile seven times or more; this
 reads it once, so that the readout costs little more than its product. Same sums, same ties,
 same treatment of NaN and ±inf; results agree up to float32 rounding.
+
+What multiplies and looks in turn is in the same file, as numba keeps what it compiled for as long as
+that is unchanged.
 """
 
 # pyright: reportMissingImports=false, reportCallIssue=false
@@ -319,8 +322,8 @@ def _strips(
     pack, compute, alone = mkl
     goes = (P + each - 1) // each
     before = blas.use_threads(alone, 1)  # what MKL packs depends on it
-    if whole:  # once for all, and once for the last positions, if they are fewer
-        for last in range(2):
+    if whole:  # once for the last positions, which may be fewer, and once for all others
+        for last in range(1 if goes == 1 else 0, 2):
             n = (P - (goes - 1) * each if last else each) * R
             blas.pack_tokens(pack, n, V, E, weight_VE.ctypes.data, tokens_T[last])
     blas.use_threads(alone, before)

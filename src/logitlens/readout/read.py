@@ -112,7 +112,9 @@ def statistics(
         stop = min(T, start + step)
         x_TLE = _head_input(h_LTD, depths, tail, lens, slice(start, stop))
         if start == 0 and T > 1:
-            step = chunked.evenly(T, positions_per_block(L, x_TLE.shape[-1], gpu=x_TLE.is_cuda))
+            most = positions_per_block(L, x_TLE.shape[-1], gpu=x_TLE.is_cuda)
+            # A GPU's engine would cut a little more into one piece more.
+            step = chunked.evenly(T, most, most if x_TLE.is_cuda else T)
             stop = min(T, step)
             if stop > 1:
                 x_TLE = _head_input(h_LTD, depths, tail, lens, slice(0, stop))
