@@ -25,16 +25,16 @@ NAMED = re.compile(r"`([\w./-]+(?:\.(?:py|md|toml|lock|sh)|/))`")
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    """A page's blocks of `language` that are not marked no-run."""
-    found = BLOCK.findall(page.read_text(encoding="utf-8"))
-    return [body for kind, skip, body in found if kind == language and not skip]
-
-
-def commands(page: Path) -> list[str]:
-    """The lines of its bash blocks that begin with `logitlens`."""
-    joined = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
-    return [line for line in joined.splitlines() if line.strip().startswith("logitlens ")]
+def steps(page: Path) -> list[tuple[str, str]]:
+    """What a page says that is run, in its order: Python blocks, and of bash blocks the lines that begin
+    with `logitlens`; but for blocks marked no-run."""
+    found = []
+    for kind, skip, body in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if skip:
+            continue
+        lines = [body] if kind == "python" else body.replace("\\\n", " ").splitlines()
+        found += [(kind, x) for x in lines if kind == "python" or x.startswith("logitlens ")]
+    return found
 
 
 def pages(found) -> list:
@@ -47,34 +47,29 @@ def links(page: Path) -> list[str]:
 
 
 def test_something_is_found_to_run_and_to_follow():
-    assert len(blocks(ROOT / "README.md", "python")) >= 1
-    assert len(commands(ROOT / "README.md")) >= 3
+    kinds = [kind for kind, _ in steps(ROOT / "README.md")]
+    assert kinds.count("python") >= 1
+    assert kinds.count("bash") >= 3
     assert len(links(ROOT / "README.md")) >= 10
-    for found in (lambda page: blocks(page, "python"), commands):
-        assert len(pages(found)) >= 3
+    assert len(pages(steps)) >= 6
 
 
-@pytest.mark.parametrize(("page", "code"), pages(lambda page: blocks(page, "python")))
-def test_python_blocks_run(page, code, tmp_path, monkeypatch):
-    """The blocks of a page run one after the other in one namespace, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    namespace: dict = {"__name__": "__main__"}
-    for block in code:
-        exec(compile(block, str(page), "exec"), namespace)
-
-
-@pytest.mark.parametrize(("page", "lines"), pages(commands))
-def test_command_lines_run(page, lines, tmp_path, monkeypatch):
-    """Every line that begins with `logitlens` exits 0, in order, in one empty folder."""
+@pytest.mark.parametrize(("page", "steps"), pages(steps))
+def test_what_a_page_says_runs(page, steps, tmp_path, monkeypatch):
+    """In order and in one empty folder: blocks in one namespace, and every command line exits 0."""
     from click.testing import CliRunner
 
     from logitlens.cli import main
 
     monkeypatch.chdir(tmp_path)
-    for line in lines:
-        arguments = shlex.split(line, comments=True)[1:]
+    namespace: dict = {"__name__": "__main__"}
+    for kind, said in steps:
+        if kind == "python":
+            exec(compile(said, str(page), "exec"), namespace)
+            continue
+        arguments = shlex.split(said, comments=True)[1:]
         result = CliRunner().invoke(main, arguments, prog_name="logitlens")
-        assert result.exit_code == 0, f"{line}\n{result.output}"
+        assert result.exit_code == 0, f"{said}\n{result.output}"
 
 
 @pytest.mark.parametrize(("page", "targets"), pages(links))

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ try:
 except ImportError:  # Windows has no advisory locks: leftovers of killed writes stay there
     fcntl = None
 
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\..*)?", re.DOTALL)
 _ROOM = 1 << 20  # bytes tried where a writer failed, to learn whether the disk is full
 
 
@@ -93,9 +95,8 @@ def _temporary(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path, FileI
             raise _refused(path, f"there is no folder {Path(path).parent}; make it first")
         # Not readable by anyone who may not read the old file; the umask narrows a new one.
         mode = 0o666 if old is None else stat.S_IMODE(old) | 0o600
-        start, end = f".{target.name[:40]}.", f".tmp{target.suffix[:20]}"
-        _sweep(target.parent, start, end)
-        temporary, file = _create(target.parent, start, end, mode)
+        sweep(target.parent, of=target)
+        temporary, file = _create(target, mode)
     except OSError as error:
         if error.errno is None:
             raise
@@ -115,10 +116,11 @@ def _mode(path: str | os.PathLike[str]) -> int | None:
         return None
 
 
-def _create(folder: Path, start: str, end: str, mode: int) -> tuple[Path, FileIO]:
-    """A new file, locked as long as it is open."""
+def _create(target: Path, mode: int) -> tuple[Path, FileIO]:
+    """A new file beside another, locked as long as it is open."""
+    start, end = _ends(target)
     while True:
-        path = folder / f"{start}{secrets.token_hex(4)}{end}"
+        path = target.parent / f"{start}{secrets.token_hex(4)}{end}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         file = FileIO(descriptor, "r+b")
         _lock(file, wait=True)
@@ -127,15 +129,21 @@ def _create(folder: Path, start: str, end: str, mode: int) -> tuple[Path, FileIO
         file.close()  # another process took it for a leftover before it was locked
 
 
-def _sweep(folder: Path, start: str, end: str) -> None:
-    """Remove temporary files that no process holds any more: their writers were killed."""
+def sweep(folder: str | os.PathLike[str], of: str | os.PathLike[str] | None = None) -> None:
+    """Remove temporary files of a folder, or those of one file in it, that no process holds any more:
+    their writers were killed."""
+    start, end = ("", "") if of is None else _ends(Path(of))
     for name in os.listdir(folder):
-        middle = name[len(start) : -len(end)]
-        if not (name.startswith(start) and name.endswith(end) and len(middle) == 8):
+        if not (_TEMPORARY.fullmatch(name) and name.startswith(start) and name.endswith(end)):
             continue
-        with contextlib.suppress(OSError), open(folder / name, "r+b", buffering=0) as file:
+        with contextlib.suppress(OSError), open(Path(folder, name), "r+b", buffering=0) as file:
             if _lock(file, wait=False):
-                os.unlink(folder / name)
+                os.unlink(Path(folder, name))
+
+
+def _ends(target: Path) -> tuple[str, str]:
+    """How the names of a file's temporary files begin and end."""
+    return f".{target.name[:40]}.", f".tmp{target.suffix[:20]}"
 
 
 def _lock(file: FileIO, wait: bool) -> bool:

@@ -108,9 +108,16 @@ class _Local(Storage):
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         path = self.folder / name
+        there = path.parent.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            yield temporary
+        try:
+            with replacing(path) as temporary:
+                yield temporary
+        except BaseException:
+            if not there:
+                with contextlib.suppress(OSError):  # others may have written into it
+                    path.parent.rmdir()
+            raise
         with contextlib.suppress(
             OSError
         ):  # put the rename on the disk, where folders can be synced

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -37,6 +39,19 @@ def records(count: int = 23) -> list[dict]:
 def write_lines(path, items):
     path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
     return path
+
+
+def still_running(folder: Path) -> list[str]:
+    """The command lines of processes that work on a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes()
+        except OSError:  # it has just ended
+            continue
+        if os.fsencode(folder) in line:
+            found.append(line.replace(b"\0", b" ").decode())
+    return found
 
 
 @pytest.fixture(scope="session")

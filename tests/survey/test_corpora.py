@@ -215,7 +215,7 @@ def test_what_cannot_be_read_is_named_with_file_and_line_or_skipped_and_counted(
 def test_a_corpus_without_text_is_refused_and_leaves_nothing(corpus, tmp_path):
     with pytest.raises(PromptError, match="holds no text"):
         corpus("empty", b"\n\n")
-    assert not list((tmp_path / "empty").glob("*"))
+    assert not (tmp_path / "empty").exists()
 
 
 def test_a_document_whose_logits_are_not_finite_is_counted_and_left_out(corpus, model):
@@ -350,3 +350,47 @@ def test_every_shard_is_read_by_the_kernel_that_suits_the_whole(corpus, monkeypa
     assert len(asked) == len(plan["shards"])
     assert len(set(asked)) == 1
     assert asked[0] >= plan["corpus"]["tokens"]
+
+
+TALKS = [
+    {"text": TEXTS[i], "language": "fr" if i % 3 else "en", "year": 2000 + i, "id": f"d{i}",
+     "Language": "x", "meta": {"a": 1}, "kl": 3, "prompt": "p", "n": None if i % 2 else i / 2}
+    for i in range(14)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_what_documents_say_of_themselves_are_conditions_of_their_cells(
+    corpus, tmp_path, kind, capsys
+):
+    name = f"talks.{kind}"
+    data = "".join(json.dumps(each) + "\n" for each in TALKS).encode()
+    if kind == "parquet":
+        import pandas
+
+        pandas.DataFrame(TALKS).astype({"year": "int32"}).to_parquet(tmp_path / "t")
+        data = (tmp_path / "t").read_bytes()
+    folder = corpus("a", data, name=name, cells=True, shard_size=20)
+    plan = json.loads((folder / "plan.json").read_text())
+    assert plan["conditions"] == {"language": "string", "year": "int", "id": "string", "n": "float"}
+    assert plan["corpus"]["left_out"] == {
+        "Language": "only capitals tell it from 'language'", "meta": "it holds no single value",
+        "kl": "it is a column of the survey", "prompt": "it is a column of the survey",
+    }  # fmt: skip
+    assert len(plan["shards"]) > 3
+    cells = pq.read_table(folder / "cells").to_pandas()
+    for document, mine in cells.groupby("document"):
+        said = TALKS[document]
+        for column in plan["conditions"]:
+            assert mine[column].nunique(dropna=False) == 1
+            value = mine[column].iloc[0]
+            assert (None if value != value else value) == said[column]
+    wide = cells[(cells.block == 1) & (cells.language == "fr") & (cells.year > 2005)]
+    rows = find(folder, "language = 'fr' and year > 2005 and kl_1 >= 0", limit=10_000)
+    assert 0 < len(rows) == len(wide)
+    assert {row["id"] for row in rows} == set(wide.id)
+    with pytest.raises(FormatError, match="the columns are language, year, id, n, document"):
+        find(folder, "langage = 'fr'")
+    done = CliRunner().invoke(main, ["survey", "status", str(folder)], prog_name="logitlens")
+    assert "conditions: language, year, id, n" in done.stdout
+    assert "meta is no condition: it holds no single value" in done.stdout

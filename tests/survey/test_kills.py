@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,8 +15,8 @@ from logitlens.survey import plan as planning
 from logitlens.survey.engines import local
 from logitlens.survey.merge import merge
 from logitlens.survey.plan import Settings
-from logitlens.survey.run import run
-from tests.survey.conftest import records, write_lines
+from logitlens.survey.run import run, status
+from tests.survey.conftest import WORDS, records, write_lines
 
 pytestmark = pytest.mark.slow
 ITEMS = records(32)
@@ -70,24 +72,27 @@ def check(survey, folder, whole):
     assert not left
 
 
-def test_fifty_kills_at_random_times_change_nothing(survey, whole):
+def kill_at_random(times: int, go, check) -> None:
+    """Kill `go(folder)` so many times while it runs, in folders that are then checked."""
     generator = random.Random(15)
     began = time.perf_counter()
-    assert not forked(lambda: survey.run(ITEMS, folder="undisturbed"))
+    assert not forked(lambda: go("undisturbed"))
     lasts = time.perf_counter() - began
     kills = rounds = 0
-    while kills < 50:
+    while kills < times:
         folder = f"random{rounds}"
         rounds += 1
         for _ in range(10):
-            ended = forked(
-                lambda f=folder: survey.run(ITEMS, folder=f), generator.uniform(0, lasts)
-            )
+            ended = forked(lambda f=folder: go(f), generator.uniform(0, lasts))
             kills += os.WIFSIGNALED(ended)
             if not os.WIFSIGNALED(ended):
                 break
-        check(survey, folder, whole)
-        assert rounds < 60
+        check(folder)
+        assert rounds < times + 10
+
+
+def test_fifty_kills_at_random_times_change_nothing(survey, whole):
+    kill_at_random(50, lambda f: survey.run(ITEMS, folder=f), lambda f: check(survey, f, whole))
 
 
 @pytest.mark.parametrize("number", range(1, 8))
@@ -98,6 +103,66 @@ def test_a_kill_before_any_rename_changes_nothing(survey, whole, monkeypatch, nu
         patched.setattr(os, "replace", killed_at_call(os.replace, number))
         assert os.WIFSIGNALED(forked(lambda: survey.run(ITEMS, folder="renames")))
     check(survey, "renames", whole)
+
+
+def test_workers_that_share_a_folder_remove_what_a_killed_one_left(survey, monkeypatch):
+    """Killed before the rename of its part, which another then commits."""
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed_at_call(os.replace, 4))
+        assert os.WIFSIGNALED(forked(lambda: survey.run(ITEMS, folder="shared", share=(0, 2))))
+    folder = survey.folder / "shared"
+    (left,) = [p for p in folder.rglob("*") if "tmp" in p.name]
+    with open(left, "rb") as held:  # one that still writes is left alone
+        fcntl.flock(held, fcntl.LOCK_EX)
+        survey.run(folder="shared", share=(1, 2))
+        assert left.exists()
+    survey.run(folder="shared", share=(0, 2))
+    assert not [p for p in folder.rglob("*") if "tmp" in p.name]
+    assert status(folder).merged
+
+
+@pytest.fixture(scope="module")
+def cells(model, saved, tmp_path_factory):
+    """Runs a survey of a corpus whose cells are kept, and checks that it ends as the undisturbed one."""
+    folder = tmp_path_factory.mktemp("corpus")
+    lines = [
+        {"text": " ".join(WORDS[(i + n) % len(WORDS)] for n in range(1 + 5 * (i % 3))), "number": i}
+        for i in range(20)
+    ]
+    path = write_lines(folder / "text.jsonl", lines)
+    settings = Settings(length=16, overlap=4, shard_size=64, token_budget=64, cells=True)
+
+    def go(name):
+        return run(path, folder / name, model, source=str(saved), loading={}, settings=settings)
+
+    def files(name):
+        kinds = ("survey.parquet", "parts/*", "cells/*", "*.bin", "*.jsonl", "tokens.json")
+        found = [p for kind in kinds for p in sorted((folder / name).glob(kind))]
+        return {str(p.relative_to(folder / name)): p.read_bytes() for p in found}
+
+    def check(name):
+        assert go(name).done
+        assert files(name) == whole
+        assert not [p for p in (folder / name).rglob("*") if "tmp" in p.name]
+
+    go("whole")
+    whole = files("whole")
+    assert len(whole) > 10
+    return SimpleNamespace(run=go, check=check)
+
+
+def test_kills_at_random_times_change_nothing_of_a_corpus_and_its_cells(cells):
+    kill_at_random(25, cells.run, cells.check)
+
+
+@pytest.mark.parametrize("number", range(1, 12))
+def test_a_kill_before_any_rename_changes_nothing_of_a_corpus(cells, monkeypatch, number):
+    """The first five renames are of the ids, what belongs to them and the plan; then come cells, part and
+    record of each shard."""
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed_at_call(os.replace, number))
+        assert os.WIFSIGNALED(forked(lambda: cells.run(f"renames{number}")))
+    cells.check(f"renames{number}")
 
 
 def test_two_workers_on_one_shard_give_one_part(survey, whole):

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,6 +23,7 @@ from logitlens import FormatError, PromptError, SurveyError
 from logitlens.cli import main
 from logitlens.cli import survey as cli_survey
 from logitlens.lenses import save
+from logitlens.survey import plan as planning
 from logitlens.survey import prompts as labelled
 from logitlens.survey.commit import Folder
 from logitlens.survey.merge import merge
@@ -296,6 +298,24 @@ def test_where_no_line_can_be_read_the_first_says_why(tmp_path):
         labelled.read(path, skip_bad=True)
 
 
+def test_a_misspelt_field_is_said_to_be_a_condition(survey, saved):
+    survey.run([{"prompt": "Paris is", "answr": " the"}, {"prompt": "The tower", "answer": " is"}])
+    words = ["survey", "status", str(survey.folder / "a")]
+    said = CliRunner().invoke(main, words, prog_name="logitlens").stdout
+    assert "conditions: answr · 1 of 2 prompts have an answer" in said
+    survey.run([{"prompt": "Paris is", "answer": " the"}], folder="b")
+    said = CliRunner().invoke(main, [*words[:-1], str(survey.folder / "b")], prog_name="logitlens")
+    assert "conditions" not in said.stdout
+    assert "answer" not in said.stdout
+
+
+def test_a_shard_of_long_prompts_holds_fewer():
+    assert planning._shards([10] * 9, 4) == [[0, 4], [4, 8], [8, 9]]
+    long = [150_000, 150_000, 150_000, 900_000, 10, 10]
+    assert planning._shards(long, 256) == [[0, 2], [2, 3], [3, 4], [4, 6]]
+    assert planning._shards([5], 1) == [[0, 1]]
+
+
 def test_options_of_a_corpus_are_refused_without_one(tmp_path):
     path = write_lines(tmp_path / "p.jsonl", [{"prompt": "a"}])
     words = ["survey", "run", str(path), "-o", str(tmp_path / "out")]
@@ -339,6 +359,7 @@ def test_corrupt_gzip_and_foreign_files_are_refused_in_one_line(tmp_path):
         ("c.csv", b"prompt\nParis is\nCaf\xe9 is\nRome is\n", 3, [2]),
         ("d.csv.gz", gzip.compress(b"prompt\nParis is\nCaf\xe9 is\nRome is\n"), 3, [2]),
     ],
+    ids=["a.jsonl.gz", "b.jsonl.gz", "c.csv", "d.csv.gz"],  # gzip notes the time: no name of a test
 )  # fmt: skip
 def test_what_a_spoilt_file_still_holds_is_read_on_demand(tmp_path, name, data, line, read):
     (tmp_path / name).write_bytes(data)
@@ -350,11 +371,20 @@ def test_what_a_spoilt_file_still_holds_is_read_on_demand(tmp_path, name, data, 
     assert f"{name} line {line or len(found.items) + 1}" in found.skipped[0]
 
 
-def test_a_prompt_longer_than_the_context_fails_its_shard_or_is_skipped(survey):
-    items = [*records(5), {"id": "long", "prompt": "Paris " * 300, "answer": " Paris"}]
+@pytest.mark.parametrize(
+    ("long", "said"),
+    [
+        ({"prompt": "Paris " * 300, "answer": " Paris"}, "the prompt has .* context holds 64"),
+        ({"prompt": "Paris", "answer": " Paris" * 300}, "tokens with its answer; .* holds 64"),
+        ({"prompt": "Paris", "wrong": [" is", " Paris" * 300]}, "tokens with its answer"),
+    ],
+    ids=["prompt", "answer", "wrong"],
+)
+def test_what_is_longer_than_the_context_fails_its_shard_or_is_skipped(survey, long, said):
+    items = [*records(5), {"id": "long", **long}]
     found = survey.run(items)
     assert list(found.failed) == [1]
-    assert "line 6" in found.failed[1]
+    assert re.search(f"line 6: .*{said}", found.failed[1])
     assert "Traceback" in (survey.folder / "a" / "failed" / "00001.txt").read_text()
     assert not found.merged
     found = survey.run(items, folder="b", bad="skip")

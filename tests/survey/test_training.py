@@ -22,6 +22,7 @@ from logitlens.survey import training
 from logitlens.survey.engines import local
 from tests.fit import words
 from tests.fit.corpora import repeating
+from tests.survey.conftest import still_running
 
 SETTINGS = tuned.Settings(
     steps=250, tokens_per_step=80, length=20, lr=0.3, checkpoint_every=25, dtype="float32"
@@ -212,19 +213,6 @@ def trained(out: Path) -> None:
             return
         time.sleep(0.1)
     raise AssertionError("no checkpoint within a minute")
-
-
-def still_running(out: Path) -> list[str]:
-    """The command lines of processes that work on a fit."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes()
-        except OSError:  # it has just ended
-            continue
-        if os.fsencode(out) in line:
-            found.append(line.replace(b"\0", b" ").decode())
-    return found
 
 
 @pytest.mark.slow

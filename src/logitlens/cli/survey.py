@@ -293,6 +293,8 @@ def _tell(folder: str, found: Status) -> None:
         f"{len(found.records)} of {shards} shards committed · {found.total('prompts'):,} of "
         f"{prompts:,} {unit} · {found.total('tokens'):,} tokens · {found.total('rows'):,} rows"
     )
+    if noted := _noted(found.plan):
+        click.echo(noted)
     if found.merged:
         click.echo(f"table: {folder.rstrip('/')}/survey.parquet")
     if found.total("nonfinite"):
@@ -308,6 +310,18 @@ def _tell(folder: str, found: Status) -> None:
         click.echo(f"{found.bad} skipped; the first: {found.skipped[0]}")
     for shard, why in found.failed.items():
         click.echo(f"shard {shard} failed: {why}")
+
+
+def _noted(plan: Plan) -> str:
+    """What was made of the fields of the input: a misspelt one is a condition."""
+    facts, said = plan.facts, []
+    if facts["conditions"]:
+        said.append(f"conditions: {', '.join(facts['conditions'])}")
+    if not plan.is_corpus and facts["answers"] < facts["prompts"]:
+        said.append(f"{facts['answers'] or 'none'} of {facts['prompts']:,} prompts have an answer")
+    left_out = facts["corpus"]["left_out"] if plan.is_corpus else {}
+    said += [f"{name} is no condition: {why}" for name, why in left_out.items()]
+    return " · ".join(said)
 
 
 @contextmanager

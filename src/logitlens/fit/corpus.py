@@ -14,8 +14,8 @@ import gzip
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,14 @@ from logitlens.schema import parse_json
 
 LINE = 1 << 24  # characters of a line of text; one that is longer is no document
 SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".parquet")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A document as its source has it: text or token ids, and what else its line or row says."""
+
+    content: str | list[int]
+    others: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +114,7 @@ def read(
     documents: list[np.ndarray] = []
     total = 0
     for record in records(source, field):
-        document = ids_of(record, model, str(source))
+        document = ids_of(record.content, model, str(source))
         if not len(document):
             continue
         documents.append(document)
@@ -121,16 +129,16 @@ def read(
     return Corpus(name, documents)
 
 
-def ids_of(record: str | list[int], model: LensModel, source: str) -> np.ndarray:
-    if isinstance(record, str):
-        return np.asarray(model.tokens.encode(record) if record.strip() else [], np.int32)
+def ids_of(content: str | list[int], model: LensModel, source: str) -> np.ndarray:
+    if isinstance(content, str):
+        return np.asarray(model.tokens.encode(content) if content.strip() else [], np.int32)
     V = model.vocab_size
-    if record and not (min(record) >= 0 and max(record) < V):
-        outside = next(i for i in record if not 0 <= i < V)
+    if content and not (min(content) >= 0 and max(content) < V):
+        outside = next(i for i in content if not 0 <= i < V)
         raise PromptError(
             f"{source}: token id {outside} is outside the vocabulary: expected 0 to {V - 1}"
         )
-    return np.asarray(record, np.int32)
+    return np.asarray(content, np.int32)
 
 
 def records(
@@ -138,25 +146,26 @@ def records(
     field: str = "text",
     *,
     bad: Callable[[FormatError], None] | None = None,
-) -> Iterator[str | list[int]]:
-    """The documents of a source, as text or as lists of token ids.
+    others: bool = False,
+) -> Iterator[Record]:
+    """The documents of a source.
 
-    bad   called with what is wrong with a line (file and line are named), which is then left out, and
-          with it the rest of a file that is cut short; None: the first such error is raised
+    bad      called with what is wrong with a line (file and line are named), which is then left out, and
+             with it the rest of a file that is cut short; None: the first such error is raised
+    others   read the other columns of Parquet files too; lists and structures among them are empty lists
     """
-    for path, said in files(source):
-        yield from of_file(path, said, field, bad=bad)
-
-
-def of_file(
-    path: Path, said: str, field: str = "text", *, bad: Callable[[FormatError], None] | None = None
-) -> Iterator[str | list[int]]:
-    """The documents of one file, which messages call `said`; see `records`."""
     bad = bad or _refuse
+    for path, said in files(source):
+        yield from _of_file(path, said, field, bad, others)
+
+
+def _of_file(
+    path: Path, said: str, field: str, bad: Callable[[FormatError], None], others: bool
+) -> Iterator[Record]:
     suffix = _suffix(path)
     if suffix == ".parquet":
         try:
-            yield from _parquet(path, said, field)
+            yield from _parquet(path, said, field, others)
         except FormatError as error:
             bad(error)
     elif suffix in (".jsonl", ".ndjson"):
@@ -232,29 +241,31 @@ def _lines(path: Path, said: str, bad: Callable[[FormatError], None]) -> Iterato
         bad(FormatError(f"{said} line {number + 1} cannot be read, nor what follows: {error}"))
 
 
-def _paragraphs(path: Path, said: str, bad: Callable[[FormatError], None]) -> Iterator[str]:
+def _paragraphs(path: Path, said: str, bad: Callable[[FormatError], None]) -> Iterator[Record]:
     block: list[str] = []
     for _, line in _lines(path, said, bad):
         if line.strip():
             block.append(line.rstrip("\n"))
         elif block:
-            yield "\n".join(block)
+            yield Record("\n".join(block))
             block = []
     if block:
-        yield "\n".join(block)
+        yield Record("\n".join(block))
 
 
 def _jsonl(
     path: Path, said: str, field: str, bad: Callable[[FormatError], None]
-) -> Iterator[str | list[int]]:
+) -> Iterator[Record]:
     for number, line in _lines(path, said, bad):
         if not line.strip():
             continue
         try:
             record = parse_json(line, f"{said} line {number}")
             value = record if isinstance(record, str) else None
+            rest = {}
             if isinstance(record, dict):
-                value = record.get(field, record.get("ids"))
+                name = field if field in record else "ids"
+                value, rest = record.get(name), {k: v for k, v in record.items() if k != name}
             if not isinstance(value, str) and not (
                 isinstance(value, list) and set(map(type, value)) <= {int}
             ):
@@ -268,10 +279,10 @@ def _jsonl(
         except FormatError as error:
             bad(error)
             continue
-        yield value
+        yield Record(value, rest)
 
 
-def _parquet(path: Path, said: str, field: str) -> Iterator[str]:
+def _parquet(path: Path, said: str, field: str, others: bool) -> Iterator[Record]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -286,8 +297,13 @@ def _parquet(path: Path, said: str, field: str) -> Iterator[str]:
         kind = file.schema_arrow.field(field).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise FormatError(f"{said}: the column {field!r} holds {kind}, expected text")
-        for batch in file.iter_batches(columns=[field]):
-            yield from (text for text in batch.column(0).to_pylist() if text)
+        columns = [c for c in file.schema_arrow if c.name != field] if others else []
+        nested: dict[str, Any] = {c.name: [] for c in columns if pa.types.is_nested(c.type)}
+        plain = [c.name for c in columns if c.name not in nested]
+        for batch in file.iter_batches(columns=[field, *plain]):
+            for row in batch.select([field, *plain]).to_pylist():
+                if text := row.pop(field):
+                    yield Record(text, row | nested)
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, FormatError):
             raise

@@ -33,6 +33,12 @@ SKETCHED = ("loss", "rank", "entropy", "kl")
 OF_NEXT = ("loss", "right", "rank")  # of positions after which a token follows
 THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 KEYS = ("lens", "layer", "block", "band", "first", "last")
+CELLS = {  # the columns of a cell, which its document's conditions follow
+    "document": "int64", "position": "int32", "seen": "int32", "token": "int32", "text": "string",
+    "next": "int32", "lens": "string", "layer": "string", "block": "int32", "loss": "float32",
+    "entropy": "float32", "kl": "float32", "rank": "int32", "agree": "bool", "top": "string",
+    "top_ids": "list int32", "top_logprobs": "list float32",
+}  # fmt: skip
 
 
 def edges(length: int) -> list[int]:

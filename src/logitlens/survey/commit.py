@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logitlens import storage
+from logitlens import files, storage
 from logitlens.errors import SurveyError
 from logitlens.schema import matches, parse_json
 
@@ -145,14 +145,14 @@ class Folder:
             )
         return pq.read_table(io.BytesIO(data))
 
-    def sweep(self) -> None:
-        """Remove what killed workers left behind: temporary files, and parts without a record."""
-        for kind in KINDS if self.place.local is not None else ():
-            for name in self.place.names(kind):
-                if name.startswith(".") and ".tmp" in name:
-                    with contextlib.suppress(OSError):
-                        self.place.remove(f"{kind}/{name}")
-        for kind in ("parts", "cells"):
+    def sweep(self, alone: bool) -> None:
+        """Remove what killed workers left behind: temporary files that nobody holds, and, where no other
+        worker is between the two, parts without a record."""
+        if (folder := self.place.local) is not None:
+            for kind in KINDS:
+                with contextlib.suppress(FileNotFoundError):
+                    files.sweep(folder / kind)
+        for kind in ("parts", "cells") if alone else ():
             for name in self.place.names(kind):
                 if name.endswith(".parquet") and self.committed(int(Path(name).stem)) is None:
                     self.place.remove(f"{kind}/{name}")

@@ -13,7 +13,8 @@ from logitlens.model.lens_model import LensModel
 from logitlens.model.score import Asked, Rows
 from logitlens.storage import Storage
 from logitlens.survey import documents
-from logitlens.survey.bands import Bands, cell_columns, schema
+from logitlens.survey.bands import CELLS, Bands, cell_columns, schema
+from logitlens.survey.conditions import column
 from logitlens.survey.measure import Part, read_all
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def measure(
     token_budget: int,
     cells: bool,
     top: int,
+    conditions: dict[str, str],
     edits: Prepared | None = None,
     among: int = 0,
 ) -> Part:
@@ -65,14 +67,17 @@ def measure(
         nonfinite += sum(not all(each.arrays["finite"].all() for each in rows) for _, rows in some)
     columns: dict[str, list[Any]] = {}
     for name, found in sums.items():
-        for column, values in found.columns(name).items():
-            columns.setdefault(column, []).extend(values)
+        for key, values in found.columns(name).items():
+            columns.setdefault(key, []).extend(values)
     import pyarrow as pa
 
+    rows = None
+    if cells:
+        said = documents.conditions(place, inside[0], inside[-1])
+        rows = _with_conditions(_cells(model, mine, ids, start, kept), inside[0], said, conditions)
     return Part(
         pa.table(columns, schema=schema(list(columns))), len(mine), sum(len(a.ids) for a in asked),
-        nonfinite=nonfinite, remarks=remarks,
-        cells=_cells(model, mine, ids, start, kept) if cells else None,
+        nonfinite=nonfinite, remarks=remarks, cells=rows,
     )  # fmt: skip
 
 
@@ -94,13 +99,7 @@ def _cells(
     """A row for each document × position × lens × layer, in this order of windows and lenses."""
     import pyarrow as pa
 
-    types = {
-        "document": pa.int64(), "position": pa.int32(), "seen": pa.int32(), "token": pa.int32(),
-        "text": pa.string(), "next": pa.int32(), "lens": pa.string(), "layer": pa.string(), "block": pa.int32(),
-        "loss": pa.float32(), "entropy": pa.float32(), "kl": pa.float32(), "rank": pa.int32(),
-        "agree": pa.bool_(), "top": pa.string(), "top_ids": pa.list_(pa.int32()),
-        "top_logprobs": pa.list_(pa.float32()),
-    }  # fmt: skip
+    types = {name: _type(kind) for name, kind in CELLS.items()}
     batches = []
     for n, window in enumerate(windows):
         mine = ids[window.start - start : window.stop - start + 1].tolist()
@@ -109,6 +108,28 @@ def _cells(
             arrays = [_array(columns[name], kind) for name, kind in types.items()]
             batches.append(pa.record_batch(arrays, names=list(types)))
     return pa.Table.from_batches(batches)
+
+
+def _with_conditions(
+    cells: pa.Table, first: int, said: list[dict[str, Any]], conditions: dict[str, str]
+) -> pa.Table:
+    """With a column for each condition of the documents, which are those from `first` on. A text is kept
+    once, however many rows it has."""
+    import pyarrow as pa
+
+    document_R = pa.array(cells["document"].to_numpy() - first)
+    for name, kind in conditions.items():
+        each = column([facts.get(name) for facts in said], kind)
+        each = each.dictionary_encode() if kind == "string" else each
+        cells = cells.append_column(name, each.take(document_R))
+    return cells
+
+
+def _type(kind: str) -> pa.DataType:
+    import pyarrow as pa
+
+    plain = pa.type_for_alias(kind.removeprefix("list "))
+    return pa.list_(plain) if kind.startswith("list ") else plain
 
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:

@@ -1,8 +1,9 @@
 """A corpus → token ids in one file, cut into windows, and these into shards.
 
-DIR/tokens.bin      int32 ids of all documents, one after another
-DIR/documents.bin   int64, for each document the place at which it ends
-DIR/tokens.json     what they were made of: files with sizes and hashes, what was left out
+DIR/tokens.bin         int32 ids of all documents, one after another
+DIR/conditions.jsonl   what documents say of themselves, a line for each that says something
+DIR/documents.bin      int64, for each document where it ends: among the ids, and in bytes of the line
+DIR/tokens.json        what they were made of: files with sizes and hashes, what was left out
 
 A document longer than a window is read in several that overlap; the overlap is context only, so every
 token is counted once. Whoever works on a shard reads its range of ids and nothing else.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -25,11 +26,14 @@ from logitlens.fit import corpus
 from logitlens.model.lens_model import LensModel
 from logitlens.schema import matches, parse_json
 from logitlens.storage import Storage
+from logitlens.survey.conditions import Noted
 
 TOKENS, ENDS, FACTS = "tokens.bin", "documents.bin", "tokens.json"
+CONDITIONS = "conditions.jsonl"
+FILES = (TOKENS, CONDITIONS, ENDS, FACTS)
 _FACTS = {
     "made_of": {str: object}, "documents": int, "tokens": int, "sha256": str, "bad": int,
-    "skipped": [str],
+    "skipped": [str], "conditions": {str: str}, "left_out": {str: str},
 }  # fmt: skip
 NAMED = 100  # lines left out that are named; all are counted
 
@@ -142,8 +146,12 @@ def _tokenizer(model: LensModel) -> str:
     return hashlib.sha256(json.dumps(pieces).encode()).hexdigest()[:16]
 
 
-def tokenise(place: Storage, source: str, model: LensModel, made: dict[str, Any]) -> dict[str, Any]:
-    """Write the ids of a corpus, unless they are there; returns DIR/tokens.json.
+def tokenise(
+    place: Storage, source: str, model: LensModel, made: dict[str, Any], own: Collection[str]
+) -> dict[str, Any]:
+    """Write the ids and conditions of a corpus, unless they are there; returns DIR/tokens.json.
+
+    own   names that no condition may have
 
     Raises FormatError for the first line that cannot be read unless such lines are skipped,
     PromptError where there is no text.
@@ -164,32 +172,41 @@ def tokenise(place: Storage, source: str, model: LensModel, made: dict[str, Any]
         if len(skipped) < NAMED:
             skipped.append(str(error))
 
-    documents = corpus.records(source, made["field"], bad=skip)
-    with place.writing(TOKENS) as path:
-        ends_N, digest = _write(path, documents, model, source)
-        if not len(ends_N):
+    noted = Noted(own)
+    read = corpus.records(source, made["field"], bad=skip, others=True)
+    with place.writing(TOKENS) as path, place.writing(CONDITIONS) as beside:
+        ends_N2, digest = _write(path, beside, read, model, source, noted)
+        if not len(ends_N2):
             raise PromptError(f"{source} holds no text that can be read")
-    place.write(ENDS, ends_N.tobytes())
+    place.write(ENDS, ends_N2.tobytes())
     facts = {
-        "made_of": made, "documents": len(ends_N), "tokens": int(ends_N[-1]), "sha256": digest,
-        "bad": bad, "skipped": skipped,
+        "made_of": made, "documents": len(ends_N2), "tokens": int(ends_N2[-1, 0]), "sha256": digest,
+        "bad": bad, "skipped": skipped, "conditions": noted.types, "left_out": noted.left_out,
     }  # fmt: skip
     place.write(FACTS, (json.dumps(facts, ensure_ascii=False) + "\n").encode())
     return facts
 
 
 def _write(
-    path: Path, documents: Iterable[str | list[int]], model: LensModel, source: str
+    path: Path,
+    beside: Path,
+    documents: Iterable[corpus.Record],
+    model: LensModel,
+    source: str,
+    noted: Noted,
 ) -> tuple[np.ndarray, str]:
     ends, total, digest = [], 0, hashlib.sha256()
     file: IO[bytes]
-    with open(path, "wb") as file:
+    said: IO[bytes]
+    with open(path, "wb") as file, open(beside, "wb") as said:
         for document in documents:
-            ids = corpus.ids_of(document, model, source)
+            ids = corpus.ids_of(document.content, model, source)
             if not len(ids):
                 continue
             total += len(ids)
-            ends.append(total)
+            if kept := noted.keep(document.others):
+                said.write(f"{json.dumps(kept)}\n".encode())
+            ends.append((total, said.tell()))
             data = ids.astype("<i4").tobytes()
             digest.update(data)
             file.write(data)
@@ -198,9 +215,22 @@ def _write(
 
 def windows(place: Storage, length: int, overlap: int) -> Windows:
     """The windows of a survey's documents."""
-    return Windows(np.frombuffer(place.read(ENDS), "<i8"), length, overlap)
+    ends_N2 = np.frombuffer(place.read(ENDS), "<i8").reshape(-1, 2)
+    return Windows(ends_N2[:, 0], length, overlap)
 
 
 def ids(place: Storage, start: int, stop: int) -> np.ndarray:
     """Tokens `start` to `stop` among all, int32."""
     return np.frombuffer(place.read(TOKENS, 4 * start, 4 * stop), "<i4")
+
+
+def conditions(place: Storage, first: int, last: int) -> list[dict[str, Any]]:
+    """What documents `first` to `last` say of themselves."""
+    before = max(first - 1, 0)
+    ends_N2 = np.frombuffer(place.read(ENDS, 16 * before, 16 * (last + 1)), "<i8").reshape(-1, 2)
+    ends = [*([] if first else [0]), *ends_N2[:, 1].tolist()]
+    data = place.read(CONDITIONS, ends[0], ends[-1]) if ends[-1] > ends[0] else b""
+    return [
+        json.loads(data[a - ends[0] : b - ends[0]]) if b > a else {}
+        for a, b in itertools.pairwise(ends)
+    ]

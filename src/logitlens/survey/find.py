@@ -20,12 +20,11 @@ from logitlens.errors import FormatError, MissingExtra, PromptError
 from logitlens.survey import documents
 from logitlens.survey import plan as planning
 from logitlens.survey.commit import Folder
+from logitlens.survey.conditions import NUMBERS, OF_CELLS
 from logitlens.survey.corpus_summary import CONTEXT
-from logitlens.survey.measure import is_json, prompts_of, shown
+from logitlens.survey.measure import is_json, prompts_of
 from logitlens.survey.plan import Plan
-from logitlens.survey.prompts import NUMBERS
 
-OF_CELLS = ("loss", "rank", "entropy", "kl", "agree", "top")
 PLACE = ("document", "position")
 
 
@@ -40,6 +39,7 @@ def find(
         import duckdb
     except ImportError:
         raise MissingExtra("duckdb", "survey", "logitlens survey find") from None
+    where = where.strip() or "true"
     plan, files = planning.load(folder), Folder(folder)
     if plan.is_corpus and not plan.settings.cells:
         raise FormatError(
@@ -88,7 +88,7 @@ def again(
         ]
     wanted = list({((r["id"], r["prompt"]), r["lens"]): None for r in found})[:most]
     items = prompts_of(plan).items if any(is_json(key[1]) for key, _ in wanted) else []
-    given = {(item.id, shown(item.prompt)): item.prompt for item in items}
+    given = {(item.id, item.text): item.prompt for item in items}
     return [(given.get(key, key[1]), plan.lenses[lens]) for key, lens in wanted]
 
 
@@ -104,18 +104,20 @@ def _prompts(plan: Plan, where: str, order: str, limit: int) -> str:
 def _positions(plan: Plan, where: str, order: str, limit: int) -> str:
     """Each with the text up to it, and the token that follows."""
     ordered = f"{_first(order)}document, position, lens"
+    own = [_quoted(n) for n in ("lens", "settled", *plan.facts["conditions"], *PLACE)]
+    columns = ", ".join(f"found.{name}" for name in own)
     return f"""
         with found as (
-            select lens, settled, document, position, row_number() over (order by {ordered}) as n
-            from prompts where {where} order by n limit {int(limit)}
+            select {", ".join(own)}, row_number() over (order by {ordered}) as row_n
+            from prompts where {where} order by row_n limit {int(limit)}
         )
-        select found.lens, settled, found.document, found.position,
+        select {columns},
             string_agg(text, '' order by rows.position) filter (rows.position <= found.position) as prompt,
             any_value(text) filter (rows.position > found.position) as answer
         from found join rows on rows.document = found.document and rows.lens = found.lens
             and rows.position between found.position - {CONTEXT - 1} and found.position + 1
             and rows.block = (select max(block) from rows)
-        group by n, found.lens, settled, found.document, found.position order by n"""
+        group by row_n, {columns} order by row_n"""
 
 
 def _first(order: str) -> str:
@@ -131,7 +133,8 @@ def _reason(error: Exception) -> str:
 def _keys(plan: Plan) -> list[str]:
     """The columns of a row whatever the layer."""
     if plan.is_corpus:
-        return [*PLACE, "seen", "token", "text", "next", "lens"]
+        own = [*PLACE, "seen", "token", "text", "next", "lens"]
+        return [*plan.facts["conditions"], *own]
     return [*plan.facts["conditions"], "prompt_index", "id", "prompt", "answer", "lens"]
 
 

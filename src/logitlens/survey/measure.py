@@ -32,6 +32,7 @@ from logitlens.model.score import (
 )
 from logitlens.model.track import log_sum
 from logitlens.select import layer_number
+from logitlens.survey import conditions as naming
 from logitlens.survey import prompts as labelled
 from logitlens.survey.plan import Plan
 from logitlens.survey.prompts import Item
@@ -266,7 +267,7 @@ def _add(
         "agree": agree,
         "top_id": top_L,
         "top": [model.tokens.piece(int(i)) if i >= 0 else None for i in top_L],
-        "prompt": [shown(item.prompt)] * L,
+        "prompt": [item.text] * L,
         "answer": [" | ".join(item.answers) if item.answers else None] * L,
         **{name: [item.conditions.get(name)] * L for name in conditions},
     }
@@ -278,11 +279,6 @@ def _add(
         values[f"set_{name}_rank"] = np.stack(ranks, -1).min(-1) if places else np.zeros(L, int)
     for name, column in values.items():
         columns[name].extend(column)
-
-
-def shown(prompt: str | list[Any]) -> str:
-    """A prompt as the table has it: token ids and messages as JSON."""
-    return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
 
 
 def is_json(prompt: str) -> bool:
@@ -323,18 +319,19 @@ def _table(
     """Typed columns; nan and a rank of 0 are null."""
     import pyarrow as pa
 
-    kinds = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "string": pa.string()}
     types = {
         **dict.fromkeys(TEXTS, pa.string()),
         **dict.fromkeys(FLOATS, pa.float32()),
         **dict.fromkeys(INTS, pa.int32()),
         **dict.fromkeys(BOOLS, pa.bool_()),
-        **{name: kinds[kind] for name, kind in conditions.items()},
         **{f"set_{name}": pa.float32() for name in sets},
         **{f"set_{name}_rank": pa.int32() for name in sets},
     }
     arrays = {}
     for name, values in columns.items():
+        if name in conditions:
+            arrays[name] = naming.column(values, conditions[name])
+            continue
         kind = types[name]
         if pa.types.is_floating(kind):
             array = pa.array(np.array([np.nan if v is None else v for v in values], np.float64),
@@ -342,8 +339,6 @@ def _table(
         elif name in ("rank", "wrong_rank") or name.endswith("_rank") or name == "top_id":
             missing = -1 if name == "top_id" else 0
             array = pa.array([None if v == missing else int(v) for v in values], kind)
-        elif name in conditions and kind == pa.string():
-            array = pa.array([None if v is None else str(v) for v in values], kind)
         else:
             array = pa.array([v.item() if isinstance(v, np.generic) else v for v in values], kind)
         arrays[name] = array

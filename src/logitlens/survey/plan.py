@@ -7,6 +7,7 @@ setting that differs is refused, so that all parts of a survey are of one kind.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,18 +27,26 @@ from logitlens.model.provenance import display_name
 from logitlens.schema import matches, parse_json
 from logitlens.storage import is_remote
 from logitlens.survey import documents
+from logitlens.survey.bands import CELLS
 from logitlens.survey.commit import Folder
 from logitlens.survey.prompts import Prompts
 
-FORMAT, VERSION = "logitlens.survey", 2
+FORMAT, VERSION = "logitlens.survey", 3
 PLAN = "plan.json"
 SAMPLE = 64  # numbers of every parameter that go into the model's hash
+LETTERS = (
+    400_000  # of labelled prompts in one shard, some 100,000 tokens, unless it holds one prompt
+)
 _SCHEMA = {
     "format": str, "version": int, "model": {str: object}, "lenses": [{str: object}],
     "settings": {str: object}, "input": {"path": str, "size": int, "sha256": str},
-    "conditions": {str: str}, "sets": [str], "prompts": int, "skipped": [str], "shards": [[int]],
+    "conditions": {str: str}, "sets": [str], "prompts": int, "answers?": int,
+    "skipped": [str], "shards": [[int]],
     "edits?": {"model": str, "edits": [{str: object}], "vectors": {str: object}},
-    "corpus?": {"documents": int, "tokens": int, "sha256": str, "bad": int, "made_of": {str: object}},
+    "corpus?": {
+        "documents": int, "tokens": int, "sha256": str, "bad": int, "made_of": {str: object},
+        "left_out": {str: str},
+    },
 }  # fmt: skip
 
 
@@ -46,7 +55,7 @@ class Settings:
     """What decides the numbers besides model and lenses.
 
     token_budget   tokens of one forward pass, padding included
-    shard_size     prompts of one shard
+    shard_size     prompts of one shard, fewer where they are long
     threads        of torch, in every worker: sums depend on how work is divided
     bad            "stop" at lines and prompts that cannot be read, or "skip" and count them
 
@@ -148,7 +157,6 @@ def make(
 
 def of_prompts(prompts: Prompts, settings: Settings) -> dict[str, Any]:
     """What a plan says of labelled prompts."""
-    size, count = settings.shard_size, len(prompts.items)
     sets = dict.fromkeys(name for item in prompts.items for name in item.sets)
     return {
         "input": {
@@ -158,10 +166,22 @@ def of_prompts(prompts: Prompts, settings: Settings) -> dict[str, Any]:
         },
         "conditions": prompts.types,
         "sets": list(sets),
-        "prompts": count,
+        "prompts": len(prompts.items),
+        "answers": sum(bool(item.answers) for item in prompts.items),
         "skipped": prompts.skipped,
-        "shards": [[a, min(count, a + size)] for a in range(0, count, size)],
+        "shards": _shards([len(item.text) for item in prompts.items], settings.shard_size),
     }
+
+
+def _shards(letters: Sequence[int], most: int) -> list[list[int]]:
+    """Ranges of up to `most` prompts, and up to LETTERS letters where they are several."""
+    cuts, held = [0], 0
+    for n, size in enumerate(letters):
+        if n > cuts[-1] and (n - cuts[-1] == most or held + size > LETTERS):
+            cuts.append(n)
+            held = 0
+        held += size
+    return [list(pair) for pair in itertools.pairwise([*cuts, len(letters)])]
 
 
 def of_corpus(
@@ -188,7 +208,7 @@ def of_corpus(
     _only_a_survey(folder)
     if (there := _there(folder)) is not None and there.facts["input"]["sha256"] != sha256:
         raise SurveyError(_begun_with(folder, [_other_input(there, size)]))
-    facts = documents.tokenise(folder.place, source, model, made)
+    facts = documents.tokenise(folder.place, source, model, made, own=(*CELLS, "prompt", "answer"))
     windows = documents.windows(folder.place, settings.length, settings.overlap)
     if edits is not None:
         try:
@@ -198,9 +218,9 @@ def of_corpus(
     shards = windows.shards(settings.shard_size)
     return {
         "input": {"path": _absolute(source), "size": size, "sha256": sha256},
-        "conditions": {}, "sets": [], "prompts": len(windows), "skipped": facts["skipped"],
-        "shards": [list(shard) for shard in shards],
-        "corpus": {k: v for k, v in facts.items() if k != "skipped"},
+        "conditions": facts["conditions"], "sets": [], "prompts": len(windows),
+        "skipped": facts["skipped"], "shards": [list(shard) for shard in shards],
+        "corpus": {k: v for k, v in facts.items() if k not in ("skipped", "conditions")},
     }  # fmt: skip
 
 
@@ -253,7 +273,7 @@ def _begun_with(folder: Folder, changed: list[str]) -> str:
 
 
 def _only_a_survey(folder: Folder) -> None:
-    own = (PLAN, documents.TOKENS, documents.ENDS, documents.FACTS)
+    own = (PLAN, *documents.FILES)
     names = folder.place.names()
     if PLAN not in names and any(
         name not in own and not name.startswith(tuple(f".{each}." for each in own))

@@ -17,7 +17,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,16 +26,11 @@ from typing import Any
 from logitlens import storage
 from logitlens.errors import FormatError, MissingExtra, ModelNotAvailable, PromptError
 from logitlens.schema import parse_json
+from logitlens.survey import conditions as naming
 
 FIELDS = ("prompt", "messages", "answer", "wrong", "sets", "id")
-NUMBERS = (
-    "logprob", "first_logprob", "rank", "wrong_logprob", "margin", "correct", "entropy", "kl", "agree",
-    "top",
-)  # fmt: skip
-_FOUND = re.compile(rf"settled|first_\d+|({'|'.join(NUMBERS)})_(embed|\d+)")  # columns of `find`
 LINE = 1 << 22  # bytes of one line
 NEWLINE = b"\n"
-WHOLE = 1 << 63  # whole numbers of a table's column are below
 
 
 @dataclass(frozen=True)
@@ -51,6 +45,12 @@ class Item:
     sets: dict[str, list[Any]]
     conditions: dict[str, Any]
     where: str
+
+    @property
+    def text(self) -> str:
+        """The prompt as the table has it: token ids and messages as JSON."""
+        given = self.prompt
+        return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def _item(record: Any, where: str, index: int, reserved: frozenset[str]) -> Item
             raise FormatError(
                 f"{where}: the condition {name!r} is {type(value).__name__}; expected one value"
             )
-        if isinstance(value, int) and not -WHOLE <= value < WHOLE:
+        if not naming.is_whole(value):
             raise FormatError(
                 f"{where}: the condition {name!r} is a whole number of more than 64 bits; write it as text"
             )
@@ -264,7 +264,7 @@ def _check_name(name: str, reserved: frozenset[str], where: str) -> None:
         raise FormatError(f"{where}: a column has no name; give it one, or leave it out")
     if plain in FIELDS:
         raise FormatError(f"{where}: {name!r} is not a field; {plain!r} is: call it so")
-    if plain in reserved or plain.startswith("set_") or _FOUND.fullmatch(plain):
+    if naming.is_own(plain, reserved) or plain.startswith("set_"):
         raise FormatError(
             f"{where}: {name!r} is a column of the survey; call the condition otherwise"
         )
@@ -282,16 +282,9 @@ def _texts(value: Any, what: str) -> list[str]:
 
 
 def _types(items: list[Item]) -> dict[str, str]:
-    """The type of every condition; text where its values are of several types."""
+    """The type of every condition."""
     found: dict[str, set[type]] = {}
     for item in items:
         for name, value in item.conditions.items():
             found.setdefault(name, set()).update([] if value is None else [type(value)])
-    names = {int: "int", float: "float", bool: "bool"}
-    types = {}
-    for name, kinds in found.items():
-        if kinds == {int, float}:
-            types[name] = "float"
-        else:
-            types[name] = names.get(next(iter(kinds)), "string") if len(kinds) == 1 else "string"
-    return types
+    return naming.types(found)

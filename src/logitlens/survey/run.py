@@ -117,8 +117,7 @@ def run(
     index, count = share or (0, 1)
     mine = range(len(plan.shards))[index::count]
     left = [shard for shard in mine if files.committed(shard) is None]
-    if share is None:
-        files.sweep()
+    files.sweep(alone=share is None)
     try:
         failed = (
             _read(files, _records(files, model, left, jobs, engine), watch and watch(plan, left))
@@ -126,8 +125,7 @@ def run(
             else {}
         )
     finally:
-        if share is None:
-            files.sweep()
+        files.sweep(alone=share is None)
     found = status(folder)
     if found.done and not found.merged:
         _merge(folder)

@@ -75,7 +75,8 @@ class Worker:
             return corpora.measure(
                 self.model, self.folder.place, self.input, (start, stop), self.lenses,
                 depths=self.depths, token_budget=settings.token_budget, cells=settings.cells,
-                top=settings.top, edits=self.edits, among=self.plan.facts["corpus"]["tokens"],
+                top=settings.top, conditions=self.plan.facts["conditions"], edits=self.edits,
+                among=self.plan.facts["corpus"]["tokens"],
             )  # fmt: skip
         return measure(
             self.model, self.input.items[start:stop], self.lenses, depths=self.depths,

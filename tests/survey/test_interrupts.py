@@ -1,0 +1,79 @@
+"""Ctrl-C and SIGTERM while a survey is read: the shards under way are dropped, all else is kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from logitlens.survey.run import status
+from tests.survey.conftest import records, still_running, write_lines
+
+pytestmark = pytest.mark.slow
+ITEMS = records(400)
+
+
+def command(path, folder, saved, *words) -> subprocess.Popen:
+    """The command, in a group of processes of its own as a terminal would start it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "logitlens", "survey", "run", str(path), "-o", str(folder), "-m",
+         str(saved), "--shard-size", "2", "--threads", "1", "--token-budget", "64", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(saved, tmp_path_factory):
+    """The prompts, and the table of the undisturbed run."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    path = write_lines(folder / "prompts.jsonl", ITEMS)
+    driver = command(path, folder / "whole", saved)
+    assert driver.communicate(timeout=120)[1] == ""
+    assert driver.returncode == 0
+    return path, (folder / "whole" / "survey.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        ((), signal.SIGINT), (("-j", "2"), signal.SIGINT), (("-j", "2"), signal.SIGTERM),
+        (("-j", "2", "--engine", "ray"), signal.SIGINT),
+    ],
+    ids=["one process", "two", "two, SIGTERM", "ray"],
+)  # fmt: skip
+def test_an_interrupt_keeps_what_is_committed_and_the_survey_goes_on(
+    saved, tmp_path, whole, words, number
+):
+    """Ctrl-C is sent to all processes of a terminal; SIGTERM only to who started them."""
+    if "ray" in words:
+        pytest.importorskip("ray")
+    path, table = whole
+    folder = tmp_path / "survey"
+    driver = command(path, folder, saved, *words)
+    for _ in range(1200):
+        if len(list(folder.glob("commits/*.json"))) > 3:
+            break
+        assert driver.poll() is None, driver.stderr.read()
+        time.sleep(0.05)
+    if number == signal.SIGINT:
+        os.killpg(driver.pid, number)
+    else:
+        driver.terminate()
+    said = driver.communicate(timeout=60)[1]
+    assert driver.returncode == 130, said
+    assert said.strip().splitlines()[-1] == "logitlens: interrupted"
+    assert still_running(folder) == []
+    left = status(folder)
+    assert 3 < len(left.records) < len(left.plan.shards)
+    assert not left.failed
+    assert not [p for p in folder.rglob("*") if "tmp" in p.name]
+    parts = {p.stem for p in folder.glob("parts/*")}
+    assert parts == {p.stem for p in folder.glob("commits/*")}
+    again = command(path, folder, saved)
+    assert again.communicate(timeout=120)[1] == ""
+    assert again.returncode == 0
+    assert (folder / "survey.parquet").read_bytes() == table
