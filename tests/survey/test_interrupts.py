@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from logitlens.survey.run import status
+from logitlens.survey.plan import Settings
+from logitlens.survey.run import run, status
 from tests.survey.conftest import records, still_running, write_lines
 
 pytestmark = pytest.mark.slow
@@ -26,15 +27,19 @@ def command(path, folder, saved, *words) -> subprocess.Popen:
     )  # fmt: skip
 
 
+def undisturbed(path, folder, saved, model) -> bytes:
+    """The same survey in this process, to its end; its table."""
+    settings = Settings(shard_size=2, threads=1, token_budget=64)
+    run(path, folder, model, source=str(saved), loading={}, settings=settings)
+    return (folder / "survey.parquet").read_bytes()
+
+
 @pytest.fixture(scope="module")
-def whole(saved, tmp_path_factory):
+def whole(saved, model, tmp_path_factory):
     """The prompts, and the table of the undisturbed run."""
     folder = tmp_path_factory.mktemp("undisturbed")
     path = write_lines(folder / "prompts.jsonl", ITEMS)
-    driver = command(path, folder / "whole", saved)
-    assert driver.communicate(timeout=120)[1] == ""
-    assert driver.returncode == 0
-    return path, (folder / "whole" / "survey.parquet").read_bytes()
+    return path, undisturbed(path, folder / "whole", saved, model)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +51,7 @@ def whole(saved, tmp_path_factory):
     ids=["one process", "two", "two, SIGTERM", "ray"],
 )  # fmt: skip
 def test_an_interrupt_keeps_what_is_committed_and_the_survey_goes_on(
-    saved, tmp_path, whole, words, number
+    saved, model, tmp_path, whole, words, number
 ):
     """Ctrl-C is sent to all processes of a terminal; SIGTERM only to who started them."""
     if "ray" in words:
@@ -73,7 +78,4 @@ def test_an_interrupt_keeps_what_is_committed_and_the_survey_goes_on(
     assert not [p for p in folder.rglob("*") if "tmp" in p.name]
     parts = {p.stem for p in folder.glob("parts/*")}
     assert parts == {p.stem for p in folder.glob("commits/*")}
-    again = command(path, folder, saved)
-    assert again.communicate(timeout=120)[1] == ""
-    assert again.returncode == 0
-    assert (folder / "survey.parquet").read_bytes() == table
+    assert undisturbed(path, folder, saved, model) == table
