@@ -65,14 +65,19 @@ def test_a_survey_in_a_store_is_the_same_bytes_as_in_a_folder(survey, model, sav
 @ignoring
 def test_a_corpus_in_a_store_is_read_by_ranges(survey, model, saved, place):
     prompts = storage.at(place + "-text")
-    prompts.write("a.jsonl", b'{"text": "The Eiffel Tower is in"}\n')
+    lines = ({"text": "The Eiffel Tower is in", "language": f"l{n}", "n": n} for n in range(3))
+    prompts.write("a.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     prompts.write("b.txt", b"Paris is\n\nis there a tower")
     prompts.write("ignored.pdf", b"%PDF")
-    settings = Settings(length=4, overlap=1, shard_size=5, token_budget=64)
+    settings = Settings(length=4, overlap=1, shard_size=5, token_budget=64, cells=True)
     found = run(place + "-text", place, model, source=str(saved), loading={}, settings=settings)
     assert found.done
-    assert len(found.plan.shards) > 1
-    assert found.plan.facts["corpus"]["documents"] == 3
+    assert len(found.plan.shards) > 2
+    assert found.plan.facts["corpus"]["documents"] == 5
+    rows = find(place, "language = 'l1' and n = 1", limit=100)
+    assert {row["document"] for row in rows} == {1}
+    assert len(rows) == len(model.tokens.encode("The Eiffel Tower is in"))
+    assert {row["document"] for row in find(place, "language is null", limit=100)} == {3, 4}
 
 
 @everywhere
