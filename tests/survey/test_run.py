@@ -88,6 +88,14 @@ def test_every_lens_has_rows_of_its_own(survey, model):
             reading = model.read(item["prompt"], lens=lens)
             assert mine.layer.tolist() == reading.layers
             np.testing.assert_allclose(mine.kl, reading.kl[:, -1], atol=1e-4)
+    schema = pq.read_schema(survey.folder / "a" / "survey.parquet")
+    said = json.loads(schema.metadata[b"logitlens.survey"])
+    assert said["version"] == planning.VERSION
+    assert list(said["lenses"]) == names.tolist()
+    assert said["lenses"][names[0]] is None
+    assert re.fullmatch("[0-9a-f]{16}", said["lenses"][names[1]])
+    assert said["model"]["weights"] == planning.weights_hash(model)
+    assert str(survey.folder) not in json.dumps(said)
 
 
 def test_shards_of_any_size_merge_into_the_same_numbers(survey):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from logitlens.errors import SurveyError
 from logitlens.survey import bands
 from logitlens.survey import plan as planning
 from logitlens.survey.commit import TABLE, Folder
+from logitlens.survey.plan import Plan
 
 
 def merge(folder: str | os.PathLike[str], out: Path | None = None) -> str:
@@ -33,9 +35,20 @@ def merge(folder: str | os.PathLike[str], out: Path | None = None) -> str:
             read = (files.read(shard) for shard in shards)
             for table in [bands.merged(read)] if plan.is_corpus else read:
                 if writer is None:
-                    writer = pq.ParquetWriter(temporary, table.schema, compression="zstd")
+                    schema = table.schema.with_metadata({planning.FORMAT: _origin(plan)})
+                    writer = pq.ParquetWriter(temporary, schema, compression="zstd")
                 writer.write_table(table)
         finally:
             if writer is not None:
                 writer.close()
     return str(out or f"{files.place.address}/{TABLE}")
+
+
+def _origin(plan: Plan) -> str:
+    """What a table says of itself when it is away from its folder, as JSON; no path of this machine."""
+    model, hashes = plan.facts["model"], {x["said"]: x.get("hash") for x in plan.facts["lenses"]}
+    name = model["name"]
+    name = os.path.basename(name) if os.path.isabs(name) else name
+    known = {"name": name, "revision": model["revision"], "weights": model["weights"]}
+    lenses = {each: hashes[said] for each, said in plan.lenses.items()}
+    return json.dumps({"version": planning.VERSION, "model": known, "lenses": lenses})
