@@ -59,7 +59,13 @@ def test_means_are_those_of_the_table_and_lie_in_their_intervals(folder):
         np.testing.assert_allclose(
             ends.mean, there.groupby("block").set_end.apply(lambda p: np.exp(p).mean()), rtol=1e-5
         )
-    assert all(h.counts.sum() == 12 for h in (*found.settled, *found.first))
+        for k, place in ((1, "on top"), (5, "at rank ≤ 5"), (10, "at rank ≤ 10")):
+            (bars,) = [h for h in found.histograms if h.group == group and h.what.endswith(place)]
+            first = mine[mine["rank"] <= k].groupby("prompt_index").block.min()
+            counts = [(first == block).sum() for block in sorted(mine.block.unique())]
+            assert bars.counts.tolist() == [*counts, 12 - len(first)]
+    assert {h.what for h in found.histograms} > {"settled layer"}
+    assert all(h.counts.sum() == 12 for h in found.histograms)
 
 
 def test_a_95_percent_interval_holds_the_truth_about_95_times_in_a_hundred():

@@ -65,7 +65,7 @@ def summarise(frames: dict[str, pandas.DataFrame]) -> Summary:
                     Curve(*key, measure, layers, mean, mean - error, mean + error, n)
                 )
             counts = np.append(rows["settled"].to_numpy(np.int64), 0)
-            found.settled.append(Histogram(*key, "settled layer", layers, counts))
+            found.histograms.append(Histogram(*key, "settled layer", layers, counts))
             found.exits.extend(_exits(key, rows, n))
     return found
 

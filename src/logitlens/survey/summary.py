@@ -104,7 +104,7 @@ class Summary:
 
     curves      a measure for each lens and group          contrasts   paired differences of two groups
     quantiles   of the same, QUANTILES of each
-    settled     histograms of the settled layer            first       of the first layer with rank 1
+    histograms  of the settled layer, and of the first layer with rank 1, ≤ 5 and ≤ 10
     exits       of a corpus: what an early exit gives, over thresholds
     kept        prompts behind the curves of each lens and group, for a page
     by          the condition that groups the prompts, or ""          unit   what is counted
@@ -114,8 +114,7 @@ class Summary:
     curves: list[Curve] = field(default_factory=list)
     quantiles: list[Curve] = field(default_factory=list)
     contrasts: list[Curve] = field(default_factory=list)
-    settled: list[Histogram] = field(default_factory=list)
-    first: list[Histogram] = field(default_factory=list)
+    histograms: list[Histogram] = field(default_factory=list)
     exits: list[Curve] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     unit: str = "prompts"
@@ -187,13 +186,8 @@ def summarise(
                                     share,
                                 )
                             )
-                found.settled.append(Histogram(*key, "settled layer", cube.layers, cube.settled()))
-                if "top1" in cube.values:
-                    found.first.append(
-                        Histogram(
-                            *key, "first layer with the answer on top", cube.layers, cube.first()
-                        )
-                    )
+                for what, counts in cube.histograms().items():
+                    found.histograms.append(Histogram(*key, what, cube.layers, counts))
             if by is None:
                 surveys.setdefault(lens, {})[survey] = cubes[""]
             elif contrast is not None:
@@ -276,11 +270,19 @@ class _Cube:
         places = np.where(run_N > 0, len(self.layers) - run_N, len(self.layers))
         return np.bincount(places, minlength=len(self.layers) + 1)
 
-    def first(self) -> np.ndarray:
-        """(L + 1,): at how many prompts the answer is on top for the first time at each layer; never."""
-        hits_NL = self.values["top1"] == 1
+    def first(self, k: int) -> np.ndarray:
+        """(L + 1,): at how many prompts the answer has rank ≤ k for the first time at each layer; never."""
+        hits_NL = self.values[f"top{k}"] == 1
         places = np.where(hits_NL.any(1), hits_NL.argmax(1), len(self.layers))
         return np.bincount(places, minlength=len(self.layers) + 1)
+
+    def histograms(self) -> dict[str, np.ndarray]:
+        """What they are of → counts."""
+        out = {"settled layer": self.settled()}
+        for k in RANKS if "top1" in self.values else ():
+            place = f"at rank ≤ {k}" if k > 1 else "on top"
+            out[f"first layer with the answer {place}"] = self.first(k)
+        return out
 
 
 def _cube(rows: pandas.DataFrame) -> _Cube:

@@ -58,8 +58,7 @@ def figure(summary: Summary, words: dict[str, tuple[str, str]], *, title: str = 
         said, unit = words[curves[0].measure]
         panels.append((said + (f", {unit}" if unit else ""), curves))
     panels += [(heat_title(curves), Heat(curves)) for curves in heats(summary)]
-    bars = [h for h in (summary.settled, summary.first) if h]
-    panels += [(hists[0].what, list(hists)) for hists in bars]
+    panels += [(bars[0].what, bars) for bars in _by_what(summary.histograms)]
     wide = min(3, len(panels))
     tall = math.ceil(len(panels) / wide)
     drawing = Figure(figsize=(4.2 * wide, 3.0 * tall + 0.4), layout="constrained")
@@ -104,6 +103,10 @@ def heat_title(curves: Sequence[Curve]) -> str:
 
 def _by_measure(curves: Sequence[Curve]) -> list[list[Curve]]:
     return [[c for c in curves if c.measure == m] for m in dict.fromkeys(c.measure for c in curves)]
+
+
+def _by_what(bars: Sequence[Histogram]) -> list[list[Histogram]]:
+    return [[b for b in bars if b.what == what] for what in dict.fromkeys(b.what for b in bars)]
 
 
 def _heat(axes: Axes, curves: Sequence[Curve], summary: Summary) -> None:
@@ -185,18 +188,15 @@ def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str 
         said, unit = words[mine[0].measure]
         out += [f"## {said[0].upper()}{said[1:]}{f' ({unit})' if unit else ''}, by threshold", ""]
         out += _of_layers(mine, summary)
-    for histograms in (summary.settled, summary.first):
-        if histograms:
-            out += [
-                f"## {histograms[0].what[0].upper()}{histograms[0].what[1:]} ({summary.unit})",
-                "",
-            ]
-            layers = [*shared(histograms), "never"]
-            rows = []
-            for each in histograms:
-                counts = dict(zip([*each.layers, "never"], map(str, each.counts)))
-                rows.append([name_of(each, summary), *(counts.get(name, "") for name in layers)])
-            out += _table(rows, ["", *layers])
+    for bars in _by_what(summary.histograms):
+        what = bars[0].what
+        out += [f"## {what[0].upper()}{what[1:]} ({summary.unit})", ""]
+        layers = [*shared(bars), "never"]
+        rows = []
+        for each in bars:
+            counts = dict(zip([*each.layers, "never"], map(str, each.counts)))
+            rows.append([name_of(each, summary), *(counts.get(name, "") for name in layers)])
+        out += _table(rows, ["", *layers])
     return "\n".join(out)
 
 
