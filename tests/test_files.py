@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -26,6 +27,25 @@ def umask():
     old = os.umask(0o027)
     yield
     os.umask(old)
+
+
+def test_a_file_that_is_not_to_be_replaced_stays(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    for refusal in (None, PermissionError("no links here")):  # as on some file systems
+
+        def link(*args, refusal=refusal):
+            raise refusal
+
+        if refusal is not None:
+            monkeypatch.setattr(os, "link", link)
+        path.unlink(missing_ok=True)
+        for text in ("one", "two"):
+            with contextlib.suppress(FileExistsError), replacing(path, over=False) as temporary:
+                temporary.write_text(text)
+            assert path.read_text() == "one"
+        with pytest.raises(FileExistsError), replacing(path, over=False) as temporary:
+            temporary.write_text("three")
+        assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_a_new_file_follows_the_umask_and_an_old_one_keeps_its_mode(tmp_path, umask):

@@ -27,8 +27,10 @@ _ROOM = 1 << 20  # bytes tried where a writer failed, to learn whether the disk 
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], *, over: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is renamed to `path`, else it is removed.
+
+    over   whether it may replace a file; else FileExistsError is raised where there is one at the end
 
     A reader therefore sees the old file or the new one, never a part. A file that is overwritten keeps
     its mode, a symbolic link stays and its target is replaced, and leftovers of killed writes of the same
@@ -45,7 +47,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
                 os.chmod(temporary, stat.S_IMODE(old))
             if fcntl is None:
                 file.close()  # Windows cannot rename an open file
-            os.replace(temporary, target)
+            if over:
+                os.replace(temporary, target)
+            else:
+                _link(temporary, target)
+        except FileExistsError:
+            raise
         except OSError as error:
             if error.errno is None or error.filename not in (None, str(temporary)):
                 raise  # the caller's own words, or about another file
@@ -62,6 +69,20 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             except OSError as reason:
                 raise _refused(path, os.strerror(reason.errno or 0)) from error
             raise
+
+
+def _link(temporary: Path, target: Path) -> None:
+    """Give a file its name, unless there is one of that name. Raises FileExistsError."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except (
+        OSError
+    ):  # a file system without links: two writers at the same moment are not told apart
+        if target.exists():
+            raise FileExistsError(target) from None
+        os.replace(temporary, target)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ class Storage(Protocol):
         ...
 
     def create(self, name: str, data: bytes) -> bytes:
-        """Write a file and return it; where stores can refuse a second writer, the first one's bytes."""
+        """Write a file and return it; where it is there already, the first writer's bytes."""
         ...
 
     def remove(self, name: str) -> None:
@@ -105,13 +106,16 @@ class _Local(Storage):
         except FileNotFoundError:
             return []
 
+    def writing(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        return self._writing(name, over=True)
+
     @contextmanager
-    def writing(self, name: str) -> Iterator[Path]:
+    def _writing(self, name: str, over: bool) -> Iterator[Path]:
         path = self.folder / name
         there = path.parent.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with replacing(path) as temporary:
+            with replacing(path, over=over) as temporary:
                 yield temporary
         except BaseException:
             if not there:
@@ -132,7 +136,11 @@ class _Local(Storage):
         yield self.folder / name
 
     def create(self, name: str, data: bytes) -> bytes:
-        self.write(name, data)
+        try:
+            with self._writing(name, over=False) as path:
+                path.write_bytes(data)
+        except FileExistsError:
+            return self.read(name)
         return data
 
     def remove(self, name: str) -> None:
@@ -197,21 +205,40 @@ class _Remote(Storage):
 
     def create(self, name: str, data: bytes) -> bytes:
         with self._putting(name):
+            if not self._puts_whole:
+                if self.fs.exists(self._path(name)):
+                    return self.read(name)
+                self._move_there(name, data)
+                return data
             try:
                 self.fs.pipe_file(self._path(name), data, mode="create")
             except FileExistsError:
                 return self.read(name)
         return data
 
+    @property
+    def _puts_whole(self) -> bool:
+        """Whether a file is there whole or not at all, as in object stores."""
+        protocol = self.fs.protocol
+        return bool(OBJECT_STORES & {*([protocol] if isinstance(protocol, str) else protocol)})
+
+    def _move_there(self, name: str, data: bytes) -> None:
+        """Under another name first: a writer that is killed leaves no part of a file."""
+        temporary = f"{self._path(name)}.{secrets.token_hex(4)}.tmp"
+        try:
+            self.fs.pipe_file(temporary, data)
+            self.fs.mv(temporary, self._path(name))
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self.fs.rm_file(temporary)
+            raise
+
     @contextmanager
     def _putting(self, name: str) -> Iterator[None]:
         """Inside, a file may be written: its folder is there. Raises OSError."""
-        protocol = self.fs.protocol
         with self._asked(name):
             # Object stores have no folders, and would make a bucket whose name is misspelt.
-            if not OBJECT_STORES.intersection(
-                [protocol] if isinstance(protocol, str) else protocol
-            ):
+            if not self._puts_whole:
                 self.fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
             try:
                 yield

@@ -145,7 +145,7 @@ def test_where_others_read_the_process_that_plans_puts_no_model_on_their_devices
         return model
 
     monkeypatch.setattr(cli_survey, "load_model", loads)
-    monkeypatch.setattr(local, "run", lambda *a: iter(()))
+    monkeypatch.setattr(local, "run", lambda *a: (record for record in ()))
     words = ["survey", "run", "p.jsonl", "-m", str(saved), "--device-map", "cuda"]
     for jobs, folder in (("1", "one"), ("2", "two")):
         assert CliRunner().invoke(main, [*words, "-j", jobs, "-o", folder]).exit_code == 0

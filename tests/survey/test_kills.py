@@ -37,18 +37,22 @@ def forked(work, kill_after: float | None = None) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def killed_at_call(function, number: int):
-    """`function`, but the process is killed before its `number`-th call."""
+def kill_before_name(patched, number: int) -> None:
+    """The process is killed before the `number`-th file gets its name."""
     calls = 0
 
-    def counted(*args, **options):
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **options)
+    def counted(function):
+        def call(*args, **options):
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **options)
 
-    return counted
+        return call
+
+    for name in ("replace", "link"):
+        patched.setattr(os, name, counted(getattr(os, name)))
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +100,12 @@ def test_fifty_kills_at_random_times_change_nothing(survey, whole):
     kill_at_random(50, lambda f: survey.run(ITEMS, folder=f), lambda f: check(survey, f, whole))
 
 
-@pytest.mark.parametrize("number", range(1, 8))
-def test_a_kill_before_any_rename_changes_nothing(survey, whole, monkeypatch, number):
-    """The first rename is of the plan, then even ones of parts, odd ones of commit records: killed
-    between write and rename, and between rename and commit."""
+@pytest.mark.parametrize("number", [*range(1, 8), 18])
+def test_a_kill_before_any_file_has_its_name_changes_nothing(survey, whole, monkeypatch, number):
+    """The first is the plan, then even ones are parts, odd ones commit records, and the last is the table:
+    killed between write and rename, and between rename and commit."""
     with monkeypatch.context() as patched:
-        patched.setattr(os, "replace", killed_at_call(os.replace, number))
+        kill_before_name(patched, number)
         assert os.WIFSIGNALED(forked(lambda: survey.run(ITEMS, folder="renames")))
     check(survey, "renames", whole)
 
@@ -109,7 +113,7 @@ def test_a_kill_before_any_rename_changes_nothing(survey, whole, monkeypatch, nu
 def test_workers_that_share_a_folder_remove_what_a_killed_one_left(survey, monkeypatch):
     """Killed before the rename of its part, which another then commits."""
     with monkeypatch.context() as patched:
-        patched.setattr(os, "replace", killed_at_call(os.replace, 4))
+        kill_before_name(patched, 4)
         assert os.WIFSIGNALED(forked(lambda: survey.run(ITEMS, folder="shared", share=(0, 2))))
     folder = survey.folder / "shared"
     (left,) = [p for p in folder.rglob("*") if "tmp" in p.name]
@@ -133,8 +137,9 @@ def cells(model, saved, tmp_path_factory):
     path = write_lines(folder / "text.jsonl", lines)
     settings = Settings(length=16, overlap=4, shard_size=64, token_budget=64, cells=True)
 
-    def go(name):
-        return run(path, folder / name, model, source=str(saved), loading={}, settings=settings)
+    def go(name, **options):
+        return run(path, folder / name, model, source=str(saved), loading={}, settings=settings,
+                   **options)  # fmt: skip
 
     def files(name):
         kinds = ("survey.parquet", "parts/*", "cells/*", "*.bin", "*.jsonl", "tokens.json")
@@ -157,22 +162,30 @@ def test_kills_at_random_times_change_nothing_of_a_corpus_and_its_cells(cells):
 
 
 @pytest.mark.parametrize("number", range(1, 12))
-def test_a_kill_before_any_rename_changes_nothing_of_a_corpus(cells, monkeypatch, number):
-    """The first five renames are of the ids, what belongs to them and the plan; then come cells, part and
-    record of each shard."""
+def test_a_kill_before_any_file_has_its_name_changes_nothing_of_a_corpus(
+    cells, monkeypatch, number
+):
+    """The first five are the ids, what belongs to them and the plan; then come cells, part and record of
+    each shard."""
     with monkeypatch.context() as patched:
-        patched.setattr(os, "replace", killed_at_call(os.replace, number))
+        kill_before_name(patched, number)
         assert os.WIFSIGNALED(forked(lambda: cells.run(f"renames{number}")))
     cells.check(f"renames{number}")
 
 
-def test_two_workers_on_one_shard_give_one_part(survey, whole):
+def test_processes_read_the_same_bytes_of_a_corpus(cells):
+    cells.run("jobs", jobs=2)
+    cells.check("jobs")
+
+
+@pytest.mark.parametrize("share", [(0, 1), None])
+def test_two_workers_on_one_shard_give_one_part(survey, whole, share):
     survey.run(ITEMS, folder="both", share=(0, 8))
     children = [os.fork() for _ in range(2)]
     for child in children:
         if child == 0:
             try:
-                survey.run(folder="both", share=(0, 1))  # the prompts are there
+                survey.run(folder="both", share=share)  # the prompts are there
                 os._exit(0)
             except BaseException:
                 os._exit(1)

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logitlens import files, storage
@@ -81,11 +80,13 @@ class Folder:
 
     def failures(self) -> dict[int, str]:
         """Shard → the reason in one line, of those that failed when they were last tried."""
-        return {
-            int(name[:5]): self.place.read(f"failed/{name}").decode().partition("\n")[0]
-            for name in self.place.names("failed")
-            if name[:5].isdecimal()
-        }
+        found = {}
+        for name in self.place.names("failed"):
+            if name[:5].isdecimal():
+                with contextlib.suppress(FileNotFoundError):  # another worker has just committed it
+                    said = self.place.read(f"failed/{name}").decode()
+                    found[int(name[:5])] = said.partition("\n")[0]
+        return found
 
     def log(self, shard: int, line: str) -> None:
         """Add a line to a shard's log; a log that cannot be written stops nothing."""
@@ -145,17 +146,13 @@ class Folder:
             )
         return pq.read_table(io.BytesIO(data))
 
-    def sweep(self, alone: bool) -> None:
-        """Remove what killed workers left behind: temporary files that nobody holds, and, where no other
-        worker is between the two, parts without a record."""
+    def sweep(self) -> None:
+        """Remove the temporary files of killed workers: those that nobody holds. A part without a record
+        stays: who reads its shard again takes it."""
         if (folder := self.place.local) is not None:
-            for kind in KINDS:
+            for kind in ("", *KINDS):
                 with contextlib.suppress(FileNotFoundError):
                     files.sweep(folder / kind)
-        for kind in ("parts", "cells") if alone else ():
-            for name in self.place.names(kind):
-                if name.endswith(".parquet") and self.committed(int(Path(name).stem)) is None:
-                    self.place.remove(f"{kind}/{name}")
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -16,7 +16,7 @@ from logitlens.model.request import depths_for
 from logitlens.survey import plan as planning
 from logitlens.survey import prompts as labelled
 from logitlens.survey.commit import Folder
-from logitlens.survey.engines import Engine, local
+from logitlens.survey.engines import Engine, Records, local
 from logitlens.survey.measure import COLUMNS
 from logitlens.survey.merge import merge
 from logitlens.survey.plan import Plan, Settings
@@ -117,15 +117,15 @@ def run(
     index, count = share or (0, 1)
     mine = range(len(plan.shards))[index::count]
     left = [shard for shard in mine if files.committed(shard) is None]
-    files.sweep(alone=share is None)
+    files.sweep()
+    failed: dict[int, str] = {}
     try:
-        failed = (
-            _read(files, _records(files, model, left, jobs, engine), watch and watch(plan, left))
-            if left
-            else {}
-        )
+        if left:
+            ended = watch and watch(plan, left)
+            with contextlib.closing(_records(files, model, left, jobs, engine)) as records:
+                failed = _read(files, records, ended)
     finally:
-        files.sweep(alone=share is None)
+        files.sweep()
     found = status(folder)
     if found.done and not found.merged:
         _merge(folder)
@@ -189,7 +189,7 @@ def _given(
 
 def _records(
     files: Folder, model: LensModel, shards: list[int], jobs: int, engine: Engine | None
-) -> Iterator[dict[str, Any]]:
+) -> Records:
     if engine is not None:
         return engine(files.place.address, shards)
     if jobs > 1:
