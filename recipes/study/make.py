@@ -10,13 +10,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from logitlens.files import replacing, write_text
-from logitlens.survey.bootstrap import interval
 from logitlens.survey.summary import Curve, summarise, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,13 +54,18 @@ def main(folder: Path) -> None:
         check=True,
     )  # fmt: skip
     frame = table(folder)
-    curves = [c for c in summarise({"facts": frame}, by="relation").curves if c.measure == "top1"]
+    found, whole = summarise({"facts": frame}, by="relation"), summarise({"facts": frame})
+    curves = [c for c in found.curves if c.measure == "top1"]
     relations = sorted(
         dict.fromkeys(c.group for c in curves), key=lambda r: -_of(curves, r, "logit").n
     )
     with replacing(ROOT / "docs" / "images" / "study.png") as temporary:
         figure(curves, relations).savefig(temporary, format="png", dpi=110)
-    settled = {(r, lens): _settled(frame, r, lens) for r in (*relations, None) for lens in LENSES}
+    settled = {
+        (each.group or None, each.lens): _around(*each.spread["mean"])
+        for each in (*found.histograms, *whole.histograms)
+        if each.what == "settled layer"
+    }
     write_text(ROOT / "docs" / "study.md", text(curves, relations, settled))
 
 
@@ -70,14 +73,9 @@ def _of(curves: Sequence[Curve], relation: str, lens: str) -> Curve:
     return next(c for c in curves if (c.group, c.lens) == (relation, lens))
 
 
-def _settled(frame: Any, relation: str | None, lens: str) -> tuple[float, float]:
-    """Mean settled layer of the prompts of a relation (None: all), and half its interval."""
-    mine = frame[(frame["lens"] == lens) & ((frame["relation"] == relation) | (relation is None))]
-    off = mine[~mine["agree"].astype(bool)].groupby("prompt_index")["block"].max()
-    last_off = off.reindex(mine["prompt_index"].unique(), fill_value=-2)
-    values_N1 = (last_off.to_numpy(dtype=float) + 1)[:, None]
-    mean, low, high = interval(values_N1, np.arange(len(values_N1)), 0, 1000)
-    return float(mean[0]), float(high[0] - low[0]) / 2
+def _around(mean: float, low: float, high: float) -> tuple[float, float]:
+    """A mean and half its interval."""
+    return mean, (high - low) / 2
 
 
 def text(

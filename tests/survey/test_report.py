@@ -16,7 +16,8 @@ import logitlens
 from logitlens import FormatError, edit
 from logitlens.cli import main
 from logitlens.lenses import TunedLens, save
-from logitlens.survey.bootstrap import interval, quantiles
+from logitlens.survey import bootstrap
+from logitlens.survey.bootstrap import interval, quantiles, student
 from logitlens.survey.find import find
 from logitlens.survey.plan import Plan
 from logitlens.survey.report import report
@@ -76,6 +77,76 @@ def test_a_95_percent_interval_holds_the_truth_about_95_times_in_a_hundred():
         _, low, high = interval(values_N1, np.arange(100), 1000 + seed, 300)
         held += bool(low[0] <= 3.0 <= high[0])
     assert 0.89 <= held / 300 <= 0.99
+
+
+@pytest.mark.parametrize(("units", "least"), [(5, 0.89), (10, 0.89), (20, 0.91)])
+def test_intervals_of_few_prompts_are_hardly_too_narrow(units, least):
+    """Percentiles without the correction hold the truth 82, 89 and 92 times in a hundred."""
+    generator = np.random.default_rng(0)
+    held = 0
+    for seed in range(300):
+        values_N1 = generator.normal(3.0, 1.0, (units, 1))
+        _, low, high = interval(values_N1, np.arange(units), seed, 1000)
+        held += bool(low[0] <= 3.0 <= high[0])
+    assert least <= held / 300 <= 0.99
+
+
+def test_students_t_is_that_of_the_tables():
+    true = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 30: 2.042, 120: 1.980}
+    for freedom, value in true.items():
+        assert student(freedom) == pytest.approx(value, rel=2e-3)
+    assert np.isnan(student(0))
+
+
+def test_many_draws_are_made_in_blocks_of_the_same_numbers(monkeypatch):
+    values_N2 = np.random.default_rng(3).normal(size=(50, 2))
+    once = interval(values_N2, np.arange(50), 7, 100)
+    shares = quantiles(values_N2, np.arange(50), (0.5,), 7, 100)
+    monkeypatch.setattr(bootstrap, "AT_ONCE", 600)
+    np.testing.assert_allclose(once, interval(values_N2, np.arange(50), 7, 100))
+    np.testing.assert_array_equal(shares, quantiles(values_N2, np.arange(50), (0.5,), 7, 100))
+
+
+def test_prompts_without_an_answer_are_in_no_histogram_of_answers(survey, tmp_path):
+    items = [{"prompt": "Paris is", "answer": " the"}, {"prompt": "The tower"}, {"prompt": "Paris"}]
+    survey.run(items)
+    found = report([survey.folder / "a"], tmp_path / "r.html")
+    sizes = {h.what: int(h.counts.sum()) for h in found.histograms}
+    assert sizes.pop("settled layer") == 3
+    assert set(sizes.values()) == {1}
+    assert {c.measure: c.n for c in found.curves}["logprob"] == 1
+    assert {c.measure: c.n for c in found.curves}["kl"] == 3
+    page = (tmp_path / "r.html").read_text()
+    assert "→ nan" not in page
+    assert ">nan<" not in page
+
+
+def test_layers_at_which_it_happens_have_means_quantiles_and_contrasts(folder):
+    frame, generator = table(folder), np.random.default_rng(4)
+    frame["rank"] = generator.integers(1, 30, len(frame))  # the tiny model's are all high
+    frame["agree"] = (generator.random(len(frame)) < 0.5) | (frame.block == frame.block.max())
+    found = summarise({"tiny": frame}, by="order", contrast=("even", "odd"), draws=200)
+    last_off = frame[~frame.agree].groupby("prompt_index").block.max()
+    settled = last_off.reindex(frame.prompt_index.unique(), fill_value=-2) + 1
+    order = frame.drop_duplicates("prompt_index").set_index("prompt_index")
+    first10 = frame[frame["rank"] <= 10].groupby("prompt_index").block.min()
+    for what, layers in (
+        ("settled layer", settled),
+        ("first layer with the answer at rank ≤ 10", first10),
+    ):
+        means = []
+        for group in ("even", "odd"):
+            (bars,) = [h for h in found.histograms if h.group == group and h.what == what]
+            mine = layers[order.order.reindex(layers.index) == group]
+            mean, low, high = bars.spread["mean"]
+            assert mean == pytest.approx(mine.mean())
+            assert low <= mean <= high
+            assert bars.spread["50%"][0] == np.quantile(mine, 0.5, method="inverted_cdf")
+            means.append(mine.groupby(order.id.reindex(mine.index)).mean())
+        (shift,) = found.shifts
+        pairs = (means[1] - means[0]).dropna()
+        assert shift.mean[shift.layers.index(what)] == pytest.approx(pairs.mean())
+    assert "## Contrast: layers" in markdown(found, MEASURES)
 
 
 def test_prompts_that_share_an_id_are_drawn_together():
@@ -322,7 +393,8 @@ def test_what_a_report_leaves_out_is_said(survey, tmp_path):
     items.append({"prompt": "Paris " * 300})
     survey.run(items, size=3, bad="skip", share=(0, 2))
     summary = report([survey.folder / "a"], tmp_path / "r.md", by="order")
-    assert {c.group: c.n for c in summary.curves} == {"even": 3, "odd": 1, "no order": 2}
+    of_kl = {c.group: c.n for c in summary.curves if c.measure == "kl"}
+    assert of_kl == {"even": 3, "odd": 1, "no order": 2}
     text = (tmp_path / "r.md").read_text(encoding="utf-8")
     assert "Not all is read: 2 of 4 shards." in text
     survey.run(items, size=3, bad="skip")

@@ -211,7 +211,7 @@ def cell_columns(
         return array_LP.swapaxes(0, 1).reshape(P * L, *array_LP.shape[2:])
 
     agree = across(agree_LP).astype(object)
-    agree[~across(arrays["finite"])] = None
+    agree[~across(arrays["finite"] & arrays["finite"][-1])] = None
     number = {
         "loss": across(-arrays["target_logprobs"][..., 0]), "entropy": across(arrays["entropy"]),
         "kl": across(arrays["kl"]),
@@ -242,7 +242,14 @@ def merged(tables: Iterable[pa.Table]) -> pa.Table:
     whole = {name: columns[name] for name in columns}
     for name in MEANS:
         counted = "next" if name in OF_NEXT else "tokens"
-        said = [f"{name}_sum", f"{name}_squares", f"{name}_cross", counted, f"{counted}_squares"]
+        said = [
+            f"{name}_sum",
+            f"{name}_squares",
+            f"{name}_cross",
+            counted,
+            f"{counted}_squares",
+            "documents",
+        ]
         mean, error = sketch.mean_and_error(*(np.array(columns[c], np.float64) for c in said))
         whole |= {name: mean.tolist(), f"{name}_error": error.tolist()}
     for name in SKETCHED:

@@ -1,7 +1,7 @@
 """The numbers of a corpus's report: means per lens, layer and band of positions, with 95 % intervals.
 
-An interval is the mean ± 1.96 standard errors over documents (`sketch.mean_and_error`). Quantiles have
-none: they are within 2 % of those of the tokens read.
+An interval is the mean ± t standard errors over documents (`sketch.mean_and_error`), with Student's t.
+Quantiles have none: they are within 2 % of those of the tokens read.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from logitlens.errors import PromptError
 from logitlens.survey import bands
 from logitlens.survey import plan as planning
+from logitlens.survey.bootstrap import student
 from logitlens.survey.commit import Folder
 from logitlens.survey.summary import SAMPLE, Curve, Histogram, Kept, KeptPrompt, Summary
 
@@ -48,7 +49,7 @@ def summarise(frames: dict[str, pandas.DataFrame]) -> Summary:
     """Tables of surveys by name → what a report shows; a group is a band of positions."""
     found = Summary(
         "position", unit="tokens",
-        meta={"about": "Means over tokens with 95 % intervals: ± 1.96 standard errors over documents."},
+        meta={"about": "Means over tokens with 95 % intervals: ± t standard errors over documents."},
     )  # fmt: skip
     for survey, frame in frames.items():
         for lens, band in dict.fromkeys(zip(frame["lens"].tolist(), frame["band"].tolist())):
@@ -60,7 +61,8 @@ def summarise(frames: dict[str, pandas.DataFrame]) -> Summary:
                 mean = rows[measure].to_numpy(np.float64)
                 error = nothing
                 if f"{measure}_error" in rows:
-                    error = 1.96 * rows[f"{measure}_error"].to_numpy(np.float64)
+                    wide = [student(n - 1) for n in rows["documents"].tolist()]
+                    error = np.array(wide) * rows[f"{measure}_error"].to_numpy(np.float64)
                 found.curves.append(
                     Curve(*key, measure, layers, mean, mean - error, mean + error, n)
                 )

@@ -140,4 +140,4 @@ def _prompts(frames: dict[str, Any], by: str | None) -> list[dict[str, Any]]:
     out.sort(
         key=lambda row: (-1 if row["settled"] is None else -int(row["settled"]), str(row["prompt"]))
     )
-    return [{k: "" if v is None else v for k, v in row.items()} for row in out[:SHOWN]]
+    return [{k: "" if v is None or v != v else v for k, v in row.items()} for row in out[:SHOWN]]

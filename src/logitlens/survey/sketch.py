@@ -2,8 +2,9 @@
 
 Both are merged by adding, in any grouping. A quantile read from the bins is within 2 % of the true one
 (DDSketch, Masson, Rim and Lee 2019); what is below 0.0001 counts as 0. The standard error of a mean
-takes documents as units, not tokens: with S_d the sum and n_d the number of document d, and m the mean,
-its square is Σ (S_d − m n_d)² / (Σ n_d)² (the linearised ratio estimator, Cochran 1977, chapter 6).
+takes documents as units, not tokens: with S_d the sum and n_d the number of document d of D, and m the
+mean, its square is D / (D − 1) Σ (S_d − m n_d)² / (Σ n_d)² (the linearised ratio estimator, Cochran 1977,
+chapter 6).
 """
 
 from __future__ import annotations
@@ -38,14 +39,19 @@ def quantile(counts: Ints, share: float) -> float:
 
 
 def mean_and_error(
-    total: Floats, squares: Floats, cross: Floats, count: Floats, count_squares: Floats
+    total: Floats,
+    squares: Floats,
+    cross: Floats,
+    count: Floats,
+    count_squares: Floats,
+    units: Floats,
 ) -> tuple[Floats, Floats]:
-    """Mean and standard error over documents, from ΣS, ΣS², ΣS·n, Σn and Σn²; nan where Σn is 0.
+    """Mean and standard error over documents, from ΣS, ΣS², ΣS·n, Σn, Σn² and D; nan where Σn is 0.
 
     The error is nan where all is from one document (Σn² = (Σn)²).
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = total / count
         variance = squares - 2 * mean * cross + mean * mean * count_squares
-        error = np.sqrt(np.maximum(variance, 0)) / count
+        error = np.sqrt(np.maximum(variance, 0) * units / (units - 1)) / count
     return mean, np.where(count_squares >= count * count, np.nan, error)

@@ -44,7 +44,7 @@ MEASURES = {  # name: (what it is, its unit or "")
 
 @dataclass(frozen=True)
 class Curve:
-    """One measure of one group of prompts over layers: mean, low, high, each (L,); n prompts.
+    """One measure of one group of prompts over layers: mean, low, high, each (L,); n prompts that have it.
 
     share   of the prompts that are no higher, where it is a quantile that `mean` holds; else None
     """
@@ -63,7 +63,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Where something first happens: counts for each layer and, last, for never."""
+    """Where something first happens: counts for each layer and, last, for never.
+
+    spread   "mean" and quantiles of the layer's number (embed −1), of the prompts to which it happens:
+             value, low, high
+    """
 
     survey: str
     lens: str
@@ -71,6 +75,7 @@ class Histogram:
     what: str
     layers: list[str]
     counts: np.ndarray
+    spread: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ class Summary:
     curves      a measure for each lens and group          contrasts   paired differences of two groups
     quantiles   of the same, QUANTILES of each
     histograms  of the settled layer, and of the first layer with rank 1, ≤ 5 and ≤ 10
+    shifts      contrasts of these layers; a curve's `layers` are their names
     exits       of a corpus: what an early exit gives, over thresholds
     kept        prompts behind the curves of each lens and group, for a page
     by          the condition that groups the prompts, or ""          unit   what is counted
@@ -115,6 +121,7 @@ class Summary:
     quantiles: list[Curve] = field(default_factory=list)
     contrasts: list[Curve] = field(default_factory=list)
     histograms: list[Histogram] = field(default_factory=list)
+    shifts: list[Curve] = field(default_factory=list)
     exits: list[Curve] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     unit: str = "prompts"
@@ -168,7 +175,7 @@ def summarise(
                 for measure, values_NL in cube.values.items():
                     found.curves.append(
                         Curve(*key, measure, cube.layers, *interval(values_NL, cube.units, seed, draws),
-                              len(values_NL))
+                              _having(values_NL))
                     )  # fmt: skip
                 for measure in QUANTILED:
                     if (values_NL := cube.of(measure)) is not None:
@@ -182,21 +189,23 @@ def summarise(
                                     mean,
                                     low,
                                     high,
-                                    len(values_NL),
+                                    _having(values_NL),
                                     share,
                                 )
                             )
-                for what, counts in cube.histograms().items():
-                    found.histograms.append(Histogram(*key, what, cube.layers, counts))
+                found.histograms.extend(_histograms(key, cube, seed, draws))
             if by is None:
                 surveys.setdefault(lens, {})[survey] = cubes[""]
             elif contrast is not None:
-                found.contrasts.extend(_contrasts(survey, lens, cubes, contrast, seed, draws))
+                differences, shifts = _contrasts(survey, lens, cubes, contrast, seed, draws)
+                found.contrasts.extend(differences)
+                found.shifts.extend(shifts)
     if contrast is not None and by is None:
         _require_pairs(frames, contrast)
         for lens, cubes in surveys.items():
-            curves = _contrasts("", lens, cubes, contrast, seed, draws)
-            found.contrasts.extend(replace(c, survey=c.group, group="") for c in curves)
+            differences, shifts = _contrasts("", lens, cubes, contrast, seed, draws)
+            found.contrasts.extend(replace(c, survey=c.group, group="") for c in differences)
+            found.shifts.extend(replace(c, survey=c.group, group="") for c in shifts)
     return found
 
 
@@ -211,7 +220,8 @@ def _groups(rows: pandas.DataFrame, by: str) -> dict[str, pandas.DataFrame]:
     missing = rows[by].isna()
     groups = {str(value): group for value, group in rows.loc[~missing].groupby(by)}
     if len(without := rows.loc[missing]):
-        groups[f"no {by}"] = without
+        name = f"no {by}"
+        groups[name if name not in groups else f"{name} given"] = without
     return groups
 
 
@@ -244,7 +254,8 @@ def _kept(key: tuple[str, str, str], rows: pandas.DataFrame) -> Kept:
         cells = [dict(zip(columns, values)) for values in zip(*columns.values())]
         prompt, answer = (mine[name].tolist()[0] for name in ("prompt", "answer"))
         where = f"prompt_index = {index}"
-        prompts.append(KeptPrompt(str(prompt), str(answer or ""), cells, where))
+        answer = answer if isinstance(answer, str) else ""  # pandas has nan
+        prompts.append(KeptPrompt(str(prompt), answer, cells, where))
     return Kept(*key, len(every), prompts)
 
 
@@ -263,26 +274,43 @@ class _Cube:
         rank_NL = None if np.isnan(self.rank_NL).all() else self.rank_NL
         return rank_NL if measure == "rank" else self.values.get(measure)
 
-    def settled(self) -> np.ndarray:
-        """(L + 1,): how many prompts settle at each layer; the last place stays empty."""
-        agrees_NL = self.values["agree"] == 1
-        run_N = np.cumprod(agrees_NL[:, ::-1], axis=1).sum(1).astype(int)
-        places = np.where(run_N > 0, len(self.layers) - run_N, len(self.layers))
-        return np.bincount(places, minlength=len(self.layers) + 1)
-
-    def first(self, k: int) -> np.ndarray:
-        """(L + 1,): at how many prompts the answer has rank ≤ k for the first time at each layer; never."""
-        hits_NL = self.values[f"top{k}"] == 1
-        places = np.where(hits_NL.any(1), hits_NL.argmax(1), len(self.layers))
-        return np.bincount(places, minlength=len(self.layers) + 1)
-
-    def histograms(self) -> dict[str, np.ndarray]:
-        """What they are of → counts."""
-        out = {"settled layer": self.settled()}
+    def moments(self) -> dict[str, np.ndarray]:
+        """What happens at some layer → the row of that layer for each prompt (N,): L where it never does,
+        −1 where it cannot, as there is no answer."""
+        L = len(self.layers)
+        run_N = np.cumprod(self.values["agree"][:, ::-1] == 1, axis=1).sum(1).astype(int)
+        out = {"settled layer": np.where(run_N > 0, L - run_N, L)}
         for k in RANKS if "top1" in self.values else ():
+            hits_NL = self.values[f"top{k}"] == 1
+            row_N = np.where(hits_NL.any(1), hits_NL.argmax(1), L)
+            absent_N = np.isnan(self.values[f"top{k}"]).all(1)
             place = f"at rank ≤ {k}" if k > 1 else "on top"
-            out[f"first layer with the answer {place}"] = self.first(k)
+            out[f"first layer with the answer {place}"] = np.where(absent_N, -1, row_N)
         return out
+
+    def numbers(self) -> np.ndarray:
+        """(N, M) for each of `moments` the layer's number, embed being −1; nan where there is none."""
+        number_L = [-1.0 if layer == "embed" else float(layer) for layer in self.layers]
+        number_R = np.array([*number_L, np.nan, np.nan])  # never, and what cannot
+        return np.stack([number_R[row_N] for row_N in self.moments().values()], 1)
+
+
+def _having(values_NL: np.ndarray) -> int:
+    """How many prompts have a value at any layer."""
+    return int((~np.isnan(values_NL)).any(1).sum())
+
+
+def _histograms(key: tuple[str, str, str], cube: _Cube, seed: int, draws: int) -> list[Histogram]:
+    numbers_NM, L = cube.numbers(), len(cube.layers)
+    mean_3M = np.stack(interval(numbers_NM, cube.units, seed, draws))
+    several_S3M = quantiles(numbers_NM, cube.units, QUANTILES, seed, draws)
+    out = []
+    for m, (what, row_N) in enumerate(cube.moments().items()):
+        spread = {"mean": tuple(mean_3M[:, m].tolist())}
+        spread |= {f"{s:.0%}": tuple(x[:, m].tolist()) for s, x in zip(QUANTILES, several_S3M)}
+        counts = np.bincount(row_N[row_N >= 0], minlength=L + 1)
+        out.append(Histogram(*key, what, cube.layers, counts, spread))
+    return out
 
 
 def _cube(rows: pandas.DataFrame) -> _Cube:
@@ -323,8 +351,8 @@ def _contrasts(
     contrast: tuple[str, str],
     seed: int,
     draws: int,
-) -> list[Curve]:
-    """b − a over the ids that both groups have."""
+) -> tuple[list[Curve], list[Curve]]:
+    """b − a over the ids that both groups have: of every measure, and of the layers of `moments`."""
     for name in contrast:
         if name not in cubes:
             raise FormatError(f"no prompts of {name!r}: expected two of {', '.join(cubes)}")
@@ -337,19 +365,21 @@ def _contrasts(
         raise FormatError(
             f"{contrast[0]} and {contrast[1]} share no id: give paired prompts the same id"
         )
-    out = []
-    for measure in _order({m: 0 for m in a.values if m in b.values}):
+
+    def paired(measure: str, names: list[str], of_a: np.ndarray, of_b: np.ndarray) -> Curve:
         values_NL = np.stack(
-            [
-                b.values[measure][places_b[i]].mean(0) - a.values[measure][places_a[i]].mean(0)
-                for i in shared
-            ]
+            [of_b[places_b[i]].mean(0) - of_a[places_a[i]].mean(0) for i in shared]
         )
-        out.append(
-            Curve(survey, lens, f"{contrast[1]} − {contrast[0]}", measure, a.layers,
-                  *interval(values_NL, np.arange(len(shared)), seed, draws), len(shared))
-        )  # fmt: skip
-    return out
+        return Curve(survey, lens, f"{contrast[1]} − {contrast[0]}", measure, names,
+                     *interval(values_NL, np.arange(len(shared)), seed, draws), _having(values_NL))  # fmt: skip
+
+    both = _order({m: 0 for m in a.values if m in b.values})
+    names = [name for name in a.moments() if name in b.moments()]
+    M = len(names)  # of the answer, or of none
+    return (
+        [paired(m, a.layers, a.values[m], b.values[m]) for m in both],
+        [paired("layer", names, a.numbers()[:, :M], b.numbers()[:, :M])],
+    )
 
 
 def _places(ids: list[str]) -> dict[str, list[int]]:

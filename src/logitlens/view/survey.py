@@ -191,12 +191,23 @@ def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str 
     for bars in _by_what(summary.histograms):
         what = bars[0].what
         out += [f"## {what[0].upper()}{what[1:]} ({summary.unit})", ""]
-        layers = [*shared(bars), "never"]
+        layers, spread = [*shared(bars), "never"], list(bars[0].spread)
         rows = []
         for each in bars:
             counts = dict(zip([*each.layers, "never"], map(str, each.counts)))
-            rows.append([name_of(each, summary), *(counts.get(name, "") for name in layers)])
-        out += _table(rows, ["", *layers])
+            cells = [_cell(*each.spread[name], name != "mean") for name in spread]
+            cells += [counts.get(name, "") for name in layers]
+            rows.append([name_of(each, summary), *cells])
+        heads = [name.replace("%", " %") for name in spread]
+        out += _table(rows, ["", *heads, *layers])
+    if summary.shifts:
+        out += ["## Contrast: layers", ""]
+        names = summary.shifts[0].layers
+        rows = [
+            [name_of(c, summary), str(c.n), *map(_cell, c.mean, c.low, c.high)]
+            for c in summary.shifts
+        ]
+        out += _table(rows, ["", summary.unit, *names])
     return "\n".join(out)
 
 
@@ -221,14 +232,16 @@ def _of_layers(curves: Sequence[Curve], summary: Summary) -> list[str]:
 
 def _cells(curve: Curve) -> dict[str, str]:
     """Layer → what its cell says."""
-    cells = {}
-    for layer, mean, low, high in zip(curve.layers, curve.mean, curve.low, curve.high):
-        half = (high - low) / 2
-        around = f" ±{half:.2f}" if curve.share is None else f" [{low:.2f}, {high:.2f}]"
-        cells[layer] = f"{mean:.2f}" + ("" if math.isnan(half) else around)
-        if math.isnan(mean):
-            cells[layer] = "–"
-    return cells
+    each = zip(curve.layers, curve.mean, curve.low, curve.high)
+    return {layer: _cell(*numbers, curve.share is not None) for layer, *numbers in each}
+
+
+def _cell(mean: float, low: float, high: float, ends: bool = False) -> str:
+    """A number with its interval: by its half, or by both ends."""
+    if math.isnan(mean):
+        return "–"
+    around = f" [{low:.2f}, {high:.2f}]" if ends else f" ±{(high - low) / 2:.2f}"
+    return f"{mean:.2f}" + ("" if math.isnan(high - low) else around)
 
 
 def _table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> list[str]:
