@@ -20,6 +20,7 @@ from logitlens.cli import main
 from logitlens.model import score
 from logitlens.readout import engine
 from logitlens.survey import bands, corpus_summary, sketch
+from logitlens.survey.bootstrap import student
 from logitlens.survey.commit import Folder
 from logitlens.survey.documents import Windows
 from logitlens.survey.find import again, find
@@ -95,13 +96,13 @@ def test_the_standard_error_takes_documents_as_units():
     n = generator.integers(1, 30, 400).astype(float)
     s = n * generator.normal(2, 1, 400)
     mean, error = sketch.mean_and_error(
-        s.sum(), (s * s).sum(), (s * n).sum(), n.sum(), (n * n).sum()
+        s.sum(), (s * s).sum(), (s * n).sum(), n.sum(), (n * n).sum(), 400
     )
     draws = [s[d].sum() / n[d].sum() for d in generator.integers(0, 400, (800, 400))]
     assert mean == pytest.approx(s.sum() / n.sum())
     assert error == pytest.approx(np.std(draws), rel=0.1)
     again = sketch.mean_and_error(
-        2 * s.sum(), 4 * (s * s).sum(), 4 * (s * n).sum(), 2 * n.sum(), 4 * (n * n).sum()
+        2 * s.sum(), 4 * (s * s).sum(), 4 * (s * n).sum(), 2 * n.sum(), 4 * (n * n).sum(), 400
     )
     np.testing.assert_allclose(again, (mean, error))
 
@@ -196,6 +197,8 @@ BAD = [
     ("b.jsonl", b'{"text": "Paris is"}\n{"text": "\xff"}\n{"body": "x"}\n', "line 2 cannot be read", 1),
     ("c.txt", b"Paris is\n\nthe \xff tower\n\nis there a", "line 3 cannot be read as UTF-8", 2),
     ("d.txt.gz", gzip.compress(b"Paris is\n\n" * 99)[:-9], "nor what follows", None),
+    ("e.jsonl", b'{"text": "Paris is"}\n{"ids": [1, 99999]}\n{"ids": [1]}\n', "line 2: token id 99999", 2),
+    ("f.jsonl", b'{"text": "Paris is"}\n{"text": "\\ud800"}\n', "line 2: ", 1),
 ]  # fmt: skip
 
 
@@ -203,7 +206,7 @@ BAD = [
 def test_what_cannot_be_read_is_named_with_file_and_line_or_skipped_and_counted(
     corpus, name, data, said, documents
 ):
-    with pytest.raises(FormatError, match=rf"{name}.* {said}") as refused:
+    with pytest.raises((FormatError, PromptError), match=rf"{name}.* {said}") as refused:
         corpus("a", data, name=name)
     assert "\n" not in str(refused.value)
     plan = json.loads((corpus("b", data, name=name, bad="skip") / "plan.json").read_text())
@@ -374,7 +377,7 @@ def test_what_documents_say_of_themselves_are_conditions_of_their_cells(
     plan = json.loads((folder / "plan.json").read_text())
     assert plan["conditions"] == {"language": "string", "year": "int", "id": "string", "n": "float"}
     assert plan["corpus"]["left_out"] == {
-        "Language": "only capitals tell it from 'language'", "meta": "it holds no single value",
+        "Language": "only capitals tell it from 'language'", "meta": "it holds lists, objects or bytes",
         "kl": "it is a column of the survey", "prompt": "it is a column of the survey",
     }  # fmt: skip
     assert len(plan["shards"]) > 3
@@ -393,4 +396,33 @@ def test_what_documents_say_of_themselves_are_conditions_of_their_cells(
         find(folder, "langage = 'fr'")
     done = CliRunner().invoke(main, ["survey", "status", str(folder)], prog_name="logitlens")
     assert "conditions: language, year, id, n" in done.stdout
-    assert "meta is no condition: it holds no single value" in done.stdout
+    assert "meta is no condition: it holds lists, objects or bytes" in done.stdout
+
+
+def test_intervals_over_few_documents_are_hardly_too_narrow():
+    generator = np.random.default_rng(2)
+    for documents, least in ((2, 0.85), (3, 0.88), (10, 0.9)):
+        held = 0
+        for _ in range(400):
+            n = generator.integers(80, 120, documents).astype(float)
+            s = n * generator.normal(2, 1, documents)
+            sums = s.sum(), (s * s).sum(), (s * n).sum(), n.sum(), (n * n).sum(), documents
+            mean, error = sketch.mean_and_error(*sums)
+            held += abs(mean - 2) <= student(documents - 1) * error
+        assert least <= held / 400 <= 0.99
+
+
+def test_odd_values_of_conditions_stop_nothing(corpus):
+    lines = [
+        {"text": "Paris is", "size": 2**53 + 1, "name": "a", "tags": "x", "when": "w" * 2000},
+        {"text": "the tower", "size": 0.5, "name": "\ud800", "tags": [1], "\udfff": 1, "Tags": []},
+        {"text": "is there", "size": 10**30, "name": None},
+    ]
+    data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    folder = corpus("a", data, name="odd.jsonl", cells=True)
+    plan = json.loads((folder / "plan.json").read_text())
+    assert plan["conditions"] == {"size": "string", "name": "string", "tags": "string"}
+    assert set(plan["corpus"]["left_out"]) == {"name", "tags", "when", r"\udfff", "Tags"}
+    data = "".join(json.dumps(line) + "\n" for line in lines[:2]).encode()
+    cells = pq.read_table(corpus("b", data, name="two.jsonl", cells=True) / "cells").to_pandas()
+    assert set(cells["size"]) == {float(2**53), 0.5}

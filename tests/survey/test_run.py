@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import io
 import json
@@ -27,6 +28,7 @@ from logitlens.survey import plan as planning
 from logitlens.survey import prompts as labelled
 from logitlens.survey.commit import Folder
 from logitlens.survey.merge import merge
+from logitlens.survey.worker import Worker
 from logitlens.view import page
 from tests.lenses.test_store import tuned
 from tests.models import tiny_gpt2, tiny_tokenizer
@@ -170,6 +172,54 @@ def test_shares_of_a_survey_together_are_the_whole(survey):
     survey.run(folder="alone")
     a, b = (survey.folder / name / "survey.parquet" for name in ("shares", "alone"))
     assert a.read_bytes() == b.read_bytes()
+
+
+def test_what_another_worker_is_about_to_commit_is_left_to_it(survey):
+    """Its temporary file, which it holds; and its part, whose record is still to come."""
+    survey.run()
+    folder = survey.folder / "a"
+    table = (folder / "survey.parquet").read_bytes()
+    for name in (
+        "survey.parquet",
+        "commits/00001.json",
+        "commits/00003.json",
+        "parts/00003.parquet",
+    ):
+        (folder / name).unlink()
+    part = (folder / "parts" / "00001.parquet").stat().st_ino
+    held = folder / "parts" / ".00003.parquet.0123abcd.tmp.parquet"
+    left = [folder / "parts" / ".00002.parquet.0123abcd.tmp.parquet", folder / ".x.0123abcd.tmp"]
+    for path in (held, *left):
+        path.write_bytes(b"PAR1")
+    with open(held, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        found = survey.run()
+    assert found.done
+    assert held.exists()
+    assert not any(path.exists() for path in left)
+    assert (folder / "parts" / "00001.parquet").stat().st_ino == part
+    assert (folder / "survey.parquet").read_bytes() == table
+    survey.run()
+    assert not held.exists()
+
+
+def test_another_tokenizer_is_refused(survey, model, saved):
+    survey.run(share=(0, 2))
+    other = tiny_tokenizer()
+    other.chat_template = "{{ messages }}"
+    with pytest.raises(SurveyError, match="another: model tokenizer: "):
+        survey.run(model=logitlens.load(model.hf, tokenizer=other))
+    facts = json.loads((survey.folder / "a" / "plan.json").read_text())
+    facts["model"]["tokenizer"] = "0" * 16
+    (survey.folder / "a" / "plan.json").write_text(json.dumps(facts))
+    with pytest.raises(SurveyError, match="another tokenizer than when the survey was planned"):
+        Worker(survey.folder / "a", model)
+
+
+def test_a_moved_input_is_the_same_also_where_a_line_of_it_was_skipped(survey):
+    items = [*records(5), {"prompt": ""}]
+    survey.run(items, bad="skip", share=(0, 2))
+    assert survey.run(items, bad="skip", name="moved").done
 
 
 def test_merging_refuses_a_survey_with_a_missing_or_changed_part(survey):
@@ -365,9 +415,10 @@ def test_corrupt_gzip_and_foreign_files_are_refused_in_one_line(tmp_path):
         ("a.jsonl.gz", gzip.compress(LINES)[:-12], 0, range(1, 3000)),
         ("b.jsonl.gz", gzip.compress(LINES[:90]) + gzip.compress(LINES[90:180])[:-4], 0, range(1, 13)),
         ("c.csv", b"prompt\nParis is\nCaf\xe9 is\nRome is\n", 3, [2]),
+        ("e.csv", b'prompt\nParis is\nRome "is"\n"Nice" is\nthe tower\n', 4, [2, 3]),
         ("d.csv.gz", gzip.compress(b"prompt\nParis is\nCaf\xe9 is\nRome is\n"), 3, [2]),
     ],
-    ids=["a.jsonl.gz", "b.jsonl.gz", "c.csv", "d.csv.gz"],  # gzip notes the time: no name of a test
+    ids=["a.jsonl.gz", "b.jsonl.gz", "c.csv", "e.csv", "d.csv.gz"],  # gzip notes the time: no name of a test
 )  # fmt: skip
 def test_what_a_spoilt_file_still_holds_is_read_on_demand(tmp_path, name, data, line, read):
     (tmp_path / name).write_bytes(data)

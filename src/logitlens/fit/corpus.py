@@ -34,9 +34,13 @@ SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".parquet")
 
 @dataclass(frozen=True)
 class Record:
-    """A document as its source has it: text or token ids, and what else its line or row says."""
+    """A document as its source has it: text or token ids, and what else its line or row says.
+
+    where   its file and line, for messages
+    """
 
     content: str | list[int]
+    where: str
     others: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -114,7 +118,7 @@ def read(
     documents: list[np.ndarray] = []
     total = 0
     for record in records(source, field):
-        document = ids_of(record.content, model, str(source))
+        document = ids_of(record, model)
         if not len(document):
             continue
         documents.append(document)
@@ -129,14 +133,19 @@ def read(
     return Corpus(name, documents)
 
 
-def ids_of(content: str | list[int], model: LensModel, source: str) -> np.ndarray:
+def ids_of(record: Record, model: LensModel) -> np.ndarray:
+    """Raises PromptError that names the file and the line."""
+    content = record.content
     if isinstance(content, str):
-        return np.asarray(model.tokens.encode(content) if content.strip() else [], np.int32)
+        try:
+            return np.asarray(model.tokens.encode(content) if content.strip() else [], np.int32)
+        except PromptError as error:
+            raise PromptError(f"{record.where}: {error}") from error
     V = model.vocab_size
     if content and not (min(content) >= 0 and max(content) < V):
         outside = next(i for i in content if not 0 <= i < V)
         raise PromptError(
-            f"{source}: token id {outside} is outside the vocabulary: expected 0 to {V - 1}"
+            f"{record.where}: token id {outside} is outside the vocabulary: expected 0 to {V - 1}"
         )
     return np.asarray(content, np.int32)
 
@@ -152,7 +161,7 @@ def records(
 
     bad      called with what is wrong with a line (file and line are named), which is then left out, and
              with it the rest of a file that is cut short; None: the first such error is raised
-    others   read the other columns of Parquet files too; lists and structures among them are empty lists
+    others   read the other columns of Parquet files too; lists, structures and bytes are empty lists
     """
     bad = bad or _refuse
     for path, said in files(source):
@@ -243,14 +252,16 @@ def _lines(path: Path, said: str, bad: Callable[[FormatError], None]) -> Iterato
 
 def _paragraphs(path: Path, said: str, bad: Callable[[FormatError], None]) -> Iterator[Record]:
     block: list[str] = []
-    for _, line in _lines(path, said, bad):
+    first = 0
+    for number, line in _lines(path, said, bad):
         if line.strip():
+            first = first if block else number
             block.append(line.rstrip("\n"))
         elif block:
-            yield Record("\n".join(block))
+            yield Record("\n".join(block), f"{said} line {first}")
             block = []
     if block:
-        yield Record("\n".join(block))
+        yield Record("\n".join(block), f"{said} line {first}")
 
 
 def _jsonl(
@@ -279,7 +290,7 @@ def _jsonl(
         except FormatError as error:
             bad(error)
             continue
-        yield Record(value, rest)
+        yield Record(value, f"{said} line {number}", rest)
 
 
 def _parquet(path: Path, said: str, field: str, others: bool) -> Iterator[Record]:
@@ -298,17 +309,27 @@ def _parquet(path: Path, said: str, field: str, others: bool) -> Iterator[Record
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise FormatError(f"{said}: the column {field!r} holds {kind}, expected text")
         columns = [c for c in file.schema_arrow if c.name != field] if others else []
-        nested: dict[str, Any] = {c.name: [] for c in columns if pa.types.is_nested(c.type)}
-        plain = [c.name for c in columns if c.name not in nested]
+        unread: dict[str, Any] = {c.name: [] for c in columns if _is_large(c.type)}
+        plain = [c.name for c in columns if c.name not in unread]
+        number = 0
         for batch in file.iter_batches(columns=[field, *plain]):
             for row in batch.select([field, *plain]).to_pylist():
+                number += 1
                 if text := row.pop(field):
-                    yield Record(text, row | nested)
-    except (pa.ArrowException, OSError, ValueError) as error:
+                    yield Record(text, f"{said} row {number}", row | unread)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         if isinstance(error, FormatError):
             raise
         first_line = str(error).partition("\n")[0][:200]
         raise FormatError(f"{said} is not a whole Parquet file: {first_line}") from None
+
+
+def _is_large(kind: Any) -> bool:
+    """Whether a column may hold lists, structures, pictures: what is no condition."""
+    import pyarrow as pa
+
+    large = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
+    return any(each(kind) for each in large) or pa.types.is_fixed_size_binary(kind)
 
 
 def _hub_files(address: str) -> Iterator[Path]:

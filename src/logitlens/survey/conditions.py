@@ -23,6 +23,8 @@ OF_CELLS = ("loss", "rank", "entropy", "kl", "agree", "top")
 _FOUND = re.compile(  # columns of `find` and of its queries
     rf"settled|first_\d+|last_off|row_n|({'|'.join({*NUMBERS, *OF_CELLS})})_(embed|\d+)"
 )
+MOST = 100  # conditions of a corpus
+LONGEST = 1000  # letters of one of its values
 _WHOLE = 1 << 63  # whole numbers of a table's column are below
 _NAMES = {int: "int", float: "float", bool: "bool"}
 
@@ -54,10 +56,14 @@ def column(values: Sequence[Any], kind: str) -> pa.Array:
     """One value for each row, or None."""
     import pyarrow as pa
 
-    if kind == "string":
-        return pa.array([None if v is None else str(v) for v in values], pa.string())
-    arrow = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}[kind]
-    return pa.array([None if v is None or v != v else v for v in values], arrow)
+    make: dict[str, Any] = {"string": str, "int": int, "float": float, "bool": bool}
+    arrow = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+    return pa.array([None if v is None or v != v else make[kind](v) for v in values], arrow[kind])
+
+
+def is_text(value: Any) -> bool:
+    """Whether a text can be written: JSON may hold half of a surrogate pair."""
+    return not isinstance(value, str) or not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 class Noted:
@@ -77,29 +83,36 @@ class Noted:
 
     def keep(self, others: Mapping[str, Any]) -> dict[str, Any]:
         """Of a document's other fields, those that are conditions and have a value."""
-        kept = {}
+        kept: dict[str, Any] = {}
         for name, given in others.items():
-            value = _plain(given)
+            value = plain(given)
             if value is None or value != value:
                 continue
             if why := self._unfit(name, value):
-                self.left_out.setdefault(name, why)
+                shown = name.encode("utf-8", "backslashreplace").decode()
+                self.left_out.setdefault(shown, why)
                 continue
             self._kinds.setdefault(name, set()).add(type(value))
             kept[name] = value
         return kept
 
     def _unfit(self, name: str, value: Any) -> str:
-        if not name.strip():
+        if not name.strip() or not is_text(name):
             return "it has no name"
         if is_own(name, self._own):
             return "it is a column of the survey"
+        if not isinstance(value, (str, int, float)):
+            return "it holds lists, objects or bytes"
+        if not is_text(value) or (isinstance(value, str) and len(value) > LONGEST):
+            return f"it holds texts of more than {LONGEST:,} letters, or that cannot be written"
+        if name not in self._kinds and len(self._kinds) == MOST:
+            return f"there are {MOST} before it"
         if self._plain.setdefault(name.lower(), name) != name:
             return f"only capitals tell it from {self._plain[name.lower()]!r}"
-        return "" if isinstance(value, (str, int, float)) else "it holds no single value"
+        return ""
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Dates and what else a table has, as text; and whole numbers that are too long."""
     if isinstance(value, (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal)):
         return str(value)

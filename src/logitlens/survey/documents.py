@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -134,16 +134,26 @@ def made_of(
         files.append({"name": said.rpartition("/")[2], "size": size, "sha256": digest.hexdigest()})
         whole.update(digest.digest())
         total += size
-    facts = {"files": files, "field": field, "skip_bad": skip_bad, "tokenizer": _tokenizer(model)}
+    facts = {
+        "files": files,
+        "field": field,
+        "skip_bad": skip_bad,
+        "tokenizer": tokenizer_hash(model),
+    }
     return facts, total, whole.hexdigest()
 
 
-def _tokenizer(model: LensModel) -> str:
-    """16 hex digits of a tokenizer: what it makes of its own vocabulary's text."""
+def tokenizer_hash(model: LensModel) -> str:
+    """16 hex digits of a tokenizer: its vocabulary, its rules where they can be written, its chat template."""
     if model.tokenizer is None:
         return "none"
-    pieces = sorted(model.tokenizer.get_vocab().items())
-    return hashlib.sha256(json.dumps(pieces).encode()).hexdigest()[:16]
+    backend = getattr(model.tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else {}
+    for name in ("truncation", "padding"):  # of whoever used it last
+        rules.pop(name, None)
+    vocabulary = sorted(model.tokenizer.get_vocab().items())
+    parts = [vocabulary, rules, str(getattr(model.tokenizer, "chat_template", None))]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def tokenise(
@@ -156,18 +166,15 @@ def tokenise(
     Raises FormatError for the first line that cannot be read unless such lines are skipped,
     PromptError where there is no text.
     """
-    if place.size(FACTS) is not None:
-        facts = parse_json(place.read(FACTS), FACTS)
-        matches(facts, _FACTS, FACTS)
-        if facts["made_of"] == made and place.size(TOKENS) == 4 * facts["tokens"]:
-            return facts
+    if (there := _there(place)) is not None and there["made_of"] == made:
+        return there
     skipped: list[str] = []
     bad = 0
 
-    def skip(error: FormatError) -> None:
+    def skip(error: FormatError | PromptError) -> None:
         nonlocal bad
         if not made["skip_bad"]:
-            raise FormatError(f"{error} (--bad skip leaves such lines out)")
+            raise type(error)(f"{error} (--bad skip leaves such lines out)") from error
         bad += 1
         if len(skipped) < NAMED:
             skipped.append(str(error))
@@ -175,7 +182,7 @@ def tokenise(
     noted = Noted(own)
     read = corpus.records(source, made["field"], bad=skip, others=True)
     with place.writing(TOKENS) as path, place.writing(CONDITIONS) as beside:
-        ends_N2, digest = _write(path, beside, read, model, source, noted)
+        ends_N2, digest = _write(path, beside, read, model, noted, skip)
         if not len(ends_N2):
             raise PromptError(f"{source} holds no text that can be read")
     place.write(ENDS, ends_N2.tobytes())
@@ -187,20 +194,45 @@ def tokenise(
     return facts
 
 
+def _there(place: Storage) -> dict[str, Any] | None:
+    """DIR/tokens.json, where it is of this version and of the ids beside it."""
+    try:
+        facts = parse_json(place.read(FACTS), FACTS)
+        matches(facts, _FACTS, FACTS)
+    except (FileNotFoundError, FormatError):
+        return None
+    return facts if are_those_of(place, facts) else None
+
+
+def are_those_of(place: Storage, facts: dict[str, Any]) -> bool:
+    """Whether the ids of a folder are those that were written: in number, and by their hash where they are
+    on this machine."""
+    if place.size(TOKENS) != 4 * facts["tokens"]:
+        return False
+    if place.local is None:
+        return True
+    with open(place.local / TOKENS, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == facts["sha256"]
+
+
 def _write(
     path: Path,
     beside: Path,
     documents: Iterable[corpus.Record],
     model: LensModel,
-    source: str,
     noted: Noted,
+    bad: Callable[[PromptError], None],
 ) -> tuple[np.ndarray, str]:
     ends, total, digest = [], 0, hashlib.sha256()
     file: IO[bytes]
     said: IO[bytes]
     with open(path, "wb") as file, open(beside, "wb") as said:
         for document in documents:
-            ids = corpus.ids_of(document.content, model, source)
+            try:
+                ids = corpus.ids_of(document, model)
+            except PromptError as error:
+                bad(error)
+                continue
             if not len(ids):
                 continue
             total += len(ids)

@@ -34,9 +34,7 @@ from logitlens.survey.prompts import Prompts
 FORMAT, VERSION = "logitlens.survey", 3
 PLAN = "plan.json"
 SAMPLE = 64  # numbers of every parameter that go into the model's hash
-LETTERS = (
-    400_000  # of labelled prompts in one shard, some 100,000 tokens, unless it holds one prompt
-)
+BYTES = 400_000  # of several labelled prompts in one shard, some 100,000 tokens
 _SCHEMA = {
     "format": str, "version": int, "model": {str: object}, "lenses": [{str: object}],
     "settings": {str: object}, "input": {"path": str, "size": int, "sha256": str},
@@ -147,6 +145,7 @@ def make(
                 "revision": model.revision,
                 "class": type(model.hf).__name__,
                 "weights": weights_hash(model),
+                "tokenizer": documents.tokenizer_hash(model),
             },
             "lenses": [{"said": said, **resolve(said, model).describe()} for said in lenses],
             "settings": asdict(settings),
@@ -169,19 +168,19 @@ def of_prompts(prompts: Prompts, settings: Settings) -> dict[str, Any]:
         "prompts": len(prompts.items),
         "answers": sum(bool(item.answers) for item in prompts.items),
         "skipped": prompts.skipped,
-        "shards": _shards([len(item.text) for item in prompts.items], settings.shard_size),
+        "shards": _shards([item.size for item in prompts.items], settings.shard_size),
     }
 
 
-def _shards(letters: Sequence[int], most: int) -> list[list[int]]:
-    """Ranges of up to `most` prompts, and up to LETTERS letters where they are several."""
+def _shards(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Ranges of up to `most` prompts, and up to BYTES where they are several."""
     cuts, held = [0], 0
-    for n, size in enumerate(letters):
-        if n > cuts[-1] and (n - cuts[-1] == most or held + size > LETTERS):
+    for n, size in enumerate(sizes):
+        if n > cuts[-1] and (n - cuts[-1] == most or held + size > BYTES):
             cuts.append(n)
             held = 0
         held += size
-    return [list(pair) for pair in itertools.pairwise([*cuts, len(letters)])]
+    return [list(pair) for pair in itertools.pairwise([*cuts, len(sizes)])]
 
 
 def of_corpus(
@@ -290,7 +289,7 @@ def _changes(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str
     for name in dict.fromkeys([*old, *new]):
         a, b = old.get(name), new.get(name)
         where = f"{at} {name}".strip()
-        if a == b or where in ("input path", "shards", "prompts"):
+        if a == b or where in ("input path", "shards", "prompts", "skipped"):
             continue
         if where == "edits":
             was, now = (_edited(each) for each in (a, b))

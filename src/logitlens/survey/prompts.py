@@ -52,6 +52,12 @@ class Item:
         given = self.prompt
         return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all that is read, some four to a token."""
+        texts = [self.text, *self.answers, *self.wrong]
+        return sum(len(text.encode("utf-8", "replace")) for text in texts)
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -189,7 +195,9 @@ def _csv_rows(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
                         pass  # text that begins and ends with brackets
             yield where, record
     except csv.Error as error:
-        raise FormatError(f"{file} line {rows.line_num} is not CSV: {error}") from None
+        where = f"{file} line {rows.line_num + 1}"
+        lost = f"{where} cannot be read, nor what follows: it is not CSV ({error})"
+        yield where, FormatError(lost)
 
 
 def _foreign(texts: Iterable[str]) -> bool:
@@ -228,9 +236,12 @@ def _item(record: Any, where: str, index: int, reserved: frozenset[str]) -> Item
         raise PromptError(f"{where}: the prompt is empty")
     if "messages" in record and not all(isinstance(each, Mapping) for each in prompt):
         raise FormatError(f"{where}: expected messages as objects with a role and a content")
-    conditions = {k: v for k, v in record.items() if k not in FIELDS}
+    given = {k: v for k, v in record.items() if k not in FIELDS}
+    conditions = {k: v if isinstance(v, int) else naming.plain(v) for k, v in given.items()}
     for name, value in conditions.items():
         _check_name(name, reserved, where)
+        if not (naming.is_text(name) and naming.is_text(value)):
+            raise FormatError(f"{where}: the condition {name!r} is text that cannot be written")
         if not isinstance(value, (str, int, float, bool, type(None))):
             raise FormatError(
                 f"{where}: the condition {name!r} is {type(value).__name__}; expected one value"
@@ -244,9 +255,12 @@ def _item(record: Any, where: str, index: int, reserved: frozenset[str]) -> Item
     sets = {k: v for k, v in pairs if v is not None}  # Parquet names every set in every row
     if not (isinstance(named, Mapping) and all(isinstance(v, list) and v for v in sets.values())):
         raise FormatError(f"{where}: expected sets as lists of tokens by name")
+    name = str(record.get("id", index))
+    if not all(map(naming.is_text, (name, *sets))):
+        raise FormatError(f"{where}: its id, or the name of a set, is text that cannot be written")
     return Item(
         index=index,
-        id=str(record.get("id", index)),
+        id=name,
         prompt=prompt,
         answers=_texts(record.get("answer"), f"{where}: the answer"),
         wrong=_texts(record.get("wrong"), f"{where}: the wrong answer"),

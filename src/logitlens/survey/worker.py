@@ -52,6 +52,10 @@ class Worker:
                 f"{model.name} has other weights ({found}) than when the survey was planned "
                 f"({facts['model']['weights']})"
             )
+        if documents.tokenizer_hash(model) != facts["model"]["tokenizer"]:
+            raise SurveyError(
+                f"{model.name} has another tokenizer than when the survey was planned"
+            )
         self.skip_bad = self.plan.settings.bad == "skip"
         self.input = self._windows() if self.plan.is_corpus else prompts_of(self.plan)
         self.lenses = {name: resolve(said, model) for name, said in self.plan.lenses.items()}
@@ -61,11 +65,11 @@ class Worker:
 
     def _windows(self) -> documents.Windows:
         """A corpus is read from the ids that planning wrote, whatever became of its files."""
-        settings, tokens = self.plan.settings, self.plan.facts["corpus"]["tokens"]
-        if self.folder.place.size(documents.TOKENS) != 4 * tokens:
+        settings, facts = self.plan.settings, self.plan.facts["corpus"]
+        if not documents.are_those_of(self.folder.place, facts):
             raise SurveyError(
-                f"{self.folder.place.address}/{documents.TOKENS} does not hold the {tokens:,} tokens of "
-                "the plan: begin the survey again in another folder"
+                f"{self.folder.place.address}/{documents.TOKENS} does not hold the {facts['tokens']:,} "
+                "tokens of the plan: begin the survey again in another folder"
             )
         return documents.windows(self.folder.place, settings.length, settings.overlap)
 
