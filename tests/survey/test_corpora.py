@@ -396,7 +396,7 @@ def test_what_documents_say_of_themselves_are_conditions_of_their_cells(
         find(folder, "langage = 'fr'")
     done = CliRunner().invoke(main, ["survey", "status", str(folder)], prog_name="logitlens")
     assert "conditions: language, year, id, n" in done.stdout
-    assert "meta is no condition: it holds lists, objects or bytes" in done.stdout
+    assert "meta left out: it holds lists, objects or bytes" in done.stdout
 
 
 def test_intervals_over_few_documents_are_hardly_too_narrow():

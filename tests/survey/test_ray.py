@@ -23,7 +23,7 @@ from logitlens.survey.plan import Settings
 from logitlens.survey.run import run
 from tests.fit import words
 from tests.fit.corpora import repeating
-from tests.survey.conftest import records
+from tests.survey.conftest import WORDS, records, write_lines
 from tests.survey.test_edits import EDITS
 
 pytestmark = [
@@ -97,6 +97,21 @@ def test_two_lost_nodes_change_no_byte(survey, cluster):
     assert not [p.name for p in folder.rglob("*") if "tmp" in p.name]
     pids = {line.split()[1] for s in range(16) for line in _log(folder, s)}
     assert len(pids) >= 3  # actors of lost nodes were replaced
+
+
+def test_a_corpus_with_its_cells_is_the_same_bytes(model, saved, tmp_path, cluster):
+    lines = [{"text": " ".join(WORDS[i % 5 :]), "number": i} for i in range(12)]
+    path = write_lines(tmp_path / "text.jsonl", lines)
+    settings = Settings(length=8, overlap=2, shard_size=20, token_budget=64, cells=True)
+    found = []
+    for engine_ in (None, partial(engine.run, jobs=1)):
+        folder = tmp_path / ("there" if engine_ else "here")
+        assert run(path, folder, model, source=str(saved), loading={}, settings=settings,
+                   engine=engine_).done  # fmt: skip
+        names = [folder / "survey.parquet", *sorted(folder.glob("cells/*"))]
+        found.append([name.read_bytes() for name in names])
+    assert found[0] == found[1]
+    assert len(found[0]) > 3
 
 
 def _lose(cluster, actor: int) -> None:

@@ -47,7 +47,7 @@ def command() -> None:
 @command.command("run")
 @click.argument("given", metavar="INPUT")
 @click.option("-o", "--out", "folder", metavar="DIR", required=True,
-              help="The survey's folder, or s3://…; one that was left is gone on with.")  # fmt: skip
+              help="The survey's folder, or s3://…; an unfinished one is resumed.")  # fmt: skip
 @click.option("--corpus", is_flag=True, help="Read running text in windows, not labelled prompts.")
 @click.option("--length", type=COUNT, default=256, show_default=True, metavar="N",
               help="Of --corpus: tokens of a window.")  # fmt: skip
@@ -320,7 +320,9 @@ def _noted(plan: Plan) -> str:
     if not plan.is_corpus and facts["answers"] < facts["prompts"]:
         said.append(f"{facts['answers'] or 'none'} of {facts['prompts']:,} prompts have an answer")
     left_out = facts["corpus"]["left_out"] if plan.is_corpus else {}
-    said += [f"{name} is no condition: {why}" for name, why in left_out.items()]
+    for name, why in left_out.items():
+        some = "some values of " if name in facts["conditions"] else ""
+        said.append(f"{some}{name} left out: {why}")
     return " · ".join(said)
 
 

@@ -232,8 +232,9 @@ def _of_layers(curves: Sequence[Curve], summary: Summary) -> list[str]:
 
 def _cells(curve: Curve) -> dict[str, str]:
     """Layer → what its cell says."""
+    ends = curve.share is not None
     each = zip(curve.layers, curve.mean, curve.low, curve.high)
-    return {layer: _cell(*numbers, curve.share is not None) for layer, *numbers in each}
+    return {layer: _cell(mean, low, high, ends) for layer, mean, low, high in each}
 
 
 def _cell(mean: float, low: float, high: float, ends: bool = False) -> str:
