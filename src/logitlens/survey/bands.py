@@ -9,8 +9,8 @@ A position is the number of tokens before it that the model sees (its place in t
 
 the sums by which `sketch.mean_and_error` gives a mean and its error; bins (`sketch.bins_of`) of loss,
 rank, entropy and kl; how many positions settle at the layer; and for each threshold how many would exit
-there if reading stopped at the first layer whose top token has at least that probability, with how many
-of them agree with the final layer and how many are right.
+there if reading stopped at the first layer whose top token has at least that probability: all, those that
+agree with the final layer, those after which a token follows, and those that are right.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ MEANS = ("loss", "right", "agree", "entropy", "kl")
 SKETCHED = ("loss", "rank", "entropy", "kl")
 OF_NEXT = ("loss", "right", "rank")  # of positions after which a token follows
 THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+EXITS = ("", "_agree", "_next", "_right")
 KEYS = ("lens", "layer", "block", "band", "first", "last")
 CELLS = {  # the columns of a cell, which its document's conditions follow
     "document": "int64", "position": "int32", "seen": "int32", "token": "int32", "text": "string",
@@ -62,7 +63,7 @@ class Bands:
         self.bins = {q: np.zeros((L, B, sketch.BINS), np.int64) for q in SKETCHED}
         self.settled_LB = np.zeros((L, B), np.int64)
         self.nonfinite_LB = np.zeros((L, B), np.int64)
-        self.exits = {what: np.zeros((L, B, E), np.int64) for what in ("", "_agree", "_right")}
+        self.exits = {what: np.zeros((L, B, E), np.int64) for what in EXITS}
 
     def add(self, read: Sequence[tuple[Window, dict[str, np.ndarray]]]) -> None:
         """The counted positions of some windows, N together; arrays as in `Rows`."""
@@ -102,7 +103,8 @@ class Bands:
                 self.bins[name] += _counted(self.bins[name], places)
         whole_N = good_LN.all(0)
         self._leave(
-            agree_LN[:, whole_N], (right_LN & next_LN)[:, whole_N], sure_LN[:, whole_N], band_N[whole_N]
+            agree_LN[:, whole_N], right_LN[:, whole_N], next_LN[-1, whole_N], sure_LN[:, whole_N],
+            band_N[whole_N],
         )  # fmt: skip
 
     def _runs(
@@ -121,7 +123,12 @@ class Bands:
         return np.concatenate(bands), np.concatenate(starts), np.concatenate(documents)
 
     def _leave(
-        self, agree_LN: np.ndarray, right_LN: np.ndarray, sure_LN: np.ndarray, band_N: np.ndarray
+        self,
+        agree_LN: np.ndarray,
+        right_LN: np.ndarray,
+        next_N: np.ndarray,
+        sure_LN: np.ndarray,
+        band_N: np.ndarray,
     ) -> None:
         """Where positions settle, and where they would exit; of those that are finite everywhere."""
         (L, N), B = agree_LN.shape, len(self.edges)
@@ -132,9 +139,8 @@ class Bands:
             sure[-1] = True
             layer_N = sure.argmax(0)
             cell_N, at = layer_N * B + band_N, (layer_N, np.arange(N))
-            for what, those_N in (
-                ("", slice(None)), ("_agree", agree_LN[at]), ("_right", right_LN[at])
-            ):  # fmt: skip
+            those = (slice(None), agree_LN[at], next_N, next_N & right_LN[at])
+            for what, those_N in zip(EXITS, those):
                 exits_LB = self.exits[what][..., e]
                 exits_LB += _counted(exits_LB, cell_N[those_N])
 

@@ -1,8 +1,9 @@
 """Means and quantiles over prompts, with 95 % intervals of a seeded bootstrap (Efron 1979).
 
-Percentiles of a bootstrap are too narrow for few units. They are those of Hesterberg 2015 ("What teachers
-should know about the bootstrap", section 5.3), wider by √(U / (U − 1)) and Student's t: 0.9 and 99.1 for ten
-units, 2.3 and 97.7 for a hundred. Of fewer than five units even the lowest and the highest are too near.
+Percentiles of a bootstrap are too narrow for few units. These are the expanded ones of Hesterberg 2015 ("What
+teachers should know about the bootstrap", The American Statistician 69:4), wider by √(U / (U − 1)) and
+Student's t: 0.9 and 99.1 for ten units, 2.3 and 97.7 for a hundred. Of fewer than five units even the lowest
+and the highest draw are too near.
 
 N prompts, L layers; U units, of prompts that are drawn together; B draws, b of them at a time.
 """

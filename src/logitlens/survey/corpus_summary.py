@@ -81,7 +81,8 @@ def _exits(key: tuple[str, str, str], rows: pandas.DataFrame, n: int) -> list[Cu
         values = {
             "exit_layer": (left_LE * layer_L[:, None]).sum(0) / total_E,
             "exit_agree": np.stack(rows["exits_agree"].to_list()).sum(0) / total_E,
-            "exit_right": np.stack(rows["exits_right"].to_list()).sum(0) / rows["next"].iloc[-1],
+            "exit_right": np.stack(rows["exits_right"].to_list()).sum(0)
+            / np.stack(rows["exits_next"].to_list()).sum(0),
         }
     labels = [f"{t:g}" for t in bands.THRESHOLDS]
     none = np.full(len(labels), np.nan)
