@@ -15,7 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from logitlens.files import replacing, write_text
-from logitlens.survey.summary import Curve, summarise, table
+from logitlens.survey.curves import Curve
+from logitlens.survey.summary import summarise, table
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTS = ROOT / "recipes" / "demo_model" / "heldout_facts.jsonl"

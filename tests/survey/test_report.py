@@ -18,10 +18,12 @@ from logitlens.cli import main
 from logitlens.lenses import TunedLens, save
 from logitlens.survey import bootstrap
 from logitlens.survey.bootstrap import interval, quantiles, student
+from logitlens.survey.curves import MEASURES
 from logitlens.survey.find import find
+from logitlens.survey.groups import QUANTILED
 from logitlens.survey.plan import Plan
 from logitlens.survey.report import report
-from logitlens.survey.summary import MEASURES, QUANTILED, summarise, table
+from logitlens.survey.summary import summarise, table
 from logitlens.view import page
 from logitlens.view.survey import figure, markdown
 from tests.lenses.test_store import tuned

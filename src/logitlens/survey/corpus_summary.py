@@ -17,7 +17,8 @@ from logitlens.survey import bands
 from logitlens.survey import plan as planning
 from logitlens.survey.bootstrap import student
 from logitlens.survey.commit import Folder
-from logitlens.survey.summary import SAMPLE, Curve, Histogram, Kept, KeptPrompt, Summary
+from logitlens.survey.curves import Curve, Histogram, Kept, KeptPrompt, Summary
+from logitlens.survey.summary import SAMPLE
 
 if TYPE_CHECKING:
     import pandas

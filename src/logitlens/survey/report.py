@@ -14,10 +14,11 @@ from logitlens.files import replacing, write_text
 from logitlens.storage import is_remote
 from logitlens.survey import corpus_summary
 from logitlens.survey import plan as planning
+from logitlens.survey.curves import MEASURES, KeptPrompt, Summary
 from logitlens.survey.measure import is_json
 from logitlens.survey.plan import Plan
 from logitlens.survey.run import status
-from logitlens.survey.summary import MEASURES, KeptPrompt, Summary, summarise, table
+from logitlens.survey.summary import summarise, table
 from logitlens.view import survey as view
 
 SUFFIXES = (".html", ".png", ".svg", ".pdf", ".md")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from logitlens.survey.summary import Curve, Kept, Summary
+    from logitlens.survey.curves import Curve, Kept, Summary
 
 COLUMNS = ("top", "logprob", "rank", "margin", "kl", "entropy")
 STYLE = """.behind {{ display: none; border: 1px solid #bbb; padding: .5rem 1rem; margin: 1rem 0 }}

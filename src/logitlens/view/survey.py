@@ -1,6 +1,6 @@
 """A survey's report: curves over layers with intervals, contrasts, histograms; as figure, text, page.
 
-It needs the numbers of `logitlens.survey.summary`, handed over as plain objects, and no model.
+It needs the numbers of `logitlens.survey.curves`, handed over as plain objects, and no model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from logitlens.survey.summary import Curve, Histogram, Summary
+    from logitlens.survey.curves import Curve, Histogram, Summary
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#7a5cc2")
 MARKS = "os^Dv*PX"

@@ -1,0 +1,116 @@
+"""What a report shows: curves, histograms and a sample of prompts, and what the measures are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+RANKS = (1, 5, 10)
+QUANTILES = (0.1, 0.5, 0.9)
+MEASURES = {  # name: (what it is, its unit or "")
+    "logprob": ("log-probability of the answer", "nats"),
+    "first_logprob": ("log-probability of the answer's first token", "nats"),
+    "rank": ("best rank of an answer's first token", ""),
+    "margin": ("right − wrong", "nats"),
+    "correct": ("prompts answered correctly", ""),
+    **{f"top{k}": (f"answer's first token at rank ≤ {k}" if k > 1 else "answer's first token is on top", "")
+       for k in RANKS},
+    "kl": ("KL(final ‖ layer)", "nats"),
+    "entropy": ("entropy", "nats"),
+    "agree": ("same top token as the final layer", ""),
+}  # fmt: skip
+
+
+def ordered(measures: Iterable[str]) -> list[str]:
+    """Those of MEASURES in their order, then the others."""
+    given = list(measures)
+    return [*(m for m in MEASURES if m in given), *(m for m in given if m not in MEASURES)]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One measure of one group of prompts over layers: mean, low, high, each (L,); n prompts that have it.
+
+    share   of the prompts that are no higher, where it is a quantile that `mean` holds; else None
+    """
+
+    survey: str
+    lens: str
+    group: str
+    measure: str
+    layers: list[str]
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    n: int
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Where something first happens: counts for each layer and, last, for never.
+
+    spread   "mean" and quantiles of the layer's number (embed −1), of the prompts to which it happens:
+             value, low, high
+    """
+
+    survey: str
+    lens: str
+    group: str
+    what: str
+    layers: list[str]
+    counts: np.ndarray
+    spread: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class KeptPrompt:
+    """A prompt and the numbers of its last position, a mapping for each layer.
+
+    where   the condition by which `survey find` finds it    again   the command that reads it again, for a page
+    """
+
+    prompt: str
+    answer: str
+    rows: list[dict[str, Any]]
+    where: str
+    again: str = ""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A sample of the prompts of one survey, lens and group, `of` how many."""
+
+    survey: str
+    lens: str
+    group: str
+    of: int
+    prompts: list[KeptPrompt]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a report shows.
+
+    curves      a measure for each lens and group          contrasts   paired differences of two groups
+    quantiles   of the same, QUANTILES of each
+    histograms  of the settled layer, and of the first layer with rank 1, ≤ 5 and ≤ 10
+    shifts      contrasts of these layers; a curve's `layers` are their names
+    exits       of a corpus: what an early exit gives, over thresholds
+    kept        prompts behind the curves of each lens and group, for a page
+    by          the condition that groups the prompts, or ""          unit   what is counted
+    """
+
+    by: str
+    curves: list[Curve] = field(default_factory=list)
+    quantiles: list[Curve] = field(default_factory=list)
+    contrasts: list[Curve] = field(default_factory=list)
+    histograms: list[Histogram] = field(default_factory=list)
+    shifts: list[Curve] = field(default_factory=list)
+    exits: list[Curve] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
+    unit: str = "prompts"
+    meta: dict[str, Any] = field(default_factory=dict)

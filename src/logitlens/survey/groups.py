@@ -1,0 +1,170 @@
+"""The prompts of one group as arrays: their curves over layers, where things happen, and the differences of
+two groups.
+
+N prompts, L layers, M moments (see `Group.moments`), S shares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from logitlens.errors import FormatError
+from logitlens.survey.bootstrap import interval, quantiles
+from logitlens.survey.curves import QUANTILES, RANKS, Curve, Histogram, ordered
+
+if TYPE_CHECKING:
+    import pandas
+
+QUANTILED = ("logprob", "first_logprob", "rank", "margin", "kl", "entropy")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Of one survey, lens and group, which `key` names.
+
+    values   measure → (N, L), nan where it is missing      units   (N,): prompts that belong together
+    """
+
+    key: tuple[str, str, str]
+    layers: list[str]
+    values: dict[str, np.ndarray]
+    rank_NL: np.ndarray
+    units: np.ndarray
+    ids: list[str]
+
+    def moments(self) -> dict[str, np.ndarray]:
+        """What happens at some layer → the row of that layer for each prompt (N,): L where it never does,
+        −1 where it cannot, as there is no answer."""
+        L = len(self.layers)
+        run_N = np.cumprod(self.values["agree"][:, ::-1] == 1, axis=1).sum(1).astype(int)
+        out = {"settled layer": np.where(run_N > 0, L - run_N, L)}
+        for k in RANKS if "top1" in self.values else ():
+            hits_NL = self.values[f"top{k}"] == 1
+            row_N = np.where(hits_NL.any(1), hits_NL.argmax(1), L)
+            absent_N = np.isnan(self.values[f"top{k}"]).all(1)
+            place = f"at rank ≤ {k}" if k > 1 else "on top"
+            out[f"first layer with the answer {place}"] = np.where(absent_N, -1, row_N)
+        return out
+
+    def numbers(self) -> np.ndarray:
+        """(N, M) for each of `moments` the layer's number, embed being −1; nan where there is none."""
+        number_L = [-1.0 if layer == "embed" else float(layer) for layer in self.layers]
+        number_R = np.array([*number_L, np.nan, np.nan])  # never, and what cannot
+        return np.stack([number_R[row_N] for row_N in self.moments().values()], 1)
+
+    def curves(self, seed: int, draws: int) -> list[Curve]:
+        """The mean of every measure."""
+        return [
+            Curve(*self.key, measure, self.layers, *interval(values_NL, self.units, seed, draws),
+                  _having(values_NL))
+            for measure, values_NL in self.values.items()
+        ]  # fmt: skip
+
+    def quantiles(self, seed: int, draws: int) -> list[Curve]:
+        """QUANTILES of those measures that have them."""
+        out = []
+        for measure in QUANTILED:
+            values_NL = self.rank_NL if measure == "rank" else self.values.get(measure)
+            if values_NL is None or np.isnan(values_NL).all():
+                continue
+            several_S3L = quantiles(values_NL, self.units, QUANTILES, seed, draws)
+            n = _having(values_NL)
+            out += [
+                Curve(*self.key, measure, self.layers, value_L, low_L, high_L, n, share)
+                for share, (value_L, low_L, high_L) in zip(QUANTILES, several_S3L)
+            ]
+        return out
+
+    def histograms(self, seed: int, draws: int) -> list[Histogram]:
+        """Where it happens at how many prompts, and the mean and quantiles of these layers."""
+        numbers_NM, L = self.numbers(), len(self.layers)
+        mean_3M = np.stack(interval(numbers_NM, self.units, seed, draws))
+        several_S3M = quantiles(numbers_NM, self.units, QUANTILES, seed, draws)
+        out = []
+        for m, (what, row_N) in enumerate(self.moments().items()):
+            spread = {"mean": tuple(mean_3M[:, m].tolist())}
+            spread |= {f"{s:.0%}": tuple(x[:, m].tolist()) for s, x in zip(QUANTILES, several_S3M)}
+            counts = np.bincount(row_N[row_N >= 0], minlength=L + 1)
+            out.append(Histogram(*self.key, what, self.layers, counts, spread))
+        return out
+
+
+def _having(values_NL: np.ndarray) -> int:
+    """How many prompts have a value at any layer."""
+    return int((~np.isnan(values_NL)).any(1).sum())
+
+
+def group(key: tuple[str, str, str], rows: pandas.DataFrame) -> Group:
+    """The rows of a table by one lens."""
+    blocks = sorted(set(rows["block"]))
+    layers = ["embed" if b < 0 else str(b) for b in blocks]
+    rows = rows.sort_values(["prompt_index", "block"], kind="stable")
+    L = len(blocks)
+    values: dict[str, np.ndarray] = {}
+    for name in ("logprob", "first_logprob", "margin", "kl", "entropy", "correct", "agree"):
+        values[name] = rows[name].astype("float64").to_numpy().reshape(-1, L)
+    rank_NL = rows["rank"].astype("float64").to_numpy().reshape(-1, L)
+    for k in RANKS:
+        values[f"top{k}"] = np.where(np.isnan(rank_NL), np.nan, rank_NL <= k)
+    for name in rows.columns:
+        if str(name).startswith("set_") and not str(name).endswith("_rank"):
+            values[f"P({str(name)[4:]})"] = np.exp(
+                rows[name].astype("float64").to_numpy().reshape(-1, L)
+            )
+    ids = rows["id"].to_numpy()[::L].tolist()
+    units = np.unique(np.array(ids, dtype=str), return_inverse=True)[1]
+    if np.isnan(values["margin"]).all():
+        del values["correct"]  # it is the same as top1
+    if np.array_equal(values["first_logprob"], values["logprob"], equal_nan=True):
+        del values["first_logprob"]  # all answers are one token
+    kept = {m: v for m, v in values.items() if not np.isnan(v).all() or m == "agree"}
+    return Group(key, layers, {m: kept[m] for m in ordered(kept)}, rank_NL, units, ids)
+
+
+def contrasts(
+    survey: str,
+    lens: str,
+    groups: dict[str, Group],
+    contrast: tuple[str, str],
+    seed: int,
+    draws: int,
+) -> tuple[list[Curve], list[Curve]]:
+    """b − a over the ids that both groups have: of every measure, and of the layers of `moments`."""
+    for name in contrast:
+        if name not in groups:
+            raise FormatError(f"no prompts of {name!r}: expected two of {', '.join(groups)}")
+    a, b = (groups[name] for name in contrast)
+    if a.layers != b.layers:
+        raise FormatError(f"{contrast[0]} and {contrast[1]} were read at other layers")
+    places_a, places_b = _places(a.ids), _places(b.ids)
+    shared = [i for i in places_a if i in places_b]
+    if not shared:
+        raise FormatError(
+            f"{contrast[0]} and {contrast[1]} share no id: give paired prompts the same id"
+        )
+
+    def paired(measure: str, names: list[str], of_a: np.ndarray, of_b: np.ndarray) -> Curve:
+        values_NL = np.stack(
+            [of_b[places_b[i]].mean(0) - of_a[places_a[i]].mean(0) for i in shared]
+        )
+        return Curve(survey, lens, f"{contrast[1]} − {contrast[0]}", measure, names,
+                     *interval(values_NL, np.arange(len(shared)), seed, draws), _having(values_NL))  # fmt: skip
+
+    both = ordered(m for m in a.values if m in b.values)
+    names = [name for name in a.moments() if name in b.moments()]
+    M = len(names)  # of the answer, or of none
+    return (
+        [paired(m, a.layers, a.values[m], b.values[m]) for m in both],
+        [paired("layer", names, a.numbers()[:, :M], b.numbers()[:, :M])],
+    )
+
+
+def _places(ids: list[str]) -> dict[str, list[int]]:
+    """id → where it occurs."""
+    out: dict[str, list[int]] = {}
+    for n, name in enumerate(ids):
+        out.setdefault(name, []).append(n)
+    return out
