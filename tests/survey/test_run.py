@@ -319,6 +319,17 @@ def test_a_line_that_cannot_be_read_is_named_or_skipped_and_counted(tmp_path, li
     assert len(found.skipped) == 1
 
 
+def test_a_prompt_without_an_id_is_no_pair_of_one_that_is_called_by_its_number(tmp_path):
+    items = [
+        {"prompt": "a"},
+        {"prompt": "b", "id": "0"},
+        {"prompt": "c"},
+        {"prompt": "d", "id": ""},
+    ]
+    found = labelled.read(write_lines(tmp_path / "p.jsonl", items))
+    assert [item.id for item in found.items] == ["0 without id", "0", "2", "3"]
+
+
 def test_null_is_not_given(tmp_path):
     items = [
         {"prompt": "a", "messages": None, "id": None, "answer": None, "sets": None, "kind": None}

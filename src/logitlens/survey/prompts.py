@@ -19,7 +19,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,8 @@ def read(
     if not items:
         why = f"; the first of {len(skipped)}: {skipped[0]}" if skipped else ""
         raise PromptError(f"{file} holds no prompts that can be read{why}")
+    named = {item.id for item in items}
+    items = [item if item.id else replace(item, id=_own_id(item.index, named)) for item in items]
     types = _types(items)
     sets = dict.fromkeys(name for item in items for name in item.sets)
     taken: set[str] = set()
@@ -114,6 +116,11 @@ def read(
         taken.add(name.lower())
     digest = hashlib.sha256(data).hexdigest()
     return Prompts(path, len(data), digest, items, types, skipped)
+
+
+def _own_id(index: int, named: set[str]) -> str:
+    """Of a prompt without an id: its number, unless another is called so."""
+    return str(index) if str(index) not in named else f"{index} without id"
 
 
 def _records(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
@@ -255,7 +262,7 @@ def _item(record: Any, where: str, index: int, reserved: frozenset[str]) -> Item
     sets = {k: v for k, v in pairs if v is not None}  # Parquet names every set in every row
     if not (isinstance(named, Mapping) and all(isinstance(v, list) and v for v in sets.values())):
         raise FormatError(f"{where}: expected sets as lists of tokens by name")
-    name = str(record.get("id", index))
+    name = str(record.get("id", ""))
     if not all(map(naming.is_text, (name, *sets))):
         raise FormatError(f"{where}: its id, or the name of a set, is text that cannot be written")
     return Item(
