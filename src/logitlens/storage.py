@@ -224,7 +224,8 @@ class _Remote(Storage):
 
     def _move_there(self, name: str, data: bytes) -> None:
         """Under another name first: a writer that is killed leaves no part of a file."""
-        temporary = f"{self._path(name)}.{secrets.token_hex(4)}.tmp"
+        folder, _, last = self._path(name).rpartition("/")
+        temporary = f"{folder}/.{last}.{secrets.token_hex(4)}.tmp"
         try:
             self.fs.pipe_file(temporary, data)
             self.fs.mv(temporary, self._path(name))

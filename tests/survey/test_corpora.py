@@ -22,7 +22,7 @@ from logitlens.readout import engine
 from logitlens.survey import bands, corpus_summary, sketch
 from logitlens.survey.bootstrap import student
 from logitlens.survey.commit import Folder
-from logitlens.survey.documents import Windows
+from logitlens.survey.documents import FILES, Windows
 from logitlens.survey.find import again, find
 from logitlens.survey.plan import Settings
 from logitlens.survey.report import report
@@ -162,7 +162,7 @@ def test_shards_of_any_size_add_up_to_the_same(corpus, size):
     for name in one.columns:
         if name.endswith(("_bins", "settled")) or "exits" in name or "_p" in name:
             continue  # floats on an edge may round
-        if name in ("documents",) or "squares" in name or "cross" in name or "error" in name:
+        if "documents" in name or "squares" in name or "cross" in name or "error" in name:
             continue  # a document in two shards counts as two
         if one[name].dtype.kind == "f":
             np.testing.assert_allclose(one[name], other[name], rtol=1e-3, atol=1e-4)
@@ -189,6 +189,10 @@ def test_a_left_corpus_survey_goes_on_without_its_text_and_gives_the_same_bytes(
     prompts = write_lines(folder.parent / "p.jsonl", [{"prompt": "Paris"}])
     with pytest.raises(SurveyError, match="another: input: it was text, now labelled prompts. Ask"):
         run(prompts, folder, model, source=str(saved), loading={})
+    before = {name: (folder / name).read_bytes() for name in FILES}
+    with pytest.raises(SurveyError, match='another: corpus field: "text", now "body"'):
+        corpus("left", "\n\n".join(TEXTS).encode(), cells=True, field="body")
+    assert before == {name: (folder / name).read_bytes() for name in FILES}
     with pytest.raises(SurveyError, match="settings overlap: 4, now 2"):
         corpus("left", "\n\n".join(TEXTS).encode(), cells=True, overlap=2)
 
@@ -214,6 +218,31 @@ def test_what_cannot_be_read_is_named_with_file_and_line_or_skipped_and_counted(
     assert plan["corpus"]["bad"] == len(plan["skipped"]) >= 1
     assert said in plan["skipped"][0]
     assert documents is None or plan["corpus"]["documents"] == documents
+
+
+def test_ids_without_a_tokenizer_are_skipped_like_others(saved, tmp_path):
+    bare = logitlens.load(tiny_gpt2())
+    path = write_lines(tmp_path / "ids.jsonl", [{"ids": [1, 2]}, {"ids": [99999]}, {"ids": [3]}])
+    settings = Settings(length=8, bad="skip")
+    found = run(path, tmp_path / "a", bare, source=str(saved), loading={}, settings=settings)
+    assert found.plan.facts["corpus"]["documents"] == 2
+    with pytest.raises(PromptError, match=r"line 2: .*\(--bad skip leaves such lines out\)"):
+        run(path, tmp_path / "b", bare, source=str(saved), loading={}, settings=Settings(length=8))
+    text = write_lines(tmp_path / "text.jsonl", [{"text": "Paris"}])
+    with pytest.raises(PromptError, match="loaded without a tokenizer"):
+        run(text, tmp_path / "c", bare, source=str(saved), loading={}, settings=settings)
+
+
+def test_means_of_the_token_that_follows_are_of_the_documents_that_have_one(corpus):
+    data = "".join(json.dumps({"ids": ids}) + "\n" for ids in [[1], [2], [3, 4], [5, 6]]).encode()
+    table = frame(corpus("a", data, name="ids.jsonl"))
+    everything = table[table.band == "all"]
+    assert (everything.documents == 4).all()
+    assert (everything.next_documents == 2).all()
+    found = corpus_summary.summarise({"a": table})
+    (loss,) = [c for c in found.curves if c.measure == "loss" and c.group == "all positions"]
+    half = everything.loss_error.to_numpy() * student(1)
+    np.testing.assert_allclose(loss.high - loss.mean, half)
 
 
 def test_a_corpus_without_text_is_refused_and_leaves_nothing(corpus, tmp_path):
@@ -390,7 +419,7 @@ def test_what_documents_say_of_themselves_are_conditions_of_their_cells(
     plan = json.loads((folder / "plan.json").read_text())
     assert plan["conditions"] == {"language": "string", "year": "int", "id": "string", "n": "float"}
     assert plan["corpus"]["left_out"] == {
-        "Language": "only capitals tell it from 'language'", "meta": "it holds lists, objects or bytes",
+        "Language": "it differs only in capitals from 'language'", "meta": "it holds lists, objects or bytes",
         "kl": "it is a column of the survey", "prompt": "it is a column of the survey",
     }  # fmt: skip
     assert len(plan["shards"]) > 3

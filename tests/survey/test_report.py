@@ -93,6 +93,17 @@ def test_intervals_of_few_prompts_are_hardly_too_narrow(units, least):
     assert least <= held / 300 <= 0.99
 
 
+def test_what_happens_to_one_prompt_alone_has_no_interval(folder):
+    frame = table(folder)
+    frame["rank"] = 50
+    frame.loc[(frame.prompt_index == 3) & (frame.block == 1), "rank"] = 1
+    (bars,) = [h for h in summarise({"a": frame}).histograms if h.what.endswith("on top")]
+    assert bars.counts.tolist() == [0, 0, 1, *[0] * (len(bars.layers) - 3), bars.counts[-1]]
+    for mean, low, high in bars.spread.values():
+        assert mean == 1
+        assert np.isnan([low, high]).all()
+
+
 def test_students_t_is_that_of_the_tables():
     true = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 30: 2.042, 120: 1.980}
     for freedom, value in true.items():
@@ -145,9 +156,10 @@ def test_layers_at_which_it_happens_have_means_quantiles_and_contrasts(folder):
             assert low <= mean <= high
             assert bars.spread["50%"][0] == np.quantile(mine, 0.5, method="inverted_cdf")
             means.append(mine.groupby(order.id.reindex(mine.index)).mean())
-        (shift,) = found.shifts
+        (shift,) = [c for c in found.shifts if c.measure == what]
         pairs = (means[1] - means[0]).dropna()
-        assert shift.mean[shift.layers.index(what)] == pytest.approx(pairs.mean())
+        assert shift.mean.item() == pytest.approx(pairs.mean())
+        assert shift.n == len(pairs)
     assert "## Contrast: layers" in markdown(found, MEASURES)
 
 

@@ -191,6 +191,8 @@ def test_what_another_worker_is_about_to_commit_is_left_to_it(survey):
     left = [folder / "parts" / ".00002.parquet.0123abcd.tmp.parquet", folder / ".x.0123abcd.tmp"]
     for path in (held, *left):
         path.write_bytes(b"PAR1")
+    (folder / "commits" / "00000.json").unlink()
+    (folder / "parts" / "00000.parquet").write_bytes(b"PAR1")  # spoilt, and of no record
     with open(held, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         found = survey.run()

@@ -308,8 +308,11 @@ def _parquet(path: Path, said: str, field: str, others: bool) -> Iterator[Record
         kind = file.schema_arrow.field(field).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise FormatError(f"{said}: the column {field!r} holds {kind}, expected text")
+        names = file.schema_arrow.names
         columns = [c for c in file.schema_arrow if c.name != field] if others else []
-        unread: dict[str, Any] = {c.name: [] for c in columns if _is_large(c.type)}
+        unread: dict[str, Any] = {
+            c.name: [] for c in columns if _is_large(c.type) or names.count(c.name) > 1
+        }
         plain = [c.name for c in columns if c.name not in unread]
         number = 0
         for batch in file.iter_batches(columns=[field, *plain]):

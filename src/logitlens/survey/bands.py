@@ -42,6 +42,11 @@ CELLS = {  # the columns of a cell, which its document's conditions follow
 }  # fmt: skip
 
 
+def units_of(measure: str) -> str:
+    """The column that counts the documents behind a mean."""
+    return "next_documents" if measure in OF_NEXT else "documents"
+
+
 def edges(length: int) -> list[int]:
     """Where bands begin in windows of so many tokens: 0, 1, 4, 16, …"""
     out = [0, 1]
@@ -167,6 +172,7 @@ class Bands:
         n = {name: count_DLB[:, row, some].sum(-1) for name, count_DLB in self.counts.items()}
         out: dict[str, Any] = {
             "documents": int((n["tokens"] > 0).sum()),
+            "next_documents": int((n["next"] > 0).sum()),
             "nonfinite": int(self.nonfinite_LB[row, some].sum()),
         }
         for name, count_D in n.items():
@@ -248,14 +254,8 @@ def merged(tables: Iterable[pa.Table]) -> pa.Table:
     whole = {name: columns[name] for name in columns}
     for name in MEANS:
         counted = "next" if name in OF_NEXT else "tokens"
-        said = [
-            f"{name}_sum",
-            f"{name}_squares",
-            f"{name}_cross",
-            counted,
-            f"{counted}_squares",
-            "documents",
-        ]
+        said = [f"{name}_sum", f"{name}_squares", f"{name}_cross", counted, f"{counted}_squares"]
+        said.append(units_of(name))
         mean, error = sketch.mean_and_error(*(np.array(columns[c], np.float64) for c in said))
         whole |= {name: mean.tolist(), f"{name}_error": error.tolist()}
     for name in SKETCHED:
@@ -285,7 +285,7 @@ def schema(names: Sequence[str]) -> pa.Schema:
             return pa.int32()
         if name.endswith("_bins") or name.startswith("exits"):
             return pa.list_(pa.int64())
-        whole = name in ("documents", "nonfinite", "tokens", "next", "settled")
+        whole = name in ("documents", "next_documents", "nonfinite", "tokens", "next", "settled")
         return pa.int64() if whole else pa.float64()
 
     return pa.schema([(name, kind(name)) for name in names])

@@ -36,11 +36,10 @@ def interval(
         means_BL = np.concatenate(
             [(w_bU @ sums_UL) / (w_bU @ counts_UL) for w_bU in _weights(U, seed, draws)]
         )
-    there = int(counts_UL.any(1).sum())
-    if there < 2:
-        return mean_L, mean_L * np.nan, mean_L * np.nan
-    ends_2L, some_L = np.full((2, len(mean_L)), np.nan), ~np.isnan(mean_L)
-    ends_2L[:, some_L] = np.nanpercentile(means_BL[:, some_L], _ends(there), axis=0)
+    ends_2L = np.full((2, len(mean_L)), np.nan)
+    for row, there in enumerate((counts_UL > 0).sum(0).tolist()):
+        if there > 1:
+            ends_2L[:, row] = np.nanpercentile(means_BL[:, row], _ends(there))
     return mean_L, ends_2L[0], ends_2L[1]
 
 

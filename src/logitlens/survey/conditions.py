@@ -69,7 +69,8 @@ def is_text(value: Any) -> bool:
 class Noted:
     """What documents say of themselves, noted while they are read.
 
-    left_out   by name, why values of it are no condition: a whole corpus is not refused for a column
+    left_out   by name, why values of it are no condition, of up to MOST: a whole corpus is not refused for
+               a column
     """
 
     def __init__(self, own: Collection[str]):
@@ -90,7 +91,8 @@ class Noted:
                 continue
             if why := self._unfit(name, value):
                 shown = name.encode("utf-8", "backslashreplace").decode()
-                self.left_out.setdefault(shown, why)
+                if len(self.left_out) < MOST:
+                    self.left_out.setdefault(shown, why)
                 continue
             self._kinds.setdefault(name, set()).add(type(value))
             kept[name] = value
@@ -106,9 +108,9 @@ class Noted:
         if not is_text(value) or (isinstance(value, str) and len(value) > LONGEST):
             return f"it holds texts of more than {LONGEST:,} letters, or that cannot be written"
         if name not in self._kinds and len(self._kinds) == MOST:
-            return f"there are {MOST} before it"
+            return f"only the first {MOST} are kept"
         if self._plain.setdefault(name.lower(), name) != name:
-            return f"only capitals tell it from {self._plain[name.lower()]!r}"
+            return f"it differs only in capitals from {self._plain[name.lower()]!r}"
         return ""
 
 

@@ -62,7 +62,7 @@ def summarise(frames: dict[str, pandas.DataFrame]) -> Summary:
                 mean = rows[measure].to_numpy(np.float64)
                 error = nothing
                 if f"{measure}_error" in rows:
-                    wide = [student(n - 1) for n in rows["documents"].tolist()]
+                    wide = [student(n - 1) for n in rows[bands.units_of(measure)].tolist()]
                     error = np.array(wide) * rows[f"{measure}_error"].to_numpy(np.float64)
                 found.curves.append(
                     Curve(*key, measure, layers, mean, mean - error, mean + error, n)

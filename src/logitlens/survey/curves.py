@@ -98,7 +98,7 @@ class Summary:
     curves      a measure for each lens and group          contrasts   paired differences of two groups
     quantiles   of the same, QUANTILES of each
     histograms  of the settled layer, and of the first layer with rank 1, ≤ 5 and ≤ 10
-    shifts      contrasts of these layers; a curve's `layers` are their names
+    shifts      contrasts of these layers, over the pairs to which it happens; each has one place
     exits       of a corpus: what an early exit gives, over thresholds
     kept        prompts behind the curves of each lens and group, for a page
     by          the condition that groups the prompts, or ""          unit   what is counted

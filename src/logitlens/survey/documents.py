@@ -231,8 +231,8 @@ def _write(
             try:
                 ids = corpus.ids_of(document, model)
             except PromptError as error:
-                if model.tokenizer is None:  # no document of text can be read
-                    raise
+                if model.tokenizer is None and isinstance(document.content, str):
+                    raise  # no document of text can be read
                 bad(error)
                 continue
             if not len(ids):

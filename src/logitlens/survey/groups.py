@@ -154,11 +154,10 @@ def contrasts(
                      *interval(values_NL, np.arange(len(shared)), seed, draws), _having(values_NL))  # fmt: skip
 
     both = ordered(m for m in a.values if m in b.values)
-    names = [name for name in a.moments() if name in b.moments()]
-    M = len(names)  # of the answer, or of none
+    moments = zip(a.moments(), a.numbers().T, b.numbers().T)  # of one of them maybe the first alone
     return (
         [paired(m, a.layers, a.values[m], b.values[m]) for m in both],
-        [paired("layer", names, a.numbers()[:, :M], b.numbers()[:, :M])],
+        [paired(name, ["layer"], of_a[:, None], of_b[:, None]) for name, of_a, of_b in moments],
     )
 
 

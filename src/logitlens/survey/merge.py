@@ -48,7 +48,7 @@ def _origin(plan: Plan) -> str:
     """What a table says of itself when it is away from its folder, as JSON."""
     model, hashes = plan.facts["model"], {x["said"]: x.get("hash") for x in plan.facts["lenses"]}
     name = model["name"]
-    name = os.path.basename(name) if os.path.isabs(name) else name
+    name = Path(name).name if os.path.isabs(name) else name
     known = {"name": name, "revision": model["revision"], "weights": model["weights"]}
     lenses = {each: hashes[said] for each, said in plan.lenses.items()}
     edits = [str(edit) for edit in plan.edits]

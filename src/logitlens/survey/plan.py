@@ -31,7 +31,7 @@ from logitlens.survey.bands import CELLS
 from logitlens.survey.commit import Folder
 from logitlens.survey.prompts import Prompts
 
-FORMAT, VERSION = "logitlens.survey", 3
+FORMAT, VERSION = "logitlens.survey", 4
 PLAN = "plan.json"
 SAMPLE = 64  # numbers of every parameter that go into the model's hash
 BYTES = 400_000  # of several labelled prompts in one shard, some 100,000 tokens
@@ -205,8 +205,11 @@ def of_corpus(
         )
     made, size, sha256 = documents.made_of(source, model, settings.field, settings.bad == "skip")
     _only_a_survey(folder)
-    if (there := _there(folder)) is not None and there.facts["input"]["sha256"] != sha256:
-        raise SurveyError(_begun_with(folder, [_other_input(there, size)]))
+    if (there := _there(folder)) is not None:  # refused before its ids are overwritten
+        if there.facts["input"]["sha256"] != sha256:
+            raise SurveyError(_begun_with(folder, [_other_input(there, size)]))
+        if there.is_corpus and (was := there.facts["corpus"]["made_of"]) != made:
+            raise SurveyError(_begun_with(folder, _changes(was, made, "corpus")))
     facts = documents.tokenise(folder.place, source, model, made, own=(*CELLS, "prompt", "answer"))
     windows = documents.windows(folder.place, settings.length, settings.overlap)
     if edits is not None:

@@ -31,6 +31,7 @@ from logitlens.survey import conditions as naming
 FIELDS = ("prompt", "messages", "answer", "wrong", "sets", "id")
 LINE = 1 << 22  # bytes of one line
 NEWLINE = b"\n"
+WITHOUT = " without id"
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def read(
 
 def _own_id(index: int, named: set[str]) -> str:
     """Of a prompt without an id: its number, unless another is called so."""
-    return str(index) if str(index) not in named else f"{index} without id"
+    return str(index) if str(index) not in named else f"{index}{WITHOUT}"
 
 
 def _records(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,7 @@ from logitlens.survey.commit import Folder
 from logitlens.survey.curves import Kept, KeptPrompt, Summary
 from logitlens.survey.groups import Group, contrasts, group
 from logitlens.survey.measure import COLUMNS
+from logitlens.survey.prompts import WITHOUT
 
 if TYPE_CHECKING:
     import pandas
@@ -113,7 +114,8 @@ def _require_pairs(frames: dict[str, pandas.DataFrame], contrast: tuple[str, str
         if name not in frames:
             raise FormatError(f"no survey {name!r}: expected two of {', '.join(frames)}")
         mine = frames[name].drop_duplicates("prompt_index")
-        numbered = mine.loc[mine["id"] == mine["prompt_index"].astype(str)]
+        own = mine["prompt_index"].astype(str)
+        numbered = mine.loc[(mine["id"] == own) | (mine["id"] == own + WITHOUT)]
         prompts.append(dict(zip(numbered["id"], numbered["prompt"])))
     for i in prompts[0].keys() & prompts[1].keys():
         if prompts[0][i] != prompts[1][i]:

@@ -202,12 +202,11 @@ def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str 
         out += _table(rows, ["", *heads, *layers])
     if summary.shifts:
         out += ["## Contrast: layers", ""]
-        names = summary.shifts[0].layers
         rows = [
-            [name_of(c, summary), str(c.n), *map(_cell, c.mean, c.low, c.high)]
+            [c.measure, name_of(c, summary), str(c.n), *map(_cell, c.mean, c.low, c.high)]
             for c in summary.shifts
         ]
-        out += _table(rows, ["", summary.unit, *names])
+        out += _table(rows, ["", "", "pairs to which it happens", "difference"])
     return "\n".join(out)
 
 
