@@ -158,9 +158,10 @@ class Actor:
 def ray_data(model: logitlens.LensModel, ids_NT: Tensor) -> None:
     import ray
 
+    shape = "demo" if model.vocab_size < 10_000 else "gpt2"
     with tempfile.TemporaryDirectory() as folder:
         ray.data.from_numpy(ids_NT.numpy()).map_batches(
-            Actor, fn_constructor_args=("demo",), batch_size=BATCH, concurrency=1, num_cpus=2
+            Actor, fn_constructor_args=(shape,), batch_size=BATCH, concurrency=1, num_cpus=2
         ).write_parquet(folder)
 
 
@@ -256,8 +257,7 @@ def cases(options: argparse.Namespace) -> list[tuple[str, str, str, int, int]]:
     if "corpus" in options.only:
         for shape in options.shapes:
             tokens = options.tokens or TOKENS[shape]
-            mine = [c for c in options.contenders if shape == "demo" or c != "ray data"]
-            out += [("corpus", name, shape, tokens, 0) for name in mine]
+            out += [("corpus", name, shape, tokens, 0) for name in options.contenders]
     if "jobs" in options.only:
         out += [("jobs", "survey", "demo", options.tokens or TOKENS["demo"], j) for j in (1, 2)]
     if "memory" in options.only:

@@ -1,7 +1,7 @@
 """A study of the bundled model: at which layer do its 3,109 facts settle, by relation and lens?
 
 `make study` runs the survey (a few minutes on two cores; it goes on where it was left) and writes
-docs/study.md and docs/images/study.png.
+docs/study.md, docs/images/study.png and docs/images/study.html.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from logitlens.files import replacing, write_text
 from logitlens.survey.curves import Curve
+from logitlens.survey.report import report
 from logitlens.survey.summary import summarise, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +40,9 @@ lenses. Intervals are 95 %, from a bootstrap over prompts.
 {table}
 
 {findings}
+
+The survey's own report of all facts together, with the prompts behind its points, is one page that needs no network:
+[images/study.html](images/study.html) (save it and open it in a browser).
 
 The lenses disagree about when an answer is there, and none of them is the model: a tuned lens is trained to predict
 the final output from a layer, so it may say an answer that later layers have yet to compute from what is there. Read
@@ -68,6 +72,8 @@ def main(folder: Path) -> None:
         if each.what == "settled layer"
     }
     write_text(ROOT / "docs" / "study.md", text(curves, relations, settled))
+    title = "Where facts settle: the bundled model's 3,109 facts"
+    report([folder], ROOT / "docs" / "images" / "study.html", title=title)
 
 
 def _of(curves: Sequence[Curve], relation: str, lens: str) -> Curve:
