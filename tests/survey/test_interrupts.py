@@ -24,7 +24,13 @@ def command(path, folder, saved, *words) -> subprocess.Popen:
         [sys.executable, "-m", "logitlens", "survey", "run", str(path), "-o", str(folder), "-m",
          str(saved), "--shard-size", "2", "--threads", "1", "--token-budget", "64", *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=_heed_interrupts,
     )  # fmt: skip
+
+
+def _heed_interrupts() -> None:
+    """A shell that starts tests in the background ignores SIGINT, and so would the command."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def undisturbed(path, folder, saved, model) -> bytes:
@@ -77,5 +83,5 @@ def test_an_interrupt_keeps_what_is_committed_and_the_survey_goes_on(
     assert not left.failed
     assert not [p for p in folder.rglob("*") if "tmp" in p.name]
     parts = {p.stem for p in folder.glob("parts/*")}
-    assert parts == {p.stem for p in folder.glob("commits/*")}
+    assert parts >= {p.stem for p in folder.glob("commits/*")}  # one may wait for its record
     assert undisturbed(path, folder, saved, model) == table

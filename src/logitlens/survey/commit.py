@@ -80,7 +80,10 @@ class Folder:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        data = self.place.create(name, _parquet(table))
+        mine = _parquet(table)
+        data = self.place.create(name, mine)
+        if data == mine:
+            return data
         try:
             there = pq.read_table(io.BytesIO(data))
             if there.schema.equals(table.schema) and there.num_rows == table.num_rows:
@@ -90,7 +93,7 @@ class Folder:
         if self.place.size(self.record(shard)) is not None:
             return data
         self.place.remove(name)
-        return self.place.create(name, _parquet(table))
+        return self.place.create(name, mine)
 
     def fail(self, shard: int, why: str) -> None:
         """Say why a shard was not committed."""
