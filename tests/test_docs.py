@@ -96,6 +96,15 @@ def test_the_version_and_its_date_are_the_same_everywhere():
     ]
 
 
+def test_what_surveys_tells_of_the_study_is_what_the_study_says():
+    said = (ROOT / "docs" / "surveys.md").read_text(encoding="utf-8")
+    paragraph = next(p for p in said.split("\n\n") if p.startswith("[study.md](study.md)"))
+    study = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    numbers = re.findall(r"\d\.\d\d", paragraph)
+    assert len(numbers) == 5
+    assert [n for n in numbers if n not in study.partition("**all**")[2]] == []
+
+
 def test_generated_parts_are_up_to_date():
     done = subprocess.run(
         [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"],

@@ -77,9 +77,8 @@ def _link(temporary: Path, target: Path) -> None:
         os.link(temporary, target)
     except FileExistsError:
         raise
-    except (
-        OSError
-    ):  # a file system without links: two writers at the same moment are not told apart
+    except OSError:
+        # A file system without links: two writers at the same moment are not told apart.
         if target.exists():
             raise FileExistsError(target) from None
         os.replace(temporary, target)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 FOLDER = click.argument("folder", metavar="DIR")
 COUNT = click.IntRange(min=1)
 FAILED = 3
+NAMED = 5  # fields left out that are named
 
 
 @click.group("survey", no_args_is_help=True)
@@ -314,15 +315,19 @@ def _tell(folder: str, found: Status) -> None:
 
 def _noted(plan: Plan) -> str:
     """What was made of the fields of the input: a misspelt one is a condition."""
+    from logitlens.survey.plan import PLAN
+
     facts, said = plan.facts, []
     if facts["conditions"]:
         said.append(f"conditions: {', '.join(facts['conditions'])}")
     if not plan.is_corpus and facts["answers"] < facts["prompts"]:
         said.append(f"{facts['answers'] or 'none'} of {facts['prompts']:,} prompts have an answer")
     left_out = facts["corpus"]["left_out"] if plan.is_corpus else {}
-    for name, why in left_out.items():
+    for name, why in list(left_out.items())[:NAMED]:
         some = "some values of " if name in facts["conditions"] else ""
         said.append(f"{some}{name} left out: {why}")
+    if len(left_out) > NAMED:
+        said.append(f"and more (in {PLAN}, under left_out)")
     return " · ".join(said)
 
 

@@ -10,7 +10,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from logitlens.survey.curves import Curve, Histogram, Summary
 
+T = TypeVar("T")
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#7a5cc2")
 MARKS = "os^Dv*PX"
 ZERO_TO_ONE = ("correct", "agree", "top1", "top5", "top10", "right", "exit_agree", "exit_right")
@@ -54,11 +55,11 @@ def figure(summary: Summary, words: dict[str, tuple[str, str]], *, title: str = 
             lines = [c for c in curves if c.measure == measure]
             said, unit = words.get(measure, (measure, ""))
             panels.append((what + said + (f", {unit}" if unit else ""), lines))
-    for curves in _by_measure(summary.exits):
+    for curves in _by("measure", summary.exits):
         said, unit = words[curves[0].measure]
         panels.append((said + (f", {unit}" if unit else ""), curves))
     panels += [(heat_title(curves), Heat(curves)) for curves in heats(summary)]
-    panels += [(bars[0].what, bars) for bars in _by_what(summary.histograms)]
+    panels += [(bars[0].what, bars) for bars in _by("what", summary.histograms)]
     wide = min(3, len(panels))
     tall = math.ceil(len(panels) / wide)
     drawing = Figure(figsize=(4.2 * wide, 3.0 * tall + 0.4), layout="constrained")
@@ -101,12 +102,12 @@ def heat_title(curves: Sequence[Curve]) -> str:
     return f"agreement with the final layer: {curves[0].lens}"
 
 
-def _by_measure(curves: Sequence[Curve]) -> list[list[Curve]]:
-    return [[c for c in curves if c.measure == m] for m in dict.fromkeys(c.measure for c in curves)]
-
-
-def _by_what(bars: Sequence[Histogram]) -> list[list[Histogram]]:
-    return [[b for b in bars if b.what == what] for what in dict.fromkeys(b.what for b in bars)]
+def _by(name: str, items: Sequence[T]) -> list[list[T]]:
+    """Those of one measure, or of one kind of histogram, together."""
+    groups: dict[str, list[T]] = {}
+    for item in items:
+        groups.setdefault(getattr(item, name), []).append(item)
+    return list(groups.values())
 
 
 def _heat(axes: Axes, curves: Sequence[Curve], summary: Summary) -> None:
@@ -180,15 +181,15 @@ def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str 
             said, unit = words.get(measure, (measure, ""))
             out += [f"## {heading}{said}{f' ({unit})' if unit else ''}", ""]
             out += _of_layers(mine, summary)
-    for mine in _by_measure(summary.quantiles):
+    for mine in _by("measure", summary.quantiles):
         said, unit = words.get(mine[0].measure, (mine[0].measure, ""))
         out += [f"## Quantiles: {said}{f' ({unit})' if unit else ''}", ""]
         out += _of_layers(mine, summary)
-    for mine in _by_measure(summary.exits):
+    for mine in _by("measure", summary.exits):
         said, unit = words[mine[0].measure]
         out += [f"## {said[0].upper()}{said[1:]}{f' ({unit})' if unit else ''}, by threshold", ""]
         out += _of_layers(mine, summary)
-    for bars in _by_what(summary.histograms):
+    for bars in _by("what", summary.histograms):
         what = bars[0].what
         out += [f"## {what[0].upper()}{what[1:]} ({summary.unit})", ""]
         layers, spread = [*shared(bars), "never"], list(bars[0].spread)
