@@ -41,8 +41,8 @@ lenses. Intervals are 95 %, from a bootstrap over prompts.
 
 {findings}
 
-The survey's own report of all facts together, with the prompts behind its points, is one page that needs no network:
-[images/study.html](images/study.html) (save it and open it in a browser).
+The survey's own report of all facts together, with prompts and their readings behind its points, is one page that needs no
+network: [images/study.html](images/study.html) (save it and open it in a browser).
 
 The lenses disagree about when an answer is there, and none of them is the model: a tuned lens is trained to predict
 the final output from a layer, so it may say an answer that later layers have yet to compute from what is there. Read
@@ -73,7 +73,7 @@ def main(folder: Path) -> None:
     }
     write_text(ROOT / "docs" / "study.md", text(curves, relations, settled))
     title = "Where facts settle: the bundled model's 3,109 facts"
-    report([folder], ROOT / "docs" / "images" / "study.html", title=title)
+    report([folder], ROOT / "docs" / "images" / "study.html", title=title, readings=True)
 
 
 def _of(curves: Sequence[Curve], relation: str, lens: str) -> Curve:

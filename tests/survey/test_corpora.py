@@ -23,7 +23,7 @@ from logitlens.survey import bands, corpus_summary, sketch
 from logitlens.survey.bootstrap import student
 from logitlens.survey.commit import Folder
 from logitlens.survey.documents import FILES, Windows
-from logitlens.survey.find import again, find
+from logitlens.survey.find import find, read_again
 from logitlens.survey.plan import Settings
 from logitlens.survey.report import report
 from logitlens.survey.run import run
@@ -329,9 +329,7 @@ def test_positions_of_a_corpus_are_found_and_their_windows_read_again(corpus, mo
     late = max(
         rows, key=lambda row: row["position"]
     )  # in a window that is not its document's first
-    ((ids, lens),) = again(folder, [late, late], 8)
-    assert lens == "logit"
-    reading = model.read(ids)
+    (reading,) = read_again(folder, [late, late], most=8)
     mine = cells[(cells.document == late["document"]) & (cells.position == late["position"])]
     seen = mine.seen.iloc[0]
     assert seen < late["position"]

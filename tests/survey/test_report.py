@@ -7,25 +7,30 @@ import html
 import json
 import re
 import shlex
+import shutil
 
 import numpy as np
+import pandas
 import pytest
 from click.testing import CliRunner
 
 import logitlens
 from logitlens import FormatError, edit
 from logitlens.cli import main
+from logitlens.errors import SurveyError
 from logitlens.lenses import TunedLens, save
 from logitlens.survey import bootstrap
 from logitlens.survey.bootstrap import interval, quantiles, student
 from logitlens.survey.curves import MEASURES
 from logitlens.survey.find import find
 from logitlens.survey.groups import QUANTILED
-from logitlens.survey.plan import Plan
+from logitlens.survey.plan import Plan, Settings
 from logitlens.survey.report import report
+from logitlens.survey.run import run
 from logitlens.survey.summary import summarise, table
 from logitlens.view import page
 from logitlens.view.survey import figure, markdown
+from logitlens.view.text import piece_html
 from tests.lenses.test_store import tuned
 from tests.models import tiny_gpt2, tiny_tokenizer
 from tests.survey.conftest import records, write_lines
@@ -33,10 +38,6 @@ from tests.survey.conftest import records, write_lines
 
 @pytest.fixture(scope="module")
 def folder(model, saved, tmp_path_factory):
-    from logitlens.survey.plan import Settings
-    from logitlens.survey.run import run
-    from tests.survey.conftest import write_lines
-
     place = tmp_path_factory.mktemp("report")
     path = write_lines(place / "prompts.jsonl", records(24))
     run(path, place / "tiny", model, source=str(saved), loading={}, settings=Settings(shard_size=8))
@@ -323,6 +324,72 @@ def test_behind_a_point_is_the_command_that_reads_a_prompt_again(folder, tmp_pat
     done = CliRunner().invoke(main, words, prog_name=name)
     assert done.exit_code == 0, done.output
     assert records()[0]["prompt"] in (tmp_path / "reading.html").read_text(encoding="utf-8")
+
+
+def test_a_page_has_the_readings_of_its_prompts_by_their_lens_and_the_surveys_edits(
+    tmp_path, model, saved
+):
+    """What a grid shows is what `read` gives, token for token."""
+    path = write_lines(
+        tmp_path / "p.jsonl", [{"prompt": "The tower"}, {"prompt": "The end is " * 9}]
+    )
+    save(tuned(model), tmp_path / "lens.safetensors")
+    lenses = {"logit": "logit", "tuned": f"tuned:{tmp_path / 'lens.safetensors'}"}
+    changes = [edit.ablate(block=0, stream="mlp")]
+    run(path, tmp_path / "s", model, source=str(saved), loading={}, lenses=list(lenses.values()),
+        settings=Settings(shard_size=8), edits=changes)  # fmt: skip
+    found = report([tmp_path / "s"], tmp_path / "r.html", readings=True)
+    shown = (tmp_path / "r.html").read_text(encoding="utf-8")
+    grids = [re.findall(r"<t[dh][^>]*>([^<]*)", grid)
+             for grid in re.findall(r'<table class="grid">(.*?)</table>', shown)]  # fmt: skip
+    kept = [(each.lens, prompt.prompt) for each in found.kept for prompt in each.prompts]
+    assert len(kept) == len(grids) == 4
+    assert f"24 of {len(model.read(kept[1][1]).ids)} positions" in shown
+    for (lens, prompt), cells in zip(kept, grids, strict=True):
+        truth = model.read(prompt, lens=lenses[lens], edits=changes, positions=slice(-24, None))
+        rows = [["layer", *truth.pieces]] + [
+            [name, *(truth.piece(int(token)) for token in truth.top_ids[row, :, 0])]
+            for row, name in enumerate(truth.layers)
+        ]
+        assert cells == [piece_html(cell) for row in rows for cell in row]
+
+
+def test_readings_of_a_corpus_end_at_the_position_that_was_kept(tmp_path, model, saved):
+    path = write_lines(tmp_path / "c.jsonl", [{"text": "The tower is in the end of the city " * 3}])
+    settings = Settings(shard_size=1000, length=12, overlap=4, cells=True)
+    run(path, tmp_path / "s", model, source=str(saved), loading={}, settings=settings)
+    found = report([tmp_path / "s"], tmp_path / "r.html", readings=True)
+    cells = pandas.concat(map(pandas.read_parquet, (tmp_path / "s" / "cells").glob("*.parquet")))
+    kept = [prompt for each in found.kept for prompt in each.prompts]
+    assert len(kept) > 10
+    for prompt in kept:
+        place = (cells["document"] == 0) & (cells["position"] == prompt.found["position"])
+        mine = cells[place].sort_values("block")
+        assert len(prompt.reading.ids) == mine["seen"].iloc[0] + 1
+        assert prompt.reading.top_ids[:, -1, 0].tolist() == [ids[0] for ids in mine["top_ids"]]
+
+
+def test_a_report_does_not_read_by_another_model_nor_where_there_is_nothing_to_read(
+    tmp_path, model, saved
+):
+    shutil.copytree(saved, tmp_path / "saved")
+    path = write_lines(tmp_path / "p.jsonl", records(4))
+    run(path, tmp_path / "s", model, source=str(tmp_path / "saved"), loading={},
+        settings=Settings(shard_size=8))  # fmt: skip
+    tiny_gpt2(seed=5).save_pretrained(tmp_path / "saved")
+    with pytest.raises(SurveyError, match="other weights"):
+        report([tmp_path / "s"], tmp_path / "r.html", readings=True)
+    with pytest.raises(FormatError, match=r"no room for readings: write a page \(\.html\)"):
+        report([tmp_path / "s"], tmp_path / "r.md", readings=True)
+    texts = write_lines(tmp_path / "c.jsonl", [{"text": "The tower is in the end"}])
+    run(texts, tmp_path / "c", model, source=str(saved), loading={},
+        settings=Settings(shard_size=1000, length=12))  # fmt: skip
+    with pytest.raises(FormatError, match="--keep cells"):
+        report([tmp_path / "c"], tmp_path / "r.html", readings=True)
+    assert not (tmp_path / "r.html").exists()
+    done = CliRunner().invoke(main, ["survey", "find", str(tmp_path / "s"), "--open", "r.html"])
+    assert done.exit_code == 1
+    assert "other weights" in done.output
 
 
 def test_ids_chats_and_prompts_that_look_like_ids_are_found_again_as_they_were_read(

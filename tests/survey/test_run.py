@@ -26,6 +26,7 @@ from logitlens.cli import survey as cli_survey
 from logitlens.lenses import save
 from logitlens.survey import plan as planning
 from logitlens.survey import prompts as labelled
+from logitlens.survey import worker
 from logitlens.survey.commit import Folder
 from logitlens.survey.merge import merge
 from logitlens.survey.worker import Worker
@@ -554,7 +555,7 @@ def test_chats_are_read_as_the_model_reads_them(survey, monkeypatch):
     reading = chatting.read(messages)
     assert frame.top_id.tolist() == reading.top_ids[:, -1, 0].tolist()
     assert json.loads(frame.prompt[0]) == messages
-    monkeypatch.setattr(cli_survey, "load_model", lambda *a, **o: chatting)
+    monkeypatch.setattr(worker, "load", lambda *a, **o: chatting)
     opened = []
     monkeypatch.setattr(page, "save", lambda readings, out: opened.extend(readings))
     out = str(survey.folder / "found.html")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from logitlens.cli.options import (
     LOADING,
+    busy,
     check_engine,
     check_outputs,
     edit_option,
@@ -191,6 +192,8 @@ def merge_command(folder: str, out: Path | None) -> None:
 @click.option("--by", metavar="CONDITION", help="Group the prompts by a condition.")
 @click.option("--contrast", nargs=2, metavar="A B",
               help="B − A, paired by id, of two values of --by; without --by, of two surveys.")  # fmt: skip
+@click.option("--readings", is_flag=True,
+              help="Of a page: load the model and read prompts behind its points again, into it.")  # fmt: skip
 @click.option("--title", default="", metavar="TEXT")
 @click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
 def report_command(
@@ -198,6 +201,7 @@ def report_command(
     out: Path,
     by: str | None,
     contrast: tuple[str, str] | None,
+    readings: bool,
     title: str,
     seed: int,
 ) -> None:
@@ -212,7 +216,8 @@ def report_command(
             "--contrast compares two values of a condition, which --by names, or two surveys: give both"
         )
     check_outputs([str(out)], SUFFIXES)
-    report(folders, out, by=by, contrast=contrast, title=title, seed=seed)
+    with busy("reading prompts again") if readings else nullcontext():
+        report(folders, out, by=by, contrast=contrast, title=title, seed=seed, readings=readings)
     click.echo(out)
 
 
@@ -275,14 +280,11 @@ def find_command(
 
 def _open(folder: str, found: list[dict[str, Any]], out: Path) -> None:
     """Read up to eight of the prompts, or windows, again."""
-    from logitlens.survey import plan as planning
-    from logitlens.survey.find import again
+    from logitlens.survey.find import read_again
     from logitlens.view import page
 
-    plan, prompts = planning.load(folder), again(folder, found, 8)
-    loaded = plan.facts["model"]
-    model = load_model(loaded["source"], **loaded["loading"])
-    readings = [model.read(prompt, lens=lens, edits=plan.edits) for prompt, lens in prompts]
+    with busy("reading them again"):
+        readings = read_again(folder, found, most=8)
     page.save(readings, out)
     click.echo(out)
 

@@ -132,5 +132,5 @@ def _example(
     before = [text.get((document, p), "") for p in range(position - CONTEXT + 1, position + 1)]
     after = text.get((document, position + 1), "")
     numbers = rows.sort_values(["block"]).loc[:, names].to_dict("records")
-    where = f"document = {document} and position = {position}"
-    return KeptPrompt("".join(before), after, numbers, where)
+    found = {"document": document, "position": position}
+    return KeptPrompt("".join(before), after, numbers, found)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from logitlens.reading import Reading
 
 RANKS = (1, 5, 10)
 QUANTILES = (0.1, 0.5, 0.9)
@@ -70,14 +73,17 @@ class Histogram:
 class KeptPrompt:
     """A prompt and the numbers of its last position, a mapping for each layer.
 
-    where   the condition by which `survey find` finds it    again   the command that reads it again, for a page
+    found     what `survey find` gives of it: its number and id, or of a corpus its document and position
+    again     the command that reads it again, for a page
+    reading   of its last positions, where it was read again for this one
     """
 
     prompt: str
     answer: str
     rows: list[dict[str, Any]]
-    where: str
+    found: dict[str, Any]
     again: str = ""
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from logitlens.errors import FormatError, MissingExtra, PromptError
+from logitlens.lenses import resolve
+from logitlens.model.edits import prepare
+from logitlens.reading import Reading
 from logitlens.survey import documents
 from logitlens.survey import plan as planning
 from logitlens.survey.commit import Folder
@@ -24,6 +27,7 @@ from logitlens.survey.conditions import NUMBERS, OF_CELLS
 from logitlens.survey.corpus_summary import CONTEXT
 from logitlens.survey.measure import is_json, prompts_of
 from logitlens.survey.plan import Plan
+from logitlens.survey.worker import model_of
 
 PLACE = ("document", "position")
 
@@ -69,27 +73,61 @@ def find(
             raise FormatError(f"{asked}: {_reason(error)}; {_known(plan)}") from None
 
 
-def again(
-    folder: str | os.PathLike[str], found: Sequence[dict[str, Any]], most: int
-) -> list[tuple[Any, str]]:
-    """What was read of the first rows that `find` gave, each once, with its lens as it was asked for:
-    a prompt as the survey's input has it, or the ids of a position's window.
+def read_again(
+    folder: str | os.PathLike[str],
+    found: Sequence[dict[str, Any]],
+    *,
+    most: int | None = None,
+    last: int | None = None,
+) -> list[Reading]:
+    """Readings of rows that `find` gave, in their order, by the survey's model, lenses and edits: of a
+    prompt as the survey's input has it, or of the window of a position. What several rows share is read once.
 
-    Raises SurveyError where the input is needed and has changed.
+    most   so many readings at most, of the first rows, each once
+    last   so many positions at most, up to the one that was found
+
+    Raises what loading and reading raise, and SurveyError where the model, or an input that is needed,
+    has changed.
     """
     plan = planning.load(folder)
+    asked = _asked(folder, plan, found, last)
+    if most is not None:
+        asked = list({repr(each): each for each in asked}.values())[:most]
+    model = model_of(plan)
+    lenses = {name: resolve(said, model) for name, said in plan.lenses.items()}
+    readings: dict[str, Reading] = {}
+    with planning.threads(plan.settings.threads):
+        edits = prepare(model, plan.edits)
+        for each in asked:
+            if (key := repr(each)) not in readings:
+                prompt, lens, positions = each
+                readings[key] = model.read(
+                    prompt, lens=lenses[lens], positions=positions, edits=edits
+                )
+    return [readings[repr(each)] for each in asked]
+
+
+def _asked(
+    folder: str | os.PathLike[str], plan: Plan, found: Sequence[dict[str, Any]], last: int | None
+) -> list[tuple[Any, str, slice | None]]:
+    """Of each row what was read, the name of its lens, and which positions are wanted."""
     if plan.is_corpus:
         place, settings = Folder(folder).place, plan.settings
         windows = documents.windows(place, settings.length, settings.overlap)
-        pairs = [(windows.at(*(row[name] for name in PLACE)), row["lens"]) for row in found]
-        return [
-            (documents.ids(place, window.start, window.stop).tolist(), plan.lenses[lens])
-            for window, lens in list(dict.fromkeys(pairs))[:most]
-        ]
-    wanted = list({((r["id"], r["prompt"]), r["lens"]): None for r in found})[:most]
-    items = prompts_of(plan).items if any(is_json(key[1]) for key, _ in wanted) else []
+        out = []
+        for row in found:
+            window = windows.at(*(row[name] for name in PLACE))
+            stop = row["position"] + 1 - window.offset
+            some = slice(max(0, stop - last), stop) if last else None
+            ids = documents.ids(place, window.start, window.stop).tolist()
+            out.append((ids, row["lens"], some))
+        return out
+    items = prompts_of(plan).items if any(is_json(row["prompt"]) for row in found) else []
     given = {(item.id, item.text): item.prompt for item in items}
-    return [(given.get(key, key[1]), plan.lenses[lens]) for key, lens in wanted]
+    some = slice(-last, None) if last else None
+    return [
+        (given.get((row["id"], row["prompt"]), row["prompt"]), row["lens"], some) for row in found
+    ]
 
 
 def _prompts(plan: Plan, where: str, order: str, limit: int) -> str:

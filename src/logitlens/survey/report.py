@@ -15,6 +15,7 @@ from logitlens.storage import is_remote
 from logitlens.survey import corpus_summary
 from logitlens.survey import plan as planning
 from logitlens.survey.curves import MEASURES, KeptPrompt, Summary
+from logitlens.survey.find import read_again
 from logitlens.survey.measure import is_json
 from logitlens.survey.plan import Plan
 from logitlens.survey.run import status
@@ -23,6 +24,8 @@ from logitlens.view import survey as view
 
 SUFFIXES = (".html", ".png", ".svg", ".pdf", ".md")
 SHOWN = 200  # prompts that a page lists
+POSITIONS = 24  # of a reading in a page
+NAMES = ("prompt_index", "document", "position")  # by which `survey find` finds what was kept
 
 
 def report(
@@ -33,13 +36,20 @@ def report(
     contrast: tuple[str, str] | None = None,
     title: str = "",
     seed: int = 0,
+    readings: bool = False,
 ) -> Summary:
     """Write the report of one survey, or of several side by side. Returns its numbers.
 
-    Raises FormatError, MissingExtra, OSError, and SurveyError where a part is damaged.
+    readings   of a page: load the model and read the prompts behind its points again, by the survey's
+               lenses and edits, for their last positions at every layer
+
+    Raises FormatError, MissingExtra, OSError; SurveyError where a part is damaged, or the model has
+    changed; with `readings` what loading and reading raise.
     """
     if out.suffix not in SUFFIXES:
         raise FormatError(f"{out}: expected {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    if readings and out.suffix != ".html":
+        raise FormatError(f"{out} has no room for readings: write a page (.html)")
     plans = [planning.load(folder) for folder in folders]
     if len({plan.is_corpus for plan in plans}) > 1:
         raise FormatError("a survey of prompts and one of a corpus share no numbers: report each")
@@ -57,12 +67,8 @@ def report(
         frames = {_name(folder, folders): table(folder) for folder in folders}
         summary = summarise(frames, by=by, contrast=contrast, seed=seed)
         listed = _prompts(frames, by) if out.suffix == ".html" else []
-    behind = dict(zip(frames, zip(folders, plans)))
-    for n, kept in enumerate(summary.kept):
-        prompts = [
-            replace(p, again=_again(*behind[kept.survey], kept.lens, p)) for p in kept.prompts
-        ]
-        summary.kept[n] = replace(kept, prompts=prompts)
+    for survey, folder, plan in zip(frames, folders, plans):
+        _complete(summary, survey, folder, plan, readings)
     models = dict.fromkeys(plan.facts["model"]["name"] for plan in plans)
     summary.meta["model"] = ", ".join(models)
     for survey, folder in zip(frames, folders):
@@ -89,12 +95,36 @@ def report(
     return summary
 
 
+def _complete(
+    summary: Summary,
+    survey: str,
+    folder: str | os.PathLike[str],
+    plan: Plan,
+    readings: bool,
+) -> None:
+    """Give the kept prompts of a survey the commands that read them again, and their readings."""
+    mine = [(n, kept) for n, kept in enumerate(summary.kept) if kept.survey == survey]
+    if readings and not mine:
+        raise FormatError(
+            f"{folder} keeps no positions to read again: run the survey with --keep cells"
+        )
+    found = [{**p.found, "lens": kept.lens} for _, kept in mine for p in kept.prompts]
+    read = iter(read_again(folder, found, last=POSITIONS) if readings else [None] * len(found))
+    for n, kept in mine:
+        prompts = [
+            replace(p, again=_again(folder, plan, kept.lens, p), reading=next(read))
+            for p in kept.prompts
+        ]
+        summary.kept[n] = replace(kept, prompts=prompts)
+
+
 def _again(folder: str | os.PathLike[str], plan: Plan, lens: str, kept: KeptPrompt) -> str:
     """The command that reads a prompt again, all of its positions, into a page: what is no text, or edited
     by a plan that is far away, is found in the survey."""
     facts, edited = plan.facts, plan.edits
     if plan.is_corpus or is_json(kept.prompt) or (edited and is_remote(folder)):
-        words = ["logitlens", "survey", "find", str(folder), "--lens", lens, "--where", kept.where]
+        where = " and ".join(f"{name} = {kept.found[name]}" for name in NAMES if name in kept.found)
+        words = ["logitlens", "survey", "find", str(folder), "--lens", lens, "--where", where]
         return shlex.join([*words, "--open", "reading.html"])
     words = ["logitlens", "read", "-m", facts["model"]["source"], "--lens", plan.lenses[lens]]
     for name, value in facts["model"]["loading"].items():

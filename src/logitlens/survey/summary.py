@@ -134,8 +134,8 @@ def _kept(key: tuple[str, str, str], rows: pandas.DataFrame) -> Kept:
         mine = rows.loc[rows["prompt_index"] == index].sort_values(["block"])
         columns = {name: mine[name].tolist() for name in SHOWN}
         cells = [dict(zip(columns, values)) for values in zip(*columns.values())]
-        prompt, answer = (mine[name].tolist()[0] for name in ("prompt", "answer"))
-        where = f"prompt_index = {index}"
+        prompt, answer, own = (mine[name].tolist()[0] for name in ("prompt", "answer", "id"))
+        found = {"prompt_index": index, "id": own, "prompt": str(prompt)}
         answer = answer if isinstance(answer, str) else ""  # pandas has nan
-        prompts.append(KeptPrompt(str(prompt), answer, cells, where))
+        prompts.append(KeptPrompt(str(prompt), answer, cells, found))
     return Kept(*key, len(every), prompts)

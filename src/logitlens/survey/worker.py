@@ -27,6 +27,7 @@ from logitlens.survey import plan as planning
 from logitlens.survey.commit import Folder
 from logitlens.survey.engines import failure, refusal
 from logitlens.survey.measure import Part, measure, prompts_of
+from logitlens.survey.plan import Plan
 
 _version = cache(version)  # looks for a package on the disk
 
@@ -42,20 +43,7 @@ class Worker:
     def __init__(self, folder: str | os.PathLike[str], model: LensModel | None = None):
         self.folder = Folder(folder)
         self.plan = planning.load(folder)
-        facts = self.plan.facts
-        if model is None:
-            source = facts["model"]["source"]
-            model = load(None if source == "demo" else source, **facts["model"]["loading"])
-        self.model = model
-        if (found := planning.weights_hash(model)) != facts["model"]["weights"]:
-            raise SurveyError(
-                f"{model.name} has other weights ({found}) than when the survey was planned "
-                f"({facts['model']['weights']})"
-            )
-        if documents.tokenizer_hash(model) != facts["model"]["tokenizer"]:
-            raise SurveyError(
-                f"{model.name} has another tokenizer than when the survey was planned"
-            )
+        self.model = model = model_of(self.plan, model)
         self.skip_bad = self.plan.settings.bad == "skip"
         self.input = self._windows() if self.plan.is_corpus else prompts_of(self.plan)
         self.lenses = {name: resolve(said, model) for name, said in self.plan.lenses.items()}
@@ -126,6 +114,25 @@ class Worker:
             record = failure(shard, error)
             self.folder.log(shard, f"failed: {record['error']}")
             return record
+
+
+def model_of(plan: Plan, model: LensModel | None = None) -> LensModel:
+    """The model of a survey, loaded as the plan says unless it is given.
+
+    Raises what loading raises, and SurveyError where it is another than the plan's.
+    """
+    facts = plan.facts["model"]
+    if model is None:
+        source = facts["source"]
+        model = load(None if source == "demo" else source, **facts["loading"])
+    if (found := planning.weights_hash(model)) != facts["weights"]:
+        raise SurveyError(
+            f"{model.name} has other weights ({found}) than when the survey was planned "
+            f"({facts['weights']})"
+        )
+    if documents.tokenizer_hash(model) != facts["tokenizer"]:
+        raise SurveyError(f"{model.name} has another tokenizer than when the survey was planned")
+    return model
 
 
 def opened(folder: str) -> Worker | fitting.Worker | training.Worker:

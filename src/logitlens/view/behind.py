@@ -10,12 +10,21 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from logitlens.view import color
+from logitlens.view.text import piece_html
+
 if TYPE_CHECKING:
+    from logitlens.reading import Reading
     from logitlens.survey.curves import Curve, Kept, Summary
 
 COLUMNS = ("top", "logprob", "rank", "margin", "kl", "entropy")
-STYLE = """.behind {{ display: none; border: 1px solid #bbb; padding: .5rem 1rem; margin: 1rem 0 }}
-.behind:target {{ display: block }} svg a:hover path, svg a:hover use {{ opacity: .5 }}"""
+STYLE = """.behind { display: none; border: 1px solid #bbb; padding: .5rem 1rem; margin: 1rem 0;
+           overflow-x: auto }
+.behind:target { display: block } svg a:hover use { fill-opacity: .5 !important }
+.grid td, .grid th { padding: .1rem .4rem; border: 1px solid #fff }"""
+STEPS = 11  # shades of a grid
 
 
 def urls(curve: Curve, summary: Summary) -> list[str]:
@@ -24,6 +33,16 @@ def urls(curve: Curve, summary: Summary) -> list[str]:
         if (kept.survey, kept.lens, kept.group) == (curve.survey, curve.lens, curve.group):
             return [f"#point-{number}-{i}" for i in range(len(curve.layers))]
     return []
+
+
+def style() -> str:
+    """The CSS of `sections`, with a class for each shade of a grid."""
+    shades = []
+    for step in range(STEPS):
+        background = color.rgb(step / (STEPS - 1), "day")
+        paint, ink = (f"rgb{each}".replace(" ", "") for each in (background, color.ink(background)))
+        shades.append(f".p{step} {{ background: {paint}; color: {ink} }}")
+    return "\n".join([STYLE, *shades])
 
 
 def sections(summary: Summary) -> list[str]:
@@ -51,8 +70,29 @@ def sections(summary: Summary) -> list[str]:
             if summary.unit != "prompts":
                 what = "All positions of its window, as a page"
             again = f"<p>{what}: <code>{_text(each.again)}</code></p>"
+            if each.reading is not None:
+                again = grid(each.reading) + again
             out.append(_section(name, said, ["layer", *columns], rows, again))
     return out
+
+
+def grid(reading: Reading) -> str:
+    """The top token of every layer and position, painted by its probability, as an HTML table."""
+    L, T, _ = reading.shape
+    painted, of = color.scale(reading, "prob"), reading.meta.get("prompt_tokens", T)
+    where = f"{T} of {of} positions" if of > T else "position"
+    head = "".join(f"<th>{piece_html(each)}" for each in reading.pieces)
+    body = ""
+    for row in range(L):
+        cells = ""
+        for t in range(T):
+            token, unit = int(reading.top_ids[row, t, 0]), painted.unit[row, t]
+            shade = "" if np.isnan(unit) else f" class=p{round(unit * (STEPS - 1))}"
+            said = piece_html(reading.piece(token)) if token >= 0 else "–"
+            cells += f'<td{shade} title="{painted.format(painted.values[row, t])}">{said}'
+        body += f"<tr><th>{_text(reading.layers[row])}{cells}"
+    said = f"The top token at every layer and {where}, darker where it is likelier"
+    return f'<p>{said}:</p><table class="grid"><tr><th>layer{head}{body}</table>'
 
 
 def _title(kept: Kept) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from logitlens.errors import MissingExtra
-from logitlens.view.behind import STYLE, sections, urls
+from logitlens.view.behind import sections, style, urls
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,7 +141,10 @@ def _lines(axes: Axes, curves: Sequence[Curve], summary: Summary) -> None:
         axes.plot(x, curve.mean, color=color, marker=MARKS[i % len(MARKS)], ms=3, lw=1.3,
                   label=name_of(curve, summary))  # fmt: skip
         if links := urls(curve, summary) if curve in summary.curves else []:
-            axes.scatter(x, curve.mean, s=60, alpha=0).set_urls(links)
+            # above all lines, and not quite clear: what is wholly clear cannot be clicked
+            axes.scatter(x, curve.mean, s=60, color=color, lw=0, alpha=0.01, zorder=9).set_urls(
+                links
+            )
         axes.fill_between(x, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
     if curves[0].measure in ZERO_TO_ONE and curves[0] not in summary.contrasts:
         axes.set_ylim(-0.03, 1.03)
@@ -261,7 +264,7 @@ def page(
     """One HTML file that needs no network: the figure, the tables, and the prompts behind them."""
     buffer = io.StringIO()
     figure(summary, words).savefig(buffer, format="svg", metadata={"Date": None})
-    picture = buffer.getvalue()
+    picture = buffer.getvalue().replace(' target="_blank"', "")  # links within this page
     parts = [
         f'<h1 id="top">{html.escape(title)}</h1><p>{html.escape(" ".join(_about(summary)))}</p>',
         picture[picture.index("<svg") :],  # inside the page, so that its points are links
@@ -281,7 +284,7 @@ def page(
             f"<details open><summary>{len(prompts)} prompts, those that settle last first</summary>"
             f"<table><tr>{heads}</tr>{body}</table></details>"
         )
-    return _PAGE.format(title=html.escape(title), body="\n".join(parts))
+    return _PAGE.format(title=html.escape(title), style=style(), body="\n".join(parts))
 
 
 def _said(value: Any) -> str:
@@ -307,8 +310,7 @@ def _as_html(lines: Sequence[str]) -> list[str]:
     return out
 
 
-_PAGE = (
-    """<!doctype html>
+_PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy" content=
@@ -319,12 +321,9 @@ body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 84re
 img {{ max-width: 100% }} table {{ border-collapse: collapse; font-size: 13px; margin: .5rem 0 }}
 details {{ overflow-x: auto }} summary {{ cursor: pointer; padding: .3rem 0 }}
 svg {{ max-width: 100%; height: auto }}
-"""
-    + STYLE
-    + """
+{style}
 th, td {{ border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left; white-space: pre }}
 </style></head><body>
 {body}
 </body></html>
 """
-)

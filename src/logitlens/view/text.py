@@ -14,6 +14,7 @@ texts, are the keys everywhere: two tokens may look the same.
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 
@@ -110,6 +111,12 @@ def fit(text: str, columns: int, align: str = "left") -> str:
     pad = max(0, columns - width(shown))
     left = {"left": 0, "right": pad, "center": pad // 2}[align]
     return " " * left + isolate(shown) + " " * (pad - left)
+
+
+def piece_html(piece: str, columns: int = 16) -> str:
+    """A piece for a table in HTML: visible, clipped, isolated, escaped."""
+    text = isolate(clip(visible(piece), columns))
+    return html.escape(text.encode("utf-8", "replace").decode())
 
 
 def quote(piece: str) -> str:

@@ -22,7 +22,7 @@ from logitlens.reading import Reading
 from logitlens.view import page
 from logitlens.view.options import PageOptions
 from logitlens.view.page import words
-from logitlens.view.text import clip, isolate, visible
+from logitlens.view.text import piece_html
 
 SCRIPT_LIMIT = 64 * 1024  # bytes of script that one cell may carry
 HEIGHT = 215  # pixels of a notebook's grid: three readings share a screen
@@ -107,7 +107,7 @@ def static_table(reading: Reading) -> str:
     L, T, _ = reading.shape
     rows = np.unique(np.linspace(0, L - 1, min(L, TABLE_ROWS)).round().astype(int))
     columns = range(max(0, T - TABLE_COLUMNS), T)
-    head = "".join(f'<th style="{_CELL}">{_piece(reading.pieces[t])}</th>' for t in columns)
+    head = "".join(f'<th style="{_CELL}">{piece_html(reading.pieces[t])}</th>' for t in columns)
     body = "".join(
         f'<tr><th style="{_CELL}">{html.escape(reading.layers[row])}</th>'
         + "".join(_cell(reading, int(row), t) for t in columns)
@@ -134,9 +134,4 @@ def _cell(reading: Reading, row: int, t: int) -> str:
     p = float(np.exp(reading.top_logprobs[row, t, 0]))
     # 100 % is said only of what rounds to it
     percent = f"{100 * p:.0f}%" if p < 0.995 or p >= 0.9995 else f"{min(p, 0.999):.1%}"
-    return f'<td style="{_CELL}">{_piece(reading.piece(token))} <small>{percent}</small></td>'
-
-
-def _piece(piece: str) -> str:
-    text = isolate(clip(visible(piece), 16))
-    return html.escape(text.encode("utf-8", "replace").decode())
+    return f'<td style="{_CELL}">{piece_html(reading.piece(token))} <small>{percent}</small></td>'
