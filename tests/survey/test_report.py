@@ -227,6 +227,15 @@ def test_a_contrast_is_the_mean_of_paired_differences(folder):
     np.testing.assert_allclose(kl.mean, truth, rtol=1e-5, atol=1e-7)
     assert kl.group == "odd − even"
     assert kl.n == 12
+    shares = [c for c in found.quantiles if (c.measure, c.group) == ("kl", "odd − even")]
+    assert [c.share for c in shares] == [0.1, 0.5, 0.9]
+    for curve in shares:
+        truth = np.quantile(wide["odd"] - wide["even"], curve.share, axis=0, method="inverted_cdf")
+        np.testing.assert_allclose(curve.mean, truth, rtol=1e-5, atol=1e-7)
+        assert (curve.low <= curve.mean).all()
+        assert (curve.mean <= curve.high).all()
+        assert (curve.low[:-1] < curve.high[:-1]).all()  # the last layer's KL is 0
+    assert "| odd − even · 50 % | 12 |" in markdown(found, MEASURES)
     with pytest.raises(FormatError, match="no prompts of 'red'"):
         summarise({"tiny": frame}, by="order", contrast=("red", "odd"))
     with pytest.raises(

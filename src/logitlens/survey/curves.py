@@ -102,7 +102,7 @@ class Summary:
     """What a report shows.
 
     curves      a measure for each lens and group          contrasts   paired differences of two groups
-    quantiles   of the same, QUANTILES of each
+    quantiles   of both, QUANTILES of each
     histograms  of the settled layer, and of the first layer with rank 1, ≤ 5 and ≤ 10
     shifts      contrasts of these layers, over the pairs to which it happens; each has one place
     exits       of a corpus: what an early exit gives, over thresholds

@@ -68,14 +68,9 @@ class Group:
         out = []
         for measure in QUANTILED:
             values_NL = self.rank_NL if measure == "rank" else self.values.get(measure)
-            if values_NL is None or np.isnan(values_NL).all():
-                continue
-            several_S3L = quantiles(values_NL, self.units, QUANTILES, seed, draws)
-            n = _having(values_NL)
-            out += [
-                Curve(*self.key, measure, self.layers, value_L, low_L, high_L, n, share)
-                for share, (value_L, low_L, high_L) in zip(QUANTILES, several_S3L)
-            ]
+            if values_NL is not None and not np.isnan(values_NL).all():
+                key = (*self.key, measure)
+                out += _quantiles(key, self.layers, values_NL, self.units, seed, draws)
         return out
 
     def histograms(self, seed: int, draws: int) -> list[Histogram]:
@@ -90,6 +85,23 @@ class Group:
             counts = np.bincount(row_N[row_N >= 0], minlength=L + 1)
             out.append(Histogram(*self.key, what, self.layers, counts, spread))
         return out
+
+
+def _quantiles(
+    key: tuple[str, str, str, str],
+    layers: list[str],
+    values_NL: np.ndarray,
+    units_N: np.ndarray,
+    seed: int,
+    draws: int,
+) -> list[Curve]:
+    """A curve for each of QUANTILES."""
+    several_S3L = quantiles(values_NL, units_N, QUANTILES, seed, draws)
+    n = _having(values_NL)
+    return [
+        Curve(*key, layers, value_L, low_L, high_L, n, share)
+        for share, (value_L, low_L, high_L) in zip(QUANTILES, several_S3L)
+    ]
 
 
 def _having(values_NL: np.ndarray) -> int:
@@ -131,8 +143,9 @@ def contrasts(
     contrast: tuple[str, str],
     seed: int,
     draws: int,
-) -> tuple[list[Curve], list[Curve]]:
-    """b − a over the ids that both groups have: of every measure, and of the layers of `moments`."""
+) -> tuple[list[Curve], list[Curve], list[Curve]]:
+    """b − a over the ids that both groups have: of every measure, QUANTILES of it, and of the layers of
+    `moments`."""
     for name in contrast:
         if name not in groups:
             raise FormatError(f"no prompts of {name!r}: expected two of {', '.join(groups)}")
@@ -146,18 +159,29 @@ def contrasts(
             f"{contrast[0]} and {contrast[1]} share no id: give paired prompts the same id"
         )
 
-    def paired(measure: str, names: list[str], of_a: np.ndarray, of_b: np.ndarray) -> Curve:
-        values_NL = np.stack(
-            [of_b[places_b[i]].mean(0) - of_a[places_a[i]].mean(0) for i in shared]
-        )
-        return Curve(survey, lens, f"{contrast[1]} − {contrast[0]}", measure, names,
-                     *interval(values_NL, np.arange(len(shared)), seed, draws), _having(values_NL))  # fmt: skip
+    def paired(of_a: np.ndarray, of_b: np.ndarray) -> np.ndarray:
+        return np.stack([of_b[places_b[i]].mean(0) - of_a[places_a[i]].mean(0) for i in shared])
 
+    def mean(measure: str, names: list[str], values_NL: np.ndarray) -> Curve:
+        around = interval(values_NL, units_N, seed, draws)
+        return Curve(*key, measure, names, *around, _having(values_NL))
+
+    key, units_N = (survey, lens, f"{contrast[1]} − {contrast[0]}"), np.arange(len(shared))
     both = ordered(m for m in a.values if m in b.values)
+    differences = {m: paired(a.values[m], b.values[m]) for m in both}
     moments = zip(a.moments(), a.numbers().T, b.numbers().T)  # of one of them maybe the first alone
     return (
-        [paired(m, a.layers, a.values[m], b.values[m]) for m in both],
-        [paired(name, ["layer"], of_a[:, None], of_b[:, None]) for name, of_a, of_b in moments],
+        [mean(m, a.layers, values_NL) for m, values_NL in differences.items()],
+        [
+            curve
+            for m, values_NL in differences.items()
+            if m in QUANTILED
+            for curve in _quantiles((*key, m), a.layers, values_NL, units_N, seed, draws)
+        ],
+        [
+            mean(name, ["layer"], paired(of_a[:, None], of_b[:, None]))
+            for name, of_a, of_b in moments
+        ],
     )
 
 

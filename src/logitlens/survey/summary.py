@@ -8,6 +8,7 @@ differences.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from logitlens.errors import FormatError, MissingExtra, PromptError
 from logitlens.survey.commit import Folder
-from logitlens.survey.curves import Kept, KeptPrompt, Summary
+from logitlens.survey.curves import Curve, Kept, KeptPrompt, Summary
 from logitlens.survey.groups import Group, contrasts, group
 from logitlens.survey.measure import COLUMNS
 from logitlens.survey.prompts import WITHOUT
@@ -78,16 +79,20 @@ def summarise(
             if by is None:
                 surveys.setdefault(lens, {})[survey] = groups[""]
             elif contrast is not None:
-                differences, shifts = contrasts(survey, lens, groups, contrast, seed, draws)
-                found.contrasts.extend(differences)
-                found.shifts.extend(shifts)
+                _contrast(found, contrasts(survey, lens, groups, contrast, seed, draws))
     if contrast is not None and by is None:
         _require_pairs(frames, contrast)
         for lens, groups in surveys.items():
-            differences, shifts = contrasts("", lens, groups, contrast, seed, draws)
-            found.contrasts.extend(replace(c, survey=c.group, group="") for c in differences)
-            found.shifts.extend(replace(c, survey=c.group, group="") for c in shifts)
+            several = contrasts("", lens, groups, contrast, seed, draws)
+            named = [[replace(c, survey=c.group, group="") for c in curves] for curves in several]
+            _contrast(found, named)
     return found
+
+
+def _contrast(found: Summary, several: Iterable[list[Curve]]) -> None:
+    """Add what `contrasts` gives."""
+    for place, curves in zip((found.contrasts, found.quantiles, found.shifts), several):
+        place.extend(curves)
 
 
 def _conditions(frame: pandas.DataFrame) -> list[str]:
