@@ -50,7 +50,8 @@ def sections(summary: Summary) -> list[str]:
     out = []
     heads = ("prompt", "answer") if summary.unit == "prompts" else ("text", "next")
     for number, kept in enumerate(summary.kept):
-        columns = [name for name in COLUMNS if name in kept.prompts[0].rows[0]]
+        every = [row for each in kept.prompts for row in each.rows]
+        columns = [name for name in COLUMNS if any(_text(row.get(name)) for row in every)]
         layers = [row["layer"] for row in kept.prompts[0].rows]
         for i, layer in enumerate(layers):
             ordered = sorted(

@@ -267,8 +267,8 @@ def page(
     picture = buffer.getvalue().replace(' target="_blank"', "")  # links within this page
     parts = [
         f'<h1 id="top">{html.escape(title)}</h1><p>{html.escape(" ".join(_about(summary)))}</p>',
+        *([f"<p>A click on a point opens some of its {summary.unit}.</p>"] if summary.kept else []),
         picture[picture.index("<svg") :],  # inside the page, so that its points are links
-        *([f"<p>A point opens some of its {summary.unit}.</p>"] if summary.kept else []),
         *sections(summary),
     ]
     text = markdown(summary, words).splitlines()[4:]
