@@ -302,6 +302,16 @@ def test_find_gives_the_prompts_for_which_the_condition_holds(folder):
     assert "\n" not in str(refused.value)
 
 
+def test_a_spoilt_part_is_not_searched(survey):
+    survey.run(records(4), folder="spoilt")
+    part = survey.folder / "spoilt" / "parts" / "00000.parquet"
+    spoilt = bytearray(part.read_bytes())
+    spoilt[100] ^= 1
+    part.write_bytes(spoilt)
+    with pytest.raises(SurveyError, match=r"00000\.parquet is not what was committed"):
+        find(survey.folder / "spoilt")
+
+
 def test_a_report_is_written_as_text_and_as_a_page_that_needs_no_network(folder, tmp_path):
     report([folder], tmp_path / "r.md", by="order", contrast=("even", "odd"))
     report([folder], tmp_path / "r.html", by="order")  # draws the figure

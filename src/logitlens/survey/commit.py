@@ -155,6 +155,10 @@ class Folder:
         """The rows, or cells, of a committed shard, their bytes as they were committed. Raises SurveyError."""
         import pyarrow.parquet as pq
 
+        return pq.read_table(io.BytesIO(self.checked(shard, cells)))
+
+    def checked(self, shard: int, cells: bool = False) -> bytes:
+        """The part of a committed shard, or its cells, as it was committed. Raises SurveyError."""
         facts, name = self.committed(shard), self.part(shard)
         if facts is None:
             raise SurveyError(f"shard {shard} is not committed: run the survey again")
@@ -165,7 +169,7 @@ class Folder:
             raise SurveyError(
                 f"{self.place.address}/{name} is not what was committed: delete it and run the survey again"
             )
-        return pq.read_table(io.BytesIO(data))
+        return data
 
     def sweep(self) -> None:
         """Remove the temporary files of killed workers: those that nobody holds. A part without a record

@@ -37,7 +37,8 @@ def find(
 ) -> list[dict[str, Any]]:
     """Prompts, or positions of a corpus, for which an SQL condition holds.
 
-    Raises FormatError with DuckDB's reason, or where a corpus keeps no cells; MissingExtra.
+    Raises FormatError with DuckDB's reason, or where a corpus keeps no cells; SurveyError where a part is
+    not what was committed; MissingExtra.
     """
     try:
         import duckdb
@@ -55,6 +56,8 @@ def find(
     with duckdb.connect(config={"threads": 1}) as database:
         if files.place.local is not None:
             name = files.cells if plan.is_corpus else files.part
+            for shard in shards:
+                files.checked(shard, cells=plan.is_corpus)
             parts = [str(files.place.local / name(s)) for s in shards]
             database.read_parquet(parts).create_view("rows")
         else:
