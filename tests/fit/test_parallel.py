@@ -107,5 +107,6 @@ if not parallel.agreed(3) or parallel.agreed(parallel.rank()):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_read_different_checkpoints_notice(tmp_path):
     run_two(AGREED, tmp_path / "two")

@@ -97,6 +97,7 @@ def test_another_vector_is_another_edit(survey, model):
         survey.run(edits=[edit.add(other, layer=0)])
 
 
+@pytest.mark.slow
 def test_processes_that_edit_give_the_same_bytes(survey):
     for jobs, folder in ((1, "one"), (2, "two")):
         assert survey.run(records(9), folder, size=3, edits=EDITS, jobs=jobs).merged
