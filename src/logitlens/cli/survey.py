@@ -216,7 +216,7 @@ def report_command(
             "--contrast compares two values of a condition, which --by names, or two surveys: give both"
         )
     check_outputs([str(out)], SUFFIXES)
-    with busy("reading prompts again") if readings else nullcontext():
+    with _reading_again() if readings else nullcontext():
         report(folders, out, by=by, contrast=contrast, title=title, seed=seed, readings=readings)
     click.echo(out)
 
@@ -283,10 +283,20 @@ def _open(folder: str, found: list[dict[str, Any]], out: Path) -> None:
     from logitlens.survey.find import read_again
     from logitlens.view import page
 
-    with busy("reading them again"):
+    with _reading_again():
         readings = read_again(folder, found, most=8)
     page.save(readings, out)
     click.echo(out)
+
+
+@contextmanager
+def _reading_again() -> Iterator[None]:
+    """A spinner on stderr alone: without transformers' bar for the weights, as in `load_model`."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    with busy("reading prompts again"):
+        yield
 
 
 def _tell(folder: str, found: Status) -> None:
