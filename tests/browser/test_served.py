@@ -326,9 +326,9 @@ def test_two_tabs_wait_for_each_other_and_a_closed_one_makes_way(open_tab, hold)
     assert status(second, "Waiting") == "Waiting: 1 prompt ahead of yours"
     ask(third, "Rome is the capital of")
     assert status(third, "Waiting") == "Waiting: 2 prompts ahead of yours"
+    first.close()  # before the second: once the third hears of that one, the server knows of both
     second.close()
     status(third, "Waiting: 1 prompt ahead of yours")
-    first.close()
     (hold / "run").unlink()
     status(third, "Done in")
     third.locator(".made li").first.wait_for()
