@@ -27,6 +27,7 @@ ROWS = 1024  # rows of a tile: enough that packing the weights costs a product o
 LIBRARY = 2  # times as many with torch alone, whose product packs them more slowly
 TILE = 4 << 20  # logits of a tile (16 MB): at most 4,096 tokens of many rows, 16,384 of few
 WHOLE = 6 << 20  # logits up to which a block of rows is multiplied by all tokens in one tile
+STEP = 2 << 20  # of rows that are all there, logits of a position looked at in one step (8 MB)
 HELD = 8 << 20  # logits of final rows held while the other rows pass
 CALLED = 4 << 20  # most logits asked of one call of a head that may only be called
 TOGETHER = 16  # tiles' positions whose statistics are made of their sums in one step
@@ -152,10 +153,12 @@ class Chunked(Engine):
     ) -> Online:
         """All of P positions × L rows × V tokens, tile by tile."""
         P, L, V = shape
-        columns = self.columns or tile_columns(P * L, V)
+        few = isinstance(tile, _Held)
+        at_once = few and self.kernel == "torch"
+        columns = self.columns or (held_columns(L, V) if at_once else tile_columns(P * L, V))
         online = self._online(k, targets_PM, target_logits(tile, L, targets_PM))
         stream(tile, V, columns, online, final)
-        if online.own_PLM.is_cpu and not isinstance(tile, _Held) and online.differs():
+        if online.own_PLM.is_cpu and not few and online.differs():
             # Another kernel multiplied the targets, gathered, than the tiles: count against the tiles'
             # own numbers. (Seen on no processor yet; on a GPU it would be all too common.)
             online = self._online(k, targets_PM, online.own_PLM)
@@ -225,6 +228,12 @@ def tile_columns(rows: int, V: int) -> int:
     rows = max(1, rows)
     columns = min(16_384, TILE // rows, max(4096, (1 << 20) // rows), V + SAME - 1)
     return max(SAME, columns // SAME * SAME)
+
+
+def held_columns(L: int, V: int) -> int:
+    """Tokens that torch looks at in one step where all logits are there: many, for its operations on a few
+    rows take longer to call than to compute."""
+    return min(V, max(SAME, STEP // L // SAME * SAME))
 
 
 def tiles(x_NE: Tensor, head: Head, *, compiled: bool = False, room: Room | None = None) -> Tile:

@@ -14,6 +14,7 @@ float32, the running sums held in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -23,6 +24,7 @@ from logitlens.readout.stats import Stats
 from logitlens.readout.topk import BLOCK, RunningTopK, block_maxima
 
 HOT = 200_000  # logits per thread looked at together: more, with what is made of them, leave a core's cache
+SUMMED = 4096  # products added up by a matrix product: their error grows with how many there are
 SPARSE = 0.5  # share of the rows below which those to be counted are copied side by side
 LEAP = 20.0  # how far a logit may exceed c before its position is summed again with a new c
 
@@ -91,7 +93,7 @@ class Online:
     def _hot(self, C: int) -> Iterator[slice]:
         """Positions, a few at a time: as many as stay in the caches."""
         step = max(1, HOT * torch.get_num_threads() // (self.L * C))
-        size = min(step, self.P) * self.L * C
+        size = min(step, self.P) * self.L * math.prod(_summed(C))
         if self.work.shape[1] < size:
             self.work = self.work.new_empty(2, size)
         for start in range(0, self.P, step):
@@ -99,12 +101,22 @@ class Online:
 
     def _sum(self, z_pLC: Tensor, p: slice, sums_3PL: Tensor) -> None:
         s_pL, a_pL, x_pL = sums_3PL[:, p]
-        d_pLC, e_pLC = (w[: z_pLC.numel()].view(z_pLC.shape) for w in self.work)
-        torch.sub(z_pLC, self.c_PL[p, :, None], out=d_pLC)
-        torch.exp(d_pLC, out=e_pLC)
-        torch.sum(e_pLC, -1, out=s_pL)
-        a_pL.copy_(_dots(e_pLC.flatten(0, 1)[:, None], d_pLC.flatten(0, 1)[:, None]).view_as(a_pL))
-        x_pL.copy_(_dots(e_pLC[:, -1:], d_pLC))
+        n, L, C = z_pLC.shape
+        parts, size = _summed(C)
+        work_2pLW = self.work[:, : n * L * parts * size].view(2, n, L, parts * size)
+        work_2pLW[..., C:].zero_()
+        d_pLW, e_pLW = work_2pLW
+        torch.sub(z_pLC, self.c_PL[p, :, None], out=d_pLW[..., :C])
+        torch.exp(d_pLW[..., :C], out=e_pLW[..., :C])
+        torch.sum(e_pLW[..., :C], -1, out=s_pL)
+        d_pLwB, e_pLwB = work_2pLW.unflatten(-1, (parts, size))
+        a_n1 = _dots(e_pLwB.flatten(0, 2)[:, None], d_pLwB.flatten(0, 2)[:, None])
+        a_pL.copy_(a_n1.view(n, L, parts).sum(-1))
+        if parts == 1:
+            x_pL.copy_(_dots(e_pLW[:, -1:], d_pLW))
+            return
+        for x_L, e_LwB, d_LwB in zip(x_pL, e_pLwB, d_pLwB):  # long rows: there are few positions
+            x_L.copy_(_dots(e_LwB[-1][:, None], d_LwB.transpose(0, 1)).sum(0))
 
     def _count(self, z_pLC: Tensor, highest_pL: Tensor, p: slice) -> None:
         """Of the rows that hold something greater than a target: few do, of likely ones."""
@@ -213,12 +225,18 @@ class Online:
         return ranks_PLM
 
 
-def _dots(e_n1C: Tensor, d_nLC: Tensor) -> Tensor:
-    """(n, L): products summed over C. Matrix products write nothing as large as their operands; a GPU
+def _summed(C: int) -> tuple[int, int]:
+    """How many sums C products are added up in, and of how many each: a multiple of 16."""
+    parts = -(-C // SUMMED)
+    return parts, C if parts == 1 else -(-C // (16 * parts)) * 16
+
+
+def _dots(e_n1B: Tensor, d_nLB: Tensor) -> Tensor:
+    """(n, L): products summed over B. Matrix products write nothing as large as their operands; a GPU
     might round those to ten bits."""
-    if not d_nLC.is_cpu:
-        return (e_n1C * d_nLC).sum(-1)
-    return torch.bmm(e_n1C, d_nLC.transpose(1, 2))[:, 0]
+    if not d_nLB.is_cpu:
+        return (e_n1B * d_nLB).sum(-1)
+    return torch.bmm(e_n1B, d_nLB.transpose(1, 2))[:, 0]
 
 
 def _cat(parts: Sequence[Online], name: str) -> Tensor:
