@@ -254,3 +254,14 @@ def test_an_error_about_another_file_keeps_its_own_words(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "a") as temporary:
         temporary.write_bytes((tmp_path / "none").read_bytes())
     assert caught.value.filename == str(tmp_path / "none")
+
+
+@pytest.mark.parametrize("where", ["_lock", "FileIO"])
+def test_an_interrupt_while_a_file_is_made_leaves_none(tmp_path, monkeypatch, where):
+    def interrupted(*given, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, where, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_text(tmp_path / "a.txt", "new")
+    assert list(tmp_path.iterdir()) == []

@@ -124,8 +124,10 @@ def _temporary(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path, FileI
     try:
         yield target, temporary, file
     finally:
-        file.close()
-        temporary.unlink(missing_ok=True)
+        try:
+            file.close()
+        finally:  # Ctrl-C may come in between
+            temporary.unlink(missing_ok=True)
 
 
 def _mode(path: str | os.PathLike[str]) -> int | None:
@@ -141,11 +143,18 @@ def _create(target: Path, mode: int) -> tuple[Path, FileIO]:
     start, end = _ends(target)
     while True:
         path = target.parent / f"{start}{secrets.token_hex(4)}{end}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
-        file = FileIO(descriptor, "r+b")
-        _lock(file, wait=True)
-        if os.fstat(file.fileno()).st_nlink:
-            return path, file
+        file = None
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+            file = FileIO(descriptor, "r+b")
+            _lock(file, wait=True)
+            if os.fstat(file.fileno()).st_nlink:
+                return path, file
+        except KeyboardInterrupt:
+            if file:
+                file.close()
+            path.unlink(missing_ok=True)
+            raise
         file.close()  # another process took it for a leftover before it was locked
 
 
