@@ -153,12 +153,12 @@ class Chunked(Engine):
     ) -> Online:
         """All of P positions × L rows × V tokens, tile by tile."""
         P, L, V = shape
-        few = isinstance(tile, _Held)
-        at_once = few and self.kernel == "torch"
+        held = isinstance(tile, _Held)
+        at_once = held and self.kernel == "torch"
         columns = self.columns or (held_columns(L, V) if at_once else tile_columns(P * L, V))
         online = self._online(k, targets_PM, target_logits(tile, L, targets_PM))
         stream(tile, V, columns, online, final)
-        if online.own_PLM.is_cpu and not few and online.differs():
+        if online.own_PLM.is_cpu and not held and online.differs():
             # Another kernel multiplied the targets, gathered, than the tiles: count against the tiles'
             # own numbers. (Seen on no processor yet; on a GPU it would be all too common.)
             online = self._online(k, targets_PM, online.own_PLM)

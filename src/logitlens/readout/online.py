@@ -112,11 +112,13 @@ class Online:
         d_pLwB, e_pLwB = work_2pLW.unflatten(-1, (parts, size))
         a_n1 = _dots(e_pLwB.flatten(0, 2)[:, None], d_pLwB.flatten(0, 2)[:, None])
         a_pL.copy_(a_n1.view(n, L, parts).sum(-1))
-        if parts == 1:
-            x_pL.copy_(_dots(e_pLW[:, -1:], d_pLW))
+        if n < parts:  # whichever loop is the shorter
+            for x_L, e_LwB, d_LwB in zip(x_pL, e_pLwB, d_pLwB):
+                x_L.copy_(_dots(e_LwB[-1][:, None], d_LwB.transpose(0, 1)).sum(0))
             return
-        for x_L, e_LwB, d_LwB in zip(x_pL, e_pLwB, d_pLwB):  # long rows: there are few positions
-            x_L.copy_(_dots(e_LwB[-1][:, None], d_LwB.transpose(0, 1)).sum(0))
+        x_pL.zero_()
+        for part in range(parts):
+            x_pL += _dots(e_pLwB[:, -1:, part], d_pLwB[:, :, part])
 
     def _count(self, z_pLC: Tensor, highest_pL: Tensor, p: slice) -> None:
         """Of the rows that hold something greater than a target: few do, of likely ones."""
