@@ -22,8 +22,8 @@ pytestmark = pytest.mark.slow
 ITEMS = records(32)
 
 
-def forked(work, kill_after: float | None = None) -> int:
-    """Run `work` in a copy of this process, which is killed after some seconds; how it ended."""
+def start(work) -> int:
+    """Run `work` in a copy of this process, which has this number."""
     child = os.fork()
     if child == 0:
         try:
@@ -31,6 +31,12 @@ def forked(work, kill_after: float | None = None) -> int:
             os._exit(0)
         except BaseException:
             os._exit(1)
+    return child
+
+
+def forked(work, kill_after: float | None = None) -> int:
+    """Run `work` in a copy of this process, which is killed after some seconds; how it ended."""
+    child = start(work)
     if kill_after is not None:
         time.sleep(kill_after)
         os.kill(child, signal.SIGKILL)
@@ -181,14 +187,7 @@ def test_processes_read_the_same_bytes_of_a_corpus(cells):
 @pytest.mark.parametrize("share", [(0, 1), None])
 def test_two_workers_on_one_shard_give_one_part(survey, whole, share):
     survey.run(ITEMS, folder="both", share=(0, 8))
-    children = [os.fork() for _ in range(2)]
-    for child in children:
-        if child == 0:
-            try:
-                survey.run(folder="both", share=share)  # the prompts are there
-                os._exit(0)
-            except BaseException:
-                os._exit(1)
+    children = [start(lambda: survey.run(folder="both", share=share)) for _ in range(2)]
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
     check(survey, "both", whole)
 
