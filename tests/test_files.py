@@ -265,3 +265,15 @@ def test_an_interrupt_while_a_file_is_made_leaves_none(tmp_path, monkeypatch, wh
     with pytest.raises(KeyboardInterrupt):
         files.write_text(tmp_path / "a.txt", "new")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_while_a_file_is_closed_leaves_what_was_written_alone(tmp_path, monkeypatch):
+    class Interrupted(files.FileIO):
+        def close(self):
+            super().close()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "FileIO", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.check_writable(tmp_path / "a.txt")
+    assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,7 @@
     place = at("my-survey")                  place = at("s3://bucket/my-survey")
     place.write("plan.json", b"…")           place.create("commits/00007.json", b"…")
 
-A file appears whole or not at all: locally by a rename, on object stores because they put objects whole.
+A file appears whole or not at all: on object stores because they put objects whole, elsewhere by a rename.
 """
 
 from __future__ import annotations
@@ -192,8 +192,8 @@ class _Remote(Storage):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "file"
             yield path
-            with self._putting(name):
-                self.fs.put_file(str(path), self._path(name))
+            with self._putting(name), self._whole(name) as to:
+                self.fs.put_file(str(path), to)
 
     @contextmanager
     def fetched(self, name: str) -> Iterator[Path]:
@@ -208,7 +208,8 @@ class _Remote(Storage):
             if not self._puts_whole:
                 if self.fs.exists(self._path(name)):
                     return self.read(name)
-                self._move_there(name, data)
+                with self._whole(name) as to:
+                    self.fs.pipe_file(to, data)
                 return data
             try:
                 self.fs.pipe_file(self._path(name), data, mode="create")
@@ -222,12 +223,17 @@ class _Remote(Storage):
         protocol = self.fs.protocol
         return bool(OBJECT_STORES & {*([protocol] if isinstance(protocol, str) else protocol)})
 
-    def _move_there(self, name: str, data: bytes) -> None:
-        """Under another name first: a writer that is killed leaves no part of a file."""
+    @contextmanager
+    def _whole(self, name: str) -> Iterator[str]:
+        """Where to put a file: on what is no object store, another name first, so that a writer who is
+        killed leaves no part of a file under this one."""
+        if self._puts_whole:
+            yield self._path(name)
+            return
         folder, _, last = self._path(name).rpartition("/")
         temporary = f"{folder}/.{last}.{secrets.token_hex(4)}.tmp"
         try:
-            self.fs.pipe_file(temporary, data)
+            yield temporary
             self.fs.mv(temporary, self._path(name))
         except BaseException:
             with contextlib.suppress(Exception):

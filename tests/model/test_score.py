@@ -98,6 +98,20 @@ def test_answers_that_cannot_be_scored_are_refused_in_one_line(model, answers, s
     assert "\n" not in str(refused.value)
 
 
+def test_a_text_as_answer_needs_a_tokenizer():
+    model = logitlens.load(tiny_gpt2())
+    assert len(model.score([1, 2], [[3]]).logprobs[-1]) == 1
+    with pytest.raises(PromptError, match="' Paris' is text, and the model has no tokenizer"):
+        model.score([1, 2], [" Paris"])
+
+
+def test_an_answer_without_tokens_is_refused(model, monkeypatch):
+    monkeypatch.setattr(model.tokens, "exact", lambda text: None)
+    monkeypatch.setattr(model.tokens, "plain", lambda text: [])
+    with pytest.raises(PromptError, match="has no tokens"):
+        model.score([1, 2], [" Paris"])
+
+
 def test_a_model_that_gives_nan_is_refused():
     broken = logitlens.load(tiny_gpt2(), tokenizer=tiny_tokenizer())
     with torch.no_grad():

@@ -48,6 +48,22 @@ def whole(saved, model, tmp_path_factory):
     return path, undisturbed(path, folder / "whole", saved, model)
 
 
+def test_ctrl_c_while_workers_start_is_said_by_one_line(saved, tmp_path, whole):
+    folder = tmp_path / "survey"
+    driver = command(whole[0], folder, saved, "-j", "2")
+    for _ in range(1200):
+        if len(still_running(folder)) == 3:  # the driver and its workers, which import torch now
+            break
+        assert driver.poll() is None, driver.stderr.read()
+        time.sleep(0.02)
+    os.killpg(driver.pid, signal.SIGINT)
+    said = driver.communicate(timeout=60)[1]
+    assert driver.returncode == 130, said
+    assert said.strip().splitlines()[-1] == "logitlens: interrupted"
+    assert "Traceback" not in said
+    assert still_running(folder) == []
+
+
 @pytest.mark.parametrize(
     ("words", "number"),
     [

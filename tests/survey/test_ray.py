@@ -165,6 +165,45 @@ def test_the_command_line_edits_with_ray_and_refuses_threads_that_no_node_has(
     assert len(refused.stderr.splitlines()) == 1
 
 
+def test_relative_paths_are_those_of_whoever_asks(survey, cluster, monkeypatch):
+    survey.run(ITEMS[:6], folder="relative", size=3, share=(0, 2))
+    monkeypatch.chdir(survey.folder)
+    (record,) = engine.run("relative", [1], jobs=1)
+    assert record["prompts"] == 3
+
+
+def test_an_actor_that_ray_ends_for_its_memory_is_replaced(survey, cluster, monkeypatch):
+    """Ray names an error of its own for that, which is none of an actor that died."""
+    import ray
+
+    honest, ended = ray.get, []
+
+    def get(asked):
+        answer = honest(asked)
+        if isinstance(answer, dict) and "shard" in answer and not ended:
+            ended.append(answer["shard"])
+            raise ray.exceptions.OutOfMemoryError("the node ran low on memory")
+        return answer
+
+    monkeypatch.setattr(ray, "get", get)
+    found = survey.run(ITEMS[:6], folder="memory", size=3, engine=partial(engine.run, jobs=1))
+    assert ended
+    assert found.done
+    assert not found.failed
+
+
+def test_a_gpu_whose_node_has_too_few_processors_is_refused(survey, cluster):
+    nodes = [cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=1, num_gpus=1)]
+    try:
+        with pytest.raises(
+            SurveyError, match="takes a GPU and 2 CPUs .* no node of the cluster has"
+        ):
+            list(engine.run("anywhere", [0], threads=2))
+    finally:
+        for node in nodes:
+            cluster.remove_node(node)
+
+
 def test_a_survey_that_no_actor_can_load_is_an_error_in_one_line(survey, cluster):
     survey.run(ITEMS[:9], folder="gone", size=3, share=(0, 3))
     (survey.folder / "prompts.jsonl").write_text('{"prompt": "other"}\n')

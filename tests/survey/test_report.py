@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import logitlens
 from logitlens import FormatError, edit
 from logitlens.cli import main
-from logitlens.errors import SurveyError
+from logitlens.errors import PromptError, SurveyError
 from logitlens.lenses import TunedLens, save
 from logitlens.survey import bootstrap
 from logitlens.survey.bootstrap import interval, quantiles, student
@@ -295,6 +295,14 @@ def test_find_gives_the_prompts_for_which_the_condition_holds(folder):
     found = find(folder, "kl_0 > 2 and \"order\" = 'odd'", limit=100)
     assert [row["id"] for row in found] == kl.id.tolist()
     assert len(find(folder, limit=3)) == 3
+    here = frame[frame.block == 1]
+    a, b = here.wrong_rank.median(), here.set_end_rank.quantile(0.8)
+    right = here[(here.wrong_rank >= a) & (here.set_end_rank <= b)]
+    found = find(
+        folder, f"wrong_rank_1 >= {a} and set_end_rank_1 <= {b} and top_id_1 >= 0", limit=99
+    )
+    assert 0 < len(found) < 24
+    assert [row["id"] for row in found] == right.id.tolist()
     best = find(folder, order="kl_0 desc", limit=1)[0]
     assert best["prompt"] == frame[frame.block == 0].sort_values("kl").prompt.iloc[-1]
     with pytest.raises(FormatError, match="kl_99") as refused:
@@ -508,6 +516,29 @@ def test_what_a_report_leaves_out_is_said(survey, tmp_path):
         report([survey.folder / "a"], tmp_path / "r.md", by="top")
 
 
+@pytest.mark.parametrize("name", ["r.html", "r.png", "r.md"])
+def test_a_survey_of_which_nothing_could_be_read_is_refused(survey, tmp_path, name):
+    survey.run([{"prompt": "Paris " * 300}], bad="skip")
+    with pytest.raises(PromptError, match="a has no rows: none of its prompts could be read"):
+        report([survey.folder / "a"], tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_whole_numbers_that_some_prompts_lack_are_whole_in_a_report(survey, tmp_path):
+    items = [{**item, "shots": [0, 4, None][n % 3]} for n, item in enumerate(records(12))]
+    survey.run(items)
+    found = report([survey.folder / "a"], tmp_path / "r.html", by="shots")
+    assert {curve.group for curve in found.curves} == {"0", "4", "no shots"}
+
+
+def test_a_set_may_have_any_name(survey, tmp_path):
+    items = [{**item, "sets": {"first_rank": [" Paris"], "end": ["."]}} for item in records(4)]
+    survey.run(items)
+    found = report([survey.folder / "a"], tmp_path / "r.md")
+    sets = {curve.measure for curve in found.curves if curve.measure.startswith("P(")}
+    assert sets == {"P(first_rank)", "P(end)"}
+
+
 def test_a_prompt_cannot_put_markup_into_the_page(survey, tmp_path):
     survey.run([{"prompt": "<b>the</b><script>", "kind": "<i>|x"}], size=1)
     report([survey.folder / "a"], tmp_path / "r.html", by="kind")
@@ -526,6 +557,7 @@ def test_the_command_line_reports_and_finds(folder, tmp_path):
     )
     assert done.exit_code == 0, done.output
     assert go("report", folder, "-o", tmp_path / "r.md", "--contrast", "even", "odd").exit_code == 2
+    assert go("find", folder, "--where", " ", "--lens", "logit").exit_code == 0
     done = go("find", folder, "--where", "number < 2", "--json")
     assert [json.loads(line)["number"] for line in done.stdout.splitlines()] == [0, 1]
     done = go("find", folder, "--where", "number = 3", "--open", tmp_path / "found.html")
@@ -555,4 +587,4 @@ def test_a_slip_in_a_condition_is_shown_with_the_columns_there_are(survey, where
     assert "set_end_N" in text
     assert "select" not in text
     assert "\n" not in text
-    assert len(text) < 420
+    assert len(text) < 520

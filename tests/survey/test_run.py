@@ -29,6 +29,8 @@ from logitlens.survey import prompts as labelled
 from logitlens.survey import worker
 from logitlens.survey.commit import Folder
 from logitlens.survey.merge import merge
+from logitlens.survey.plan import Plan
+from logitlens.survey.run import status
 from logitlens.survey.worker import Worker
 from logitlens.view import page
 from tests.lenses.test_store import tuned
@@ -219,10 +221,27 @@ def test_another_tokenizer_is_refused(survey, model, saved):
         Worker(survey.folder / "a", model)
 
 
-def test_a_moved_input_is_the_same_also_where_a_line_of_it_was_skipped(survey):
-    items = [*records(5), {"prompt": ""}]
-    survey.run(items, bad="skip", share=(0, 2))
-    assert survey.run(items, bad="skip", name="moved").done
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_moved_input_is_the_same_also_where_a_line_of_it_was_skipped(survey, jobs):
+    survey.run([*records(5), {"prompt": ""}], bad="skip", share=(0, 2))
+    (survey.folder / "prompts.jsonl").rename(survey.folder / "moved.jsonl")
+    assert survey.run(bad="skip", name="moved", jobs=jobs).done
+    assert planning.load(survey.folder / "a").facts["input"]["path"].endswith("moved.jsonl")
+
+
+def test_tasks_that_see_the_input_at_several_paths_each_read_their_own(survey, model):
+    survey.run(share=(0, 2))
+    plan = planning.load(survey.folder / "a")
+    (survey.folder / "prompts.jsonl").rename(survey.folder / "moved.jsonl")
+    here = {**plan.facts["input"], "path": str(survey.folder / "moved.jsonl")}
+    worker = Worker(survey.folder / "a", model, Plan({**plan.facts, "input": here}))
+    assert worker.read(1)["prompts"] == 4
+
+
+def test_a_shard_that_another_run_has_committed_did_not_fail(survey):
+    survey.run(share=(0, 2))
+    Folder(survey.folder / "a").fail(0, "OSError: no room")
+    assert not status(survey.folder / "a").failed
 
 
 def test_merging_refuses_a_survey_with_a_missing_or_changed_part(survey):
@@ -484,6 +503,7 @@ def test_logits_that_are_not_finite_are_null_and_counted(survey):
 def test_out_of_memory_halves_the_batch_and_says_so(survey, model, monkeypatch):
     from logitlens.model import score
 
+    survey.run(size=100, folder="whole")
     honest = score.capture
 
     def small(model, prompts, **options):
@@ -495,6 +515,22 @@ def test_out_of_memory_halves_the_batch_and_says_so(survey, model, monkeypatch):
     found = survey.run(size=100)
     assert found.done
     assert "batches of 32 tokens" in found.records[0]["remarks"][0]
+    tables = [
+        pq.read_table(survey.folder / f / "survey.parquet").to_pandas() for f in ("whole", "a")
+    ]
+    whole, halved = tables
+    for name in whole.columns:
+        if whole[name].dtype.kind == "f":
+            np.testing.assert_allclose(halved[name], whole[name], atol=1e-3, err_msg=name)
+        elif name not in (
+            "rank",
+            "wrong_rank",
+            "top_id",
+            "top",
+            "agree",
+            "correct",
+        ):  # of near ties
+            assert halved[name].equals(whole[name]), name
 
 
 def test_a_full_disk_fails_the_shard_and_leaves_nothing_temporary(survey, monkeypatch):
@@ -581,15 +617,20 @@ def test_a_terminal_shows_how_far_a_survey_is_from_its_beginning_and_which_shard
     assert "tokens/s · 1 failed" in shown
 
 
+def array(first: int, last: int, step: int, here: int) -> dict[str, str]:
+    """What SLURM tells a task of `--array=first-last:step`."""
+    count = (last - first) // step + 1
+    said = {"ID": here, "COUNT": count, "MIN": first, "MAX": last, "STEP": step}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in said.items()}
+
+
 @pytest.mark.skipif(not shutil.which("bash"), reason="a shell script")
 @pytest.mark.parametrize(
     ("given", "share", "device"),
     [
-        ({"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}, "3/8", ""),
-        (
-            {"SLURM_ARRAY_TASK_ID": "8", "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_ARRAY_TASK_MIN": "1"},
-            "7/8", "",
-        ),
+        (array(0, 7, 1, 3), "3/8", ""),
+        (array(1, 8, 1, 8), "7/8", ""),
+        (array(0, 14, 2, 6), "3/8", ""),
         ({"RANK": "5", "WORLD_SIZE": "6", "LOCAL_RANK": "1"}, "5/6", "1"),
         ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "CUDA_VISIBLE_DEVICES": "7"}, "0/2", "7"),
     ],
@@ -597,12 +638,25 @@ def test_a_terminal_shows_how_far_a_survey_is_from_its_beginning_and_which_shard
 def test_the_example_script_gives_each_task_its_shards_and_each_process_a_gpu(
     given, share, device, tmp_path
 ):
-    command = tmp_path / "logitlens"
+    done = _task(tmp_path, given)
+    assert done.returncode == 0
+    assert done.stdout == f"survey run p.jsonl -o my survey --shard {share} on {device}\n"
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="a shell script")
+def test_the_example_script_refuses_an_array_with_gaps(tmp_path):
+    done = _task(tmp_path, {**array(3, 5, 1, 5), "SLURM_ARRAY_TASK_COUNT": "2"})
+    assert done.returncode == 2
+    assert "an array with gaps would leave shards out" in done.stderr
+
+
+def _task(folder: Path, given: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """The script, with a command that only says what it is asked."""
+    command = folder / "logitlens"
     command.write_text('#!/bin/bash\necho "$@" on "${CUDA_VISIBLE_DEVICES:-}"\n')
     command.chmod(0o755)
     script = Path(__file__).parents[2] / "examples/survey_shards.sh"
-    done = subprocess.run(
-        ["bash", script, "p.jsonl", "-o", "my survey"], capture_output=True, text=True, check=True,
-        env={"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", **given},
+    return subprocess.run(
+        ["bash", script, "p.jsonl", "-o", "my survey"], capture_output=True, text=True, check=False,
+        env={"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", **given},
     )  # fmt: skip
-    assert done.stdout == f"survey run p.jsonl -o my survey --shard {share} on {device}\n"

@@ -259,7 +259,7 @@ def find_command(
                 f"{lens}: this survey has {', '.join(plan.lenses)}", param_hint="'--lens'"
             )
         quoted = lens.replace("'", "''")
-        where = f"({where}) and lens = '{quoted}'"
+        where = f"({where.strip() or 'true'}) and lens = '{quoted}'"
     found = find(folder, where, limit=limit, order=order)
     for row in found:
         if as_json:

@@ -134,8 +134,15 @@ def answer_ids(model: LensModel, prompt: Any, ids: list[int], answer: Answer) ->
         both = tokens.encode(prompt + answer)
         if both[: len(ids)] == ids and len(both) > len(ids):
             return both[len(ids) :]
+    if tokens.tokenizer is None:
+        raise PromptError(
+            f"the answer {answer!r} is text, and the model has no tokenizer: give token ids"
+        )
     exact = tokens.exact(answer)
-    return tokens.plain(answer) if exact is None else [exact]
+    found = tokens.plain(answer) if exact is None else [exact]
+    if not found:
+        raise PromptError(f"the answer {answer!r} has no tokens")
+    return found
 
 
 def read_rows(

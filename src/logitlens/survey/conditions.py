@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 NUMBERS = (
-    "logprob", "first_logprob", "rank", "wrong_logprob", "margin", "correct", "entropy", "kl", "agree",
-    "top",
+    "logprob", "first_logprob", "rank", "wrong_logprob", "wrong_first_logprob", "wrong_rank", "margin",
+    "correct", "entropy", "kl", "agree", "top_id", "top",
 )  # fmt: skip
 OF_CELLS = ("loss", "rank", "entropy", "kl", "agree", "top")
 _FOUND = re.compile(  # columns of `find` and of its queries

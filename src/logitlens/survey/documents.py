@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from array import array
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,7 +224,7 @@ def _write(
     noted: Noted,
     bad: Callable[[PromptError], None],
 ) -> tuple[np.ndarray, str]:
-    ends, total, digest = [], 0, hashlib.sha256()
+    ends, total, digest = array("q"), 0, hashlib.sha256()
     file: IO[bytes]
     said: IO[bytes]
     with open(path, "wb") as file, open(beside, "wb") as said:
@@ -240,11 +241,11 @@ def _write(
             total += len(ids)
             if kept := noted.keep(document.others):
                 said.write(f"{json.dumps(kept)}\n".encode())
-            ends.append((total, said.tell()))
+            ends.extend((total, said.tell()))
             data = ids.astype("<i4").tobytes()
             digest.update(data)
             file.write(data)
-    return np.array(ends, "<i8"), digest.hexdigest()
+    return np.array(ends, "<i8").reshape(-1, 2), digest.hexdigest()
 
 
 def windows(place: Storage, length: int, overlap: int) -> Windows:

@@ -181,7 +181,9 @@ def _keys(plan: Plan) -> list[str]:
 
 def _numbers(plan: Plan) -> list[str]:
     """The columns of every layer."""
-    return [*OF_CELLS] if plan.is_corpus else [*NUMBERS, *(f"set_{s}" for s in plan.facts["sets"])]
+    sets = plan.facts["sets"]
+    of_sets = (name for s in sets for name in (f"set_{s}", f"set_{s}_rank"))
+    return [*OF_CELLS] if plan.is_corpus else [*NUMBERS, *of_sets]
 
 
 def _known(plan: Plan) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from logitlens import files
 from logitlens.errors import FitError
 from logitlens.files import replacing
 from logitlens.fit import checkpoint
@@ -27,7 +28,7 @@ from logitlens.model.batches import batches
 from logitlens.model.lens_model import LensModel
 from logitlens.model.load import load
 from logitlens.survey import plan as planning
-from logitlens.survey.engines import Engine, failure, local
+from logitlens.survey.engines import Engine, Records, failure, local
 
 SHARDS = 32  # at most: each keeps a file of D × D float32 numbers for every layer until the end
 
@@ -101,7 +102,11 @@ def fit(
         for shard in set(shards) - set(left):
             _add(job, folder, shard, sums=False)
         if left:
-            _watch(records, job, began, report)
+            try:
+                with contextlib.closing(records):
+                    _watch(records, job, began, report)
+            finally:
+                files.sweep(folder)
         job.count = job.tokens = 0
         for shard in shards:
             _add(job, folder, shard)
@@ -112,7 +117,7 @@ def fit(
 
 
 def _watch(
-    records: Iterator[dict[str, Any]],
+    records: Records,
     job: JacobianFit,
     began: float,
     report: Callable[[Progress], None] | None,

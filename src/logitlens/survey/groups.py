@@ -121,11 +121,9 @@ def group(key: tuple[str, str, str], rows: pandas.DataFrame) -> Group:
     rank_NL = rows["rank"].astype("float64").to_numpy().reshape(-1, L)
     for k in RANKS:
         values[f"top{k}"] = np.where(np.isnan(rank_NL), np.nan, rank_NL <= k)
-    for name in rows.columns:
-        if str(name).startswith("set_") and not str(name).endswith("_rank"):
-            values[f"P({str(name)[4:]})"] = np.exp(
-                rows[name].astype("float64").to_numpy().reshape(-1, L)
-            )
+    for name in sets(rows):
+        logprob_NL = rows[f"set_{name}"].astype("float64").to_numpy().reshape(-1, L)
+        values[f"P({name})"] = np.exp(logprob_NL)
     ids = rows["id"].to_numpy()[::L].tolist()
     units = np.unique(np.array(ids, dtype=str), return_inverse=True)[1]
     if np.isnan(values["margin"]).all():
@@ -134,6 +132,12 @@ def group(key: tuple[str, str, str], rows: pandas.DataFrame) -> Group:
         del values["first_logprob"]  # all answers are one token
     kept = {m: v for m, v in values.items() if not np.isnan(v).all() or m == "agree"}
     return Group(key, layers, {m: kept[m] for m in ordered(kept)}, rank_NL, units, ids)
+
+
+def sets(rows: pandas.DataFrame) -> list[str]:
+    """The names of the sets of tokens in a table: a set has a rank beside its probability."""
+    names = {str(name) for name in rows.columns}
+    return [n[4:] for n in map(str, rows.columns) if n.startswith("set_") and f"{n}_rank" in names]
 
 
 def contrasts(

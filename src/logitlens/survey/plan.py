@@ -206,9 +206,12 @@ def of_corpus(
     made, size, sha256 = documents.made_of(source, model, settings.field, settings.bad == "skip")
     _only_a_survey(folder)
     if (there := _there(folder)) is not None:  # refused before its ids are overwritten
-        if there.facts["input"]["sha256"] != sha256:
-            raise SurveyError(_begun_with(folder, [_other_input(there, size)]))
-        if there.is_corpus and (was := there.facts["corpus"]["made_of"]) != made:
+        if not there.is_corpus:
+            raise SurveyError(_begun_with(folder, ["input: it was labelled prompts, now text"]))
+        if (was := there.facts["input"])["sha256"] != sha256:
+            other = f"input: it was {was['size']:,} bytes of text, now {size:,} of other text"
+            raise SurveyError(_begun_with(folder, [other]))
+        if (was := there.facts["corpus"]["made_of"]) != made:
             raise SurveyError(_begun_with(folder, _changes(was, made, "corpus")))
     facts = documents.tokenise(folder.place, source, model, made, own=(*CELLS, "prompt", "answer"))
     windows = documents.windows(folder.place, settings.length, settings.overlap)
@@ -226,11 +229,6 @@ def of_corpus(
     }  # fmt: skip
 
 
-def _other_input(there: Plan, size: int) -> str:
-    kind = "text" if there.is_corpus else "labelled prompts"
-    return f"input: it was {there.facts['input']['size']:,} bytes of {kind}, now {size:,} of other text"
-
-
 def _absolute(path: str | os.PathLike[str]) -> str:
     return str(path) if is_remote(path) else os.path.abspath(os.path.expanduser(path))
 
@@ -244,27 +242,35 @@ def weights_hash(model: LensModel) -> str:
             continue
         flat = parameter.detach().flatten()
         step = max(1, len(flat) // SAMPLE)
-        digest.update(flat[::step].double().cpu().numpy().tobytes())
+        digest.update(flat[::step].cpu().double().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def settle(folder: Folder, plan: Plan) -> Plan:
-    """Write the plan of a new survey, or find it equal to the one that is there.
+    """Write the plan of a new survey, or find it equal to the one that is there, which is told where its
+    input is now.
 
     Raises SurveyError that says what changed, FormatError, OSError.
     """
     there = _there(folder)
     if there is None:
         _only_a_survey(folder)
-        text = json.dumps(plan.facts, indent=1, ensure_ascii=False) + "\n"
-        kept = folder.place.create(PLAN, text.encode())
+        kept = folder.place.create(PLAN, _text(plan))
         there = _checked(kept, f"{folder.place.address}/{PLAN}")
     changed = list(_changes(there.facts, json.loads(json.dumps(plan.facts))))
     if there.is_corpus and not plan.is_corpus:
         changed = ["input: it was text, now labelled prompts"]
     if changed:
         raise SurveyError(_begun_with(folder, changed))
+    path = plan.facts["input"]["path"]
+    if path != there.facts["input"]["path"]:
+        there = Plan({**there.facts, "input": {**there.facts["input"], "path": path}})
+        folder.place.write(PLAN, _text(there))
     return there
+
+
+def _text(plan: Plan) -> bytes:
+    return (json.dumps(plan.facts, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _begun_with(folder: Folder, changed: list[str]) -> str:

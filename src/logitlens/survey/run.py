@@ -62,7 +62,8 @@ def status(folder: str | os.PathLike[str]) -> Status:
     """What is committed in a folder. Raises ModelNotAvailable where there is no survey."""
     plan, files = planning.load(folder), Folder(folder)
     records = [r for s in range(len(plan.shards)) if (r := files.committed(s)) is not None]
-    failed, ended = files.failures(), {record["shard"] for record in records}
+    ended = {record["shard"] for record in records}
+    failed = {shard: why for shard, why in files.failures().items() if shard not in ended}
     begun = [int(n[:5]) for n in files.place.names("logs") if n[:5].isdecimal()]
     underway = {
         shard: line
@@ -122,7 +123,7 @@ def run(
     try:
         if left:
             ended = watch and watch(plan, left)
-            with contextlib.closing(_records(files, model, left, jobs, engine)) as records:
+            with contextlib.closing(_records(files, plan, model, left, jobs, engine)) as records:
                 failed = _read(files, records, ended)
     finally:
         files.sweep()
@@ -188,10 +189,15 @@ def _given(
 
 
 def _records(
-    files: Folder, model: LensModel, shards: list[int], jobs: int, engine: Engine | None
+    files: Folder,
+    plan: Plan,
+    model: LensModel,
+    shards: list[int],
+    jobs: int,
+    engine: Engine | None,
 ) -> Records:
     if engine is not None:
         return engine(files.place.address, shards)
     if jobs > 1:
         return local.run(files.place.address, shards, jobs)
-    return local.run_here(Worker(files.place.address, model), shards)
+    return local.run_here(Worker(files.place.address, model, plan), shards)

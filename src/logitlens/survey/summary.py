@@ -30,9 +30,11 @@ SAMPLE = 12  # prompts kept behind the points of a page
 
 
 def table(folder: str | os.PathLike[str]) -> pandas.DataFrame:
-    """The committed rows of a survey. Raises ModelNotAvailable, SurveyError, MissingExtra, FormatError."""
+    """The committed rows of a survey. Raises ModelNotAvailable, SurveyError, MissingExtra, FormatError,
+    and PromptError where there are none."""
     try:
-        import pandas
+        import pandas  # noqa: F401
+        import pyarrow
     except ImportError:
         raise MissingExtra("pandas and pyarrow", "survey", "a report") from None
     from logitlens.survey import plan as planning
@@ -41,8 +43,16 @@ def table(folder: str | os.PathLike[str]) -> pandas.DataFrame:
     shards = [s for s in range(len(plan.shards)) if files.committed(s) is not None]
     if not shards:
         raise PromptError(f"nothing is committed in {folder} yet: run the survey first")
-    frame = pandas.concat([files.read(s).to_pandas() for s in shards])
-    return frame.reset_index(drop=True)
+    rows = pyarrow.concat_tables([files.read(s) for s in shards])
+    frame = rows.to_pandas()
+    for name, kind in plan.facts["conditions"].items():
+        if kind == "int":  # pandas alone would give those that some prompts lack a decimal point
+            frame[name] = rows[name].to_pandas(integer_object_nulls=True)
+    if frame.empty:
+        raise PromptError(
+            f"{folder} has no rows: none of its prompts could be read (survey status)"
+        )
+    return frame
 
 
 def summarise(

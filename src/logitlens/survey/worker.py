@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 from functools import cache
@@ -36,13 +35,19 @@ class Worker:
     """The model, the lenses and the input of a survey, loaded once.
 
     model   the survey's model where it is loaded already; else it is loaded as the plan says
+    plan    the folder's, where it is known: of workers that see the input at several paths each keeps its own
 
     Raises what loading raises, and SurveyError where model or input are not those of the plan.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], model: LensModel | None = None):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        model: LensModel | None = None,
+        plan: Plan | None = None,
+    ):
         self.folder = Folder(folder)
-        self.plan = planning.load(folder)
+        self.plan = plan or planning.load(folder)
         self.model = model = model_of(self.plan, model)
         self.skip_bad = self.plan.settings.bad == "skip"
         self.input = self._windows() if self.plan.is_corpus else prompts_of(self.plan)
@@ -145,7 +150,6 @@ def opened(folder: str) -> Worker | fitting.Worker | training.Worker:
 
 def main() -> None:
     """Serve shard numbers until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends whoever asks, who then closes stdin
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever else prints goes to stderr
     try:

@@ -99,6 +99,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=_environment(number),
+            process_group=0,  # Ctrl-C ends whoever asks, who then closes stdin
         )
         selector.register(self.process.stdout, selectors.EVENT_READ, self)  # type: ignore[arg-type]
 

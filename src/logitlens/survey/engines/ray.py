@@ -6,6 +6,7 @@ by whoever is free. The survey's folder must be one that all nodes see: a shared
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import socket
@@ -31,8 +32,10 @@ PATIENCE = 10  # seconds for a cluster to answer, and between two looks at how m
 class _Reader:
     """The actor: a worker of the survey or the fit."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, here: str):
         self.refusal: dict[str, Any] = {}
+        with contextlib.suppress(OSError):  # relative paths are those of whoever asks
+            os.chdir(here)
         try:
             self.worker = opened(folder)
         except Exception as error:
@@ -125,11 +128,16 @@ class _Pool:
         has = ray.cluster_resources()
         gpus = int(has.get("GPU", 0))
         cpus = [int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]]
+        instead = "use" if together else "begin in another folder with"
         if 0 < max(cpus, default=0) < threads:  # without any, nodes may be on their way
-            instead = "use" if together else "begin in another folder with"
             raise SurveyError(
                 f"each worker takes {threads} CPUs (--threads) and the largest node of the cluster has "
                 f"{max(cpus)}: {instead} --threads {max(cpus)}"
+            )
+        if any(cpus) and not room(ray, threads):
+            raise SurveyError(
+                f"each worker takes a GPU and {threads} CPUs (--threads), and no node of the cluster has "
+                f"both: {instead} fewer --threads"
             )
         self.count = jobs or max(1, gpus or int(has.get("CPU", 1)) // threads)
         # The package may be a checkout that other processes would not find.
@@ -150,8 +158,14 @@ class _Pool:
                 self.ray.kill(actor)
 
     def _records(self, shards: list[int]) -> Records:
-        from ray.exceptions import RayActorError
+        from ray.exceptions import (
+            NodeDiedError,
+            OutOfMemoryError,
+            RayActorError,
+            RuntimeEnvSetupError,
+        )
 
+        lost = RayActorError, NodeDiedError, OutOfMemoryError, RuntimeEnvSetupError
         waiting, tries, left = deque(shards), dict.fromkeys(shards, 0), len(shards)
         for _ in range(min(self.count, len(shards))):
             self._start()
@@ -160,7 +174,8 @@ class _Pool:
             actor, shard = self.asked.pop(done)
             try:
                 answer = self.ray.get(done)
-            except RayActorError as error:
+            except lost as error:
+                self.ray.kill(actor)  # if it is there at all, the next one needs its room
                 line = " ".join(str(error).split())[:200]
                 self.ended += shard is None
                 most = 1 if self.together else TRIES
@@ -204,5 +219,5 @@ class _Pool:
                 return done[0]
 
     def _start(self) -> None:
-        actor = self.actor.remote(self.folder)
+        actor = self.actor.remote(self.folder, os.getcwd())
         self.asked[actor.ready.remote()] = (actor, None)
