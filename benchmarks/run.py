@@ -81,7 +81,7 @@ def main() -> None:
     if not options.report:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with tempfile.TemporaryDirectory() as folder:
-            for row in measure(options, options.weights or Path(folder)):
+            for row in measure(options, (options.weights or Path(folder)).resolve()):
                 keep(row, options.rows)
     if options.rows == ROWS:
         report.write(ROWS, ROOT)

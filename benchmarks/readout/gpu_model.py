@@ -7,7 +7,7 @@ them while the path runs, and finds the same. `seconds` divides by what a GPU's 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from logitlens.readout.gpu import GATHERED, SLAB, row_share, slab_columns
 
@@ -131,6 +131,22 @@ def seconds(work: Work, card: Card) -> dict[str, float]:
     }
 
 
+def followed(work: Work, count: int) -> tuple[Work, Work]:
+    """The same work with so many candidates more, and the final rows that are read for them before."""
+    return (
+        replace(work, M=work.M + count),
+        replace(work, L=1, k=count, M=0, opened=None, touched=None),
+    )
+
+
+def with_candidates(work: Work, card: Card, count: int = 5) -> float:
+    """The product's share where so many candidates are followed, as a reading does by default."""
+    rest, finals = (seconds(each, card) for each in followed(work, count))
+    if work.slabs == 1:  # the final rows are in the one slab
+        finals["product"] = 0.0
+    return rest["product"] / (sum(rest.values()) + sum(finals.values()))
+
+
 def work_on(card: Card, rows: int, k: int = 10) -> Work:
     """So many rows of a model of 32 blocks, 4,096 wide, 128,256 tokens."""
     L = min(rows, 33) if rows > 13 else rows
@@ -140,14 +156,15 @@ def work_on(card: Card, rows: int, k: int = 10) -> Work:
 def table() -> str:
     """Markdown: the share of the product's rate that can be reached, and what each term costs."""
     lines = [
-        "| | rows | slabs | product | repeated | targets | epilogue | merge | gaps | reachable | k = 256 |",
-        "| --- |" + " ---: |" * 10,
+        "| | rows | slabs | product | repeated | targets | epilogue | merge | gaps | reachable "
+        "| 5 candidates | k = 256 |",
+        "| --- |" + " ---: |" * 11,
     ]
     for card in CARDS:
         for rows in ROWS:
             work = work_on(card, rows)
             took = seconds(work, card)
-            shares = [took["product"] / sum(took.values())]
+            shares = [took["product"] / sum(took.values()), with_candidates(work, card)]
             more = seconds(work_on(card, rows, 256), card)
             shares.append(more["product"] / sum(more.values()))
             cells = [card.name, f"{rows:,}", str(work.slabs)]

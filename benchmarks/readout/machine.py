@@ -9,6 +9,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
 FORMAT = 2  # of a row; the report takes no older ones
 CLASSES = {"AMX": "amx_bf16", "AVX-512": "avx512f", "AVX2": "avx2", "aarch64": "asimd"}
 SETS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "i8mm")
@@ -66,7 +67,8 @@ def _at(ordered: list[float], share: float) -> float:
 
 def _commit() -> str:
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
+        done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=ROOT)
+        return done.stdout.strip()
 
     parts = ("src", "benchmarks/run.py", "benchmarks/readout", "benchmarks/environments")
     changed = git("status", "--porcelain", "--untracked-files=no", *parts)

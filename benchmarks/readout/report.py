@@ -87,7 +87,7 @@ def _floor_of(row: dict) -> tuple | None:
 
 
 def _place(row: dict) -> tuple:
-    return row["machine"], tuple(row["features"])
+    return row["machine"], tuple(row["features"]), row.get("gpu")
 
 
 def who(rows: list[dict]) -> str:
@@ -233,7 +233,8 @@ def single(rows: list[dict]) -> str:
 def on_gpu(rows: list[dict]) -> str:
     """The readout alone on a GPU: seconds, and memory beyond rows and weights."""
     found = [r for r in rows if r["kind"] == "gpu"]
-    lines = ["**On a GPU**: the readout alone, bfloat16", "", "| rows | way | s | MB |"]
+    cards = ", ".join(dict.fromkeys(r["gpu"] for r in found))
+    lines = [f"**On a GPU** ({cards}): the readout alone, bfloat16", "", "| rows | way | s | MB |"]
     lines.append("| ---: | --- | ---: | ---: |")
     for r in found:
         lines.append(

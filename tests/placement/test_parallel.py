@@ -164,7 +164,25 @@ def test_merging_any_split_equals_the_whole(V, cuts, k):
         )
 
 
-def play(x, weight, k, targets, cuts, softcap, candidates):
+def test_a_token_whose_logit_is_minus_infinity_stays_so_in_parts():
+    from logitlens.readout.chunked import Chunked
+    from logitlens.readout.head import Head
+
+    generator = torch.Generator().manual_seed(1)
+    weight, x = (
+        eighths(torch.randn(*shape, generator=generator)) for shape in ((50, 8), (3, 4, 8))
+    )
+    bias, targets = torch.zeros(50), torch.tensor([[20], [4], [30]])
+    bias[[20, 30]] = float("-inf")
+    head = Head(50, weight, softcap=20.0, final_bias_V=bias)
+    merged = play(x, weight, 3, targets, [25], softcap=20.0, candidates=0, final_bias=bias)
+    whole = Chunked().stats(x, head, 3, targets)
+    assert bool((whole.target_logprobs[[0, 2]] == float("-inf")).all())
+    torch.testing.assert_close(merged.target_logprobs, whole.target_logprobs)
+    assert torch.equal(merged.target_ranks, whole.target_ranks)
+
+
+def play(x, weight, k, targets, cuts, softcap, candidates, final_bias=None):
     """`Sharded.stats` of every shard at once, in threads that meet at each collective."""
     import threading
     from unittest import mock
@@ -197,7 +215,9 @@ def play(x, weight, k, targets, cuts, softcap, candidates):
 
     def one(i):
         rank.i = i
-        local = Head(edges[i + 1] - edges[i], weight[edges[i] : edges[i + 1]], softcap=softcap)
+        mine = slice(edges[i], edges[i + 1])
+        bias = None if final_bias is None else final_bias[mine]
+        local = Head(len(weight[mine]), weight[mine], softcap=softcap, final_bias_V=bias)
         head = Head(len(weight), call=lambda x: x, shard=Shard(local, edges[i]))
         out[i] = sharded.Sharded().stats(x, head, k, targets, candidates=candidates)
 

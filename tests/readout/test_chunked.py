@@ -85,14 +85,14 @@ def test_bfloat16_is_widened_where_mkl_has_no_right_product(wrong, monkeypatch):
     )
     monkeypatch.setattr(product, "_mkl_halves", multiply)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
-    product._multiplies_bfloat16.cache_clear()
+    product.multiplies_bfloat16.cache_clear()
     try:
         judge(
             Chunked("torch").stats(x.bfloat16(), head, 5, targets), x.bfloat16(), head, 5, targets
         )
-        assert not product._multiplies_bfloat16()
+        assert not product.multiplies_bfloat16()
     finally:
-        product._multiplies_bfloat16.cache_clear()
+        product.multiplies_bfloat16.cache_clear()
 
 
 @pytest.mark.parametrize("vocab", [7, 64, 191, 4099])

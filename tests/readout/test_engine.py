@@ -106,6 +106,19 @@ def test_without_numba_torch_reads(monkeypatch):
     assert engine.choose(make_head(1000), engine.WORTH).name == "chunked (torch)"
 
 
+@pytest.mark.skipif(not find_spec("numba"), reason="numba is not installed")
+def test_where_numba_cannot_be_used_torch_reads_and_says_once_why(monkeypatch, capsys):
+    engine._numba_loads.cache_clear()
+    monkeypatch.setitem(sys.modules, "logitlens.readout.fused", None)
+    monkeypatch.delattr("logitlens.readout.fused", raising=False)
+    for _ in range(2):
+        assert engine.choose(make_head(1000), engine.WORTH).name == "chunked (torch)"
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "the extra `fast` cannot be used, torch reads alone: " in said
+    engine._numba_loads.cache_clear()
+
+
 def test_a_large_reading_without_numba_says_once_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(engine, "find_spec", lambda name: None)
     engine._say_once.cache_clear()
@@ -119,6 +132,25 @@ def test_a_large_reading_without_numba_says_once_what_is_missing(monkeypatch, ca
     assert found.out == ""
     assert found.err.count("\n") == 1
     assert "pip install 'logitlens[fast]'" in found.err
+    engine._say_once.cache_clear()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    engine.choose(head, engine.LARGE // 1000 + 1)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("matrices", "saved"), [(False, "half the"), (True, "a quarter less")])
+def test_what_numba_would_save_of_bfloat16_depends_on_torchs_own_product(
+    monkeypatch, capsys, matrices, saved
+):
+    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    monkeypatch.setattr(engine, "multiplies_bfloat16", lambda: matrices)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    head = Head(1000, torch.ones(1000, 2048, dtype=torch.bfloat16))
+    engine._say_once.cache_clear()
+    engine.choose(head, engine.LARGE // 1000)
+    assert capsys.readouterr().err == ""
+    engine.choose(head, engine.LARGE // 1000 + 1)
+    assert f"in about {saved} time" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not find_spec("numba"), reason="numba is not installed")

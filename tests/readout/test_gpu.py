@@ -159,11 +159,14 @@ def test_what_a_head_cannot_have_is_refused():
         read(x, make_head(500), 257, targets)
 
 
-@pytest.mark.parametrize(("rows", "vocab"), [(4096, 128_256), (512, 50_257), (13, 128_256), (1, 9)])
+@pytest.mark.parametrize(
+    ("rows", "vocab"), [(4096, 128_256), (512, 50_257), (13, 128_256), (1, 9), (27, 262_144)]
+)
 def test_slabs_are_of_whole_tiles_and_repeat_little(rows, vocab):
     columns = slab_columns(rows, vocab, gpu.SLAB)
     assert columns == vocab or columns % gpu.STEP == 0
     assert rows * columns <= gpu.SLAB
+    assert columns <= gpu.WIDEST  # as wide as `benchmarks/readout/gpu_kernels.py` compiles
     assert -(-vocab // columns) * columns - vocab < gpu.STEP * -(-vocab // columns)
 
 
@@ -182,16 +185,18 @@ def test_the_proof_sees_the_kernels_right_and_any_fault(parts):
 def test_slabs_read_on_a_gpu_only_and_only_where_proven(monkeypatch):
     from logitlens.readout import engine
 
-    assert not proof.slabs(make_head(10))  # on the CPU
+    assert not proof.slabs(make_head(10), 10)  # on the CPU
     elsewhere = Head(10, torch.empty(10, 4, device="meta"))
     assert engine.choose(elsewhere, engine.WORTH).name == "chunked (torch)"
-    monkeypatch.setattr(proof, "slabs", lambda head: True)
+    monkeypatch.setattr(proof, "slabs", lambda head, k: True)
     assert engine.choose(elsewhere, 1, 256).name == "slabs (triton)"
     assert engine.choose(elsewhere, 1, 257).name == "chunked (torch)"
     monkeypatch.undo()
     small = proof.request(1, 1, 100, 8, torch.device("cpu"), torch.float32, False, False, False)
-    monkeypatch.setattr(proof, "request", lambda *_: small)
-    proven = partial(proof._proven.__wrapped__, torch.device("cpu"), torch.float32, *[False] * 3)
+    monkeypatch.setattr(proof, "request", lambda *_, k: small)
+    proven = partial(
+        proof._proven.__wrapped__, torch.device("cpu"), torch.float32, 16, *[False] * 3
+    )
     times = iter([1.0, 2.0, 2.0, 2.0])
     monkeypatch.setattr(proof, "seconds", lambda read: next(times))
     assert proven()

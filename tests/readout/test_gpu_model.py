@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,21 @@ def test_the_path_moves_the_bytes_that_the_model_says(work, monkeypatch):
     assert kernels.read + kernels.written + Counted.bytes == sum(gpu_model.moved(work).values())
 
 
+def test_candidates_move_the_bytes_that_the_model_says(monkeypatch):
+    monkeypatch.setattr(gpu, "Product", Counted)
+    monkeypatch.setattr(Counted, "bytes", 0)
+    work = Work(2, 3, 1500, 8, k=5, M=2, size=4, slab=6 * 512)
+    weight = torch.linspace(3, 0, work.V)[:, None].expand(-1, work.E).contiguous()
+    x = torch.rand(work.P, work.L, work.E, generator=torch.Generator().manual_seed(0)) + 0.1
+    targets = torch.arange(work.P * work.M).view(work.P, work.M) * 70
+    with patched_once(), monkeypatch.context() as patch:
+        kernels = Moved(patch)
+        Slabs(work.slab).stats(x, Head(work.V, weight), work.k, targets, candidates=3)
+    each = [replace(w, opened=w.N, touched=w.N) for w in gpu_model.followed(work, 3)]
+    expected = sum(sum(gpu_model.moved(w).values()) for w in each)
+    assert kernels.read + kernels.written + Counted.bytes == expected
+
+
 @pytest.mark.slow
 def test_every_kernel_compiles_for_every_gpu_without_a_spill_and_the_page_says_so():
     command = [sys.executable, "-m", "benchmarks.readout.gpu_kernels", "--check"]
@@ -75,8 +91,17 @@ def test_the_page_has_the_models_tables():
 
 
 def test_rows_of_a_gpu_have_a_table():
-    row = {"kind": "gpu", "contender": "slabs", "T": 124, "L": 33, "p50": 0.0061, "peak_mb": 40.2}
+    row = {
+        "kind": "gpu",
+        "gpu": "NVIDIA H100",
+        "contender": "slabs",
+        "T": 124,
+        "L": 33,
+        "p50": 0.0061,
+        "peak_mb": 40.2,
+    }
     assert "| 4,092 | slabs | 0.00610 | 40 |" in report.on_gpu([row])
+    assert "NVIDIA H100" in report.on_gpu([row])
     assert report.on_gpu([]) == ""
 
 

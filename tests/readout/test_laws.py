@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from logitlens.readout.stats import Stats
 from tests.readout.heads import called, make_head, make_rows, make_targets
 from tests.readout.truth import judge
 
+KERNELS = ["torch", "numba"] if find_spec("numba") else ["torch"]
 LIGHT = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 
 shapes = st.fixed_dictionaries(
@@ -89,14 +91,15 @@ def test_permuting_the_vocabulary_permutes_ids_only(shape, parts, vocab, random)
     assert torch.equal(new_of_old[ours.top_ids[clear][:, :-1]], theirs.top_ids[clear][:, :-1])
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("rows", [1, 13, 64])
-def test_rows_and_threads_change_nothing(threads, rows):
+def test_rows_and_threads_change_nothing(kernel, threads, rows):
     head, x, targets = make_head(5000, 48, bias=True), make_rows(9, 4, 48), make_targets(9, 5000)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        judge(Chunked(rows=rows).stats(x, head, 12, targets), x, head, 12, targets)
+        judge(Chunked(kernel, rows=rows).stats(x, head, 12, targets), x, head, 12, targets)
     finally:
         torch.set_num_threads(before)
 

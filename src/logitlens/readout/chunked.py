@@ -193,7 +193,9 @@ def _by_strips(
     from logitlens.readout.fused import Fused
 
     assert head.weight_VE is not None
-    x_PLE, L, held_PV = x_PLE.float(), x_PLE.shape[1], None
+    there = head.weight_VE.device
+    x_PLE, L, held_PV = x_PLE.to(there, torch.float32), x_PLE.shape[1], None
+    targets_PM = targets_PM.to(there)
     if candidates:
         held_PV = whole(x_PLE[:, -1], head, compiled=True)
         targets_PM = torch.cat([targets_PM, leading(held_PV, candidates).ids_NK], 1)

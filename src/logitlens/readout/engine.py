@@ -11,6 +11,7 @@ import torch
 from logitlens.readout.chunked import Chunked
 from logitlens.readout.gpu import MOST, Slabs
 from logitlens.readout.head import Head
+from logitlens.readout.product import multiplies_bfloat16
 from logitlens.readout.stats import Engine
 
 WORTH = 1 << 27  # logits of a reading from which on it pays to load what numba compiled
@@ -30,28 +31,46 @@ def choose(head: Head, rows: int, k: int = 1, *, single: int = 0) -> Engine:
     reading is large enough to pay for loading it: half a second, and several the first time after
     an installation. Half-precision weights that torch would widen but numba might multiply as they
     are count for more. Nothing else decides, so that the same reading always takes the same kernel.
-    Where numba is missed, that is said once, on stderr.
+    Where numba is missed, or cannot be used, that is said once, on stderr.
     """
     _keep_pages()
     if head.shard is not None:
         from logitlens.readout.sharded import Sharded  # torch.distributed is not in every build
 
         return Sharded()
-    logits, weight_VE = (rows + SINGLE * single) * head.vocab, head.weight_VE
+    plain, weight_VE = (rows + SINGLE * single) * head.vocab, head.weight_VE
     if weight_VE is not None and not weight_VE.is_cpu:
         from logitlens.readout import proof  # of no use on the CPU
 
-        return Slabs() if k <= MOST and proof.slabs(head) else Chunked("torch")
-    wide = weight_VE is not None and weight_VE.dtype == torch.bfloat16 and _wide_vectors()
-    if wide and weight_VE is not None:
-        logits *= 1 + weight_VE.shape[1] // WIDENED
+        return Slabs() if k <= MOST and proof.slabs(head, k) else Chunked("torch")
+    bfloat16 = weight_VE is not None and weight_VE.dtype == torch.bfloat16
+    wide = bfloat16 and _capability().startswith("AVX512")  # products of it may need no widening
+    logits = (
+        plain * (1 + weight_VE.shape[1] // WIDENED) if wide and weight_VE is not None else plain
+    )
     if logits <= WORTH:
         return Chunked("torch")
     if find_spec("numba"):
-        return Chunked("numba")
-    if logits > LARGE and weight_VE is not None:
-        _say_once("half the time" if wide else "a quarter less time")
+        return Chunked("numba" if _numba_loads() else "torch")
+    if plain > LARGE and weight_VE is not None and _capability() != "DEFAULT":
+        widened = wide and not multiplies_bfloat16()
+        _say_once("half the time" if widened else "a quarter less time")
     return Chunked("torch")
+
+
+@cache
+def _numba_loads() -> bool:
+    """Whether what numba compiles can be loaded; else the reason on stderr, once: it is for another numpy,
+    say, or finds no folder to keep what it compiles in."""
+    try:
+        from logitlens.readout import compiled, fused  # noqa: F401
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        print(
+            f"logitlens: the extra `fast` cannot be used, torch reads alone: {why}", file=sys.stderr
+        )
+        return False
+    return True
 
 
 @cache
@@ -72,6 +91,6 @@ def _say_once(saved: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _wide_vectors() -> bool:
-    """Whether the processor may have products of bfloat16 (which need AVX-512)."""
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+def _capability() -> str:
+    """The instructions that torch uses: AVX2 or AVX512…, and on other processors other names."""
+    return torch.backends.cpu.get_cpu_capability()

@@ -35,6 +35,9 @@ STEP = 512  # tokens of a slab are a multiple of this, so that only the last nee
 PROGRAMS = 2048  # of the epilogue, where there is as much work: several for each scheduler
 GATHERED = 2048  # targets multiplied together at most: as many as a slab of 4,096 rows has tokens
 MOST = 256  # tokens that a row's list can hold
+WIDEST = (
+    1 << 17
+)  # tokens of a slab at most: `merge` keeps the maxima of their blocks in its registers
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class Rows:
         M = ids_PM.shape[1]
         epilogue.pick[(self.N,)](
             slab, slab.stride(0), place_PM.int(), ids_PM.int(), out_NM, L=self.L, M=M,
-            MP=_power(M), **finish(self.head, slab), num_warps=1,
+            MP=power(M), **finish(self.head, slab), num_warps=1,
         )  # fmt: skip
 
 
@@ -159,7 +162,7 @@ class Pass(Online):
         self.maxima_NB = new((N, tiles * epilogue.TILE // epilogue.BLOCK))
         self.state_6N = new((6, N), dtype=torch.float64)
         self.state_6N[0::4] = float("-inf")
-        self.keys_NK = new((N, _power(k)), dtype=torch.long)
+        self.keys_NK = new((N, power(k)), dtype=torch.long)
         self.keys_NK[:, :k] = (
             epilogue.LOWEST + 1 + torch.arange(k, dtype=torch.long, device=wanted_NM.device)
         )
@@ -192,8 +195,8 @@ class Pass(Online):
             share=share, WHOLE=C % epilogue.TILE == 0 and not skip,
         )  # fmt: skip
         epilogue.merge[(N,)](
-            **at, state=self.state_6N, keys=self.keys_NK, low=self.least_N, B=B, GP=_power(G),
-            BP=_power(B), KP=self.keys_NK.shape[1],
+            **at, state=self.state_6N, keys=self.keys_NK, low=self.least_N, B=B, GP=power(G),
+            BP=power(B), KP=self.keys_NK.shape[1],
         )  # fmt: skip
 
     def leading(self) -> tuple[Tensor, Tensor]:
@@ -227,7 +230,7 @@ class Pass(Online):
 def slab_columns(rows: int, vocab: int, logits: int) -> int:
     """Tokens of each slab of so many rows: all, or a share that fills whole tiles and leaves the last
     slab little to repeat."""
-    most = max(STEP, logits // max(rows, 1) // STEP * STEP)
+    most = min(WIDEST, max(STEP, logits // max(rows, 1) // STEP * STEP))
     even = -(-vocab // -(-vocab // most))
     return vocab if vocab <= most else min(most, -(-even // STEP) * STEP)
 
@@ -251,6 +254,6 @@ def finish(head: Head, slab: Tensor) -> dict[str, Any]:
     }
 
 
-def _power(number: int) -> int:
+def power(number: int) -> int:
     """The next power of two."""
     return 1 << max(0, number - 1).bit_length()

@@ -79,7 +79,7 @@ class Head:
         if self.softcap is not None:
             z_NV.div_(self.softcap).tanh_().mul_(self.softcap)
         if self.final_bias_V is not None:
-            z_NV.add_(self.final_bias_V[columns].float())
+            z_NV.add_(self.final_bias_V[columns].to(z_NV))  # maybe of another GPU
         return z_NV
 
     def logits(self, x_NE: Tensor) -> Tensor:

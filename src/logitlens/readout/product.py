@@ -122,7 +122,7 @@ def _way(weight_VE: Tensor, compiled: bool, rows: int) -> str:
     ):
         return "cuda half"
     if weight_VE.is_cpu and weight_VE.dtype == torch.bfloat16 and weight_VE.stride(1) == 1:
-        return "mkl half" if _multiplies_bfloat16() else "widen"
+        return "mkl half" if multiplies_bfloat16() else "widen"
     return "widen"
 
 
@@ -169,7 +169,7 @@ def _multiplies_halves(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 @lru_cache
-def _multiplies_bfloat16() -> bool:
+def multiplies_bfloat16() -> bool:
     """Whether MKL has such a product on the CPU, and AMX for it: elsewhere widening is as fast."""
     if not _processor().get("amx_bf16"):
         return False

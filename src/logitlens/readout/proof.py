@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from logitlens.readout.chunked import Chunked
-from logitlens.readout.gpu import Slabs
+from logitlens.readout.gpu import Slabs, power
 from logitlens.readout.head import Head
 from logitlens.readout.stats import Stats
 
@@ -23,30 +23,37 @@ CLOSE = 1e-4  # nats, between two float32 paths
 TURNS = 3  # of timing
 
 
-def slabs(head: Head) -> bool:
-    """Whether `Slabs` reads this head: on a GPU, with triton, after it has proven itself there."""
+def slabs(head: Head, k: int) -> bool:
+    """Whether `Slabs` reads this head, for k likeliest tokens: on a GPU, with triton, after it has proven
+    itself there."""
     weight_VE = head.weight_VE
     if weight_VE is None or weight_VE.device.type != "cuda" or not find_spec("triton"):
         return False
     parts = (head.bias_V is not None, head.final_bias_V is not None, head.softcap is not None)
-    return _proven(weight_VE.device, weight_VE.dtype, *parts)
+    try:
+        return _proven(weight_VE.device, weight_VE.dtype, power(k), *parts)
+    except torch.OutOfMemoryError:  # there may be room the next time
+        return False
 
 
 @lru_cache
-def _proven(device: torch.device, dtype: torch.dtype, *parts: bool) -> bool:
+def _proven(device: torch.device, dtype: torch.dtype, k: int, *parts: bool) -> bool:
+    """For all k up to a power of two: the kernels are compiled for each apart."""
     try:
-        small = request(3, 5, 3000, 64, device, dtype, *parts)
+        small = request(3, 5, 3000, 64, device, dtype, *parts, k=k)
         if not agree(Slabs(logits=15 * 1024).stats(*small), Chunked().stats(*small)):
             return False
-        large = request(16, 32, 16_384, 1024, device, dtype, *parts)
+        large = request(16, 32, 16_384, 1024, device, dtype, *parts, k=k)
         return seconds(lambda: Slabs().stats(*large)) < seconds(lambda: Chunked().stats(*large))
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # whatever a compiler or a driver raises: torch reads as it always has
         return False
 
 
 def request(
     T: int, L: int, vocab: int, width: int, device: torch.device, dtype: torch.dtype,
-    bias: bool, final_bias: bool, softcap: bool,
+    bias: bool, final_bias: bool, softcap: bool, k: int = 10,
 ) -> tuple[Tensor, Head, int, Tensor]:  # fmt: skip
     """Rows, head, k and targets of eighths, whose products sum up without rounding in any order: both
     paths must find the same ids and ranks, ties included."""
@@ -65,7 +72,7 @@ def request(
         eighths(vocab) if final_bias else None,
     )
     targets = torch.randint(vocab, (T, 3), generator=seed, dtype=torch.long, device="cpu")
-    return eighths(T, L, width), head, 10, targets
+    return eighths(T, L, width), head, k, targets
 
 
 def agree(ours: Stats, theirs: Stats) -> bool:

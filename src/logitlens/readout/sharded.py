@@ -112,7 +112,9 @@ def merge(online: Online, offset: int, group: Any = None) -> None:
     highest_PL = online.c_PL.clone()
     dist.all_reduce(highest_PL, dist.ReduceOp.MAX, group=group)
     online.raise_to(highest_PL)
-    own_PLM = online.own_PLM.nan_to_num(0.0)  # each target is known to one process
+    own_PLM = online.own_PLM.masked_fill(
+        online.own_PLM.isnan(), 0.0
+    )  # each target is known to one process
     sums = [online.s_PL, online.a_PL, online.x_PL, *online.above_PLM.unbind(-1)]
     packed = torch.stack([*sums, *own_PLM.double().unbind(-1)])
     dist.all_reduce(packed, group=group)

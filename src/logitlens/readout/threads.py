@@ -22,14 +22,16 @@ _turn = threading.Lock()
 def pool(threads: int) -> Iterator[None]:
     """Run a function that numba compiled for several threads.
 
-    When numba starts its threads it sets OpenMP's number, which is torch's: that is put back.
+    When numba starts its threads it sets OpenMP's number, which is torch's: that is put back, and numba's
+    own, which other code of the process may use.
     """
-    before = torch.get_num_threads()
+    before, own = torch.get_num_threads(), numba.get_num_threads()
     numba.set_num_threads(min(threads, config.NUMBA_NUM_THREADS))  # pyright: ignore[reportAttributeAccessIssue]
     try:
         with nullcontext() if _serves_many() else _turn:
             yield
     finally:
+        numba.set_num_threads(own)
         if torch.get_num_threads() != before:
             torch.set_num_threads(before)
 
