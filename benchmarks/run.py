@@ -38,6 +38,7 @@ from benchmarks.readout import (  # noqa: E402
     report,
     single,
     start,
+    variants,
 )
 from benchmarks.readout.compare import Case  # noqa: E402
 from benchmarks.readout.contenders import CONTENDERS  # noqa: E402
@@ -61,7 +62,7 @@ CASES = {
         Case(1024, False, 3, 0, SLOW + HELD + ("TransformerLens logit_lens",)),
     ],
 }
-PARTS = ("gpt2", "128k", "single", "first", "kernels", "memory", "long", "start", "gpu")
+PARTS = ("gpt2", "128k", "single", "variants", "first", "kernels", "memory", "long", "start", "gpu")
 
 
 def main() -> None:
@@ -101,6 +102,8 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict]:
         elif part == "single":
             for shape in ("gpt2", "128k"):
                 yield from single.rows(shape, weights(shape), threads)
+        elif part == "variants":
+            yield from variants.rows(weights(variants.SHAPE), threads)
         elif part == "first":
             yield from compare.first_rows("gpt2", weights("gpt2"), threads, wanted)
         elif part == "long":

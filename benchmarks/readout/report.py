@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.readout import figures, machine
+from benchmarks.readout import figures, machine, variants
 from benchmarks.readout.contenders import CONTENDERS, STAND_INS
 
 BEGIN, END = "<!-- begin: benchmarks/run.py -->", "<!-- end: benchmarks/run.py -->"
@@ -37,7 +37,7 @@ def write(rows_path: Path, root: Path) -> None:
         for block in (*_short(kind, rows), bars(rows) if rows is fullest else "")
     ]
     _fill(root / "docs" / "performance.md", short)
-    makers = (who, reading, on_gpu, single, start, kernels, memory, long, origin)
+    makers = (who, reading, on_gpu, single, batch, candidates, start, kernels, memory, long, origin)
     full = [
         block
         for kind, rows in classes.items()
@@ -227,6 +227,39 @@ def single(rows: list[dict]) -> str:
         lines.append(
             f"| {'floor: product' if name == 'floor' else name} | " + " | ".join(cells) + " |"
         )
+    return "\n".join(lines)
+
+
+def batch(rows: list[dict]) -> str:
+    """Short prompts together."""
+    found = {r["contender"]: r for r in rows if r["kind"] == "batch"}
+    if not found:
+        return ""
+    said = (
+        f"{variants.PROMPTS} prompts of {variants.SHORTEST} to {variants.LONGEST} tokens, GPT-2's shape, "
+        "float32; seconds, × floor: one padded forward pass, and the product"
+    )
+    lines = [
+        f"**Short prompts together** ({said})",
+        "",
+        "| | s | × floor |",
+        "| --- | ---: | ---: |",
+    ]
+    for name, row in found.items():
+        lines.append(f"| {name} | {_s(row['p50'])} | {row['p50'] / found['floor']['p50']:.2f} |")
+    return "\n".join(lines)
+
+
+def candidates(rows: list[dict]) -> str:
+    """What following candidates costs: the way without them is named before the one with."""
+    found = {r["contender"]: r for r in rows if r["kind"] == "candidates"}
+    if not found:
+        return ""
+    said = f"{variants.TOKENS} tokens, every position, GPT-2's shape, float32; seconds"
+    lines = [f"**Candidates** ({said})", "", "| | s | × without |", "| --- | ---: | ---: |"]
+    for name, row in found.items():
+        without = found[name.replace(", 5 ", ", 0 ")]
+        lines.append(f"| {name} | {_s(row['p50'])} | {row['p50'] / without['p50']:.2f} |")
     return "\n".join(lines)
 
 

@@ -7,11 +7,21 @@ import time
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import run
-from benchmarks.readout import compare, environments, figures, floor, machine, report, shapes
+from benchmarks.readout import (
+    compare,
+    environments,
+    figures,
+    floor,
+    machine,
+    report,
+    shapes,
+    variants,
+)
 from benchmarks.readout.contenders import CONTENDERS, STAND_INS, named
 from benchmarks.readout.worker import failure
 
@@ -62,6 +72,25 @@ def test_a_contender_ends_in_the_models_own_output(name, last, model, weights, m
     top_T = result.top()
     assert top_T.shape == ((1,) if last else (shapes.CHECKED,))
     shapes.check("small", weights, top_T)
+
+
+@torch.inference_mode()
+def test_readings_beside_other_readings_are_the_same_and_have_tables(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("logitlens.readout.engine.WORTH", 0)
+    monkeypatch.setattr(variants, "SHAPE", "small")
+    rows = []
+    for kind, make in (("batch", variants._together), ("candidates", variants._followed)):
+        ways = make(model)
+        found = {name: read() for name, read in ways.items()}
+        assert found.pop("floor", None) is None
+        first = next(iter(found.values()))
+        for readings in found.values():
+            for one, other in zip(*(x if isinstance(x, list) else [x] for x in (first, readings))):
+                np.testing.assert_allclose(one.entropy, other.entropy, atol=1e-3)
+        rows += [row(kind=kind, contender=name, **TIMES | {"p50": 2.0}) for name in ways]
+    text = rendered(tmp_path, rows)
+    assert "| logitlens, one after another | 2.00 | 1.00 |" in text
+    assert "| logitlens, 5 candidates | 2.00 | 1.00 |" in text
 
 
 def test_a_contender_with_another_model_is_found_out(model, weights):
