@@ -68,14 +68,22 @@ def prompts(each: int, shots: int, seed: int = 0) -> list[dict[str, Any]]:
     return out
 
 
-def main(folder: Path, model: str | None, lenses: list[str], each: int, shots: int) -> None:
-    """Write the prompts, survey them (or go on), and report."""
+def main(
+    folder: Path,
+    model: str | None,
+    lenses: list[str],
+    each: int,
+    shots: int,
+    loading: dict[str, Any] | None = None,
+) -> None:
+    """Write the prompts, survey them (or go on), and report. loading: options of `logitlens.load`."""
+    loading = loading or {}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "prompts.jsonl"
     write_text(path, "".join(json.dumps(item) + "\n" for item in prompts(each, shots)))
     run(
-        path, folder / "demonstrations", logitlens.load(model), source=model or "demo", loading={},
-        lenses=lenses, settings=Settings(shard_size=64),
+        path, folder / "demonstrations", logitlens.load(model, **loading), source=model or "demo",
+        loading=loading, lenses=lenses, settings=Settings(shard_size=64),
     )  # fmt: skip
     for name in ("report.html", "report.md"):
         report(
@@ -91,5 +99,11 @@ if __name__ == "__main__":
     parser.add_argument("--lens", nargs="*", default=["logit"])
     parser.add_argument("--each", type=int, default=60, help="Questions of each task.")
     parser.add_argument("--shots", type=int, default=4, help="Demonstrations before each.")
+    parser.add_argument("--device-map", help="As of logitlens, say cuda or auto.")
+    parser.add_argument("--dtype", help="Likewise, say bfloat16.")
     options = parser.parse_args()
-    main(options.out, options.model, options.lens, options.each, options.shots)
+    loading = {"device_map": options.device_map, "dtype": options.dtype}
+    main(
+        options.out, options.model, options.lens, options.each, options.shots,
+        {name: value for name, value in loading.items() if value},
+    )  # fmt: skip

@@ -46,7 +46,7 @@ def test_a_question_is_asked_twice_after_the_same_subjects_and_only_the_answers_
 @pytest.mark.slow
 def test_the_recipe_runs_on_the_bundled_model(recipe, tmp_path):
     """Which has not learnt to learn from demonstrations: false ones change its answers little."""
-    recipe.main(tmp_path, None, ["logit"], each=6, shots=2)
+    recipe.main(tmp_path, None, ["logit"], each=6, shots=2, loading={"dtype": "float32"})
     assert status(tmp_path / "demonstrations").done
     text = (tmp_path / "report.md").read_text()
     assert "true − false" in text

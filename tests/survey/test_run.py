@@ -612,6 +612,7 @@ def test_a_terminal_shows_how_far_a_survey_is_from_its_beginning_and_which_shard
     with cli_survey._watched() as watch:
         survey.run([*records(8), long], share=(0, 2), watch=watch)
     shown = out.getvalue()
+    assert shown.index("reading the input") < shown.index("0 of 5 prompts")
     assert shown.index("0 of 5 prompts") < shown.index("5 of 5 prompts")
     assert "shard 2 failed" in shown
     assert "tokens/s · 1 failed" in shown

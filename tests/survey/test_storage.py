@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from logitlens import SurveyError, storage
+from logitlens.fit import corpus
 from logitlens.survey.commit import Folder
 from logitlens.survey.find import find
 from logitlens.survey.plan import Settings
@@ -71,15 +72,24 @@ def test_a_corpus_in_a_store_is_read_by_ranges(survey, model, saved, place):
     prompts.write("a.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     prompts.write("b.txt", b"Paris is\n\nis there a tower")
     prompts.write("ignored.pdf", b"%PDF")
+    prompts.write("below/further/c.txt", b"Paris in the city")
+    prompts.write(".hidden/d.txt", b"not this")
     settings = Settings(length=4, overlap=1, shard_size=5, token_budget=64, cells=True)
     found = run(place + "-text", place, model, source=str(saved), loading={}, settings=settings)
     assert found.done
     assert len(found.plan.shards) > 2
-    assert found.plan.facts["corpus"]["documents"] == 5
+    assert found.plan.facts["corpus"]["documents"] == 6
     rows = find(place, "language = 'l1' and n = 1", limit=100)
     assert {row["document"] for row in rows} == {1}
     assert len(rows) == len(model.tokens.encode("The Eiffel Tower is in"))
-    assert {row["document"] for row in find(place, "language is null", limit=100)} == {3, 4}
+    assert {row["document"] for row in find(place, "language is null", limit=100)} == {3, 4, 5}
+
+
+def test_links_to_folders_are_not_followed(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "a.txt").write_text("Paris")
+    (tmp_path / "below" / "again").symlink_to(tmp_path)
+    assert [path.name for path, _ in corpus.files(tmp_path)] == ["a.txt"]
 
 
 @everywhere

@@ -345,7 +345,7 @@ def _noted(plan: Plan) -> str:
 
 @contextmanager
 def _watched() -> Iterator[Watch | None]:
-    """A bar of prompts on stderr, with tokens per second; nothing if stderr is not a terminal."""
+    """On stderr, where it is a terminal, a spinner and then a bar of prompts with tokens per second."""
     console = errors()
     if not console.is_terminal:
         yield None
@@ -363,26 +363,31 @@ def _watched() -> Iterator[Watch | None]:
         TextColumn("{task.completed:,} of {task.total:,} {task.fields[unit]}"),
         TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console, transient=True) as progress:
+    progress = Progress(*columns, console=console, transient=True)
+    reading = console.status("reading the input")  # a large corpus takes minutes
 
-        def watch(plan: Plan, shards: list[int]) -> Callable[[dict[str, Any]], None]:
-            sizes = {shard: stop - start for shard, (start, stop) in enumerate(plan.shards)}
-            total = sum(sizes[shard] for shard in shards)
-            task = progress.add_task("survey", total=total, speed="", unit=plan.unit)
-            tokens = failed = 0
+    def watch(plan: Plan, shards: list[int]) -> Callable[[dict[str, Any]], None]:
+        reading.stop()
+        progress.start()
+        sizes = {shard: stop - start for shard, (start, stop) in enumerate(plan.shards)}
+        total = sum(sizes[shard] for shard in shards)
+        task = progress.add_task("survey", total=total, speed="", unit=plan.unit)
+        tokens = failed = 0
 
-            def ended(record: dict[str, Any]) -> None:
-                nonlocal tokens, failed
-                tokens += record.get("tokens", 0)
-                failed += "error" in record
-                if "error" in record:
-                    console.print(
-                        f"shard {record['shard']} failed: {record['error']}", markup=False
-                    )
-                speed = f"{tokens / (progress.tasks[0].elapsed or 1):,.0f} tokens/s"
-                speed += f" · {failed} failed" if failed else ""
-                progress.update(task, advance=sizes[record["shard"]], speed=speed)
+        def ended(record: dict[str, Any]) -> None:
+            nonlocal tokens, failed
+            tokens += record.get("tokens", 0)
+            failed += "error" in record
+            if "error" in record:
+                console.print(f"shard {record['shard']} failed: {record['error']}", markup=False)
+            speed = f"{tokens / (progress.tasks[0].elapsed or 1):,.0f} tokens/s"
+            speed += f" · {failed} failed" if failed else ""
+            progress.update(task, advance=sizes[record["shard"]], speed=speed)
 
-            return ended
+        return ended
 
-        yield watch
+    with reading:
+        try:
+            yield watch
+        finally:
+            progress.stop()

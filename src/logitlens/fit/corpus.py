@@ -27,6 +27,7 @@ from logitlens import hub, storage
 from logitlens.errors import FormatError, MissingExtra, ModelNotAvailable, PromptError
 from logitlens.model.lens_model import LensModel
 from logitlens.schema import parse_json
+from logitlens.storage import Storage
 
 LINE = 1 << 24  # characters of a line of text; one that is longer is no document
 SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".parquet")
@@ -187,6 +188,22 @@ def _refuse(error: FormatError) -> None:
     raise error
 
 
+def _names(place: Storage, folder: str = "") -> list[str]:
+    """The corpus files of a folder and of those in it, but hidden ones and links to folders, in order."""
+    out: list[str] = []
+    for name in place.names(folder):
+        path = f"{folder}/{name}" if folder else name
+        if name.startswith("."):
+            continue
+        if _suffix(Path(name)) in SUFFIXES:
+            out.append(path)
+        elif place.local is not None and (place.local / path).is_symlink():
+            continue
+        elif storage.at(f"{place.address}/{path}").is_folder():
+            out += _names(place, path)
+    return out
+
+
 def files(source: str | os.PathLike[str]) -> Iterator[tuple[Path, str]]:
     """The files of a source in order, and what messages call each; remote ones are there one at a time.
 
@@ -201,7 +218,7 @@ def files(source: str | os.PathLike[str]) -> Iterator[tuple[Path, str]]:
     place = storage.at(os.path.expanduser(source))
     names = [""]
     if place.is_folder():
-        names = [n for n in place.names() if _suffix(Path(n)) in SUFFIXES and n[:1] != "."]
+        names = _names(place)
         if not names:
             raise PromptError(f"{address} holds no corpus files: expected {', '.join(SUFFIXES)}")
     elif place.size("") is None:
