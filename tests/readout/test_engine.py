@@ -121,6 +121,7 @@ def test_where_numba_cannot_be_used_torch_reads_and_says_once_why(monkeypatch, c
 
 def test_a_large_reading_without_numba_says_once_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     engine._say_once.cache_clear()
     head = Head(1000, torch.ones(1000, 4))
     for _ in range(2):
