@@ -22,6 +22,18 @@ def measured(call: Callable[[], Any], before: int | None) -> tuple[Any, dict]:
     return result, {"seconds": seconds, "cpu": cpu, "peak_mb": peak_mb}
 
 
+def in_turn(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[dict]]:
+    """What `measured` says of each way, round by round after one that warms up. They share a process, so
+    none has a peak of its own."""
+    said: dict[str, list[dict]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, call in ways.items():
+            _, took = measured(call, None)
+            if turn:
+                said[name].append(took)
+    return said
+
+
 def forget_peak() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")

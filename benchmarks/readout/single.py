@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.readout import floor, machine, plain, shapes
-from benchmarks.readout.measure import measured
+from benchmarks.readout.measure import in_turn
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 15
@@ -38,15 +38,9 @@ def main(shape: str, weights: str, threads: int) -> None:
     generator = torch.Generator().manual_seed(0)
     h_LD = torch.randn(rows, head.in_features, generator=generator).to(head.weight.dtype)
     product = floor.fastest(rows, head.weight)
-    said: dict[str, list[dict]] = {}
     ways = _ways(h_LD, norm, head, product)
     _same(ways)
-    for turn in range(ROUNDS + 1):
-        for name, read in ways.items():
-            _, took = measured(read, None)  # they share a process: no peak of its own
-            if turn:
-                said.setdefault(name, []).append(took)
-    for name, results in said.items():
+    for name, results in in_turn(ways, ROUNDS).items():
         row = {"kind": "single", "shape": shape, "depths": rows, "contender": name}
         row |= {"threads": threads, "dtype": shapes.dtype_name(shape)} | machine.summary(results)
         print(json.dumps(row | ({"product": vars(product)} if name == "floor" else {})))

@@ -14,7 +14,7 @@ import torch
 
 import logitlens
 from benchmarks.readout import floor, machine, shapes
-from benchmarks.readout.measure import measured
+from benchmarks.readout.measure import in_turn
 from logitlens.readout import engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,13 +37,7 @@ def main(weights: str, threads: int) -> None:
     torch.set_num_threads(threads)
     model = shapes.load(SHAPE, Path(weights))
     for kind, ways in {"batch": _together(model), "candidates": _followed(model)}.items():
-        said: dict[str, list[dict]] = {}
-        for turn in range(ROUNDS + 1):
-            for name, read in ways.items():
-                _, took = measured(read, None)  # they share a process: no peak of its own
-                if turn:
-                    said.setdefault(name, []).append(took)
-        for name, results in said.items():
+        for name, results in in_turn(ways, ROUNDS).items():
             row = {"kind": kind, "shape": SHAPE, "contender": name, "threads": threads}
             print(json.dumps(row | {"dtype": "float32"} | machine.summary(results)))
 

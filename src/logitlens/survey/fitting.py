@@ -103,9 +103,9 @@ def fit(
             _add(job, folder, shard, sums=False)
         if left:
             try:
-                with contextlib.closing(records):
-                    _watch(records, job, began, report)
+                _watch(records, job, began, report)
             finally:
+                records.close()  # no worker goes on
                 files.sweep(folder)
         job.count = job.tokens = 0
         for shard in shards:
