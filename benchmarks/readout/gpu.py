@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from benchmarks.readout import gpu_model, machine
+from benchmarks.readout import gpu_model, machine, plain
 
 TURNS = 5
 HELD = 1 << 30  # logits up to which the naive way's memory is affordable
@@ -43,16 +43,22 @@ def _point(count: int, threads: int) -> Iterator[dict]:
 def _ways(x_TLE, head, k, targets) -> dict[str, Callable[[], object]]:
     from logitlens.readout.chunked import Chunked
     from logitlens.readout.gpu import Slabs
-    from logitlens.readout.reference import stats as naive
+
+    following = targets[:, 0]
+
+    def naive():
+        z_PLV = (x_TLE @ weight_EV).float()
+        return plain.statistics(z_PLV.transpose(0, 1), following)
 
     x_NE, weight_EV = x_TLE.flatten(0, 1), head.weight_VE.T
     ways = {
         "product": lambda: torch.mm(x_NE, weight_EV),
         "slabs": lambda: Slabs().stats(x_TLE, head, k, targets),
+        "slabs, 5 candidates": lambda: Slabs().stats(x_TLE, head, k, targets, candidates=5),
         "torch": lambda: Chunked().stats(x_TLE, head, k, targets),
     }
     if len(x_NE) * head.vocab <= HELD:
-        ways["naive"] = lambda: naive(x_TLE, head, k, targets, dtype=torch.float32)
+        ways["naive"] = naive
     return ways
 
 

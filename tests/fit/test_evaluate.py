@@ -107,6 +107,12 @@ def test_fact_ranks_equal_a_reading():
     assert found.meta["facts"] == 5
 
 
+def test_a_row_that_is_not_finite_hits_nothing():
+    """Its rank is 0, which is not among the first."""
+    ranks_LFM = np.array([[[0, 3]], [[0, 0]]])
+    assert judging._hits(ranks_LFM, np.array([[0, 0]]))[0].tolist() == [[0, 1, 1], [0, 0, 0]]
+
+
 def test_a_rank_counts_as_a_hit_up_to_the_limit_itself():
     ranks_LFM = np.array([[[1]], [[2]], [[5]], [[6]], [[10]], [[11]]])
     hits_FLK = judging._hits(ranks_LFM, np.array([[0]]))

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -16,6 +17,7 @@ import logitlens
 from logitlens import hub
 from logitlens.errors import LogitLensError, ModelNotAvailable, UnsupportedModel
 from logitlens.model.load import _panics_raised as panics_raised
+from logitlens.model.load import wrap
 from tests.architectures.build import build, quiet
 from tests.hub.server import COMMIT, serving, use
 from tests.models import tiny_tokenizer
@@ -481,3 +483,11 @@ def test_an_empty_name_a_number_for_a_tokenizer_and_a_gpu_that_is_not_there(fold
     assert "got int" in refusal(folder, tokenizer=5)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "no GPU" in refusal(folder, device_map="cuda")
+
+
+def test_a_model_on_an_apple_gpu_is_refused_in_one_line():
+    there = SimpleNamespace(device=SimpleNamespace(type="mps"))
+    with pytest.raises(
+        UnsupportedModel, match="tiny is on an Apple GPU .mps., which has no float64"
+    ):
+        wrap(SimpleNamespace(parameters=lambda: iter([there])), None, "tiny")

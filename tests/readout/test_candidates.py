@@ -84,6 +84,21 @@ def test_a_final_row_that_is_no_number_has_none(kernel, bad):
     assert bool((ours.candidate_ids[[0, 2]] >= 0).all())
 
 
+def test_targets_go_where_a_called_head_gives_its_logits(monkeypatch):
+    """On a GPU of its own, say; here on no device at all."""
+    seen = []
+
+    def look(self, tile, shape, k, targets_PM, final):
+        seen.append((tile.z_NV.device.type, targets_PM.device.type))
+        raise NotImplementedError
+
+    monkeypatch.setattr(Chunked, "_look", look)
+    far = Head(50, call=lambda x_NE: x_NE.new_empty(len(x_NE), 50, device="meta"))
+    with pytest.raises(NotImplementedError):
+        Chunked().stats(make_rows(2, 3), far, 3, make_targets(2, 50))
+    assert seen == [("meta", "meta")]
+
+
 @pytest.mark.parametrize("wanted", [-1, 51])
 def test_more_than_the_vocabulary_are_refused(wanted):
     head, x, targets = make_head(50), make_rows(2, 3), make_targets(2, 50)

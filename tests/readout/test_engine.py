@@ -119,6 +119,17 @@ def test_where_numba_cannot_be_used_torch_reads_and_says_once_why(monkeypatch, c
     engine._numba_loads.cache_clear()
 
 
+@pytest.mark.skipif(not find_spec("numba"), reason="numba is not installed")
+def test_where_numba_is_to_compile_nothing_torch_reads_and_says_so(monkeypatch, capsys):
+    import numba
+
+    engine._numba_loads.cache_clear()
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    assert engine.choose(make_head(1000), engine.WORTH).name == "chunked (torch)"
+    assert "torch reads alone: RuntimeError: NUMBA_DISABLE_JIT is set" in capsys.readouterr().err
+    engine._numba_loads.cache_clear()
+
+
 def test_a_large_reading_without_numba_says_once_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(engine, "find_spec", lambda name: None)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
@@ -133,10 +144,11 @@ def test_a_large_reading_without_numba_says_once_what_is_missing(monkeypatch, ca
     assert found.out == ""
     assert found.err.count("\n") == 1
     assert "pip install 'logitlens[fast]'" in found.err
-    engine._say_once.cache_clear()
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    engine.choose(head, engine.LARGE // 1000 + 1)
-    assert capsys.readouterr().err == ""
+    for other in ("DEFAULT", "SVE256", "VSX"):  # where nothing was measured
+        engine._say_once.cache_clear()
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda other=other: other)
+        engine.choose(head, engine.LARGE // 1000 + 1)
+        assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("matrices", "saved"), [(False, "half the"), (True, "a quarter less")])

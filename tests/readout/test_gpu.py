@@ -98,6 +98,18 @@ def test_candidates_are_followed_and_final_rows_handed_out(vocab):
     torch.testing.assert_close(final[1], head.logits(x[1, -1:])[0], atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("vocab", [90, 1100], ids=["one slab", "slabs"])
+def test_a_final_row_that_is_no_number_has_no_candidates(vocab):
+    head, x, targets = make_head(vocab), make_rows(2, 2), make_targets(2, vocab, 1)
+    x[1, -1] = float("nan")
+    ours = read(x, head, 3, targets, candidates=4)
+    assert ours.finite.tolist() == [[True, True], [True, False]]
+    assert ours.candidate_ids[1].tolist() == [-1] * 4
+    assert ours.target_ranks[1, :, 1:].tolist() == [[0] * 4] * 2
+    alone = read(x[:1], head, 3, targets[:1], candidates=4)
+    assert torch.equal(ours.candidate_ids[:1], alone.candidate_ids)
+
+
 def test_equal_logits_keep_the_lower_ids_and_rank_one():
     head, x = Head(700, torch.full((700, 24), 0.125)), eighths(make_rows(1, 2))
     targets = torch.tensor([[699, 0]])

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("numba")
 
-from logitlens.readout import chunked, product
+from logitlens.readout import chunked, fused, product
 from logitlens.readout.chunked import Chunked
 from logitlens.readout.fused import ROWS, STRIP, Fused
 from logitlens.readout.head import Head
@@ -145,3 +145,21 @@ def test_one_layer_goes_another_way(taken):
     head, x, targets = make_head(), make_rows(40, 1), make_targets(40, 4099)
     judge(Chunked("numba").stats(x, head, 3, targets), x, head, 3, targets)
     assert not taken
+
+
+@pytest.mark.parametrize(("vocab", "tokens"), [(1024, {512}), (1030, {512, 6}), (300, {512, 300})])
+def test_packed_tokens_take_the_room_of_a_strip_whatever_the_vocabulary(monkeypatch, vocab, tokens):
+    """Also where it is a multiple of a strip; on any processor, as nothing is multiplied."""
+    assert STRIP == 512
+    asked = []
+
+    class Packed:
+        def __init__(self, threads, rows, tokens, E, whole):
+            asked.append(tokens)
+            raise InterruptedError
+
+    monkeypatch.setattr(fused, "_Packed", Packed)
+    taken = Fused(1, torch.tensor([[1]]), torch.zeros(1, 4, 1))
+    with pytest.raises(InterruptedError):
+        taken.multiply(None, torch.zeros(1, 4, 8), torch.zeros(vocab, 8), {}, None, False)
+    assert asked == [tokens]

@@ -270,12 +270,13 @@ def _on_facts(
 
 
 def _hits(ranks_LFM: np.ndarray, owner_FM: np.ndarray) -> np.ndarray:
-    """(F, L, K): per fact the share of targets whose best spelling has rank ≤ k."""
+    """(F, L, K): per fact the share of targets whose best spelling has rank ≤ k; 0: a row without ranks."""
     L, F, _ = ranks_LFM.shape
     hits_FLK = np.zeros((F, L, len(RANKS)))
     for target in range(int(owner_FM.max()) + 1):
         mine_FM = owner_FM == target
-        best_LF = np.where(mine_FM[None], ranks_LFM.astype(float), np.inf).min(-1)
+        there_LFM = mine_FM[None] & (ranks_LFM > 0)
+        best_LF = np.where(there_LFM, ranks_LFM.astype(float), np.inf).min(-1)
         for k, limit in enumerate(RANKS):
             hits_FLK[:, :, k] += (best_LF <= limit).T
     count_F = owner_FM.max(1) + 1

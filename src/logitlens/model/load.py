@@ -110,6 +110,11 @@ def wrap(
     from logitlens.anatomy.tail import look_at
     from logitlens.model.lens_model import LensModel
 
+    if any(parameter.device.type == "mps" for parameter in getattr(model, "parameters", list)()):
+        raise UnsupportedModel(
+            f"{name} is on an Apple GPU (mps), which has no float64, in which readings are checked: load "
+            "it on the CPU, without device_map or .to('mps')"
+        )
     with quietly():
         anatomy, tail, check = look_at(with_inputs(model, inputs), tokenizer)
     return LensModel(

@@ -122,7 +122,9 @@ class Chunked(Engine):
         if leading_PC is not None:
             targets_PM = torch.cat([targets_PM.to(leading_PC.device), leading_PC], 1)
         shape = (len(x_PLE), x_PLE.shape[1], head.vocab)
-        return self._look(tile, shape, k, targets_PM.to(room.space.device), final)
+        # A called head may give its logits on a GPU of its own.
+        there = tile.z_NV.device if isinstance(tile, _Held) else room.space.device
+        return self._look(tile, shape, k, targets_PM.to(there), final)
 
     def _tiles(
         self, x_PLE: Tensor, head: Head, candidates: int, room: Room

@@ -30,8 +30,9 @@ def choose(head: Head, rows: int, k: int = 1, *, single: int = 0) -> Engine:
     there to be right and faster, or torch. On the CPU numba's kernel where it is installed and the
     reading is large enough to pay for loading it: half a second, and several the first time after
     an installation. Half-precision weights that torch would widen but numba might multiply as they
-    are count for more. Nothing else decides, so that the same reading always takes the same kernel.
-    Where numba is missed, or cannot be used, that is said once, on stderr.
+    are count for more. Nothing else decides, so that the same reading always takes the same kernel (on a
+    GPU, in one process: there a clock decides, once). Where numba is missed, or cannot be used, that is
+    said once, on stderr.
     """
     _keep_pages()
     if head.shard is not None:
@@ -52,7 +53,7 @@ def choose(head: Head, rows: int, k: int = 1, *, single: int = 0) -> Engine:
         return Chunked("torch")
     if find_spec("numba"):
         return Chunked("numba" if _numba_loads() else "torch")
-    if plain > LARGE and weight_VE is not None and _capability() != "DEFAULT":
+    if plain > LARGE and weight_VE is not None and _capability().startswith("AVX"):
         widened = wide and not multiplies_bfloat16()
         _say_once("half the time" if widened else "a quarter less time")
     return Chunked("torch")
@@ -61,9 +62,14 @@ def choose(head: Head, rows: int, k: int = 1, *, single: int = 0) -> Engine:
 @cache
 def _numba_loads() -> bool:
     """Whether what numba compiles can be loaded; else the reason on stderr, once: it is for another numpy,
-    say, or finds no folder to keep what it compiles in."""
+    say, is told to compile nothing, or finds no folder to keep what it compiles in."""
     try:
+        from numba import config
+
         from logitlens.readout import compiled, fused  # noqa: F401
+
+        if config.DISABLE_JIT:  # pyright: ignore[reportAttributeAccessIssue]
+            raise RuntimeError("NUMBA_DISABLE_JIT is set")
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         print(

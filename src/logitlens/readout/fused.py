@@ -65,7 +65,7 @@ class Fused(Online):
         share = -(-P // threads)
         each = max(1, most // R) if whole else -(-share // -(-share * R // most))
         room = _Packed(
-            threads, {each * R, (P - 1) % each * R + R}, {strip, V % strip or V}, E, whole
+            threads, {each * R, (P - 1) % each * R + R}, {strip, V % strip or strip}, E, whole
         )
         # Distances that are no power of two: the caches would map rows onto each other.
         stride = -(-strip // LANES) * LANES + LANES

@@ -3,8 +3,9 @@
 A slab holds the raw logits of up to 4,096 rows (whole positions, all layers of each) × as many tokens as
 fill 32 MB. cuBLAS or hipBLAS writes it, the kernels of `epilogue` look at each logit of it once, and the
 next slab overwrites it: nothing else as large is held. All slabs of a reading have one shape, so that the
-library multiplies each with the same kernel. The targets, gathered, pass first, of many rows in that shape
-too, so that a token ranks no lower than its twin. No step waits for the GPU.
+library multiplies each with the same kernel. The targets, gathered, pass first: of 4,096 rows in that shape
+too, so that a token ranks no lower than its twin; of fewer rows in fewer columns, for which the library may
+choose a kernel that rounds otherwise. No step waits for the GPU.
 
 Equal to `reference` up to float32 rounding; `proof` tries that on the machine at hand, once.
 """
@@ -116,7 +117,9 @@ class Rows:
         finals = Rows(self.x_PLE[:, -1:], self.head, self.logits, whole)
         passed = Pass(finals, k, finals.product.x_NE.new_empty((self.P, 0), dtype=torch.long))
         passed.read({})
-        return passed.leading()[1]
+        ids_PC = passed.leading()[1]
+        # The keys of a row of NaN are still those it began with, of no token.
+        return ids_PC.masked_fill(ids_PC >= self.head.vocab, -1)
 
     def target_logits(self, targets_PM: Tensor) -> Tensor:
         """(N, M) logits of the targets; +inf, which nothing exceeds, where there is none."""
