@@ -18,6 +18,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import logitlens
 from logitlens.files import write_text
 from logitlens.survey.plan import Settings
@@ -80,10 +82,13 @@ def main(
     loading = loading or {}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "prompts.jsonl"
-    write_text(path, "".join(json.dumps(item) + "\n" for item in prompts(each, shots)))
+    lines = "".join(json.dumps(item) + "\n" for item in prompts(each, shots))
+    if path.exists() and path.read_text(encoding="utf-8") != lines:
+        raise SystemExit(f"{path} holds other prompts: choose another folder, or delete this one")
+    write_text(path, lines)
     run(
         path, folder / "demonstrations", logitlens.load(model, **loading), source=model or "demo",
-        loading=loading, lenses=lenses, settings=Settings(shard_size=64),
+        loading=loading, lenses=lenses, settings=Settings(shard_size=64, threads=torch.get_num_threads()),
     )  # fmt: skip
     for name in ("report.html", "report.md"):
         report(

@@ -92,3 +92,13 @@ def test_what_is_too_short_is_one_line_and_writes_nothing(place, tmp_path, argum
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "lens").exists()
+
+
+def test_a_fit_writes_into_no_object_store(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(
+        "fit", "tuned", place / "text.txt", "-m", place / "model", "-o", "s3://bucket/lens"
+    )
+    assert result.exit_code == 2
+    assert "s3://bucket/lens: expected a folder of a disk, not of an object store" in result.stderr
+    assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ import torch
 
 import logitlens
 from logitlens.errors import UnsupportedModel
+from logitlens.survey.plan import weights_hash
 from tests.architectures.build import build, quiet
 
 IDS = [5, 60, 7, 82, 9, 11]
@@ -84,7 +85,10 @@ def test_everything_offloaded(plain, tmp_path, how):
     where = (str(tmp_path),) if how == "disk_offload" else ()
     getattr(accelerate, how)(hf, *where, execution_device=torch.device("cpu"))
     assert {p.device.type for p in hf.parameters()} == {"meta"}
-    same_reading(logitlens.load(hf).read(IDS), plain)
+    model = logitlens.load(hf)
+    same_reading(model.read(IDS), plain)
+    # Wherever its weights lie, it is the same model to a survey.
+    assert weights_hash(model) == weights_hash(logitlens.load(build("LlamaForCausalLM")))
 
 
 # -- quantised ------------------------------------------------------------------------------------

@@ -248,6 +248,13 @@ def test_means_of_the_token_that_follows_are_of_the_documents_that_have_one(corp
     (loss,) = [c for c in found.curves if c.measure == "loss" and c.group == "all positions"]
     half = everything.loss_error.to_numpy() * student(1)
     np.testing.assert_allclose(loss.high - loss.mean, half)
+    counts = {c.measure: c.n for c in (*found.curves, *found.exits) if c.group == "all positions"}
+    assert {name for name, n in counts.items() if n == 2} == {
+        "loss", "rank_p50", "right", "exit_right",
+    }  # fmt: skip
+    assert {counts[name] for name in ("kl", "entropy", "agree", "exit_layer")} == {6}
+    # Windows of 16 tokens have bands that no document reaches.
+    assert {c.group for c in found.curves} == {"all positions", "position 0", "position 1–3"}
 
 
 def test_a_corpus_without_text_is_refused_and_leaves_nothing(corpus, tmp_path):

@@ -43,6 +43,13 @@ def test_a_question_is_asked_twice_after_the_same_subjects_and_only_the_answers_
         assert true["answer"] != true["wrong"]
 
 
+def test_prompts_of_another_run_are_not_overwritten(recipe, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text("of a survey that was begun")
+    with pytest.raises(SystemExit, match="holds other prompts: choose another folder"):
+        recipe.main(tmp_path, None, ["logit"], each=2, shots=2)
+    assert (tmp_path / "prompts.jsonl").read_text() == "of a survey that was begun"
+
+
 @pytest.mark.slow
 def test_the_recipe_runs_on_the_bundled_model(recipe, tmp_path):
     """Which has not learnt to learn from demonstrations: false ones change its answers little."""

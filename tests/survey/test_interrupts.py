@@ -56,6 +56,8 @@ def test_ctrl_c_while_workers_start_is_said_by_one_line(saved, tmp_path, whole):
             break
         assert driver.poll() is None, driver.stderr.read()
         time.sleep(0.02)
+    else:
+        pytest.fail("the two workers never started")
     os.killpg(driver.pid, signal.SIGINT)
     said = driver.communicate(timeout=60)[1]
     assert driver.returncode == 130, said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -192,6 +193,26 @@ def test_an_actor_that_ray_ends_for_its_memory_is_replaced(survey, cluster, monk
     assert not found.failed
 
 
+def test_workers_that_find_no_room_are_waited_for_with_a_word(survey, cluster, monkeypatch, capsys):
+    """As of a cluster that others use, or whose memory Ray finds too full to start a worker."""
+    import ray
+
+    class Held:
+        def ready(self):
+            return True
+
+    held = [ray.remote(Held).options(num_cpus=1).remote() for _ in range(2)]
+    ray.get([each.ready.remote() for each in held])
+    monkeypatch.setattr(engine, "PATIENCE", 1)
+    monkeypatch.setattr(engine, "SILENCE", 2)
+    freed = threading.Timer(6, lambda: [ray.kill(each) for each in held])
+    freed.start()
+    found = survey.run(ITEMS[:6], folder="waits", size=3, engine=partial(engine.run, jobs=1))
+    freed.join()
+    assert found.done
+    assert capsys.readouterr().err.count("no worker is ready after 2 s, still waiting") == 1
+
+
 def test_a_gpu_whose_node_has_too_few_processors_is_refused(survey, cluster):
     nodes = [cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=1, num_gpus=1)]
     try:
@@ -202,6 +223,18 @@ def test_a_gpu_whose_node_has_too_few_processors_is_refused(survey, cluster):
     finally:
         for node in nodes:
             cluster.remove_node(node)
+
+
+def test_gpus_without_room_for_their_workers_are_said(survey, cluster, capsys):
+    """One node with two GPUs and processors for one worker: one reads, and a line says so."""
+    node = cluster.add_node(num_cpus=3, num_gpus=2)
+    try:
+        survey.run(ITEMS[:6], folder="room", size=3, share=(0, 2))
+        (record,) = engine.run(str(survey.folder / "room"), [1], threads=2)
+        assert record["prompts"] == 3
+        assert "has 2 GPUs and CPUs for 1 workers of 2 each (--threads)" in capsys.readouterr().err
+    finally:
+        cluster.remove_node(node)
 
 
 def test_a_survey_that_no_actor_can_load_is_an_error_in_one_line(survey, cluster):

@@ -29,7 +29,8 @@ from logitlens.survey.report import report
 from logitlens.survey.run import run
 from logitlens.survey.summary import summarise, table
 from logitlens.view import page
-from logitlens.view.survey import figure, markdown
+from logitlens.view.survey import markdown
+from logitlens.view.survey_figure import figure
 from logitlens.view.text import piece_html
 from tests.lenses.test_store import tuned
 from tests.models import tiny_gpt2, tiny_tokenizer
@@ -434,7 +435,8 @@ def test_ids_chats_and_prompts_that_look_like_ids_are_found_again_as_they_were_r
     items = [{"prompt": [5, 7, 11]}, {"messages": chat}, {"prompt": "[5, 7, 11]"}, {"prompt": [5]}]
     write_lines(tmp_path / "my prompts.jsonl", items)
     words = ["run", "my prompts.jsonl", "-o", "my survey", "-m", "chatting"]
-    assert CliRunner().invoke(main, ["survey", *words]).exit_code == 0
+    done = CliRunner().invoke(main, ["survey", *words])
+    assert done.exit_code == 0, done.output
     report(["my survey"], tmp_path / "r.html")
     page_text = (tmp_path / "r.html").read_text(encoding="utf-8")
     commands = [html.unescape(each) for each in re.findall(r"<code>(.*?)</code>", page_text)]
@@ -565,6 +567,10 @@ def test_the_command_line_reports_and_finds(folder, tmp_path):
     assert (tmp_path / "found.html").is_file()
     assert "--order 'kl_99': Binder" in go("find", folder, "--order", "kl_99").stderr
     assert "nope: this survey has logit" in go("find", folder, "--lens", "nope").stderr
+    late = "number < 9 -- and more"
+    assert len(go("find", folder, "--where", late, "--limit", 2, "--json").stdout.splitlines()) == 2
+    assert "order 'number -- desc'" not in go("find", folder, "--order", "number -- desc").stderr
+    assert go("find", folder, "--where", late, "--lens", "logit", "--limit", 2).exit_code == 0
     assert "no prompts are like that" in go("find", folder, "--where", "number > 99").stdout
 
 

@@ -28,9 +28,10 @@ from logitlens.survey import plan as planning
 from logitlens.survey import prompts as labelled
 from logitlens.survey import worker
 from logitlens.survey.commit import Folder
+from logitlens.survey.find import find, read_again
 from logitlens.survey.merge import merge
-from logitlens.survey.plan import Plan
-from logitlens.survey.run import status
+from logitlens.survey.plan import Plan, Settings
+from logitlens.survey.run import run, status
 from logitlens.survey.worker import Worker
 from logitlens.view import page
 from tests.lenses.test_store import tuned
@@ -258,6 +259,57 @@ def test_merging_refuses_a_survey_with_a_missing_or_changed_part(survey):
         merge(folder)
 
 
+def test_a_survey_that_a_prompt_stops_goes_on_without_it(survey):
+    """What is committed stays as it is, and gives the same bytes as a survey that skipped from the start."""
+    items = [*records(10), {"prompt": "Paris " * 300}, *records(3)]
+    found = survey.run(items)
+    assert list(found.failed) == [2]
+    assert "--bad skip leaves such prompts out" in found.failed[2]
+    there = Folder(survey.folder / "a").committed(0)
+    found = survey.run(bad="skip")
+    assert found.done
+    assert (found.bad, found.failed) == (1, {})
+    assert Folder(survey.folder / "a").committed(0) == there
+    survey.run(folder="b", bad="skip")
+    tables = [(survey.folder / name / "survey.parquet").read_bytes() for name in "ab"]
+    assert tables[0] == tables[1]
+    with pytest.raises(SurveyError, match='settings bad: "skip", now "stop"'):
+        survey.run()
+
+
+def test_model_and_lens_by_relative_paths_are_found_from_anywhere(survey, saved, monkeypatch):
+    place = Path(saved_lens(survey, logitlens.load(str(saved))).partition(":")[2])
+    monkeypatch.chdir(saved.parent)
+
+    def go(source, lens, share):
+        model = logitlens.load(source)
+        return run(
+            survey.folder / "prompts.jsonl", survey.folder / "a", model, source=source, loading={},
+            lenses=["logit", lens], settings=Settings(shard_size=4), share=share,
+        )  # fmt: skip
+
+    write_lines(survey.folder / "prompts.jsonl", records(8))
+    lens = f"tuned:{os.path.relpath(place)}"
+    go(saved.name, lens, (0, 2))
+    monkeypatch.chdir(survey.folder)
+    rows = find(survey.folder / "a", "lens = 'tuned'", limit=1)
+    assert read_again(survey.folder / "a", rows)[0].meta["lens"]["name"] == "tuned"
+    moved = saved.parent / "moved"
+    shutil.copytree(saved, moved)
+    found = go(os.path.relpath(moved), f"tuned:{place.name}", (1, 2))
+    assert found.done
+    assert found.plan.facts["model"]["source"] == str(moved)
+    assert found.plan.lenses == {"logit": "logit", "tuned": f"tuned:{place}"}
+    assert found.plan.facts["lenses"][1]["said"] == lens
+
+
+def test_a_shard_beyond_the_first_hundred_thousand_is_not_taken_for_another(tmp_path):
+    folder = Folder(tmp_path)
+    folder.fail(100_001, "why")
+    folder.fail(3, "because")
+    assert folder.failures() == {3: "because", 100_001: "why"}
+
+
 def test_another_model_input_lens_or_setting_is_refused_with_what_changed(survey, model, saved):
     survey.run(share=(0, 2))
     with pytest.raises(SurveyError, match="settings shard_size: 4, now 5"):
@@ -381,6 +433,13 @@ def test_a_csv_file_whose_columns_could_be_mistaken_is_refused(tmp_path, text, s
     path.write_text(text, encoding="utf-8-sig")
     with pytest.raises(FormatError, match=said):
         labelled.read(path)
+
+
+def test_a_csv_field_may_be_as_long_as_a_line_of_json(tmp_path):
+    long = "word " * 40_000
+    path = tmp_path / "long.csv"
+    path.write_text(f'prompt,answer\n"{long}", a\nshort, b\n', encoding="utf-8")
+    assert [len(item.text) for item in labelled.read(path).items] == [200_000, 5]
 
 
 def test_where_no_line_can_be_read_the_first_says_why(tmp_path):
@@ -534,18 +593,22 @@ def test_out_of_memory_halves_the_batch_and_says_so(survey, model, monkeypatch):
 
 
 def test_a_full_disk_fails_the_shard_and_leaves_nothing_temporary(survey, monkeypatch):
-    import pyarrow.parquet
+    honest, tried = Path.write_bytes, []
 
-    def full(table, path, **options):
+    def full(path, data):
+        if path.parent.name not in ("parts", "failed"):
+            return honest(path, data)
+        honest(path, data[: len(data) // 2])
+        tried.append(path)
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patched:
-        patched.setattr(pyarrow.parquet, "write_table", full)
-        patched.setattr(Folder, "fail", lambda folder, shard, text: full(None, text))
+        patched.setattr(Path, "write_bytes", full)
         found = survey.run()
     assert len(found.failed) == 6
     assert not found.underway
     assert "No space left" in found.failed[0]
+    assert len(tried) == 12
     assert not [name for name in files(survey.folder / "a") if "tmp" in name]
     assert survey.run().done
 

@@ -8,8 +8,9 @@ import uuid
 import pyarrow.parquet as pq
 import pytest
 
-from logitlens import SurveyError, storage
+from logitlens import FormatError, SurveyError, storage
 from logitlens.fit import corpus
+from logitlens.survey import prompts as labelled
 from logitlens.survey.commit import Folder
 from logitlens.survey.find import find
 from logitlens.survey.plan import Settings
@@ -131,6 +132,14 @@ def test_a_bucket_that_is_not_there_is_named_and_not_made(s3):
         with pytest.raises(OSError, match="s3://misspelt/survey: .*not exist") as refused:
             write(storage.at("s3://misspelt/survey"))
         assert "\n" not in str(refused.value)
+
+
+def test_a_line_of_a_file_in_a_store_is_named_by_its_address():
+    pytest.importorskip("fsspec")
+    address = "memory://lines/p.jsonl"
+    storage.at("memory://lines").write("p.jsonl", b'{"prompt": "a"}\n{"prompt"\n')
+    with pytest.raises(FormatError, match=f"^{address} line 2 cannot be read"):
+        labelled.read(address)
 
 
 def test_what_a_store_refuses_is_one_line():

@@ -23,9 +23,11 @@ from logitlens.cli.options import (
     loading_here,
     model_options,
     shard_of,
+    threads_of_each,
     together,
 )
 from logitlens.files import check_writable
+from logitlens.storage import is_remote
 
 if TYPE_CHECKING:
     from logitlens import LensModel
@@ -39,6 +41,8 @@ class Folder(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not str(value):
             self.fail("expected a folder's name, not an empty one", param, ctx)
+        if is_remote(value):
+            self.fail(f"{value}: expected a folder of a disk, not of an object store", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -236,12 +240,11 @@ def _in_shards(
     out: Path,
 ) -> Callable[..., JacobianLens]:
     """`jacobian.fit` by several processes."""
-    import torch
 
     from logitlens.survey import fitting
 
     _check_alone()
-    each = threads or fitting.planned_threads(out) or max(1, torch.get_num_threads() // (jobs or 1))
+    each = threads or fitting.planned_threads(out) or threads_of_each(engine, jobs)
     return partial(
         fitting.fit, source=source, loading=loading, threads=each, jobs=jobs or 1,
         engine=engine_of(engine, address, jobs, each),
@@ -270,7 +273,7 @@ def _shared_steps(
         return
     from logitlens.survey import training
 
-    each = threads or max(1, torch.get_num_threads() // (jobs or 1))
+    each = threads or threads_of_each(engine, jobs)
     train = partial(training.fit, source=source, loading=loading, threads=each)
     if engine != "ray":
         yield partial(train, jobs=jobs or 1)

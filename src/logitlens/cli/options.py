@@ -322,6 +322,14 @@ def engine_of(engine: str, address: str | None, jobs: int | None, threads: int) 
     return partial(ray.run, address=address, jobs=jobs, threads=threads)
 
 
+def threads_of_each(engine: str, jobs: int | None) -> int:
+    """The machine's threads, shared by so many processes; with Ray, where nobody says, by its GPUs."""
+    import torch
+
+    sharing = jobs or (torch.cuda.device_count() if engine == "ray" else 1)
+    return max(1, torch.get_num_threads() // max(1, sharing))
+
+
 def loading_here(loading: dict[str, Any], engine: str, jobs: int | None) -> dict[str, Any]:
     """How this process loads the model: as asked, or where others read, the same weights in main memory
     and the devices left to them."""

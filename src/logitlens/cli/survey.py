@@ -25,6 +25,7 @@ from logitlens.cli.options import (
     loading_here,
     model_options,
     shard_of,
+    threads_of_each,
 )
 from logitlens.errors import ModelNotAvailable
 
@@ -104,9 +105,10 @@ def run_command(
         raise click.UsageError(f"--shard {shard!r}: expected 0/N to N-1/N")
     loading = {name: value for name, value in options.items() if name in LOADING}
     check_engine(engine, address)
-    settings = _settings(
-        folder, jobs or 1, **{k: v for k, v in options.items() if k not in LOADING}
+    options["threads"] = (
+        options["threads"] or _planned_threads(folder) or threads_of_each(engine, jobs)
     )
+    settings = _settings(**{k: v for k, v in options.items() if k not in LOADING})
     changes = edits_of(edits)
     model = load_model(source, **loading_here(loading, engine, jobs))
     with _watched() as watch:
@@ -119,9 +121,7 @@ def run_command(
     return FAILED if found.failed else 0
 
 
-def _settings(
-    folder: str, jobs: int, *, corpus: bool, keep: str | None, shard_size: int | None, **given: Any
-) -> Settings:
+def _settings(*, corpus: bool, keep: str | None, shard_size: int | None, **given: Any) -> Settings:
     """What the options of `survey run` say besides model, lenses and engine."""
     from logitlens.survey.plan import Settings
 
@@ -135,22 +135,19 @@ def _settings(
         raise click.UsageError(f"--{asked[0]} is of a corpus: add --corpus")
     if "top" in asked and not keep:
         raise click.UsageError("--top is of --keep cells: add that")
-    given["threads"] = given["threads"] or _planned_threads(folder, jobs)
     given["length"] = given["length"] if corpus else 0
     size = shard_size or (100_000 if corpus else 256)
     return Settings(**given, shard_size=size, cells=keep == "cells")
 
 
-def _planned_threads(folder: str, jobs: int) -> int:
-    """Those of a survey that was begun; else the machine's, shared by the jobs."""
-    import torch
-
+def _planned_threads(folder: str) -> int | None:
+    """Those of a survey that was begun."""
     from logitlens.survey import plan as planning
 
     try:
         return planning.load(folder).settings.threads
     except ModelNotAvailable:
-        return max(1, torch.get_num_threads() // jobs)
+        return None
 
 
 @command.command("status")
@@ -259,7 +256,7 @@ def find_command(
                 f"{lens}: this survey has {', '.join(plan.lenses)}", param_hint="'--lens'"
             )
         quoted = lens.replace("'", "''")
-        where = f"({where.strip() or 'true'}) and lens = '{quoted}'"
+        where = f"({where.strip() or 'true'}\n) and lens = '{quoted}'"
     found = find(folder, where, limit=limit, order=order)
     for row in found:
         if as_json:

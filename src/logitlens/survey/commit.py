@@ -102,12 +102,16 @@ class Folder:
     def failures(self) -> dict[int, str]:
         """Shard → the reason in one line, of those that failed when they were last tried."""
         found = {}
-        for name in self.place.names("failed"):
-            if name[:5].isdecimal():
-                with contextlib.suppress(FileNotFoundError):  # another worker has just committed it
-                    said = self.place.read(f"failed/{name}").decode()
-                    found[int(name[:5])] = said.partition("\n")[0]
+        for shard in self.numbers("failed"):
+            with contextlib.suppress(FileNotFoundError):  # another worker has just committed it
+                said = self.place.read(f"failed/{shard:05}.txt").decode()
+                found[shard] = said.partition("\n")[0]
         return found
+
+    def numbers(self, kind: str) -> list[int]:
+        """The shards that have a file of one of KINDS."""
+        stems = (name.partition(".")[0] for name in self.place.names(kind))
+        return sorted(int(stem) for stem in stems if stem.isdecimal())
 
     def log(self, shard: int, line: str) -> None:
         """Add a line to a shard's log; a log that cannot be written stops nothing."""

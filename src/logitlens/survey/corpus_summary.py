@@ -57,37 +57,44 @@ def summarise(frames: dict[str, pandas.DataFrame]) -> Summary:
             rows = frame.loc[(frame["lens"] == lens) & (frame["band"] == band)]
             group = _group(band)
             key, layers = (survey, str(lens), group), rows["layer"].tolist()
-            n, nothing = int(rows["tokens"].iloc[-1]), np.full(len(rows), np.nan)
+            n, followed = (int(rows[name].iloc[-1]) for name in ("tokens", "next"))
+            if not n and band != "all":  # no window is that long
+                continue
+            nothing = np.full(len(rows), np.nan)
             for measure in ("loss", "rank_p50", "right", "kl", "entropy", "agree"):
                 mean = rows[measure].to_numpy(np.float64)
                 error = nothing
                 if f"{measure}_error" in rows:
                     wide = [student(n - 1) for n in rows[bands.units_of(measure)].tolist()]
                     error = np.array(wide) * rows[f"{measure}_error"].to_numpy(np.float64)
+                its = followed if measure.removesuffix("_p50") in bands.OF_NEXT else n
                 found.curves.append(
-                    Curve(*key, measure, layers, mean, mean - error, mean + error, n)
+                    Curve(*key, measure, layers, mean, mean - error, mean + error, its)
                 )
             counts = np.append(rows["settled"].to_numpy(np.int64), 0)
             found.histograms.append(Histogram(*key, "settled layer", layers, counts))
-            found.exits.extend(_exits(key, rows, n))
+            found.exits.extend(_exits(key, rows))
     return found
 
 
-def _exits(key: tuple[str, str, str], rows: pandas.DataFrame, n: int) -> list[Curve]:
+def _exits(key: tuple[str, str, str], rows: pandas.DataFrame) -> list[Curve]:
     """Over thresholds: the mean layer of exit, and how many exits agree and are right."""
     left_LE = np.stack(rows["exits"].to_list()).astype(np.float64)
     layer_L = rows["block"].to_numpy(np.float64)
     total_E = left_LE.sum(0)
+    next_E = np.stack(rows["exits_next"].to_list()).sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
         values = {
-            "exit_layer": (left_LE * layer_L[:, None]).sum(0) / total_E,
-            "exit_agree": np.stack(rows["exits_agree"].to_list()).sum(0) / total_E,
-            "exit_right": np.stack(rows["exits_right"].to_list()).sum(0)
-            / np.stack(rows["exits_next"].to_list()).sum(0),
+            "exit_layer": ((left_LE * layer_L[:, None]).sum(0) / total_E, total_E),
+            "exit_agree": (np.stack(rows["exits_agree"].to_list()).sum(0) / total_E, total_E),
+            "exit_right": (np.stack(rows["exits_right"].to_list()).sum(0) / next_E, next_E),
         }
     labels = [f"{t:g}" for t in bands.THRESHOLDS]
     none = np.full(len(labels), np.nan)
-    return [Curve(*key, name, labels, value, none, none, n) for name, value in values.items()]
+    return [
+        Curve(*key, name, labels, value_E, none, none, int(of_E.max(initial=0)))
+        for name, (value_E, of_E) in values.items()
+    ]
 
 
 def _group(band: str) -> str:

@@ -137,7 +137,7 @@ def _prompts(plan: Plan, where: str, order: str, limit: int) -> str:
     columns = ["lens", "settled", *plan.facts["conditions"], "id", "prompt", "answer"]
     picked = ", ".join(_quoted(column) for column in columns)
     return (
-        f"select {picked} from prompts where {where} "
+        f"select {picked} from prompts where {where}\n"
         f"order by {_first(order)}prompt_index, lens limit {int(limit)}"
     )
 
@@ -150,7 +150,8 @@ def _positions(plan: Plan, where: str, order: str, limit: int) -> str:
     return f"""
         with found as (
             select {", ".join(own)}, row_number() over (order by {ordered}) as row_n
-            from prompts where {where} order by row_n limit {int(limit)}
+            from prompts where {where}
+            order by row_n limit {int(limit)}
         )
         select {columns},
             string_agg(text, '' order by rows.position) filter (rows.position <= found.position) as prompt,
@@ -162,7 +163,7 @@ def _positions(plan: Plan, where: str, order: str, limit: int) -> str:
 
 
 def _first(order: str) -> str:
-    return f"{order}, " if order else ""
+    return f"{order}\n, " if order else ""
 
 
 def _reason(error: Exception) -> str:

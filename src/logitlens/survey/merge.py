@@ -46,11 +46,10 @@ def merge(folder: str | os.PathLike[str], out: Path | None = None) -> str:
 
 def _origin(plan: Plan) -> str:
     """What a table says of itself when it is away from its folder, as JSON."""
-    model, hashes = plan.facts["model"], {x["said"]: x.get("hash") for x in plan.facts["lenses"]}
-    name = model["name"]
+    model, name = plan.facts["model"], plan.facts["model"]["name"]
     name = Path(name).name if os.path.isabs(name) else name
     known = {"name": name, "revision": model["revision"], "weights": model["weights"]}
-    lenses = {each: hashes[said] for each, said in plan.lenses.items()}
+    lenses = {each: entry.get("hash") for each, entry in zip(plan.lenses, plan.facts["lenses"])}
     edits = [str(edit) for edit in plan.edits]
     return json.dumps(
         {"version": planning.VERSION, "model": known, "lenses": lenses, "edits": edits}

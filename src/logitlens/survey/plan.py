@@ -93,12 +93,12 @@ class Plan:
 
     @property
     def lenses(self) -> dict[str, str]:
-        """What each lens is called in the table, by its kind where that is free, and how it was asked for."""
-        asked = [(entry["name"], entry["said"]) for entry in self.facts["lenses"]]
-        every, out = {said for _, said in asked}, {}
-        for kind, said in asked:
+        """What each lens is called in the table, by its kind where that is free, and where it is."""
+        every, out = {entry["said"] for entry in self.facts["lenses"]}, {}
+        for entry in self.facts["lenses"]:
+            kind, said = entry["name"], entry["said"]
             free = kind not in out and (kind == said or kind not in every)
-            out[kind if free else said] = said
+            out[kind if free else said] = entry.get("at", said)
         return out
 
     @property
@@ -139,7 +139,7 @@ def make(
             "format": FORMAT,
             "version": VERSION,
             "model": {
-                "source": source,
+                "source": _located(source),
                 "loading": {k: v for k, v in loading.items() if v not in (None, False)},
                 "name": model.name,
                 "revision": model.revision,
@@ -147,11 +147,18 @@ def make(
                 "weights": weights_hash(model),
                 "tokenizer": documents.tokenizer_hash(model),
             },
-            "lenses": [{"said": said, **resolve(said, model).describe()} for said in lenses],
+            "lenses": [_lens(said, model) for said in lenses],
             "settings": asdict(settings),
             **given,
         }
     )
+
+
+def _lens(said: str, model: LensModel) -> dict[str, Any]:
+    """What a plan says of a lens, with its path from wherever the survey is gone on with."""
+    kind, _, path = said.partition(":")
+    at = f"{kind}:{_located(path)}" if path else said
+    return {"said": said, **({"at": at} if at != said else {}), **resolve(said, model).describe()}
 
 
 def of_prompts(prompts: Prompts, settings: Settings) -> dict[str, Any]:
@@ -233,22 +240,40 @@ def _absolute(path: str | os.PathLike[str]) -> str:
     return str(path) if is_remote(path) else os.path.abspath(os.path.expanduser(path))
 
 
+def _located(name: str) -> str:
+    """The absolute path of what is on this disk; else the name, as of the hub."""
+    path = os.path.expanduser(name)
+    return os.path.abspath(path) if os.path.exists(path) else name
+
+
 def weights_hash(model: LensModel) -> str:
     """16 hex digits of the SHA-256 of some numbers of every parameter, evenly spread."""
     digest = hashlib.sha256()
     for name, parameter in model.hf.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        if parameter.device.type == "meta" or not parameter.numel():
+        weight = _held_elsewhere(model, name) if parameter.device.type == "meta" else parameter
+        if weight is None or not weight.numel():
             continue
-        flat = parameter.detach().flatten()
+        flat = weight.detach().flatten()
         step = max(1, len(flat) // SAMPLE)
         digest.update(flat[::step].cpu().double().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
+def _held_elsewhere(model: LensModel, name: str) -> torch.Tensor | None:
+    """A parameter that accelerate keeps in main memory or on the disk until its module runs."""
+    place, _, own = name.rpartition(".")
+    hook = getattr(model.hf.get_submodule(place), "_hf_hook", None)
+    for each in getattr(hook, "hooks", [hook]):
+        if (weights := getattr(each, "weights_map", None)) is not None:
+            return weights[own]
+    return None
+
+
 def settle(folder: Folder, plan: Plan) -> Plan:
-    """Write the plan of a new survey, or find it equal to the one that is there, which is told where its
-    input is now.
+    """Write the plan of a new survey, or find it equal to the one that is there, which is told where input,
+    model and lenses are now, and that prompts that cannot be read are skipped from now on (what is
+    committed has none).
 
     Raises SurveyError that says what changed, FormatError, OSError.
     """
@@ -257,16 +282,42 @@ def settle(folder: Folder, plan: Plan) -> Plan:
         _only_a_survey(folder)
         kept = folder.place.create(PLAN, _text(plan))
         there = _checked(kept, f"{folder.place.address}/{PLAN}")
-    changed = list(_changes(there.facts, json.loads(json.dumps(plan.facts))))
+    asked = json.loads(json.dumps(plan.facts))
+    now, asked = _moved(there.facts, asked)
+    if not there.is_corpus and plan.settings.bad == "skip":
+        now["settings"] = {**now["settings"], "bad": "skip"}
+    changed = list(_changes(now, asked))
     if there.is_corpus and not plan.is_corpus:
         changed = ["input: it was text, now labelled prompts"]
     if changed:
         raise SurveyError(_begun_with(folder, changed))
-    path = plan.facts["input"]["path"]
-    if path != there.facts["input"]["path"]:
-        there = Plan({**there.facts, "input": {**there.facts["input"], "path": path}})
+    if now != there.facts:
+        there = Plan(now)
         folder.place.write(PLAN, _text(there))
     return there
+
+
+def _moved(facts: dict[str, Any], asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both with the paths that are asked for: what is there is compared by what it holds."""
+    now = {**facts, "input": {**facts["input"], "path": asked["input"]["path"]}}
+    if all(os.path.isabs(each["model"]["source"]) for each in (facts, asked)):
+        now["model"] = facts["model"] | {k: asked["model"][k] for k in ("source", "name")}
+    if len(facts["lenses"]) == len(asked["lenses"]):
+        pairs = [_moved_lens(*pair) for pair in zip(facts["lenses"], asked["lenses"])]
+        now["lenses"], asked = (
+            [old for old, _ in pairs],
+            {**asked, "lenses": [new for _, new in pairs]},
+        )
+    return now, asked
+
+
+def _moved_lens(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same, of a lens; what the table calls it stays."""
+    if {**old, "said": "", "at": ""} != {**new, "said": "", "at": ""}:
+        return old, new
+    at = new.get("at", new["said"])
+    moved = {k: v for k, v in old.items() if k != "at"} | ({"at": at} if at != old["said"] else {})
+    return moved, moved
 
 
 def _text(plan: Plan) -> bytes:
@@ -298,7 +349,7 @@ def _changes(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str
     for name in dict.fromkeys([*old, *new]):
         a, b = old.get(name), new.get(name)
         where = f"{at} {name}".strip()
-        if a == b or where in ("input path", "shards", "prompts", "skipped"):
+        if a == b or where in ("shards", "prompts", "skipped"):
             continue
         if where == "edits":
             was, now = (_edited(each) for each in (a, b))

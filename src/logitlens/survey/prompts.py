@@ -88,7 +88,7 @@ def read(
     PromptError (a prompt or an answer that is empty, with the line), MissingExtra.
     """
     place = storage.at(os.path.expanduser(path))
-    file = Path(path) if place.local is None else place.local
+    file = str(path if place.local is None else place.local)
     if place.is_folder() or place.size("") is None:
         raise ModelNotAvailable(f"no prompts at {path}: expected a .jsonl, .csv or .parquet file")
     data = place.read("")
@@ -124,15 +124,16 @@ def _own_id(index: int, named: set[str]) -> str:
     return str(index) if str(index) not in named else f"{index}{WITHOUT}"
 
 
-def _records(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
+def _records(file: str, data: bytes) -> Iterator[tuple[str, Any]]:
     """(file and line, what is there: a mapping, or an error to be raised for that line)."""
-    suffix = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
+    name, zipped = Path(file), file.endswith(".gz")
+    suffix = Path(name.stem).suffix if zipped else name.suffix
     if suffix == ".parquet":
         for number, row in enumerate(_parquet(file, data), 1):
             yield f"{file} row {number}", {k: v for k, v in row.items() if v is not None}
         return
     why = ""
-    if file.suffix == ".gz":
+    if zipped:
         data, why = _unzipped(data)
     if suffix in (".jsonl", ".ndjson"):
         yield from _json_lines(file, data)
@@ -160,7 +161,7 @@ def _unzipped(data: bytes) -> tuple[bytes, str]:
     return b"".join(lines), ""
 
 
-def _json_lines(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
+def _json_lines(file: str, data: bytes) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(data.split(b"\n"), 1):
         where = f"{file} line {number}"
         if not line.strip():
@@ -173,8 +174,9 @@ def _json_lines(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
             yield where, FormatError(f"{where} cannot be read: {error}")
 
 
-def _csv_rows(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
+def _csv_rows(file: str, data: bytes) -> Iterator[tuple[str, Any]]:
     text = data.decode("utf-8-sig", "surrogateescape")  # what is not UTF-8 is found in its line
+    csv.field_size_limit(LINE)  # else 128 kB, beyond which all that follows is lost
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         names = rows.fieldnames or []
@@ -213,12 +215,12 @@ def _foreign(texts: Iterable[str]) -> bool:
     return any("\udc80" <= letter <= "\udcff" for text in texts for letter in text)
 
 
-def _parquet(file: Path, data: bytes) -> list[dict[str, Any]]:
+def _parquet(file: str, data: bytes) -> list[dict[str, Any]]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise MissingExtra("pyarrow", "survey", f"reading {file.name}") from None
+        raise MissingExtra("pyarrow", "survey", f"reading {file}") from None
     try:
         return pq.read_table(io.BytesIO(data)).to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:

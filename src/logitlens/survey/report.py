@@ -21,6 +21,7 @@ from logitlens.survey.plan import Plan
 from logitlens.survey.run import status
 from logitlens.survey.summary import summarise, table
 from logitlens.view import survey as view
+from logitlens.view.survey_figure import figure
 
 SUFFIXES = (".html", ".png", ".svg", ".pdf", ".md")
 SHOWN = 200  # prompts that a page lists
@@ -50,6 +51,7 @@ def report(
         raise FormatError(f"{out}: expected {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     if readings and out.suffix != ".html":
         raise FormatError(f"{out} has no room for readings: write a page (.html)")
+    folders = list(dict.fromkeys(folders))
     plans = [planning.load(folder) for folder in folders]
     if len({plan.is_corpus for plan in plans}) > 1:
         raise FormatError("a survey of prompts and one of a corpus share no numbers: report each")
@@ -90,8 +92,8 @@ def report(
         write_text(out, view.page(summary, words, title=title, prompts=listed))
     else:
         with replacing(out) as temporary:
-            figure = view.figure(summary, words, title=title)
-            figure.savefig(temporary, format=out.suffix[1:], dpi=150)
+            drawing = figure(summary, words, title=title)
+            drawing.savefig(temporary, format=out.suffix[1:], dpi=150)
     return summary
 
 

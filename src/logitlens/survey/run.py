@@ -64,10 +64,9 @@ def status(folder: str | os.PathLike[str]) -> Status:
     records = [r for s in range(len(plan.shards)) if (r := files.committed(s)) is not None]
     ended = {record["shard"] for record in records}
     failed = {shard: why for shard, why in files.failures().items() if shard not in ended}
-    begun = [int(n[:5]) for n in files.place.names("logs") if n[:5].isdecimal()]
     underway = {
         shard: line
-        for shard in begun
+        for shard in files.numbers("logs")
         if shard not in ended and shard not in failed and (line := files.last_line(shard))
     }
     return Status(plan, records, failed, underway, files.merged)

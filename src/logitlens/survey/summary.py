@@ -92,7 +92,10 @@ def summarise(
                 _contrast(found, contrasts(survey, lens, groups, contrast, seed, draws))
     if contrast is not None and by is None:
         _require_pairs(frames, contrast)
-        for lens, groups in surveys.items():
+        both = {n: of for n, of in surveys.items() if all(name in of for name in contrast)}
+        if not both:
+            raise FormatError(f"{' and '.join(contrast)} have no lens in common")
+        for lens, groups in both.items():
             several = contrasts("", lens, groups, contrast, seed, draws)
             named = [[replace(c, survey=c.group, group="") for c in curves] for curves in several]
             _contrast(found, named)

@@ -1,4 +1,4 @@
-"""A survey's report: curves over layers with intervals, contrasts, histograms; as figure, text, page.
+"""A survey's report as text and as a page: its figure, tables, and the prompts behind its points.
 
 It needs the numbers of `logitlens.survey.curves`, handed over as plain objects, and no model.
 """
@@ -9,169 +9,13 @@ import html
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from logitlens.errors import MissingExtra
-from logitlens.view.behind import sections, style, urls
+from logitlens.view.behind import sections, style
+from logitlens.view.survey_figure import alike, figure, name_of, shared, title_of
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from logitlens.survey.curves import Curve, Histogram, Summary
-
-T = TypeVar("T")
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#7a5cc2")
-MARKS = "os^Dv*PX"
-ZERO_TO_ONE = ("correct", "agree", "top1", "top5", "top10", "right", "exit_agree", "exit_right")
-MOST_LINES = 8  # of one panel; more groups become panels of their own
-
-
-def name_of(curve: Curve | Histogram, summary: Summary) -> str:
-    """What distinguishes a line: survey, lens and group, those of which there are several."""
-    several = [
-        getattr(curve, what)
-        for what in ("survey", "lens", "group")
-        if len({getattr(c, what) for c in summary.curves}) > 1
-    ]
-    return " · ".join(several) or curve.lens
-
-
-def figure(summary: Summary, words: dict[str, tuple[str, str]], *, title: str = "") -> Figure:
-    """A panel for each measure (and each group, where there are many), and the histograms.
-
-    Raises MissingExtra without matplotlib.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtra("matplotlib", "plot", "a figure") from None
-    panels: list[tuple[str, Any]] = []
-    for what, curves in (("", summary.curves), ("contrast: ", summary.contrasts)):
-        for measure in dict.fromkeys(c.measure for c in curves):
-            lines = [c for c in curves if c.measure == measure]
-            said, unit = words.get(measure, (measure, ""))
-            panels.append((what + said + (f", {unit}" if unit else ""), lines))
-    for curves in _by("measure", summary.exits):
-        said, unit = words[curves[0].measure]
-        panels.append((said + (f", {unit}" if unit else ""), curves))
-    panels += [(heat_title(curves), Heat(curves)) for curves in heats(summary)]
-    panels += [(bars[0].what, bars) for bars in _by("what", summary.histograms)]
-    wide = min(3, len(panels))
-    tall = math.ceil(len(panels) / wide)
-    drawing = Figure(figsize=(4.2 * wide, 3.0 * tall + 0.4), layout="constrained")
-    for number, (heading, content) in enumerate(panels):
-        axes = drawing.add_subplot(tall, wide, number + 1)
-        axes.set_title(heading, fontsize=9)
-        if isinstance(content, Heat):
-            _heat(axes, content.curves, summary)
-        elif hasattr(content[0], "counts"):
-            _bars(axes, content, summary)
-        else:
-            _lines(axes, content, summary)
-    names = list(dict.fromkeys(name_of(c, summary) for c in summary.curves))
-    if len(names) > 1:
-        handles, labels = drawing.axes[0].get_legend_handles_labels()
-        drawing.legend(handles, labels, loc="outside lower center", ncols=min(6, len(names)), fontsize=8,
-                       frameon=False)  # fmt: skip
-    if title:
-        drawing.suptitle(title, fontsize=11)
-    return drawing
-
-
-@dataclass(frozen=True)
-class Heat:
-    """A heatmap of one survey's lens: agreement with the final layer, of several groups."""
-
-    curves: list[Curve]
-
-
-def heats(summary: Summary) -> list[list[Curve]]:
-    """The curves of agreement that make a heatmap: those of one survey and lens with several groups."""
-    found: dict[tuple[str, str], list[Curve]] = {}
-    for curve in summary.curves:
-        if curve.measure == "agree":
-            found.setdefault((curve.survey, curve.lens), []).append(curve)
-    return [curves for curves in found.values() if len(curves) > 1]
-
-
-def heat_title(curves: Sequence[Curve]) -> str:
-    return f"agreement with the final layer: {curves[0].lens}"
-
-
-def _by(name: str, items: Sequence[T]) -> list[list[T]]:
-    """Those of one measure, or of one kind of histogram, together."""
-    groups: dict[str, list[T]] = {}
-    for item in items:
-        groups.setdefault(getattr(item, name), []).append(item)
-    return list(groups.values())
-
-
-def _heat(axes: Axes, curves: Sequence[Curve], summary: Summary) -> None:
-    """Layers × groups; each cell says its share where there is room."""
-    values_LG = np.stack([curve.mean for curve in curves], 1)
-    axes.imshow(values_LG, aspect="auto", origin="lower", cmap="viridis", vmin=0, vmax=1)
-    if values_LG.size <= 120:
-        for (row, column), value in np.ndenumerate(values_LG):
-            axes.text(column, row, f"{value:.2f}"[1:] if value < 0.995 else "1", ha="center", va="center",
-                      fontsize=6, color="white" if value < 0.6 else "black")  # fmt: skip
-    labels = curves[0].layers
-    step = max(1, math.ceil(len(labels) / 12))
-    axes.set_yticks(range(0, len(labels), step), labels[::step], fontsize=8)
-    names = [curve.group.removeprefix("position ").removesuffix(" positions") for curve in curves]
-    axes.set_xticks(range(len(names)), names, fontsize=7, rotation=30, ha="right")
-    axes.set_ylabel("layer", fontsize=8)
-    axes.set_xlabel(summary.by, fontsize=8)
-
-
-def shared(lines: Sequence[Curve | Histogram]) -> list[str]:
-    """The layers, or thresholds, of several lines in order: one may lack some of another's."""
-    every = dict.fromkeys(label for line in lines for label in line.layers)
-    return sorted(every, key=lambda label: -1.0 if label == "embed" else float(label))
-
-
-def _lines(axes: Axes, curves: Sequence[Curve], summary: Summary) -> None:
-    labels = shared(curves)
-    for i, curve in enumerate(curves):
-        x = np.array([labels.index(label) for label in curve.layers])
-        color = COLORS[i % len(COLORS)]
-        axes.plot(x, curve.mean, color=color, marker=MARKS[i % len(MARKS)], ms=3, lw=1.3,
-                  label=name_of(curve, summary))  # fmt: skip
-        if links := urls(curve, summary) if curve in summary.curves else []:
-            # above all lines, and not quite clear: what is wholly clear cannot be clicked
-            axes.scatter(x, curve.mean, s=60, color=color, lw=0, alpha=0.01, zorder=9).set_urls(
-                links
-            )
-        axes.fill_between(x, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
-    if curves[0].measure in ZERO_TO_ONE and curves[0] not in summary.contrasts:
-        axes.set_ylim(-0.03, 1.03)
-    if curves[0] in summary.contrasts:
-        axes.set_ylabel(curves[0].group or curves[0].survey, fontsize=8)
-    _layers(axes, labels, "threshold" if curves[0] in summary.exits else "layer")
-
-
-def _bars(axes: Axes, histograms: Sequence[Histogram], summary: Summary) -> None:
-    never = any(h.counts[-1] for h in histograms)
-    layers = shared(histograms)
-    labels = [*layers, *(["never"] if never else [])]
-    for i, each in enumerate(histograms):
-        share = each.counts / max(1, each.counts.sum())
-        x = [layers.index(label) for label in each.layers] + [len(layers)] * never
-        axes.step(x, share[: len(x)], where="mid", lw=1.3,
-                  color=COLORS[i % len(COLORS)], label=name_of(each, summary))  # fmt: skip
-    axes.set_ylabel(f"share of {summary.unit}", fontsize=8)
-    _layers(axes, labels)
-
-
-def _layers(axes: Axes, labels: Sequence[str], what: str = "layer") -> None:
-    step = max(1, math.ceil(len(labels) / 9))
-    shown = list(range(len(labels)))[::-1][::step][::-1]
-    axes.set_xticks(shown, [labels[i] for i in shown], fontsize=8)
-    axes.tick_params(axis="y", labelsize=8)
-    axes.set_xlabel(what, fontsize=8)
+    from logitlens.survey.curves import Curve, Summary
 
 
 def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str = "Survey") -> str:
@@ -179,20 +23,19 @@ def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str 
     out = [f"# {title}", ""]
     out += _about(summary)
     for heading, curves in (("", summary.curves), ("Contrast: ", summary.contrasts)):
-        for measure in dict.fromkeys(c.measure for c in curves):
-            mine = [c for c in curves if c.measure == measure]
-            said, unit = words.get(measure, (measure, ""))
+        for mine in alike("measure", curves):
+            said, unit = title_of(mine[0].measure, words)
             out += [f"## {heading}{said}{f' ({unit})' if unit else ''}", ""]
             out += _of_layers(mine, summary)
-    for mine in _by("measure", summary.quantiles):
-        said, unit = words.get(mine[0].measure, (mine[0].measure, ""))
+    for mine in alike("measure", summary.quantiles):
+        said, unit = title_of(mine[0].measure, words)
         out += [f"## Quantiles: {said}{f' ({unit})' if unit else ''}", ""]
         out += _of_layers(mine, summary)
-    for mine in _by("measure", summary.exits):
+    for mine in alike("measure", summary.exits):
         said, unit = words[mine[0].measure]
         out += [f"## {said[0].upper()}{said[1:]}{f' ({unit})' if unit else ''}, by threshold", ""]
         out += _of_layers(mine, summary)
-    for bars in _by("what", summary.histograms):
+    for bars in alike("what", summary.histograms):
         what = bars[0].what
         out += [f"## {what[0].upper()}{what[1:]} ({summary.unit})", ""]
         layers, spread = [*shared(bars), "never"], list(bars[0].spread)

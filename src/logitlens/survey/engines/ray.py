@@ -10,6 +10,8 @@ import contextlib
 import math
 import os
 import socket
+import sys
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 ENDS = 20  # actors that may end before they are ready: lost nodes are no reason to give up
 PATIENCE = 10  # seconds for a cluster to answer, and between two looks at how much room it has
+SILENCE = 60  # seconds without a worker that is ready, before that is said
 
 
 class _Reader:
@@ -120,6 +123,10 @@ def _join(ray: Any, address: str | None) -> None:
         raise SurveyError(f"Ray {where}: {line}") from error
 
 
+def _say(line: str) -> None:
+    print(f"logitlens: {line}", file=sys.stderr)
+
+
 class _Pool:
     """Actors, what each is asked, and what waits."""
 
@@ -140,6 +147,11 @@ class _Pool:
                 f"both: {instead} fewer --threads"
             )
         self.count = jobs or max(1, gpus or int(has.get("CPU", 1)) // threads)
+        if gpus and jobs is None and (fit := room(ray, threads)) < self.count:
+            _say(
+                f"the cluster has {self.count} GPUs and CPUs for {fit} workers of {threads} each "
+                f"(--threads): {instead} fewer --threads to use all of them"
+            )
         # The package may be a checkout that other processes would not find.
         path = os.pathsep.join(
             filter(None, [str(Path(logitlens.__file__).parents[1]), os.environ.get("PYTHONPATH")])
@@ -149,6 +161,7 @@ class _Pool:
         )  # fmt: skip
         self.asked: dict[ObjectRef[Any], tuple[Any, int | None]] = {}
         self.ended = 0
+        self.speak_at: float | None = time.monotonic() + SILENCE  # None: nothing to say any more
 
     def run(self, shards: list[int]) -> Records:
         try:
@@ -212,11 +225,17 @@ class _Pool:
                     f"{self.threads} CPUs (--threads), and a GPU where there are any: the cluster has room "
                     f"for {fit}"
                 )
-            done, _ = self.ray.wait(
-                list(self.asked), num_returns=1, timeout=PATIENCE if self.together else None
-            )
+            done, _ = self.ray.wait(list(self.asked), num_returns=1, timeout=PATIENCE)
             if done:
+                self.speak_at = None
                 return done[0]
+            if self.speak_at is not None and time.monotonic() >= self.speak_at:
+                self.speak_at = None
+                # Nodes may be on their way; or Ray's memory monitor ends workers, which Ray starts again.
+                _say(
+                    f"no worker is ready after {SILENCE} s, still waiting: a node must have the CPUs of "
+                    f"one free (--threads {self.threads}); see `ray status`"
+                )
 
     def _start(self) -> None:
         actor = self.actor.remote(self.folder, os.getcwd())

@@ -1,0 +1,124 @@
+"""The figure of a report: a line looks the same in every panel, and names are what users call things."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from logitlens.survey.curves import MEASURES, Curve, Summary
+from logitlens.survey.report import report
+from logitlens.survey.summary import summarise, table
+from logitlens.view import survey_figure
+from logitlens.view.survey import markdown
+from logitlens.view.survey_figure import figure
+from tests.lenses.test_store import save, tuned
+from tests.survey.conftest import records
+
+
+def drawn(found: Summary) -> tuple[dict[str, dict[str, tuple]], dict[str, tuple]]:
+    """Panel → line → how it looks, and the same of the figure's legend."""
+
+    def look(line) -> tuple:
+        return to_hex(line.get_color()), line.get_linestyle(), line.get_marker()
+
+    picture = figure(found, MEASURES)
+    panels = {
+        axes.get_title(): {line.get_label(): look(line) for line in axes.get_lines()}
+        for axes in picture.axes
+    }
+    (legend,) = picture.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    return panels, dict(zip(texts, map(look, legend.get_lines())))
+
+
+def test_a_line_that_some_panels_lack_looks_the_same_in_all(survey):
+    """Of `en` all answers are one token, so that it has no curve of the first token's own."""
+    items = [
+        {"prompt": item["prompt"], "answer": " Paris" if n % 2 else " the tower of",
+         "language": "en" if n % 2 else "fr"}
+        for n, item in enumerate(records(8))
+    ]  # fmt: skip
+    survey.run(items)
+    panels, legend = drawn(summarise({"a": table(survey.folder / "a")}, by="language", draws=20))
+    first = panels["log-probability of the answer's first token, nats"]
+    assert list(first) == ["fr"]
+    assert first["fr"] == legend["fr"] == panels["entropy, nats"]["fr"] != legend["en"]
+    assert set(legend) == {"en", "fr"}
+
+
+def test_contrasts_of_several_lenses_say_which_is_which(survey, model):
+    place = save(tuned(model), survey.folder / "tuned.safetensors")
+    survey.run(records(8), lenses=["logit", f"tuned:{place}"])
+    frame = table(survey.folder / "a")
+    found = summarise({"a": frame}, by="order", contrast=("even", "odd"), draws=20)
+    panels, legend = drawn(found)
+    lines = panels["contrast: entropy, nats"]
+    assert list(lines) == ["logit · odd − even", "tuned · odd − even"]
+    assert not {*lines.values()} & {*legend.values()}
+    axes = next(a for a in figure(found, MEASURES).axes if a.get_title().startswith("contrast:"))
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(lines)
+
+
+def test_no_two_of_many_lines_are_alike():
+    names = [f"relation {n}" for n in range(81)]
+    styles = survey_figure._styles(names)
+    assert len({tuple(sorted(style.items())) for style in styles.values()}) == 81
+    without_marks = [
+        {k: v for k, v in styles[name].items() if k != "marker"} for name in names[:32]
+    ]
+    assert len({tuple(each.items()) for each in without_marks}) == 32
+
+
+def test_an_empty_cell_of_a_heatmap_says_nothing():
+    layers, none = ["embed", "0"], np.full(2, np.nan)
+    curves = [
+        Curve("s", "logit", group, "agree", layers, np.array(mean), none, none, 3)
+        for group, mean in (("a", [0.25, 1.0]), ("b", [np.nan, np.nan]))
+    ]
+    axes = next(a for a in figure(Summary("kind", curves), MEASURES).axes if a.images)
+    assert [text.get_text() for text in axes.texts] == [".25", "", "1", ""]
+
+
+@pytest.mark.parametrize("suffix", ["html", "png"])
+def test_groups_may_have_any_name(survey, tmp_path, suffix):
+    """A line end, a formula that is none, and what matplotlib keeps for itself."""
+    kinds = ["Q: {}\nA:", r"$5 to $\foo", "_base", "50 %\u2028|x", "日本"]
+    survey.run([{**item, "kind": kinds[n % 5]} for n, item in enumerate(records(10))])
+    found = report([survey.folder / "a"], tmp_path / f"r.{suffix}", by="kind", title="In $ or €")
+    _, legend = drawn(found)
+    # What no font has is written by its number.
+    names = {"$5 to $\\foo", "50 %\\u2028|x", "Q: {}⏎A:", "_base"}
+    assert set(legend) - names in ({"日本"}, {"\\u65e5\\u672c"})
+    assert names <= set(legend)
+    text = markdown(found, MEASURES)
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in tables if "Q: {}" in line} == {
+        line.count("|") for line in tables if line.startswith("|  | prompts | embed")
+    } | {line.count("|") for line in tables if line.startswith("|  | mean |")}
+    if suffix == "html":
+        page = (tmp_path / "r.html").read_text(encoding="utf-8")
+        cells = re.findall(r"<td>Q: \{\}⏎A:</td><td>2</td>", page)
+        assert len(cells) > 5
+
+
+def test_contrasts_of_two_surveys_are_of_the_lenses_that_both_have(survey, model):
+    place = save(tuned(model), survey.folder / "tuned.safetensors")
+    survey.run(records(8), "a", lenses=["logit", f"tuned:{place}"])
+    survey.run(folder="b")
+    frames = {name: table(survey.folder / name) for name in ("a", "b")}
+    found = summarise(frames, contrast=("a", "b"), draws=20)
+    assert {curve.lens for curve in found.contrasts} == {"logit"}
+    frames["a"] = frames["a"][frames["a"].lens == "tuned"]
+    with pytest.raises(ValueError, match="a and b have no lens in common"):
+        summarise(frames, contrast=("a", "b"), draws=20)
+
+
+def test_a_survey_named_twice_is_reported_once(survey, tmp_path):
+    survey.run(records(4), "a")
+    survey.run(folder="b")
+    places = [str(survey.folder / name) for name in ("a", "a", "b")]
+    found = report(places, tmp_path / "r.html")
+    assert [kept.survey for kept in found.kept] == ["a", "b"]
