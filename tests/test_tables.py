@@ -65,3 +65,11 @@ def test_prompts_may_track_one_answer_each():
     assert frame.track_2.notna().sum() == 4 * 6
     with pytest.raises(FormatError, match="at least one reading"):
         logitlens.table([])
+
+
+def test_a_tracked_set_has_its_name():
+    reading = random_reading(seed=1, M=2)
+    reading = reading.replace(track_ids=np.array([-2, 5]), vocab={**reading.vocab, -2: "France"})
+    frame = logitlens.table(reading)
+    assert set(frame.track_1) == {"France"}
+    assert frame.track_2.notna().all()

@@ -57,7 +57,7 @@ def _columns(reading: Reading) -> dict[str, Any]:
         return np.broadcast_to(values, (L, T)).reshape(-1)
 
     def words(ids: np.ndarray) -> np.ndarray:
-        return np.array([reading.piece(int(i)) if i >= 0 else None for i in ids.flat], object)
+        return np.array([reading.piece(int(i)) if i != -1 else None for i in ids.flat], object)
 
     def token(name: str, ids: Any, logprobs: np.ndarray, ranks: np.ndarray) -> dict[str, Any]:
         known = np.where(ranks > 0, ranks, np.nan)

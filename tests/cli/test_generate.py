@@ -51,6 +51,11 @@ def test_the_text_and_then_the_grid_without_escapes(tiny_cli, tiny, tmp_path):
     assert quiet.stdout == text + "\n"
 
 
+def test_a_colon_word_is_printed_as_it_was_read(tiny_cli):
+    result = tiny_cli("generate", "I like :pizza: and", "-n", "1")
+    assert result.stdout.startswith("I like :pizza: and")
+
+
 def test_json_is_one_line_a_token(tiny_cli, tiny):
     options = {"temperature": 1.5, "top_k": 9, "seed": 3}
     flags = "--temperature 1.5 --top-k 9 --seed 3"

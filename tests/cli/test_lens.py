@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import logitlens
-from logitlens.lenses import find, save
+from logitlens.lenses import TunedLens, find, save
 from logitlens.lenses.interpretation import TEXT
 from tests.cli.test_fit import place, run  # noqa: F401 - a fixture
 from tests.lenses import tiny
@@ -48,6 +49,20 @@ def test_ls_and_show(home):
     result = run("lens", "ls", "--json")
     assert [entry["kind"] for entry in json.loads(result.stdout)] == ["tuned"]
     assert "skipped: " in result.stderr
+
+
+def test_what_a_file_says_of_itself_reaches_a_terminal_as_text(home):
+    lens = tuned(tiny.gpt2())
+    header = dataclasses.replace(
+        lens.header, model="\x1b]0;x\x07m", corpus={"name": "\x1b[31mtext"}
+    )
+    folder = find.lens_folder() / "some"
+    folder.mkdir(parents=True)
+    path = save(TunedLens(lens.tensors, header), folder / "tuned.safetensors")
+    for said in (run("lens", "ls").stdout, run("lens", "show", path).stdout):
+        assert "\x1b" not in said
+        assert "\x07" not in said
+        assert "␛]0;x␇m" in said
 
 
 def test_what_a_killed_write_left_behind_is_no_lens(home):
@@ -126,6 +141,14 @@ def test_pull_from_the_cache_makes_a_lens_usable_by_name(home, monkeypatch):
     assert result.stdout.split() == [str(folder)]
     assert sorted(os.listdir(folder)) == ["config.json", "params.pt"]
     assert find.resolve("tuned", model).path == str(folder)
+    jacobian_file(folder / "Tiny-Model_jacobian_lens.pt", model)
+    result = run("lens", "ls")
+    listed = result.stdout.splitlines()
+    assert [line.split()[0] for line in listed] == ["jacobian", "tuned"], result.stderr
+    assert listed[1].endswith(str(folder))
+    result = run("lens", "show", "tuned")
+    assert "tuned-lens" in result.stdout, result.stderr
+    (folder / "Tiny-Model_jacobian_lens.pt").unlink()
     assert run("lens", "pull", "someone/Tiny-Model").exit_code == 0  # the same again
     tuned_directory(folder, model, seed=5)
     result = run("lens", "pull", "someone/Tiny-Model")

@@ -98,6 +98,22 @@ def test_answers_that_cannot_be_scored_are_refused_in_one_line(model, answers, s
     assert "\n" not in str(refused.value)
 
 
+def test_a_prompt_is_cut_to_leave_room_for_its_longest_answer():
+    model = logitlens.load(tiny_gpt2(), tokenizer=tiny_tokenizer())
+    prompt, answers = PROMPT * 20, [" Paris", " the tower of the city"]
+    with pytest.raises(PromptError, match="context holds"):
+        model.score(prompt, answers)
+    found = model.score(prompt, answers, truncate=True)
+    longest = max(map(len, found.pieces))
+    assert longest > 3
+    assert found.meta["prompt_tokens"] == model.context - longest + 1
+    whole = model.tokens.encode(prompt)[-found.meta["prompt_tokens"] :]
+    ids = [model.tokens.plain(answer) for answer in answers]
+    same = model.score(whole, ids)
+    for a, b in zip(found.token_logprobs, same.token_logprobs):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_a_text_as_answer_needs_a_tokenizer():
     model = logitlens.load(tiny_gpt2())
     assert len(model.score([1, 2], [[3]]).logprobs[-1]) == 1

@@ -243,6 +243,22 @@ def test_the_history_is_bounded_by_bytes_and_keeps_the_latest_in_any_case(desk):
         assert list(desk.orders) == list(desk.readings)
 
 
+def test_a_reading_that_is_followed_is_not_the_one_that_goes(desk):
+    for prompt in "ab":
+        ending(ask(desk, prompt)[0])
+    oldest = next(iter(desk.readings))
+    desk.limits = Limits(tokens=6, history_bytes=1)
+    done, _ = ending(ask(desk, "a", replaces=oldest)[0])
+    assert (done["state"], done["id"]) == ("done", oldest)
+    assert list(desk.readings) == list(desk.orders) == [oldest]
+
+
+def test_a_name_with_half_a_character_is_a_name(desk):
+    done, _ = ending(ask(desk, "a")[0])
+    desk.rename(done["id"], "a \ud800")
+    assert desk.history()[0]["label"] == "a ?"
+
+
 def test_a_model_that_gives_no_sign_is_said_after_some_seconds(desk):
     assert desk.stalled() == ""
     desk.limits = Limits(patience=0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import re
 import threading
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 import logitlens
+from logitlens.edit import parse
 from logitlens.errors import PromptError
+from logitlens.model.edits import prepare
 from logitlens.server.desk import Desk, Job
 from logitlens.server.gallery import Gallery
 from logitlens.server.order import Limits, Order, Patch
@@ -203,7 +206,9 @@ def test_a_text_grows_column_by_column_is_stopped_followed_and_gone_on_with(desk
     assert followed.track_ids.tolist() == [7]
     # from any position, with any token
     start = {"id": done["id"], "position": 9, "token": written[0]}
-    order = Order.of(desk.order_of({"from": start, "model": "demo"}), ["demo"], ["logit"], Limits())
+    data = desk.order_of({"from": start, "model": "broken"})  # as the form happens to say
+    order = Order.of(data, ["demo", "broken"], ["logit"], Limits())
+    assert order.model == "demo"
     longer, _ = ending(put(desk, order))
     assert longer["order"]["prompt"].startswith(PROMPT), "ids that are a text are shown as one"
     assert desk.readings[longer["id"]].ids.tolist() == [*whole.ids.tolist()[:10], written[0]]
@@ -215,6 +220,72 @@ def test_a_text_grows_column_by_column_is_stopped_followed_and_gone_on_with(desk
     patch = Patch("demo", PROMPT, "The Colosseum is in the city of", " Paris", " Rome")
     grid = ending(put(desk, patch))[0]["grid"]
     assert grid["restored"][-1][-1] == pytest.approx(1, abs=1e-2), "all of it, after the last layer"
+
+
+def again(desk, name, *track):
+    """A reading with more tokens tracked, in its place."""
+    data = desk.order_of({"again": name, "track": list(track)})
+    order = Order.of(data, ["demo"], ["logit", "tuned"], Limits())
+    return ending(put(desk, replace(order, replaces=name)))[0]
+
+
+def test_a_token_is_pinned_in_an_edited_reading(desk):
+    done, _ = read(desk, edits=("ablate:block=3,stream=mlp",))
+    edited = done["entries"][1]["id"]
+    before = desk.readings[edited]
+    followed = again(desk, edited, 7)
+    assert (followed["state"], followed["id"]) == ("done", edited)
+    assert desk.readings[edited].track_ids.tolist() == [7]
+    assert (desk.readings[edited].top_ids == before.top_ids).all()
+    assert desk.loaded == "demo"
+
+
+@pytest.mark.parametrize(
+    "edit", ["add:layer=5,token= Paris,scale=3,positions=-1", "ablate:block=3,stream=mlp"]
+)
+def test_edits_stay_where_they_acted_while_a_text_was_written(desk, edit):
+    """At positions of its prompt, whichever text is read again."""
+    done, _ = read(desk, lenses=("logit", "tuned"), write={"max_new_tokens": 4}, edits=(edit,))
+    logit, tuned = (desk.readings[entry["id"]] for entry in done["entries"])
+    # The final rows are the model's own by any lens.
+    assert (logit.top_ids[-1] == tuned.top_ids[-1]).all()
+    assert logit.top_logprobs[-1] == pytest.approx(tuned.top_logprobs[-1], abs=1e-4)
+    entry = again(desk, done["entries"][0]["id"], 7)
+    followed = desk.readings[entry["id"]]
+    assert followed.top_logprobs == pytest.approx(logit.top_logprobs, abs=1e-4)
+    assert followed.entropy == pytest.approx(logit.entropy, abs=1e-4)
+    # What wrote a token is asked of the same run: its logit is that of the reading.
+    for position in (4, len(logit.ids) - 1):
+        token = int(logit.top_ids[-1, position, 0])
+        question = desk.question({"id": entry["id"], "position": position, "token": token})
+        found = ending(put(desk, question))[0]["attribution"]
+        assert abs(found["difference"]) < 1e-2
+        model = model_of(desk)
+        ready = prepare(model, parse(edit)).chunk(0, logit.meta["generation"]["prompt_tokens"])
+        residuals = model.capture(logit.ids.tolist(), edits=ready)
+        own = model.tail.logits(residuals.h[-1][position : position + 1])[0, token]
+        assert found["sum"] == pytest.approx(float(own), abs=1e-2)
+
+
+def test_equal_prompts_make_a_grid_of_nothing_that_is_json(desk):
+    grid = ending(put(desk, Patch("demo", PROMPT, PROMPT, " Paris", None)))[0]["grid"]
+    assert {x for row in grid["restored"] for x in row} == {None}
+    json.dumps(grid, allow_nan=False)
+
+
+def test_a_gallery_that_cannot_be_written_stops_no_reading(desk, tmp_path, monkeypatch, capsys):
+    desk._told_of_change = Gallery(tmp_path / "shared")
+
+    def full(path, text):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("logitlens.server.gallery.write_text", full)
+    done, _ = read(desk)
+    assert done["state"] == "done"
+    assert desk.loaded == "demo"
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("logitlens serve: --share: [Errno 28] No space left")
 
 
 def test_a_text_that_is_stopped_is_kept_as_far_as_it_came(desk):

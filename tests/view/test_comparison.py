@@ -101,6 +101,13 @@ def test_a_wrong_choice_is_one_line(pair):
         logitlens.compare(*pair, color="loss")
     with pytest.raises(PromptError, match="layer"):
         str(logitlens.compare(*pair, layers=77))
+    first, last = (make(["The"], layers=4, seed=n) for n in (0, 1))
+    apart = [
+        reading.replace(layers=[f"{n + start}" for n in range(len(reading.layers))])
+        for reading, start in ((first, 0), (last, 20))
+    ]
+    with pytest.raises(FormatError, match="no layers in common"):
+        str(logitlens.compare(*apart, layers=0))
     a, _ = pair
     with pytest.raises(FormatError, match="compare takes two readings, got str"):
         logitlens.compare(a, "b.json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,26 +43,35 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
 def ls(as_json: bool) -> None:
     """List the bundled lenses and those in the local lens folder."""
-    from logitlens.errors import FormatError
-    from logitlens.lenses import find, store
+    from logitlens.lenses import find
+    from logitlens.view.text import visible
 
-    found = []
-    local = find.visible(find.lens_folder(), "*/*.safetensors")
-    for file in [*sorted(find.BUNDLED.glob("*.safetensors")), *local]:
-        try:
-            header = store.read_header(file)
-        except FormatError as error:
-            errors().print(f"skipped: {error}", markup=False)
-            continue
-        found.append((header, file))
+    found = list(_stored())
     if as_json:
         click.echo(json.dumps([{"path": str(f), **_facts(h)} for h, f in found]))
         return
     if not found:
         click.echo(f"no lenses in {find.lens_folder()}: fetch one with `logitlens lens pull`")
     for header, file in found:
-        layers = f"{len(header.depths)} layers"
-        click.echo(f"{header.kind:<9} {header.model or '?':<32} {layers:<10} {file}")
+        layers, model = f"{len(header.depths)} layers", visible(header.model or "?")
+        click.echo(f"{header.kind:<9} {model:<32} {layers:<10} {file}")
+
+
+def _stored() -> Iterator[tuple[Header, Path]]:
+    """Headers and places of the lenses here; one that cannot be read is said and skipped."""
+    from logitlens.errors import FormatError, LensNotAvailable
+    from logitlens.lenses import find, published, store
+
+    for place in find.stored():
+        try:
+            if place.is_dir():
+                yield published.load_tuned_directory(place).header, place
+            elif place.suffix == ".pt":
+                yield published.load_jacobian_pt(place).header, place
+            else:
+                yield store.read_header(place), place
+        except (FormatError, LensNotAvailable) as error:
+            errors().print(f"skipped: {error}", markup=False, soft_wrap=True)
 
 
 @command.command("show")
@@ -74,6 +83,8 @@ def show(path: str, as_json: bool) -> None:
     LENS is a file, a folder, a published tuned-lens directory, a hub repository owner/name, or, as in
     `read --lens`, the kind of the only lens of that kind that `lens ls` lists.
     """
+    from logitlens.view.text import visible
+
     lens = _opened(path)
     facts = {**_facts(lens.header), "hash": lens.hash, "path": lens.path}
     facts["bytes"] = sum(t.numel() * t.element_size() for t in lens.tensors.values())
@@ -83,10 +94,9 @@ def show(path: str, as_json: bool) -> None:
     losses = facts.pop("losses")
     for name, value in facts.items():
         if value not in (None, {}, []):
-            shown = (
-                json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
-            )
-            click.echo(f"{name:<12} {shown}")
+            if isinstance(value, (dict, list)):
+                value = json.dumps(value, ensure_ascii=False)
+            click.echo(f"{visible(name):<12} {visible(str(value))}")
     for layer, loss in losses.items():
         click.echo(f"{'layer ' + layer:<12} held-out KL {loss:.4f} nats")
 
@@ -94,14 +104,13 @@ def show(path: str, as_json: bool) -> None:
 def _opened(name: str) -> FittedLens:
     """A lens by its place, by `kind:PATH`, or by its kind where the local and bundled lenses have one."""
     from logitlens.errors import LensNotAvailable
-    from logitlens.lenses import find, open_lens, store
+    from logitlens.lenses import open_lens, store
 
     kind, _, path = name.partition(":")
     if kind not in store.KINDS or Path(name).exists():
         return open_lens(name)
     if not path:
-        local = find.visible(find.lens_folder(), f"*/{kind}.safetensors")
-        files = [*sorted(find.BUNDLED.glob(f"{kind}.safetensors")), *local]
+        files = [place for header, place in _stored() if header.kind == kind]
         if len(files) != 1:
             raise LensNotAvailable(
                 f"{len(files)} {kind} lenses are here: name the file, as `logitlens lens ls` lists them"

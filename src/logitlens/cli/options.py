@@ -196,7 +196,7 @@ def errors() -> Console:
     """The console for progress and remarks: stderr."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, emoji=False)
 
 
 @contextmanager
@@ -286,7 +286,7 @@ def output_console(width: int | None = None) -> Console:
     """The console for results: stdout; without a terminal 120 wide, or COLUMNS."""
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False, soft_wrap=False, emoji=False)  # `:pizza:` is what was read
     if width is None and not console.is_terminal:
         width = int(os.environ.get("COLUMNS", 120))
     if width is not None:

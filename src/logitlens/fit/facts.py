@@ -31,7 +31,8 @@ class Fact:
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts with single-token answers, and how many were skipped."""
+    """Facts, and how many were skipped as there is no token to look for. Of an answer of several tokens
+    its first is looked for."""
 
     name: str
     facts: list[Fact]
@@ -64,7 +65,9 @@ def read(path: str | os.PathLike[str], model: Any) -> Facts:
         else:
             found.append(fact)
     if not found:
-        raise PromptError(f"{file}: no item has an answer that is one token of {model.name}")
+        raise PromptError(
+            f"{file}: no item has an answer, or intermediates of one token, to look for in {model.name}"
+        )
     return Facts(file.name, found, unsupported)
 
 

@@ -121,6 +121,18 @@ def visible(folder: Path, pattern: str) -> list[Path]:
     return [f for f in found if not any(p.startswith(".") for p in f.relative_to(folder).parts)]
 
 
+def stored() -> list[Path]:
+    """The bundled lenses and those in the local lens folder: files, and folders of published tuned lenses."""
+    folder = lens_folder()
+    files = [
+        f
+        for pattern in ("*.safetensors", "*jacobian_lens*.pt")
+        for f in visible(folder, f"*/{pattern}")
+    ]
+    tuned = [file.parent for file in visible(folder, "*/params.pt")]
+    return [*sorted(BUNDLED.glob("*.safetensors")), *files, *tuned]
+
+
 def find(kind: str, model: Readable) -> FittedLens:
     """A lens of `kind` that fits `model`. Raises LensNotAvailable, LensMismatch."""
     refused: LensMismatch | FormatError | None = None

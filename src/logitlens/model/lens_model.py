@@ -298,18 +298,22 @@ class LensModel:
         answers   texts or lists of token ids, of one or several tokens each. A token's probability is
                   that given the prompt and the answer's tokens before it (teacher forcing)
         edits     as for `read`; of an answer's positions only those are edited that would be generated
+        truncate  drop the prompt's first tokens where it does not fit with the longest answer
 
         Other arguments are those of `read`. Raises PromptError for an empty answer and for one that
         does not fit into the context with its prompt, and what `read` raises.
         """
         self._look_again()
-        ids, _ = self._ids(prompt, truncate)
+        ids, dropped = self._ids(prompt, truncate)
         several = [answers] if isinstance(answers, str) else list(answers)
         if not several:
             raise PromptError("there are no answers to score: give some, like [' Paris']")
+        whole = self.tokens.encode(prompt) if dropped and isinstance(prompt, str) else ids
+        found = [score.answer_ids(self, prompt, whole, answer) for answer in several]
+        ids, _ = self._ids(prompt, truncate, room=max(map(len, found)) - 1)
         return score.score(
-            self, prompt, ids, several, lens=resolve(lens, self), depths=depths_for(self, layers),
-            token_budget=token_budget, edits=prepare(self, edits),
+            self, prompt, ids, several, found, lens=resolve(lens, self),
+            depths=depths_for(self, layers), token_budget=token_budget, edits=prepare(self, edits),
         )  # fmt: skip
 
     @renamed(depths="layers")

@@ -9,7 +9,7 @@ give the corrupted run's own logits, or more is run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -130,7 +130,11 @@ def patch_grid(
         values = {}
         depths = dict.fromkeys(_depth(key) for key in chosen)
         for number, depth in enumerate(depths):
-            values |= _cells(runs, [key for key in chosen if _depth(key) == depth], columns)
+            those = [key for key in chosen if _depth(key) == depth]
+            for found in _cells(runs, those, columns):
+                values |= found
+                if progress:  # after every batch, as it may end the grid
+                    progress("layers", number, len(depths))
             if progress:
                 progress("layers", number + 1, len(depths))
     table = np.array([[values[key, p] for p in columns] for key in chosen])
@@ -197,18 +201,21 @@ def _depth(key: Key) -> int:
 Cell = tuple[Key, int]  # what is patched, and at which position
 
 
-def _cells(runs: Runs, keys: Sequence[Key], columns: Sequence[int]) -> dict[Cell, list[float]]:
-    """Logit and log-probability with each position of one layer's keys patched."""
+def _cells(
+    runs: Runs, keys: Sequence[Key], columns: Sequence[int]
+) -> Iterator[dict[Cell, list[float]]]:
+    """Logit and log-probability with each position of one layer's keys patched: first of all cells what
+    they are unpatched, then batch by batch."""
     own = _measured(runs.logits_V[None], runs.asked)[0].tolist()
-    found: dict[Cell, list[float]] = {(key, p): own for key in keys for p in columns}
-    differ = [c for c in found if not torch.equal(runs.rows[c[0]][c[1]], runs.own[c[0]][c[1]])]
+    every: dict[Cell, list[float]] = {(key, p): own for key in keys for p in columns}
+    yield every
+    differ = [c for c in every if not torch.equal(runs.rows[c[0]][c[1]], runs.own[c[0]][c[1]])]
     differ.sort(key=lambda cell: cell[1])  # a batch runs from its first position on
     size = max(1, TOKENS // len(runs.ids) - 1)
     for start in range(0, len(differ), size):
         batch = differ[start : start + size]
         measured = _measured(_checked_run(runs, batch), runs.asked)
-        found |= dict(zip(batch, measured.tolist()))
-    return found
+        yield dict(zip(batch, measured.tolist()))
 
 
 def _measured(logits_BV: Tensor, asked: Sequence[int]) -> Tensor:

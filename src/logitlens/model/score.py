@@ -272,14 +272,14 @@ def score(
     prompt: Any,
     ids: list[int],
     answers: Sequence[Answer],
+    found: list[list[int]],
     *,
     lens: Lens,
     depths: list[int] | None,
     token_budget: int,
     edits: Prepared | None = None,
 ) -> Scores:
-    """The scores of answers to one prompt; see `LensModel.score`."""
-    found = [answer_ids(model, prompt, ids, answer) for answer in answers]
+    """The scores of answers to one prompt, found as these ids; see `LensModel.score`."""
     longest = len(ids) + max(len(a) for a in found) - 1
     if model.context is not None and longest > model.context:
         raise PromptError(

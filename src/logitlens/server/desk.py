@@ -30,7 +30,7 @@ Event = dict[str, Any]
 
 ENDINGS = ("done", "error", "cancelled")  # states that no other state follows
 _EVENT_SECONDS = 0.1  # between two events of one phase
-_PHASES = {"blocks": "block", "positions": "position"}
+_PHASES = {"blocks": "block", "positions": "position", "layers": "layer"}
 
 
 class Cancelled(Exception):
@@ -162,7 +162,8 @@ class Desk:
         """JSON in which what refers to an earlier reading is filled in.
 
         {"again": id, "track": …}    that reading with more tokens tracked, in its place
-        {"from": {"id", "position", "token"}, …}   its ids up to a position, and a token: the prompt
+        {"from": {"id", "position", "token"}, …}   its ids up to a position, and a token: the prompt, for
+                                                   its model
 
         Raises PromptError if the reading is no longer kept.
         """
@@ -175,7 +176,8 @@ class Desk:
             start = data["from"] if isinstance(data["from"], dict) else {}
             reading = self._reading(str(start.get("id")))
             ids = before(reading, start.get("position"))
-            return data | {"prompt": [*ids, *([start["token"]] if "token" in start else [])]}
+            prompt = [*ids, *([start["token"]] if "token" in start else [])]
+            return data | {"model": self._order(str(start["id"])).model, "prompt": prompt}
         return data
 
     def question(self, data: Event) -> Question:
@@ -196,6 +198,7 @@ class Desk:
     def rename(self, name: str, label: str) -> None:
         """Name a reading. Raises PromptError if it is no longer kept."""
         self._reading(name)
+        label = label.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
         self.names[name] = " ".join(label.split())[:120]
         self._change()
 
@@ -366,11 +369,12 @@ class Desk:
                 name = order.replaces or f"r{next(self._numbers)}"
                 names.append(name)
                 self.orders[name], self.readings[name] = replace(order, replaces=""), reading
-            while len(self.readings) > self.limits.history or (
-                len(self.readings) > len(made) and self._bytes() > self.limits.history_bytes
-            ):
-                oldest, _ = self.readings.popitem(last=False)
-                del self.orders[oldest]
+            for oldest in [name for name in self.readings if name not in names]:
+                if len(self.readings) <= self.limits.history and (
+                    self._bytes() <= self.limits.history_bytes
+                ):
+                    break
+                del self.readings[oldest], self.orders[oldest]
                 self.names.pop(oldest, None)
             entries = [self._entry(name, self.readings[name]) for name in names]
         self._change()

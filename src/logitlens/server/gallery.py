@@ -13,6 +13,7 @@ from pathlib import Path
 from logitlens.files import write_text
 from logitlens.reading import Reading
 from logitlens.server.desk import Desk
+from logitlens.server.guard import complain
 from logitlens.view import page
 
 _INDEX = """<!doctype html>
@@ -40,9 +41,16 @@ class Gallery:
         self._lock = threading.Lock()
         self._written: dict[str, tuple[Reading, str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        self(None)
+        self._write(None)
 
-    def __call__(self, desk: Desk | None) -> None:
+    def __call__(self, desk: Desk) -> None:
+        """Write what has changed; a folder that cannot be written stops no reading, and is said."""
+        try:
+            self._write(desk)
+        except OSError as error:
+            complain(f"--share: {error}", error)
+
+    def _write(self, desk: Desk | None) -> None:
         """Write what has changed, each file whole or not at all. Raises OSError."""
         with self._lock:
             entries = desk.history() if desk else []

@@ -99,12 +99,18 @@ class Order:
 
 @dataclass(frozen=True)
 class Question:
-    """Which components wrote a token after these ids."""
+    """Which components wrote a token at a position.
+
+    ids     of the text up to there; with edits, whose positions are those of the prompt, all of it
+    given   of a written text: how many of them were the prompt
+    """
 
     model: str
     ids: tuple[int, ...]
+    position: int
     token: int
     edits: tuple[str, ...] = ()
+    given: int | None = None
 
     @staticmethod
     def of(data: Any, reading: Reading, order: Order) -> Question:
@@ -113,7 +119,10 @@ class Question:
         token = data.get("token")
         if not _whole(token) or token < 0:
             raise PromptError(f"token is {_short(token)}: expected an id")
-        return Question(order.model, ids, token, order.edits)
+        if order.edits:
+            ids = before(reading, len(reading.ids) - 1)
+        position = int(data["position"])
+        return Question(order.model, ids, position, token, order.edits, given_of(reading))
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,12 @@ class Patch:
         if not all(isinstance(text, str) for text in (clean, corrupted, token, versus or "")):
             raise PromptError("clean, corrupted, token and versus are texts")
         return Patch(_model(data, models), clean, corrupted, token, versus)
+
+
+def given_of(reading: Reading) -> int | None:
+    """How many tokens the prompt of a written text had; None where nothing was written."""
+    written = reading.meta.get("generation")
+    return None if written is None else int(written["prompt_tokens"])
 
 
 def before(reading: Reading, position: Any) -> tuple[int, ...]:

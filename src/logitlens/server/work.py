@@ -13,7 +13,7 @@ from typing import Any
 from logitlens import edit
 from logitlens.errors import PromptError
 from logitlens.reading import Reading
-from logitlens.server.order import Limits, Order, Patch, Question
+from logitlens.server.order import Limits, Order, Patch, Question, given_of
 from logitlens.view import page
 
 Tell = Callable[[dict[str, Any]], object]
@@ -40,9 +40,9 @@ def read(
     order: Order, model: Any, *, progress: Progress, tell: Tell, stopped: Callable[[], bool]
 ) -> Iterable[tuple[Order, Reading]]:
     """The readings of an order, each with the order that makes it alone."""
-    prompt = list(order.prompt) if isinstance(order.prompt, tuple) else order.prompt
+    prompt = _prompt(order)
     shown: dict[str, Any] = {"top": order.top, "track": order.track}
-    edits = [e for text in order.edits for e in edit.parse(text)]
+    edits = _edits(order.edits)
     if order.write is not None:
         run = shown | ({"edits": edits} if edits else {})
         written = _write(order, model, prompt, run, progress, tell, stopped)
@@ -64,6 +64,22 @@ def read(
         residuals = model.capture(prompt, progress=progress, **run)
         for one, lens in zip(alone, order.lenses):
             yield one, model.readout(residuals, lens=lens, progress=progress, **shown)
+
+
+def _prompt(order: Order) -> Any:
+    return list(order.prompt) if isinstance(order.prompt, tuple) else order.prompt
+
+
+def _edits(texts: Iterable[str], model: Any = None, given: int | None = None) -> Any:
+    """Edits from their texts; given: tokens of the prompt that a written text began with, at whose
+    positions they acted while it was written."""
+    edits = [e for text in texts for e in edit.parse(text)]
+    if not edits or given is None:
+        return edits
+    from logitlens.model.edits import prepare
+
+    ready = prepare(model, edits)
+    return ready and ready.chunk(0, given)
 
 
 def _write(
@@ -108,17 +124,16 @@ def column_event(part: Reading) -> dict[str, Any]:
 
 def follow(order: Order, old: Reading, model: Any, progress: Progress) -> Reading:
     """A reading again, with the order's tokens tracked; of a generation the text stays as it is."""
-    if not old.generated.any() and "generation" not in old.meta:
-        (again,) = read(order, model, progress=progress, tell=print, stopped=bool)
-        return again[1]
+    given = given_of(old)
+    edits = _edits(order.edits, model, given)
+    shown: dict[str, Any] = {"top": order.top, "track": order.track, "lens": order.lenses[0]}
+    shown |= {"progress": progress} | ({"edits": edits} if edits else {})
+    if given is None:
+        return model.read(_prompt(order), **shown)
     ids = [*old.ids.tolist(), int(old.next_ids[-1])]
     if old.positions != list(range(len(old.ids))):
         raise PromptError("this reading has only a part of its prompt: track tokens before writing")
-    edits = [e for text in order.edits for e in edit.parse(text)]
-    new = model.read(
-        ids, positions=range(len(old.ids)), top=order.top, track=order.track, lens=order.lenses[0],
-        progress=progress, **({"edits": edits} if edits else {}),
-    )  # fmt: skip
+    new = model.read(ids, positions=range(len(old.ids)), **shown)
     kept = {
         k: old.meta[k]
         for k in ("generation", "prompt", "prompt_tokens", "messages")
@@ -131,8 +146,11 @@ def follow(order: Order, old: Reading, model: Any, progress: Progress) -> Readin
 
 def attribute(question: Question, model: Any) -> dict[str, Any]:
     """The largest components of a token's logit, and what they all sum to."""
-    edits = [e for text in question.edits for e in edit.parse(text)]
-    return model.attribute(list(question.ids), question.token, edits=edits).summary()
+    edits = _edits(question.edits, model, question.given)
+    found = model.attribute(
+        list(question.ids), question.token, position=question.position, edits=edits
+    )
+    return found.summary()
 
 
 def patch(patched: Patch, model: Any, progress: Progress) -> dict[str, Any]:
@@ -144,7 +162,7 @@ def patch(patched: Patch, model: Any, progress: Progress) -> dict[str, Any]:
         "layers": grid.layers,
         "pieces": grid.pieces,
         "clean_pieces": grid.clean_pieces,
-        "restored": grid.restored.tolist(),
+        "restored": [[None if x != x else x for x in row] for row in grid.restored.tolist()],
         "token": grid.piece(grid.token),
         "versus": None if grid.versus is None else grid.piece(grid.versus),
         "clean": grid.clean,

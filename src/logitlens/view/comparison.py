@@ -87,7 +87,10 @@ class Comparison:
         """Rows of `a` and `b` for each layer that both hold."""
         _, rows = align.layers([self.a.layers, self.b.layers])
         chosen = set(self.a.rows(self.layers))
-        return [(i, j) for i, j in zip(*rows) if min(i, j) >= 0 and i in chosen]
+        found = [(i, j) for i, j in zip(*rows) if min(i, j) >= 0 and i in chosen]
+        if not found:
+            raise FormatError("the readings have no layers in common: choose others")
+        return found
 
     @cached_property
     def columns(self) -> list[tuple[int, int]]:

@@ -14,9 +14,9 @@ MEASURES = {  # name: (heading, what it is, better)
     "next": ("next", "−log p(next token), nats", "lower"),
     "top1": ("top-1", "top-1 agrees with the final row", "higher"),
     "top10": ("top-10", "share of the final row's top 10", "higher"),
-    "fact1": ("fact@1", "facts with the answer at rank 1", "higher"),
-    "fact5": ("fact@5", "facts with the answer at rank ≤ 5", "higher"),
-    "fact10": ("fact@10", "facts with the answer at rank ≤ 10", "higher"),
+    "fact1": ("fact@1", "facts with the answer's first token at rank 1", "higher"),
+    "fact5": ("fact@5", "facts with the answer's first token at rank ≤ 5", "higher"),
+    "fact10": ("fact@10", "facts with the answer's first token at rank ≤ 10", "higher"),
 }
 
 
