@@ -160,7 +160,9 @@ def ray_data(model: logitlens.LensModel, ids_NT: Tensor) -> None:
 
     shape = "demo" if model.vocab_size < 10_000 else "gpt2"
     with tempfile.TemporaryDirectory() as folder:
-        ray.data.from_numpy(ids_NT.numpy()).map_batches(
+        # Blocks, as Ray Data ends a pipeline that has finished none for half an hour.
+        blocks = [ids_nT.numpy() for ids_nT in ids_NT.split(3 * BATCH)]
+        ray.data.from_numpy(blocks).map_batches(
             Actor, fn_constructor_args=(shape,), batch_size=BATCH, concurrency=1, num_cpus=2
         ).write_parquet(folder)
 
@@ -289,7 +291,7 @@ def main() -> None:
     for n in range(options.repeat):
         for case in wanted:
             words = [str(word) for word in case[1:]]
-            done = subprocess.run([sys.executable, __file__, "--once", *words], capture_output=True,
+            done = subprocess.run([sys.executable, __file__, "--once", *words], stdout=subprocess.PIPE,
                                   text=True, check=True)  # fmt: skip
             said[case].append(json.loads(done.stdout.splitlines()[-1]))
             print(case, said[case][-1], file=sys.stderr)
