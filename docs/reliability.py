@@ -66,15 +66,13 @@ def tails() -> str:
             (0, c["tried"] - c["passed"]) if right else (c["passed"], c["tried"] - c["passed"])
         )
         rows.append([what, c["tried"], wrong, refused, f"{c['extreme']:.3g}"])
-    return table(
-        "tail | tried | wrong without a word | refused | largest (right) or least (wrong)", rows
-    )
+    return table("tail | tried | silently wrong | refused | largest (right) or least (wrong)", rows)
 
 
 def chunks() -> str:
     found = module("tests.model.chunked")
     counts = [found.get(k, 0) for k in ("tried", "right", "wrong", "refused", "not read whole")]
-    columns = "chunks of | tried | right | wrong without a word | refused | not read whole either"
+    columns = "chunks of | tried | right | silently wrong | refused | not read whole either"
     return table(columns, [["5, 20 and 40 of 61 tokens", *counts]])
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import json
+import sys
 
 import numpy as np
 import pytest
 
-from logitlens import Attribution, FormatError, PromptError
+from logitlens import Attribution, FormatError, MissingExtra, PromptError
 
 
 def made(versus: int | None = 4, **meta) -> Attribution:
@@ -108,3 +109,9 @@ def test_cut_and_foreign_files_are_refused(tmp_path):
         Attribution.load(tmp_path / "none.parquet")
     with pytest.raises(FormatError, match="end it in"):
         made().save(tmp_path / "found.gif")
+
+
+def test_a_data_frame_without_pandas_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtra, match="pip install 'logitlens"):
+        made().to_pandas()

@@ -98,8 +98,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, failu
     [
         ("folder", "it is a directory"),
         ("none/x.json", "there is no folder"),
-        ("pipe", "it is no regular file"),
-        ("to-pipe", "it is no regular file"),
+        ("pipe", "it is not a regular file"),
+        ("to-pipe", "it is not a regular file"),
         ("file/x.json", "Not a directory"),
         ("loop", "symbolic link"),
         ("x" * 300, "File name too long"),

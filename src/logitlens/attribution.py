@@ -249,8 +249,10 @@ class Attribution:
         return pa.table(columns).replace_schema_metadata({FORMAT: json.dumps(header)})
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A pandas DataFrame with one row for each component."""
-        return self.to_arrow().to_pandas()
+        """A pandas DataFrame with one row for each component. Raises MissingExtra."""
+        from logitlens.reading_io import frame_of
+
+        return frame_of(self.to_arrow())
 
     # -- seeing -------------------------------------------------------------------------------
 

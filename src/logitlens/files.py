@@ -108,7 +108,7 @@ def _temporary(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path, FileI
         old = _mode(path)
         if old is not None and not stat.S_ISREG(old):
             raise _refused(
-                path, "it is a directory" if stat.S_ISDIR(old) else "it is no regular file"
+                path, "it is a directory" if stat.S_ISDIR(old) else "it is not a regular file"
             )
         target = Path(os.path.realpath(path))
         if not target.parent.is_dir():

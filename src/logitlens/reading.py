@@ -433,10 +433,10 @@ class Reading:
         return reading_io.to_arrow(self)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A pandas DataFrame with one row for each layer × position."""
+        """A pandas DataFrame with one row for each layer × position. Raises MissingExtra."""
         from logitlens import reading_io
 
-        return reading_io.to_pandas(self)
+        return reading_io.frame_of(reading_io.to_arrow(self))
 
     # -- seeing -------------------------------------------------------------------------------
 

@@ -216,13 +216,13 @@ def _vocab(pieces: Mapping[str, str]) -> dict[int, str]:
     return {int(i): piece for i, piece in pieces.items()}
 
 
-def to_pandas(reading: Reading) -> pandas.DataFrame:
-    """One row for each layer × position."""
+def frame_of(table: pyarrow.Table) -> pandas.DataFrame:
+    """A table as a pandas DataFrame. Raises MissingExtra."""
     try:
         import pandas  # noqa: F401
     except ImportError as error:
         raise MissingExtra("pandas", "data", "to_pandas()") from error
-    return to_arrow(reading).to_pandas()
+    return table.to_pandas()
 
 
 def _load_json(path: Path) -> Reading:
@@ -270,7 +270,7 @@ def _require_ours(name: Any, version: Any) -> None:
 
 
 def _renamed(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The names of today, for a file of version 1."""
+    """Map names of version 1 to the current ones."""
     if data.get("version") == 1 and "depths" in data:
         return {"layers" if key == "depths" else key: value for key, value in data.items()}
     return data

@@ -75,8 +75,10 @@ class VectorTable:
         return pa.table(columns)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A pandas DataFrame with one row for each vector."""
-        return self.to_arrow().to_pandas()
+        """A pandas DataFrame with one row for each vector. Raises MissingExtra."""
+        from logitlens.reading_io import frame_of
+
+        return frame_of(self.to_arrow())
 
     def __str__(self) -> str:
         return importlib.import_module("logitlens.view.vectors").text(self)

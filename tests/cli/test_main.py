@@ -161,7 +161,7 @@ def test_an_interrupt_is_130(cli):
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (EOFError("Ran out of input"), "something that was read has ended too early: Ran out of"),
+        (EOFError("Ran out of input"), "unexpected end of input: Ran out of"),
         (BrokenPipeError(32, "Broken pipe"), "a connection was closed at its other end"),
     ],
 )

@@ -230,3 +230,13 @@ def test_small_models_have_fewer_interpretations_and_their_hooks_go(tmp_path):
     verdict = interpret(lens, small, ids=list(range(40)))
     assert verdict.tokens == 40
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in small.hf.modules())
+
+
+def test_a_verdict_is_of_the_model_as_it_is():
+    """What has changed since is looked at again."""
+    model = logitlens.load()
+    lens = resolve("tuned", model)
+    before = first_use(lens, model)
+    assert first_use(lens, model) is before
+    model._found(model.anatomy, model.tail, model.check)  # as after a change
+    assert first_use(lens, model) is not before

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 import logitlens
-from logitlens import LogitLensError
+from logitlens import LogitLensError, MissingExtra
 from logitlens.model import vectors
 from tests.anatomy.test_sublayers import loud
 from tests.models import tiny_gpt2, tiny_llama
@@ -127,3 +129,9 @@ def test_experts_have_no_one_map():
     model = logitlens.load(loud("MixtralForCausalLM"))
     with pytest.raises(LogitLensError, match="has no mlp_out: what it adds is not what one linear"):
         model.weights("mlp_out", 0)
+
+
+def test_a_data_frame_without_pandas_is_one_line(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtra, match="pip install 'logitlens"):
+        model.read_vectors(ROWS).to_pandas()

@@ -120,7 +120,10 @@ def test_every_way_of_the_benchmark_runs_and_reads_the_same(monkeypatch):
         read = {n: way() for n, way in benchmark._ways(x_TLE, head, 5, targets).items()}
     product = read.pop("product")
     assert product.shape == (6, 300)
-    assert set(read) == {"slabs", "torch", "naive"}
+    naive = read.pop("naive")[0].indices[..., :5].transpose(0, 1)
+    assert torch.equal(naive, product.topk(5, -1).indices.view(2, 3, 5))
+    assert set(read) == {"slabs", "slabs, 5 candidates", "torch"}
+    assert read["slabs, 5 candidates"].candidate_ids.shape == (2, 5)
     for stats in read.values():
         assert torch.equal(stats.top_ids, product.topk(5, -1).indices.view(2, 3, 5))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)

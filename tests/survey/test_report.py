@@ -571,7 +571,7 @@ def test_the_command_line_reports_and_finds(folder, tmp_path):
     assert len(go("find", folder, "--where", late, "--limit", 2, "--json").stdout.splitlines()) == 2
     assert "order 'number -- desc'" not in go("find", folder, "--order", "number -- desc").stderr
     assert go("find", folder, "--where", late, "--lens", "logit", "--limit", 2).exit_code == 0
-    assert "no prompts are like that" in go("find", folder, "--where", "number > 99").stdout
+    assert "no prompts match" in go("find", folder, "--where", "number > 99").stdout
 
 
 @pytest.mark.parametrize(

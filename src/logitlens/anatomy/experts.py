@@ -103,7 +103,9 @@ class Experts:
         if not calls:
             return None
         if len(calls) > 1:
-            raise UnsupportedModel(f"block {block} asks its experts {len(calls)} times for one row")
+            raise UnsupportedModel(
+                f"block {block} calls its experts {len(calls)} times for one row"
+            )
         out_KD = calls[0].each().double().cpu()
         mlp64_D, routed_D = mlp_D.double().cpu(), out_KD.sum(0)
         size = float(mlp_D.abs().max()) + float(out_KD.abs().max())

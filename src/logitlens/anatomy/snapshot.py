@@ -1,4 +1,4 @@
-"""What a model was when it was looked at: compared with what it is before every reading.
+"""A snapshot of the model's structure, compared before every reading.
 
 Anatomy and tail hold for the modules on which they were found. Blocks in another order, another
 dtype, resized embeddings, a hook: each of them shows here, without a forward pass.

@@ -27,7 +27,7 @@ from logitlens.errors import FormatError, LogitLensError, ModelNotAvailable, out
 
 VERBS = {  # in the order of --help; the line is the first of the command's own help
     "read": "Read prompts and show what the model would say after every layer.",
-    "generate": "Let the model go on after a prompt, and show what it would have said after every layer.",
+    "generate": "Continue a prompt, and show what the model would have said after every layer.",
     "compare": "Show two readings side by side: two prompts, lenses or models.",
     "attribute": "Show which components wrote a token: a waterfall that sums to the model's own logit.",
     "patch": "Show how much of the clean prompt's answer each patched cell brings back.",
@@ -103,7 +103,7 @@ class Verbs(click.Group):
         except KeyboardInterrupt:
             raise click.Abort from None
         except EOFError as error:  # click would take it for Ctrl-D at a question
-            raise FormatError(f"something that was read has ended too early: {error}") from error
+            raise FormatError(f"unexpected end of input: {error}") from error
         except BrokenPipeError as error:
             if not gone():  # then it was not the reader of our output who left
                 raise ConnectionError(

@@ -37,7 +37,7 @@ from logitlens.cli.prompts import check_quotes, prompt_text
 @truncate_option
 @click.option(
     "--bars", type=click.IntRange(min=1), default=24, show_default=True, metavar="N",
-    help="Components to show by themselves, the largest; the others are one bar.",
+    help="Show the N largest components; the rest are one bar.",
 )  # fmt: skip
 @edit_option
 @result_options(SUFFIXES, least=40)

@@ -51,7 +51,7 @@ _LIVE_COLUMNS = 60  # more fit no terminal
 )  # fmt: skip
 @click.option(
     "--top-p", type=Number(0, 1, min_open=True), metavar="P",
-    help="Draw from the likeliest tokens that have this probability together.",
+    help="Sample from the likeliest tokens with this total probability.",
 )  # fmt: skip
 @click.option(
     "--top-k", type=click.IntRange(min=1), metavar="K", help="Draw from the K likeliest tokens."
@@ -93,11 +93,11 @@ def command(
     edits: tuple[str, ...],
     **loading: Any,
 ) -> None:
-    """Let the model go on after a prompt, and show what it would have said after every layer.
+    """Continue a prompt, and show what the model would have said after every layer.
 
     PROMPT is text; - reads standard input (a final newline is dropped). The text appears as it is
     written, bright where a token was settled at an early layer; then the grid, of the last columns in
-    a terminal. Ctrl-C ends it: what there is then is shown and saved.
+    a terminal. Ctrl-C stops it; the text so far is shown and saved.
     """
     if len(lenses) > 1:
         raise click.UsageError("expected one --lens: a generation is read through one")

@@ -147,7 +147,7 @@ def check(
     as_json: bool,
     **loading: Any,
 ) -> int:
-    """Tell what the maps of a lens file are: where they apply, and what they lead to.
+    """Identify the maps of a lens file: which layer they read, and which basis they lead to.
 
     LENS is a file, a folder, a published tuned-lens directory, or a hub repository owner/name. Files
     that look alike mean different things: every interpretation is tried on a text, and the right one
@@ -184,7 +184,7 @@ def check(
 @command.command("pull")
 @click.argument("name", metavar="MODEL|REPO")
 @click.option(
-    "--kind", type=click.Choice(["tuned", "jacobian"]), help="Default: both, where there are."
+    "--kind", type=click.Choice(["tuned", "jacobian"]), help="Default: both, if available."
 )
 @OVERWRITE
 def pull(name: str, kind: str | None, overwrite: bool) -> None:

@@ -45,14 +45,14 @@ loading_options = together(
     click.option("--revision", metavar="REV", help="Branch, tag or commit on the hub."),
     click.option(
         "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-        help="Number type of the weights. Default: as saved; float16 becomes float32 on a CPU.",
+        help="Dtype of the weights. Default: as saved; float16 becomes float32 on a CPU.",
     ),
     click.option("--device-map", metavar="MAP", help="Where the weights go: auto, cpu, cuda, cuda:1 …"),
     click.option("--attn", "attn_implementation", metavar="NAME", help="Attention: eager, sdpa …"),
     click.option("--trust-remote-code", is_flag=True, help="Run code from the model's repository."),
     click.option(
         "--ignore-unexpected", is_flag=True,
-        help="Read a checkpoint without weights that its configuration has no place for.",
+        help="Ignore weights of the checkpoint that its configuration does not use.",
     ),
 )  # fmt: skip
 LOADING = (  # what they are called as arguments of `logitlens.load`

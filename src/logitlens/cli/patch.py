@@ -47,7 +47,7 @@ def command(
 ) -> None:
     """Show how much of the clean prompt's answer each patched cell brings back.
 
-    CLEAN and CORRUPTED have as many tokens. The corrupted prompt runs once for every layer and
+    CLEAN and CORRUPTED must have the same number of tokens. The corrupted prompt runs once for every layer and
     position, with that cell taken from the clean run: 0 is the corrupted prompt's answer, 1 the
     clean one's.
     """

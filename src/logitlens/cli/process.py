@@ -17,7 +17,7 @@ _WIDEST = 10_000  # columns; more is a mistake, and would be filled with spaces
 
 
 def prepare() -> None:
-    """Make the standard streams usable, and forget a terminal size that is none.
+    """Make the standard streams usable, and ignore an invalid terminal size.
 
     A closed stream behaves like /dev/null: else the next file that is opened would take its number.
     A character that a stream's encoding lacks is written as an escape.

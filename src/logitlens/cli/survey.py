@@ -94,7 +94,7 @@ def run_command(
     A prompt has the fields prompt, answer and wrong (one text or several), sets (tokens by name) and
     id; all other columns are conditions. With --corpus, INPUT is text: .txt, .md, .jsonl, .parquet, a
     folder of them or hf://datasets/owner/name, and the table has statistics for each layer and band of
-    positions. Run it again to go on where it was left.
+    positions. Run the same command again to resume.
     """
     from logitlens.survey import plan as planning
     from logitlens.survey.run import run
@@ -190,7 +190,7 @@ def merge_command(folder: str, out: Path | None) -> None:
 @click.option("--contrast", nargs=2, metavar="A B",
               help="B − A, paired by id, of two values of --by; without --by, of two surveys.")  # fmt: skip
 @click.option("--readings", is_flag=True,
-              help="Of a page: load the model and read prompts behind its points again, into it.")  # fmt: skip
+              help="HTML only: load the model and embed readings of prompts behind the points.")  # fmt: skip
 @click.option("--title", default="", metavar="TEXT")
 @click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
 def report_command(
@@ -226,8 +226,8 @@ def report_command(
 @click.option("--limit", default=20, show_default=True, type=COUNT, metavar="N")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one prompt on each line.")
 @click.option("--open", "opened", metavar="FILE", type=click.Path(path_type=Path),
-              help="Read the first eight that were found again into a page.")  # fmt: skip
-@click.option("--lens", metavar="LENS", help="Of one lens only, by its name in the survey.")
+              help="Read the first eight matches again, into a page.")  # fmt: skip
+@click.option("--lens", metavar="LENS", help="Only this lens, by its name in the survey.")
 def find_command(
     folder: str,
     where: str,
@@ -270,7 +270,7 @@ def find_command(
             answer = f" → {row['answer']}" if row["answer"] else ""
             click.echo(f"{' · '.join(facts)}\n    {' '.join(str(row['prompt']).split())}{answer}")
     if not found and not as_json:
-        click.echo(f"no {'positions' if plan.is_corpus else 'prompts'} are like that")
+        click.echo(f"no {'positions' if plan.is_corpus else 'prompts'} match")
     if opened is not None and found:
         _open(folder, found, opened)
 
@@ -315,7 +315,7 @@ def _tell(folder: str, found: Status) -> None:
         for remark in record["remarks"]:
             click.echo(f"shard {record['shard']}: {remark}")
     for shard, line in found.underway.items():
-        click.echo(f"shard {shard} is being read, or was left: {line}")
+        click.echo(f"shard {shard} is in progress, or was abandoned: {line}")
     if found.skipped:
         click.echo(f"{found.bad} skipped; the first: {found.skipped[0]}")
     for shard, why in found.failed.items():

@@ -90,7 +90,7 @@ def size() -> int:
 
 
 def sum_all(tensors: Iterable[Tensor]) -> None:
-    """Each tensor becomes its sum over all processes, in place, wherever it lies."""
+    """Each tensor becomes its sum over all processes, in place, on whatever device."""
     if not active():
         return
     with _all_there():

@@ -1,4 +1,4 @@
-"""Optimizers of a tuned lens, and the course of their learning rate."""
+"""Optimizers of a tuned lens, and their learning-rate schedule."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Which sequences of a corpus train, which are held out, and which belong to a step.
 
-The same for everyone, for ever: it depends on the corpus, the settings and the seed alone, so that
+Deterministic: it depends on the corpus, the settings and the seed alone, so that
 a fit that was stopped, or is shared by several processes, sees what a whole one would have seen.
 """
 
@@ -34,7 +34,7 @@ def split(model: Readable, corpus: Corpus, settings: Any) -> tuple[Tensor, Tenso
 
 
 class Schedule:
-    """The training sequences, shuffled anew in every epoch, a number of them a step."""
+    """The training sequences, reshuffled every epoch and served in steps of a fixed size."""
 
     def __init__(self, train_CT: Tensor, tokens_per_step: int, seed: int):
         self.train_CT, self.seed = train_CT, seed

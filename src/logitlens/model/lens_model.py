@@ -82,7 +82,7 @@ class LensModel:
         self._heads: Heads | None = None
         self._chunk_verdicts: dict[tuple[int, int], str | None] = {}  # see `chunks.why_not`
         self._rereadings: dict[Any, dict[str, Any]] = {}  # see `generate.written`
-        for name in ("_pads_change_nothing", "_unembedding_fingerprints"):
+        for name in ("_pads_change_nothing", "_unembedding_fingerprints", "_lens_verdicts"):
             vars(self).pop(name, None)
 
     def _look_again(self) -> None:
@@ -502,9 +502,10 @@ class LensModel:
         stream          what is patched: "resid", after each layer; what an "attn", "mlp" or "head" adds
         position        where the answer is read
 
-        Both prompts have as many tokens. For every layer and position the corrupted prompt runs with
-        that cell taken from the clean run, as `edit.patch` does; many at once, and only what is above
-        the cell. The unpatched run beside them is checked against the corrupted prompt's own logits.
+        Both prompts must have the same number of tokens. For every layer and position the corrupted
+        prompt runs with that cell taken from the clean run, as `edit.patch` does; many at once, and only
+        what is above the cell. The unpatched run beside them is checked against the corrupted prompt's
+        own logits.
         Raises PromptError, UnsupportedModel.
         """
         self._look_again()

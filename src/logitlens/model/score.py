@@ -124,7 +124,7 @@ def answer_ids(model: LensModel, prompt: Any, ids: list[int], answer: Answer) ->
         found = [whole(token) for token in answer] if isinstance(answer, Iterable) else []
         if not found or any(t is None or not 0 <= t < model.vocab_size for t in found):
             raise PromptError(
-                f"the answer {answer!r} is no text, and no list of token ids from 0 to "
+                f"the answer {answer!r} is neither text nor a list of token ids from 0 to "
                 f"{model.vocab_size - 1}"
             )
         return [t for t in found if t is not None]

@@ -18,7 +18,6 @@ from logitlens.model.chat import Messages, chat_ids, rendered
 from logitlens.model.tokens import Vocabulary
 
 TEMPLATE, CONTENT, THINKING, ANSWER = "template", "content", "thinking", "answer"
-SECTIONS = (TEMPLATE, CONTENT, THINKING, ANSWER)
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # what messages call them
 # A tag of a template's own that is named after thinking, where no field of a message is.
 _TAG = re.compile(r"<[^<>'\"\s]*(?:think|thought|reason)[^<>'\"\s]*>|\[/?THINK\w*\]", re.IGNORECASE)

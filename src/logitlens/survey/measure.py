@@ -194,7 +194,7 @@ def _prepare(model: LensModel, item: Item, first: int, edits: Prepared | None) -
         raise PromptError(f"{longest} tokens with its answer; the context holds {model.context}")
     right, wrong = _shortest(right), _shortest(wrong)
     if any(a == b[: len(a)] or b == a[: len(b)] for a in right for b in wrong):
-        raise PromptError("a wrong answer begins like a right one, or is its beginning")
+        raise PromptError("a right and a wrong answer share a prefix: one begins with the other")
     members = {
         name: list(dict.fromkeys(model.tokens.single(t, model.vocab_size) for t in tokens))
         for name, tokens in item.sets.items()

@@ -327,7 +327,7 @@ def _text(plan: Plan) -> bytes:
 def _begun_with(folder: Folder, changed: list[str]) -> str:
     return (
         f"the survey in {folder.place.address} is another: {'; '.join(changed)}. "
-        "Ask for the same again, or choose another folder"
+        "Run it with the same settings, or choose another folder"
     )
 
 

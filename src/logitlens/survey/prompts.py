@@ -189,7 +189,7 @@ def _csv_rows(file: str, data: bytes) -> Iterator[tuple[str, Any]]:
             if None in row or None in row.values():
                 yield (
                     where,
-                    FormatError(f"{where} has another number of fields than the first line"),
+                    FormatError(f"{where} has a different number of fields from the first line"),
                 )
                 continue
             if _foreign(row.values()):
@@ -287,11 +287,9 @@ def _check_name(name: str, reserved: frozenset[str], where: str) -> None:
     if not plain:
         raise FormatError(f"{where}: a column has no name; give it one, or leave it out")
     if plain in FIELDS:
-        raise FormatError(f"{where}: {name!r} is not a field; {plain!r} is: call it so")
+        raise FormatError(f"{where}: {name!r} is not a field; {plain!r} is: use that name")
     if naming.is_own(plain, reserved) or plain.startswith("set_"):
-        raise FormatError(
-            f"{where}: {name!r} is a column of the survey; call the condition otherwise"
-        )
+        raise FormatError(f"{where}: {name!r} is a column of the survey; rename the condition")
 
 
 def _texts(value: Any, what: str) -> list[str]:

@@ -50,7 +50,7 @@ def html(readings: Sequence[Reading], **options: Unpack[PageOptions]) -> str:
     height   pixels of the grid; default: what the window has
     state    what follows `#` in the address of a page, such as "cell=[3,7]&view=diff"
 
-    Raises FormatError for no readings and for a colour that is none.
+    Raises FormatError for no readings and for an unknown colour.
     """
     head, blocks = manifest(readings, **options)
     code = f"{script()}\n{_START}"
