@@ -243,7 +243,7 @@ export class App {
     if (mode.scale == "log") return Math.log10(Math.max(value, LEAST))
     return mode.scale == "rank" ? Math.log10(value) : value
   }
-  /** B minus A, on the scale of a mode; NaN where either is missing. */
+  /** B minus A, on the scale of a mode (ranks in decades), for colours; NaN where either is missing. */
   difference(layer: number, column: number, mode = this.mode): number {
     const { a, b } = this.state
     const value =

@@ -3,7 +3,7 @@ import type { App } from "./app"
 import { h, range, svg } from "./dom"
 import { makeSheet, sheetIndices, type Sheet } from "./sheet"
 import { clip, count, isRightToLeft, prob } from "./text"
-import { settled, shortNumber, ticks } from "./values"
+import { LEAST, settled, shortNumber, ticks, type Mode } from "./values"
 
 /** Part of the grid: columns first … stop - 1, all layers shown. */
 export interface Part {
@@ -226,6 +226,7 @@ export function figure(app: App, part: Part, cellWidth: number): SVGElement {
     pen.text(ROW_HEADER + place * 192, height - 20, label, { fill: GREY, anchor })
   }
   pen.text(ROW_HEADER + 204, height - 35, clip((app.isDiff ? "Difference: " : "") + app.mode.label, 60))
+  pen.text(ROW_HEADER + 204, height - 20, legendNote(app), { fill: GREY })
   return pen.svg
 }
 
@@ -256,15 +257,26 @@ export function legend(app: App): [text: string, place: number][] {
   const { mode } = app
   if (!app.isDiff) return ticks(mode, ...app.domain())
   const reach = app.reach()
-  // ranks are on a logarithmic scale, where a difference is a ratio
-  const label = (value: number) =>
-    mode.scale == "rank" ? `×${shortNumber(10 ** value)}` : (value > 0 ? "+" : "") + shortNumber(value)
+  const label = (value: number) => {
+    // on a logarithmic scale a difference is a ratio
+    if (isLogarithmic(mode)) return "×" + shortNumber(10 ** value)
+    return (value > 0 ? "+" : "") + shortNumber(mode.scale == "probability" ? 100 * value : value)
+  }
   return [
     [label(-reach), 0],
     ["same", 0.5],
     [label(reach), 1],
   ]
 }
+
+/** What the numbers of the legend of a difference are; the cells say the difference itself. */
+export function legendNote({ isDiff, mode }: App): string {
+  if (!isDiff || mode.scale == "yes or no") return ""
+  if (mode.scale == "probability") return "percentage points"
+  if (!isLogarithmic(mode)) return mode.unit
+  return "colours: as a factor" + (mode.scale == "log" ? `; below ${LEAST} counts as ${LEAST}` : "")
+}
+const isLogarithmic = ({ scale }: Mode) => scale == "rank" || scale == "log"
 
 /** The figure as pixels, twice as fine as on the screen. */
 export async function png(figure: SVGElement): Promise<Blob | null> {

@@ -10,7 +10,7 @@ import { layerPlots } from "./panel"
 import { components, type Attribution } from "./patches"
 import { Slots } from "./slots"
 import { clip, count, hex, letter, number, prob, repair, signed, visible } from "./text"
-import { settled, type Mode, type Pin } from "./values"
+import { delta, probDelta, settled, type Mode, type Pin } from "./values"
 
 /** What a host may offer for a token of a cell, besides pinning it. */
 export interface TokenActions {
@@ -246,12 +246,12 @@ export class Inspector {
         pin,
       ]),
     ]
-    const each = (name: string, text: (cell: Cell) => string | Node, delta: string | false = false) =>
+    const each = (name: string, text: (cell: Cell) => string | Node, change = "") =>
       h(
         "tr",
         h("th", name),
         cells.map(cell => h("td", { colspan: alone && 3 }, cell ? text(cell) : "–")),
-        app.isDiff && h("td.delta", delta || ""),
+        app.isDiff && h("td.delta", change),
       )
     const values = (mode: Mode) => cells.map(cell => (cell ? mode.value(cell.reading, cell.l, cell.t) : NaN))
     return [
@@ -263,7 +263,7 @@ export class Inspector {
             const bits = alone && mode.statistic!.unit == "nats" ? ` (${number(value / Math.LN2)} bits)` : ""
             return (alone ? mode.format(value) : mode.short(value)) + bits
           },
-          modeDelta(mode, values(mode)),
+          mode.scale == "yes or no" ? "" : delta(mode, values(mode)),
         ),
       ),
       this.nextLine(cells),
@@ -353,19 +353,6 @@ function tokenDelta([a, b]: (Cell | null)[], [v, w]: (TokenValue | null)[]): str
   if ((isBelowA && p >= q) || (isBelowB && q >= p)) return "–"
   const far = probDelta(isBelowA ? 0 : p, isBelowB ? 0 : q)
   return near == far ? near : (isBelowA ? "≥ " : "≤ ") + near
-}
-
-/** q minus p: in percentage points; of two small ones the ratio, which says more. */
-function probDelta(p: number, q: number): string {
-  if (!Number.isFinite(p + q)) return "–"
-  if (Math.max(p, q) < 0.001 && p) return "×" + +(q / p).toPrecision(2)
-  return signed(100 * (q - p), 1)
-}
-
-function modeDelta(mode: Mode, [a = NaN, b = NaN]: number[]): string {
-  if (!Number.isFinite(b - a)) return "–"
-  if (mode.scale == "probability") return probDelta(a, b)
-  return mode.scale == "yes or no" ? "" : signed(b - a, mode.scale == "rank" ? 0 : 2)
 }
 
 export const dot = (i: number) => h("i.dot", { style: "background:" + LINES[i % LINES.length] })

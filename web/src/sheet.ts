@@ -2,8 +2,8 @@
 import type { App, Cell } from "./app"
 import type { Scale } from "./colour"
 import { clamp } from "./dom"
-import { clip, letter, number, prob, visible } from "./text"
-import { settled } from "./values"
+import { clip, letter, prob, visible } from "./text"
+import { delta, settled } from "./values"
 
 /** What a cell says on its two lines. */
 export interface Words {
@@ -83,9 +83,11 @@ export function makeSheet(app: App, r: number): Sheet {
       let strong: boolean
       let change: Words["change"]
       if (isDiff) {
-        const difference = app.difference(shown[row]!, column, mode)
         const after = topToken(other)
-        value = (difference > 0 ? "+" : "") + number(difference, 2)
+        value = delta(
+          mode,
+          [cell, other].map(each => (each ? mode.value(each.reading, each.l, each.t) : NaN)),
+        )
         strong = !!word && !!after && word != after
         if (strong) change = [word, after]
         word = strong ? `${word} → ${after}` : word || after

@@ -1,7 +1,7 @@
 /* The head of the page and its controls: native elements, so that keyboards and readers know them. */
 import type { App } from "./app"
 import { h } from "./dom"
-import { legend } from "./export"
+import { legend, legendNote } from "./export"
 import type { Reading } from "./format"
 import { item, menu } from "./menu"
 import type { State } from "./state"
@@ -318,6 +318,7 @@ export class Tools {
     for (const update of this.updates) update()
     if (document.activeElement != search) search.value = app.state.q
     const stops = css.filter((_, i) => i % 15 == 0).join()
+    this.legend.title = legendNote(app)
     this.legend.replaceChildren(
       h("i", { style: `background:linear-gradient(90deg,${stops})` }),
       h(

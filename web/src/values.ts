@@ -1,10 +1,11 @@
 /* What a cell is worth: colour modes made from the manifest's statistics, pins and candidates. */
 import type { Reading, Statistic, TokenValue } from "./format"
-import { count, number, prob, superscript } from "./text"
+import { count, number, prob, signed, superscript } from "./text"
 
 /** A way to colour the cells. */
 export interface Mode {
   label: string
+  unit: string
   scale: Statistic["scale"]
   /** Infinity: known only to be beyond the last of the top k; NaN: missing */
   value(reading: Reading, l: number, t: number): number
@@ -37,6 +38,7 @@ export function statisticMode(statistic: Statistic): Mode {
   const read = DERIVED[field] ?? ((reading, l, t) => reading.value(field, l, t))
   return {
     label: label[0]!.toUpperCase() + label.slice(1),
+    unit,
     scale,
     value: scale == "probability" ? (reading, l, t) => Math.exp(read(reading, l, t)) : read,
     domain: reading => domain(reading, statistic),
@@ -68,6 +70,19 @@ function format(value: number, scale: Statistic["scale"], unit = ""): string {
   if (scale == "yes or no") return Number.isNaN(value) ? "–" : value ? "yes" : "no"
   if (scale == "rank") return value == Infinity ? "beyond the top k" : "#" + count(Math.round(value))
   return unit ? `${number(value)} ${unit}` : number(value)
+}
+
+/** b minus a in words: of the values themselves, whatever scale their colours are on. */
+export function delta({ scale }: Mode, [a = NaN, b = NaN]: number[]): string {
+  if (!Number.isFinite(b - a)) return "–"
+  return scale == "probability" ? probDelta(a, b) : signed(b - a, scale == "rank" ? 0 : 2)
+}
+
+/** q minus p: in percentage points; of two small ones the ratio, which says more. */
+export function probDelta(p: number, q: number): string {
+  if (!Number.isFinite(p + q)) return "–"
+  if (Math.max(p, q) < 0.001 && p) return "×" + +(q / p).toPrecision(2)
+  return signed(100 * (q - p), 1)
 }
 
 /** What is shown of a pin; its scale ends where that of the next token does. */
