@@ -66,7 +66,8 @@ export function words(e: Event): string {
     case "loading":
       return `Loading ${e.model} …`
     case "running":
-      if (e.phase == "patches") return `Patching ${count(e.total!, "cell")} …`
+      // only a grid of patches goes layer by layer
+      if (e.phase == "layers") return `Patching ${count(e.total!, "layer")} …`
       return e.phase == "blocks"
         ? `Running ${count(e.tokens!, "token")} through ${count(e.total!, "block")} …`
         : `Reading ${count(e.tokens!, "position")} with the ${e.lens} lens …`

@@ -13,6 +13,10 @@ test("every state has words", () => {
   expect(words({ state: "running", phase: "positions", done: 1, total: 9, tokens: 9, lens: "tuned" })).toBe(
     "Reading 9 positions with the tuned lens …",
   )
+  // as the server tells of a grid of patches, which has neither a prompt's tokens nor a lens
+  expect(words({ state: "running", phase: "layers", done: 1, total: 9, tokens: 0, lens: "" })).toBe(
+    "Patching 9 layers …",
+  )
   expect(words({ state: "done", seconds: 0.07 })).toBe("Done in 0.07 s")
   expect(words({ state: "cancelled", message: "cancelled at block 3 of 8" })).toBe(
     "Cancelled at block 3 of 8",
@@ -25,6 +29,7 @@ test("how far a run is", () => {
   expect(progress({ state: "running", phase: "positions", done: 256, total: 900 })).toBe(
     "position 256 of 900",
   )
+  expect(progress({ state: "running", phase: "layers", done: 2, total: 9 })).toBe("layer 2 of 9")
   expect(progress({ state: "loading", model: "gpt2" })).toBe("")
 })
 
