@@ -17,7 +17,7 @@ export interface TokenActions {
   /** append the token after this position, and read again */
   append?(cell: Cell, id: number): void
   /** who wrote it: filled in when the answer is there */
-  attribute?(cell: Cell, id: number): Promise<Node>
+  attribute?(cell: Cell, id: number): Promise<ChildNode>
 }
 
 /** Top tokens of each reading where several are compared. */
@@ -28,8 +28,10 @@ export class Inspector {
   private slots: Slots
   readonly element: HTMLElement
   private shownFor = ""
-  /** what was asked about a cell, until another one is looked at */
-  private answer?: Node
+  /** the cells of the readings in view that are looked at */
+  private place = ""
+  /** what was asked last, and about which cell */
+  private answer?: ChildNode
   private answered = ""
 
   constructor(
@@ -66,8 +68,10 @@ export class Inspector {
     const key = JSON.stringify([layer, column, app.state, ready, app.columnCount])
     if (key == this.shownFor) return
     this.shownFor = key
-    const place = [layer, column].join()
-    if (this.answered != place) this.answer = undefined
+    this.place = app
+      .cells(layer, column)
+      .map(({ reading, l, t }) => [app.readings.indexOf(reading), l, t])
+      .join()
     // a redrawn card keeps the button that has the focus
     const focused = this.buttons.indexOf(document.activeElement as HTMLButtonElement)
     card.replaceChildren(...this.content(layer, column))
@@ -92,7 +96,7 @@ export class Inspector {
           k => found.reading.topId(found.l, found.t, k) >= 0 && this.topRow(found, k),
         ),
       ),
-      this.answer ?? h("div"),
+      this.shownAnswer ?? h("div"),
       h("table.stats", this.statistics([found])),
     ]
   }
@@ -164,17 +168,23 @@ export class Inspector {
     ]
   }
 
-  private async ask(who: () => Promise<Node>) {
-    const [layer, column] = JSON.parse(this.shownFor) as [number, number]
-    const show = (answer: Node) => {
-      if (this.answer) (this.answer as ChildNode).replaceWith(answer)
-      else this.card.querySelector(".top")?.after(answer)
+  /** The answer, where the cell it is about is looked at. */
+  private get shownAnswer(): ChildNode | undefined {
+    return this.answered == this.place ? this.answer : undefined
+  }
+
+  private async ask(who: () => Promise<ChildNode>) {
+    const { place } = this
+    const show = (answer: ChildNode) => {
+      this.shownAnswer?.remove()
       this.answer = answer
-      this.answered = [layer, column].join()
+      this.answered = place
+      if (this.shownAnswer) this.card.querySelector(".top")?.after(answer)
     }
     show(h("p", "…"))
     const answer = await who()
-    if (this.answered == [layer, column].join()) show(answer)
+    // unless another cell was asked about since
+    if (this.answered == place) show(answer)
   }
 
   /** One table for several readings: the tokens that any of them puts first, then the numbers. */
