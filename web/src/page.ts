@@ -181,7 +181,9 @@ export class Page {
   }
 
   close() {
-    this.saveAddress()
+    // only what waits to be saved: the address may be another page's by now
+    if (this.savingAddress) this.saveAddress()
+    this.app.changed = () => {}
     this.closed.abort()
     this.time.stop()
     this.box.remove()
@@ -301,6 +303,7 @@ export class Page {
 
   private saveAddress() {
     clearTimeout(this.savingAddress)
+    this.savingAddress = undefined
     if (this.options.hash) history.replaceState(null, "", "#" + this.app.hash)
   }
 

@@ -38,6 +38,8 @@ class Desk {
   private answer = h("div.answer")
   private page = h("div")
   private mounted?: Mounted
+  /** what was asked for last, by its readings; each time a list of its own */
+  private wanted: string[] = []
   private busy = false
   private job?: string
   private following?: ReturnType<typeof setTimeout>
@@ -167,7 +169,7 @@ class Desk {
     if (!last) return false
     await this.readings.refresh()
     // readings that were followed further are shown as they were
-    await (silent ? this.show(this.readings.shown) : this.choose(last.entries!.map(entry => entry.id)))
+    await (silent ? this.show(this.wanted) : this.choose(last.entries!.map(entry => entry.id)))
     this.say(words(last))
     return true
   }
@@ -203,19 +205,17 @@ class Desk {
       body: JSON.stringify(order),
     })
     let last: Event = { state: "error", message: "the server ended before the reading was done" }
-    let growing: Mounted | undefined
+    let growing: { page?: Mounted } | undefined
     for await (const event of lines(response.body!)) {
       last = event
       if (event.state != "done") this.report(event)
       if (event.state != "column") continue
       const { manifest, blocks } = event
       const source = { manifest: manifest!, read: (name: string) => fromBase64(blocks![name]!).buffer }
-      if (growing) await growing.append(source)
+      if (growing) await growing.page?.append(source)
       else {
         this.stop.textContent = "Stop"
-        this.mounted?.()
-        openAtTheEnd()
-        growing = this.mounted = await logitlens.mount(this.page, source, { hash: true, state: "" })
+        growing = { page: await this.put((this.wanted = []), source, { state: "" }, true) }
       }
     }
     return last
@@ -230,22 +230,36 @@ class Desk {
     await this.show(ids, fresh)
   }
 
+  /** Mount a page in place of the one that is there; nothing where another was wanted meanwhile. */
+  private async put(wanted: string[], source: Source, options: Options, fresh: boolean) {
+    this.mounted?.()
+    this.mounted = undefined
+    if (fresh) openAtTheEnd()
+    const mounted = await logitlens.mount(this.page, source, { hash: true, ...options })
+    if (this.wanted == wanted) return (this.mounted = mounted)
+    mounted()
+    return undefined
+  }
+
   /** Put readings on the page; those that are new there open at the end. */
   private async show(ids: string[], fresh = false) {
+    const wanted = (this.wanted = [...ids])
     try {
       const at = `api/page/${ids}`
       const manifest = await getJSON<Manifest>(at)
+      if (this.wanted != wanted) return
       const read = async (name: string) => (await ask(`${at}/${name}`)).arrayBuffer()
       const focused = this.page.contains(document.activeElement)
-      this.mounted?.()
-      if (fresh) openAtTheEnd()
       this.readings.shown = ids
+      const [{ meta }] = manifest.readings as [Manifest["readings"][number]]
+      const generation = meta.generation as { ids: number[] } | undefined
+      this.nextId = generation?.ids.at(-1) ?? -1
+      this.goOn.hidden = ids.length > 1 || this.nextId < 0
       const idOf = (own: unknown) => ids[manifest.readings.findIndex(reading => reading == own)]!
-      this.mounted = await logitlens.mount(
-        this.page,
+      const mounted = await this.put(
+        wanted,
         { manifest, read },
         {
-          hash: true,
           follow: missing => this.followPins(missing.map(([r, track]) => [ids[r]!, track])),
           actions: {
             append: (cell, token) => {
@@ -261,26 +275,28 @@ class Desk {
             },
           },
         },
+        fresh,
       )
+      if (!mounted) return
       if (focused) this.page.querySelector<HTMLElement>("[role=grid]")?.focus()
-      const [{ meta }] = manifest.readings as [Manifest["readings"][number]]
-      const generation = meta.generation as { ids: number[] } | undefined
-      this.nextId = generation?.ids.at(-1) ?? -1
-      this.goOn.hidden = ids.length > 1 || this.nextId < 0
       history.replaceState(null, "", `?show=${ids}${location.hash}`)
       this.export.hidden = false
       this.readings.draw()
     } catch (error) {
+      if (this.wanted != wanted) return
+      this.wanted = this.readings.shown
       this.say((error as Error).message, "problem")
     }
   }
 
   /** Pinned tokens are read exactly, as soon as the model is free. */
   private followPins(missing: [id: string, track: number[]][]) {
+    const unwanted = () => missing.some(([id]) => !this.wanted.includes(id))
+    if (unwanted()) return
     clearTimeout(this.following)
     this.following = setTimeout(async () => {
       if (this.busy) return this.followPins(missing)
-      if (missing.some(([id]) => !this.readings.shown.includes(id))) return
+      if (unwanted()) return
       for (const [i, [again, track]] of missing.entries()) {
         const last = i == missing.length - 1
         if (!last) {
@@ -310,7 +326,8 @@ class Desk {
     const { latest } = this.readings
     if (latest) return void this.choose([latest.id])
     this.mounted?.()
-    this.readings.shown = []
+    this.mounted = undefined
+    this.readings.shown = this.wanted = []
     this.export.hidden = this.goOn.hidden = true
   }
 }
