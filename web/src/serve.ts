@@ -93,11 +93,7 @@ class Desk {
     this.compare.onclick = () => this.show(this.readings.ticked)
     this.goOn.onclick = () => {
       const entry = this.readings.find(this.readings.shown[0]!)
-      if (entry)
-        void this.run({
-          ...this.fields.order(true),
-          from: { id: entry.id, position: entry.shape[1] - 1, token: this.nextId },
-        })
+      if (entry) void this.continue(entry.id, entry.shape[1] - 1, this.nextId, true)
     }
     this.export.onclick = () => {
       const state = encodeURIComponent(location.hash.slice(1))
@@ -161,6 +157,13 @@ class Desk {
     if (length <= characters) return this.run(order)
     const found = `The prompt has ${length.toLocaleString("en")} characters`
     this.say(`${found}, at most ${characters.toLocaleString("en")} are read here`, "problem")
+  }
+
+  /** Read on from a position of a reading, by its own model: the ids are that model's. */
+  private continue(id: string, position: number, token: number, write: boolean) {
+    const { order } = this.readings.find(id) ?? {}
+    const model = order && { model: order.model }
+    return this.run({ ...this.fields.order(write), ...model, from: { id, position, token } })
   }
 
   /** Send an order, say what happens to it, and show the readings. */
@@ -264,8 +267,7 @@ class Desk {
           actions: {
             append: (cell, token) => {
               const id = idOf(cell.reading.manifest)
-              const order = this.fields.order(!!this.readings.find(id)?.order.write)
-              void this.run({ ...order, from: { id, position: cell.t, token } })
+              void this.continue(id, cell.t, token, !!this.readings.find(id)?.order.write)
             },
             attribute: async (cell, token) => {
               const question = { id: idOf(cell.reading.manifest), position: cell.t, token }

@@ -2,6 +2,7 @@
 import { beforeEach, expect, it, vi } from "vitest"
 import type { Manifest } from "../src/format"
 import { mount } from "../src/main"
+import type { Options } from "../src/page"
 import { serve } from "../src/serve"
 import type { Entry, Form } from "../src/wire"
 import { manifest, read } from "./pages"
@@ -32,7 +33,7 @@ class World {
   /** what was asked to be read, and what is said about it */
   sent: Record<string, unknown>[] = []
   private events = new TransformStream<Uint8Array, Uint8Array>()
-  pages: { title: string; open: boolean; ready: () => void; options: any }[] = []
+  pages: { title: string; open: boolean; ready: () => void; reading: any; actions: any }[] = []
 
   constructor() {
     const start = { models: ["one", "two"], loaded: "one", lenses: ["logit"], history, version: 1 }
@@ -50,9 +51,10 @@ class World {
       })
     }
     vi.stubGlobal("fetch", fetch)
-    const mount = (_: HTMLElement, source: { manifest: Manifest }, options: unknown) =>
+    const mount = (_: HTMLElement, { manifest }: { manifest: Manifest }, { actions }: Options) =>
       new Promise(done => {
-        const page = { title: source.manifest.title, open: false, ready, options }
+        const reading = { manifest: manifest.readings?.[0] }
+        const page = { title: manifest.title, open: false, ready, reading, actions }
         function ready() {
           page.open = true
           done(Object.assign(() => void (page.open = false), { append: async () => {} }))
@@ -74,8 +76,15 @@ class World {
     await settled()
   }
   /** A column that the model has read. */
-  async column() {
-    const event = { state: "column", manifest: { title: "growing" }, blocks: {} }
+  column = () => this.say({ state: "column", manifest: { title: "growing" }, blocks: {} })
+  /** What is read is cancelled. */
+  async ends() {
+    await this.say({ state: "cancelled", message: "cancelled" })
+    await this.events.writable.close()
+    this.events = new TransformStream()
+    await settled()
+  }
+  private async say(event: object) {
     const writer = this.events.writable.getWriter()
     void writer.write(new TextEncoder().encode(JSON.stringify(event) + "\n"))
     writer.releaseLock()
@@ -133,6 +142,26 @@ it("a text that is being written does not take the place of what was chosen sinc
   await world.column()
   expect(world.pages.map(page => page.title)).toEqual(["r1", "growing", "r2"])
   expect(world.open).toEqual(["r2"])
+})
+
+it("a reading goes on with its own model, whichever the form has by now", async () => {
+  await world.arrives("r1", { generation: { ids: [7] } })
+  await world.mounted("r1")
+  const model = document.querySelector<HTMLSelectElement>("[aria-label=Model]")!
+  model.value = "two"
+  await press("[title='let the model write on from the end']")
+  const from = { id: "r1", position: 9, token: 7 }
+  expect(world.sent).toMatchObject([{ model: "one", write: { max_new_tokens: 40 }, from }])
+  await world.ends()
+  model.value = "two"
+  const { reading, actions } = world.pages[0]!
+  actions.append({ reading, l: 0, t: 4 }, 5)
+  await settled()
+  expect(world.sent[1]).toMatchObject({
+    model: "one",
+    write: null,
+    from: { id: "r1", position: 4, token: 5 },
+  })
 })
 
 it("a page that is closed leaves the address to others", async () => {
