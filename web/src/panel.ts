@@ -131,8 +131,16 @@ type Track = (readonly [layer: number, column: number])[]
 
 /** What tells the lines of one token apart: the pinned position, the reading. */
 function suffix(app: App, r: number, column: number, columns: number[]): string {
-  const position = columns.length > 1 ? ` @${app.positionA(column)}` : ""
+  const position = columns.length > 1 ? ` @${nameOf(app, column).position}` : ""
   return position + (app.panes.length > 1 ? ` ${letter(r)}` : "")
+}
+
+/** Number and token of a column's position, in the first reading in view that has it. */
+function nameOf(app: App, column: number): { position: string; piece: string } {
+  const r = app.panes.find(r => app.columns[r]![column]! >= 0)
+  if (r == null) return { position: "", piece: "" }
+  const t = app.columns[r]![column]!
+  return { position: String(app.readings[r]!.positionNumber(t)), piece: app.readings[r]!.pieces[t]! }
 }
 
 const yOf = (app: App, r: number, track: Track, value: (cell: Cell) => number) =>
@@ -267,9 +275,9 @@ export class Panel {
     return [
       h("span.lab", "Positions"),
       ...pos.map(column => {
-        const t = app.positionA(column)
+        const { position, piece } = nameOf(app, column)
         const remove = () => app.set({ pos: pos.filter(other => other != column) })
-        return chip(`${t} ${visible(clip(app.readingA.pieces[t] ?? "", 16))}`, "×", "Remove", remove)
+        return chip(`${position} ${visible(clip(piece, 16))}`, "×", "Remove", remove)
       }),
     ]
   }
