@@ -144,7 +144,7 @@ export class App {
       const modes = pinModes(name, (reading, l, t) => this.pinValue({ reading, l, t }, pin))
       for (const [key, mode] of Object.entries(modes)) this.modes[key + i] = mode
     })
-    if (!this.modes[state.color]) state.color = this.start.color
+    if (!Object.hasOwn(this.modes, state.color)) state.color = this.start.color
   }
 
   /** Columns that the filter leaves, before the slider of time hides later ones. */

@@ -32,7 +32,9 @@ export const contrast = (a: number, b: number) => (Math.max(a, b) + 0.05) / (Mat
 
 const made: Record<string, Scale> = {}
 export function scale(name: string): Scale {
-  return (made[name] ??= make(MAPS[name] ?? MAPS.day!))
+  // a name may be anything that an address says
+  const known = Object.hasOwn(MAPS, name) ? name : "day"
+  return (made[known] ??= make(MAPS[known]!))
 }
 
 function make(hex: string): Scale {

@@ -52,12 +52,16 @@ export function fromHash(hash: string, start: State): Partial<State> {
     if (typeof usual == "string") out[key] = text
     else if (usual != null) {
       const value = parsed(text)
-      const numbers = [value].flat(9).every(Number.isFinite)
-      if (numbers && Array.isArray(value) == Array.isArray(usual)) out[key] = value
+      const fits = key == "pins" ? listOf(isPlaces) : Array.isArray(usual) ? isPlaces : Number.isFinite
+      if (fits(value)) out[key] = value
     }
   })
   return out
 }
+
+const listOf = (fits: (value: unknown) => boolean) => (value: unknown) =>
+  Array.isArray(value) && value.every(fits)
+const isPlaces = listOf(Number.isInteger)
 
 function parsed(text: string): unknown {
   try {
