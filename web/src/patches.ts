@@ -18,7 +18,8 @@ export interface PatchGrid {
   layers: string[]
   pieces: string[]
   clean_pieces: string[]
-  restored: number[][]
+  /** null: the two prompts do not differ, so there is no share */
+  restored: (number | null)[][]
   token: string
   versus: string | null
   clean: { logit: number; logprob: number }
@@ -90,6 +91,7 @@ export function heatmap(grid: PatchGrid): HTMLElement {
         grid.layers
           .map((layer, l) => {
             const cells = grid.restored[l]!.map(value => {
+              if (value == null) return h("td", "–")
               const i = shade(value)
               return h(
                 "td",
