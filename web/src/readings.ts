@@ -42,7 +42,8 @@ export class Readings {
     const found = await getJSON<{ version: number; history?: Entry[] }>(
       "api/readings?version=" + this.version,
     ).catch(() => null)
-    if (!found?.history) return
+    // an answer that was overtaken by a newer one is old
+    if (!found?.history || found.version < this.version) return
     this.version = found.version
     this.entries = found.history
     this.ticked = this.ticked.filter(id => this.find(id))
@@ -115,6 +116,7 @@ export class Readings {
   private async forget(id: string) {
     await ask("api/readings/" + id, { method: "DELETE" }).catch(() => {})
     await this.refresh()
-    this.hooks.deleted(id)
+    // where the server could not be reached it is kept
+    if (!this.find(id)) this.hooks.deleted(id)
   }
 }
