@@ -208,7 +208,8 @@ export function figure(app: App, part: Part, cellWidth: number): SVGElement {
   const columns = columnsOf(part)
   const cell = Math.max(44, Math.min(120, cellWidth))
   const each = ABOVE + app.shown.length * ROW
-  const width = Math.max(440, ROW_HEADER + columns.length * cell + 16)
+  // beside the colour scale a difference says more
+  const width = Math.max(app.isDiff ? 580 : 440, ROW_HEADER + columns.length * cell + 16)
   const height = list.length * each + LEGEND
   const pen = new Pen(width, height)
   list.forEach((r, n) => {
