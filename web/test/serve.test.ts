@@ -94,7 +94,7 @@ class World {
     return this.pages.filter(page => page.open).map(page => page.title)
   }
 }
-const settled = () => new Promise(done => setTimeout(done, 5))
+const settled = () => new Promise(done => setTimeout(done, 20))
 const press = async (selector: string) => {
   document.querySelector<HTMLElement>(selector)!.click()
   await settled()
