@@ -218,7 +218,9 @@ def test_a_text_grows_column_by_column_is_stopped_followed_and_gone_on_with(desk
     assert sum(v for _, v in found["parts"]) + found["rest"] == pytest.approx(found["sum"])
     assert abs(found["difference"]) < 1e-2
     patch = Patch("demo", PROMPT, "The Colosseum is in the city of", " Paris", " Rome")
-    grid = ending(put(desk, patch))[0]["grid"]
+    events = put(desk, patch)
+    assert until(events, "running")["phase"] == "layers", "a word that the page knows"
+    grid = ending(events)[0]["grid"]
     assert grid["restored"][-1][-1] == pytest.approx(1, abs=1e-2), "all of it, after the last layer"
 
 
