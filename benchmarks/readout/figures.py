@@ -6,7 +6,7 @@ from pathlib import Path
 
 TITLES = {"gpt2": "GPT-2's shape, float32", "128k": "128k vocabulary, 16 blocks of 2,048, bfloat16"}
 AXES = {"T": "positions", "L": "layers", "V": "vocabulary", "k": "top k"}
-READ = ("product", "torch", "numba", "naive")  # by the sweeps
+READ = ("product", "torch", "numba", "naive", "naive, all sorted")  # by the sweeps
 OURS, FLOOR, OTHERS = "#0f6bd7", "#8a8f98", "#e0a458"
 LEAST = 6  # contenders a case must have to be drawn
 
@@ -112,7 +112,7 @@ def scaling(rows: list[dict], path: Path) -> None:
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("seconds")
     handles, labels = panels[0].get_legend_handles_labels()
-    words = {"product": "floor: product", "naive": "naive"}
+    words = {"product": "floor: product"} | {name: name for name in READ[3:]}
     labels = [words.get(label, f"logitlens ({label})") for label in labels]
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     _save(figure, path)
