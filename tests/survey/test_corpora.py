@@ -193,7 +193,9 @@ def test_a_left_corpus_survey_goes_on_without_its_text_and_gives_the_same_bytes(
         run(prompts, folder, model, source=str(saved), loading={})
     prompts.write_text('{"prompt": "Paris", "text": "Paris"}')
     run(prompts, folder.parent / "prompts", model, source=str(saved), loading={}, share=(1, 2))
-    with pytest.raises(SurveyError, match="another: input: it was labelled prompts, now text. Run it"):
+    with pytest.raises(
+        SurveyError, match="another: input: it was labelled prompts, now text. Run it"
+    ):
         corpus("prompts", name="p.jsonl")
     assert not (folder.parent / "prompts" / FILES[0]).exists()
     before = {name: (folder / name).read_bytes() for name in FILES}

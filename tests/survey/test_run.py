@@ -303,6 +303,18 @@ def test_model_and_lens_by_relative_paths_are_found_from_anywhere(survey, saved,
     assert found.plan.facts["lenses"][1]["said"] == lens
 
 
+def test_the_bundled_model_stays_itself_beside_a_folder_of_its_name(survey, model, monkeypatch):
+    monkeypatch.chdir(survey.folder)
+    (survey.folder / "demo").mkdir()
+    prompts = labelled.read(write_lines(survey.folder / "p.jsonl", records(2)))
+    given = planning.of_prompts(prompts, Settings())
+    for source, said in (("demo", "demo"), ("./demo", str(survey.folder / "demo"))):
+        made = planning.make(
+            model, given, source=source, loading={}, lenses=["logit"], settings=Settings()
+        )
+        assert made.facts["model"]["source"] == said
+
+
 def test_a_shard_beyond_the_first_hundred_thousand_is_not_taken_for_another(tmp_path):
     folder = Folder(tmp_path)
     folder.fail(100_001, "why")

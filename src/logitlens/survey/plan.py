@@ -139,7 +139,7 @@ def make(
             "format": FORMAT,
             "version": VERSION,
             "model": {
-                "source": _located(source),
+                "source": source if source == "demo" else _located(source),
                 "loading": {k: v for k, v in loading.items() if v not in (None, False)},
                 "name": model.name,
                 "revision": model.revision,
