@@ -233,7 +233,10 @@ class Attribution:
         return Attribution(**fields, vocab={int(i): p for i, p in data["vocab"].items()})
 
     def to_arrow(self) -> pyarrow.Table:
-        """A pyarrow Table with one row for each component; the rest in the schema's metadata."""
+        """A pyarrow Table with one row for each component; the rest in the schema's metadata.
+
+        Raises MissingExtra.
+        """
         from logitlens.reading_io import _pyarrow
 
         pa = _pyarrow()
@@ -257,7 +260,10 @@ class Attribution:
     # -- seeing -------------------------------------------------------------------------------
 
     def figure(self, *, top: int = 24) -> Figure:
-        """The waterfall as a matplotlib Figure; components beyond the `top` largest are one bar."""
+        """The waterfall as a matplotlib Figure; components beyond the `top` largest are one bar.
+
+        Raises MissingExtra.
+        """
         return importlib.import_module("logitlens.view.waterfall").figure(self, top=top)
 
     def __str__(self) -> str:

@@ -61,7 +61,13 @@ def add(
     *,
     generated: bool = False,
 ) -> Edit:
-    """Add `scale` times a vector to the stream after a layer. Raises PromptError."""
+    """Add `scale` times a vector to the stream after a layer.
+
+    positions   of the prompt where it acts; None: all
+    generated   whether it acts on tokens that the model writes, too
+
+    Raises PromptError.
+    """
     return checked(Edit("add", layer, _plain(positions), generated, scale, _vectors(vector)))
 
 
@@ -73,7 +79,12 @@ def project_out(
     *,
     generated: bool = False,
 ) -> Edit:
-    """Take out of the stream after a layer what it holds of a direction. Raises PromptError."""
+    """Project a direction out of the stream after a layer (`scale` 1: all that it holds of it).
+
+    positions, generated   as of `add`
+
+    Raises PromptError.
+    """
     given = _vectors(direction)
     return checked(Edit("project_out", layer, _plain(positions), generated, scale, given))
 
@@ -88,6 +99,9 @@ def swap(
     generated: bool = False,
 ) -> Edit:
     """Exchange the stream's coordinates along two directions, each taken at length 1.
+
+    scale                  1: exchange them; below: move each that share of the way
+    positions, generated   as of `add`
 
     Raises PromptError.
     """
@@ -157,7 +171,10 @@ def patch(
 
 
 def control(edit: Edit, seed: int = 0) -> Edit:
-    """The same edit with random directions of equal length: what any direction would do."""
+    """The same edit with random directions of equal length: what any direction would do.
+
+    seed   of the directions. Raises PromptError for an edit that is along none.
+    """
     along = isinstance(edit, Edit) and edit.kind in ALONG
     if not along or not all(isinstance(v, np.ndarray) for v in edit.vectors):
         raise PromptError(f"no control for {edit}: expected an edit along vectors")

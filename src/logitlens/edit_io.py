@@ -24,7 +24,7 @@ PLAN = "logitlens.survey"  # the format of a survey's plan.json
 
 
 def save(edits: Sequence[Edit], path: str | os.PathLike[str]) -> Path:
-    """Write edits to a .json file, atomically."""
+    """Write edits to a .json file, atomically. Raises FormatError for another suffix, OSError."""
     target = Path(path)
     if target.suffix.lower() != ".json":
         raise FormatError(f"cannot save edits as {str(path)!r}: end it in .json")

@@ -145,7 +145,7 @@ class PatchGrid:
         return PatchGrid(**fields, vocab={int(i): p for i, p in data["vocab"].items()})
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A pandas DataFrame with one row for each cell."""
+        """A pandas DataFrame with one row for each cell. Raises MissingExtra."""
         try:
             import pandas
         except ImportError as error:
@@ -165,7 +165,7 @@ class PatchGrid:
         )
 
     def figure(self) -> Figure:
-        """The grid as a matplotlib heatmap: layers down, positions across."""
+        """The grid as a matplotlib heatmap: layers down, positions across. Raises MissingExtra."""
         return importlib.import_module("logitlens.view.patches").figure(self)
 
     def __str__(self) -> str:

@@ -427,7 +427,10 @@ class Reading:
         return reading_io.from_dict(data)
 
     def to_arrow(self) -> pyarrow.Table:
-        """A pyarrow Table with one row for each layer × position, the content of a .parquet file."""
+        """A pyarrow Table with one row for each layer × position, the content of a .parquet file.
+
+        Raises MissingExtra.
+        """
         from logitlens import reading_io
 
         return reading_io.to_arrow(self)

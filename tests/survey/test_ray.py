@@ -201,7 +201,8 @@ def test_workers_that_find_no_room_are_waited_for_with_a_word(survey, cluster, m
         def ready(self):
             return True
 
-    held = [ray.remote(Held).options(num_cpus=1).remote() for _ in range(2)]
+    there = int(ray.cluster_resources()["CPU"])
+    held = [ray.remote(Held).options(num_cpus=1).remote() for _ in range(there)]
     ray.get([each.ready.remote() for each in held])
     monkeypatch.setattr(engine, "PATIENCE", 1)
     monkeypatch.setattr(engine, "SILENCE", 2)

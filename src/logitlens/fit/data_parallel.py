@@ -73,19 +73,23 @@ def _all_there() -> Iterator[None]:
 
 
 def end() -> None:
+    """Leave the group, where there is one."""
     if active():
         dist.destroy_process_group()
 
 
 def active() -> bool:
+    """Whether several processes fit together."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
+    """The number of this process among them, from 0."""
     return dist.get_rank() if active() else 0
 
 
 def size() -> int:
+    """How many processes fit together."""
     return dist.get_world_size() if active() else 1
 
 
@@ -118,6 +122,7 @@ def agreed(number: int) -> bool:
 
 
 def barrier() -> None:
+    """Wait until all have come here."""
     if active():
         with _all_there():
             dist.barrier()

@@ -120,6 +120,7 @@ class LensModel:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the first weights that are floats."""
         return next(p.dtype for p in self.hf.parameters() if p.is_floating_point())
 
     @property
@@ -327,7 +328,17 @@ class LensModel:
         edits: Edits = (),
         progress: Progress | None = None,
     ) -> Residuals:
-        """The first half of `read`: the raw residual stream at each layer, (T, D) each."""
+        """The first half of `read`: the raw residual stream at each layer, (T, D) each.
+
+        layers     which to keep, as in `read`; the last one always is
+        truncate   drop the prompt's first tokens where it does not fit into the context
+        stream     "resid", after each layer; "mid", between attention and MLP; or what every "attn",
+                   "mlp" or "head" adds
+        edits      as for `read`
+        progress   called with ("blocks", done, N) as blocks return
+
+        Raises PromptError, and UnsupportedModel where the model cannot be read as it is now.
+        """
         self._look_again()
         ids, dropped = self._ids(prompt, truncate)
         depths = depths_for(self, layers, stream)
@@ -350,7 +361,12 @@ class LensModel:
         positions: Selection = None,
         progress: Progress | None = None,
     ) -> Reading:
-        """The second half of `read`: residuals → Reading."""
+        """The second half of `read`: what `capture` gave → Reading.
+
+        Arguments are those of `read`. A position that `capture` kept no logits of runs once more for
+        the check. Raises PromptError and LensMismatch; UnsupportedModel where the last row is not the
+        model's own.
+        """
         self._look_again()
         ids = residuals.ids.tolist()
         request = request_of(

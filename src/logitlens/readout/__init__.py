@@ -1,0 +1,1 @@
+"""From rows of the residual stream to numbers: products with the unembedding, and statistics of the logits."""
