@@ -66,6 +66,19 @@ def test_ctrl_c_while_workers_start_is_said_by_one_line(saved, tmp_path, whole):
     assert still_running(folder) == []
 
 
+def test_a_worker_whose_asker_has_gone_ends_without_a_word(saved, tmp_path, whole):
+    """As one does that was just being started when Ctrl-C came."""
+    path, _ = whole
+    command(path, tmp_path / "survey", saved, "--shard", "0/200").communicate(timeout=120)
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "logitlens.survey.worker", str(tmp_path / "survey")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    worker.stdout.close()
+    assert worker.communicate(timeout=120)[1] == b""
+    assert worker.returncode == 1
+
+
 @pytest.mark.parametrize(
     ("words", "number"),
     [
@@ -84,7 +97,7 @@ def test_an_interrupt_keeps_what_is_committed_and_the_survey_goes_on(
     folder = tmp_path / "survey"
     driver = command(path, folder, saved, *words)
     for _ in range(1200):
-        if len(list(folder.glob("commits/*.json"))) > 3:
+        if len(list(folder.glob("commits/[0-9]*.json"))) > 3:
             break
         assert driver.poll() is None, driver.stderr.read()
         time.sleep(0.05)

@@ -122,3 +122,15 @@ def test_a_survey_named_twice_is_reported_once(survey, tmp_path):
     places = [str(survey.folder / name) for name in ("a", "a", "b")]
     found = report(places, tmp_path / "r.html")
     assert [kept.survey for kept in found.kept] == ["a", "b"]
+
+
+@pytest.mark.parametrize(("groups", "shaded"), [(8, 8), (9, 0)])
+def test_intervals_of_many_lines_are_left_to_the_tables(groups, shaded):
+    layers, mean = ["embed", "0"], np.array([0.25, 1.0])
+    curves = [
+        Curve("s", "logit", f"g{n}", "entropy", layers, mean, mean - 0.1, mean + 0.1, 3)
+        for n in range(groups)
+    ]
+    (axes,) = figure(Summary("kind", curves), MEASURES).axes
+    assert len(axes.get_lines()) == groups
+    assert len(axes.collections) == shaded

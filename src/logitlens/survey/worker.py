@@ -152,14 +152,21 @@ def main() -> None:
     """Serve shard numbers until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever else prints goes to stderr
+
+    def say(answer: dict[str, Any]) -> None:
+        try:
+            print(json.dumps(answer), file=answers, flush=True)
+        except BrokenPipeError:
+            os._exit(1)  # whoever asked has gone, say by Ctrl-C while this one started
+
     try:
         worker = opened(sys.argv[1])
     except Exception as error:
-        print(json.dumps(refusal(error)), file=answers, flush=True)
+        say(refusal(error))
         raise SystemExit(1) from error
-    print(json.dumps({"ready": os.getpid()}), file=answers, flush=True)
+    say({"ready": os.getpid()})
     for line in sys.stdin:
-        print(json.dumps(worker.try_shard(int(line))), file=answers, flush=True)
+        say(worker.try_shard(int(line)))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ T = TypeVar("T")
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#7a5cc2")
 MARKS = "os^Dv*PX"
 DASHES = ("-", "--", ":", "-.")
+SHADED = 8  # lines of a panel at most, for their intervals to be seen; the tables have all
 ZERO_TO_ONE = ("correct", "agree", "top1", "top5", "top10", "right", "exit_agree", "exit_right")
 
 
@@ -189,9 +190,10 @@ class _Drawing:
                 axes.scatter(
                     x, curve.mean, s=60, color=style["color"], lw=0, alpha=0.01, zorder=9
                 ).set_urls(links)
-            axes.fill_between(
-                x, curve.low, curve.high, color=style["color"], alpha=0.18, linewidth=0
-            )
+            if len(curves) <= SHADED:
+                axes.fill_between(
+                    x, curve.low, curve.high, color=style["color"], alpha=0.18, linewidth=0
+                )
         if contrast:
             axes.set_ylabel(
                 self.fonts.shown(visible(curves[0].group or curves[0].survey)), fontsize=8

@@ -39,8 +39,10 @@ def run(folder: str, shards: Sequence[int], jobs: int, *, together: bool = False
     jobs = len(shards) if together else jobs
     waiting, tries, unready = deque(shards), dict.fromkeys(shards, 0), 0
     with selectors.DefaultSelector() as selector:
-        workers = {_Worker(folder, n, selector) for n in range(min(jobs, len(shards)))}
+        workers: set[_Worker] = set()
         try:
+            for n in range(min(jobs, len(shards))):  # Ctrl-C while one starts ends those before it
+                workers.add(_Worker(folder, n, selector))
             while workers:
                 for key, _ in selector.select():
                     worker: _Worker = key.data
