@@ -124,13 +124,40 @@ def test_a_survey_named_twice_is_reported_once(survey, tmp_path):
     assert [kept.survey for kept in found.kept] == ["a", "b"]
 
 
-@pytest.mark.parametrize(("groups", "shaded"), [(8, 8), (9, 0)])
-def test_intervals_of_many_lines_are_left_to_the_tables(groups, shaded):
-    layers, mean = ["embed", "0"], np.array([0.25, 1.0])
-    curves = [
-        Curve("s", "logit", f"g{n}", "entropy", layers, mean, mean - 0.1, mean + 0.1, 3)
-        for n in range(groups)
-    ]
-    (axes,) = figure(Summary("kind", curves), MEASURES).axes
-    assert len(axes.get_lines()) == groups
-    assert len(axes.collections) == shaded
+def many(groups: int, measure: str = "entropy") -> Summary:
+    layers = ["embed", "0"]
+    return Summary("kind", [
+        Curve("s", lens, f"g{n}", measure, layers, np.array([n / 10, shift]), *[np.full(2, 0.5)] * 2, 3)
+        for lens, shift in (("logit", 0.25), ("tuned", 0.75)) for n in range(groups)
+    ])  # fmt: skip
+
+
+def test_many_groups_are_heatmaps_of_each_lens_in_the_same_colours():
+    """Of more lines than eight nothing could be told."""
+    few, several = (figure(many(groups), MEASURES) for groups in (4, 5))
+    assert [len(axes.get_lines()) for axes in few.axes] == [8]
+    assert len(few.legends) == 1
+    heats = [axes for axes in several.axes if axes.images]
+    assert [axes.get_title() for axes in heats] == ["entropy, nats: logit", "entropy, nats: tuned"]
+    assert not several.legends
+    for axes, shift in zip(heats, (0.25, 0.75)):
+        (image,) = axes.images
+        np.testing.assert_allclose(image.get_array(), [[0, 0.1, 0.2, 0.3, 0.4], [shift] * 5])
+        assert image.get_clim() == (0.0, 0.75)
+        assert [label.get_text() for label in axes.get_xticklabels()] == [f"g{n}" for n in range(5)]
+    shares = figure(many(5, "top1"), MEASURES).axes
+    assert [axes.images[0].get_clim() for axes in shares] == [(0.0, 1.0)] * 2
+
+
+def test_a_cell_of_a_heatmap_leads_to_its_prompts_and_moments_are_shares(survey, tmp_path):
+    items = [{**item, "kind": f"k{n}"} for n, item in enumerate(records(9))]
+    survey.run(items)
+    found = report([survey.folder / "a"], tmp_path / "r.html", by="kind")
+    titles = {axes.get_title(): axes for axes in figure(found, MEASURES).axes}
+    (image,) = titles["settled layer, share: logit"].images
+    assert image.get_array().shape == (5, 9)
+    np.testing.assert_allclose(image.get_array().sum(0), 1)
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    links = set(re.findall(r'href="#(point-[^"]*)"', page))
+    assert len(links) == 9 * 4
+    assert links <= set(re.findall(r'id="([^"]*)"', page))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from logitlens.errors import MissingExtra
 from logitlens.view.behind import urls
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
     from logitlens.survey.curves import Curve, Histogram, Summary
 
 T = TypeVar("T")
+L = TypeVar("L", "Curve", "Histogram")
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#7a5cc2")
 MARKS = "os^Dv*PX"
 DASHES = ("-", "--", ":", "-.")
-SHADED = 8  # lines of a panel at most, for their intervals to be seen; the tables have all
+MOST = 8  # lines of a panel; more become heatmaps, whose intervals the tables have
 ZERO_TO_ONE = ("correct", "agree", "top1", "top5", "top10", "right", "exit_agree", "exit_right")
 
 
@@ -57,24 +59,19 @@ def shared(lines: Sequence[Curve | Histogram]) -> list[str]:
     return sorted(every, key=lambda label: -1.0 if label == "embed" else float(label))
 
 
-def heats(summary: Summary) -> list[list[Curve]]:
-    """The curves of agreement that make a heatmap: those of one survey and lens with several groups."""
-    found: dict[tuple[str, str], list[Curve]] = {}
-    for curve in summary.curves:
-        if curve.measure == "agree":
-            found.setdefault((curve.survey, curve.lens), []).append(curve)
-    return [curves for curves in found.values() if len(curves) > 1]
-
-
 @dataclass(frozen=True)
 class Heat:
-    """A heatmap of one survey's lens: agreement with the final layer, of several groups."""
+    """A heatmap of one survey's lens: rows (layers, or thresholds) × groups.
 
-    curves: list[Curve]
+    low, high   ends of the colours          curves   behind its columns, where points lead to prompts
+    """
 
-    @property
-    def title(self) -> str:
-        return f"agreement with the final layer: {self.curves[0].lens}"
+    values_LG: NDArray[np.float64]
+    rows: list[str]
+    groups: list[str]
+    low: float = 0.0
+    high: float = 1.0
+    curves: Sequence[Curve] = ()
 
 
 def figure(summary: Summary, words: dict[str, tuple[str, str]], *, title: str = "") -> Figure:
@@ -87,9 +84,11 @@ def figure(summary: Summary, words: dict[str, tuple[str, str]], *, title: str = 
     except ImportError:
         raise MissingExtra("matplotlib", "plot", "a figure") from None
     panels = _panels(summary, words)
-    own = dict.fromkeys(name_of(c, summary) for c in summary.curves)
+    lines = [c for _, content in panels if not isinstance(content, Heat) for c in content]
+    own = dict.fromkeys(name_of(c, summary) for c in lines if c not in summary.contrasts)
     contrasts = dict.fromkeys(name_of(c, summary) for c in summary.contrasts)
-    said = [title, summary.by, *own, *contrasts, *(heading for heading, _ in panels)]
+    groups = (name for _, content in panels if isinstance(content, Heat) for name in content.groups)
+    said = [title, summary.by, *own, *contrasts, *groups, *(heading for heading, _ in panels)]
     fonts = Fonts.covering("".join(said))
     # No dollar sign begins a formula here: names are what users call things.
     with rc_context({"font.family": fonts.families, "text.parse_math": False}):
@@ -102,16 +101,73 @@ def _panels(summary: Summary, words: dict[str, tuple[str, str]]) -> list[tuple[s
     def heading(measure: str) -> str:
         return ", ".join(filter(None, title_of(measure, words)))
 
-    several = len({curve.survey for curve in summary.curves}) > 1
     panels: list[tuple[str, Any]] = []
-    for what, curves in (("", summary.curves), ("contrast: ", summary.contrasts)):
-        panels += [(what + heading(each[0].measure), each) for each in alike("measure", curves)]
-    panels += [(heading(each[0].measure), each) for each in alike("measure", summary.exits)]
-    for curves in heats(summary):
-        heat = Heat(curves)
-        panels.append((heat.title + (f", {curves[0].survey}" if several else ""), heat))
-    panels += [(bars[0].what, bars) for bars in alike("what", summary.histograms)]
+    for curves in (*alike("measure", summary.curves), *alike("measure", summary.exits)):
+        panels += _of_measure(heading(curves[0].measure), curves, summary)
+    for curves in alike("measure", summary.contrasts):
+        panels.append((f"contrast: {heading(curves[0].measure)}", curves))
+    agree = [curve for curve in summary.curves if curve.measure == "agree"]
+    if len(agree) <= MOST:  # else it is among the heatmaps
+        panels += _heats("agreement with the final layer", agree, summary)
+    for bars in alike("what", summary.histograms):
+        panels += _of_moment(bars, summary)
     return panels
+
+
+def _of_measure(heading: str, curves: list[Curve], summary: Summary) -> list[tuple[str, Any]]:
+    """Its lines, or where they are many a heatmap for each survey and lens."""
+    if len(curves) <= MOST:
+        return [(heading, curves)]
+    return _heats(heading, curves, summary) or [(heading, curves)]
+
+
+def _heats(heading: str, curves: Sequence[Curve], summary: Summary) -> list[tuple[str, Any]]:
+    """For each survey and lens that has several groups, in the same colours."""
+    each = [those for those in _by_lens(curves) if len(those) > 1]
+    means = np.concatenate([c.mean for those in each for c in those]) if each else np.zeros(0)
+    finite = means[np.isfinite(means)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    if curves and curves[0].measure in ZERO_TO_ONE:
+        low, high = 0.0, 1.0
+    out = []
+    for those in each:
+        rows = shared(those)
+        values_LG = np.full((len(rows), len(those)), np.nan)
+        for g, curve in enumerate(those):
+            values_LG[[rows.index(label) for label in curve.layers], g] = curve.mean
+        heat = Heat(values_LG, rows, [c.group for c in those], low, high, those)
+        out.append((f"{heading}: {_lens_of(those[0], summary)}", heat))
+    return out
+
+
+def _of_moment(bars: list[Histogram], summary: Summary) -> list[tuple[str, Any]]:
+    """Its steps, or where they are many a heatmap of shares for each survey and lens."""
+    each = [those for those in _by_lens(bars) if len(those) > 1]
+    if len(bars) <= MOST or not each:
+        return [(bars[0].what, bars)]
+    out = []
+    for those in each:
+        rows = [*shared(those), "never"]
+        values_LG = np.zeros((len(rows), len(those)))
+        for g, one in enumerate(those):
+            places = [rows.index(label) for label in (*one.layers, "never")]
+            values_LG[places, g] = one.counts / max(1, one.counts.sum())
+        heat = Heat(values_LG, rows, [h.group for h in those])
+        out.append((f"{those[0].what}, share: {_lens_of(those[0], summary)}", heat))
+    return out
+
+
+def _by_lens(items: Iterable[L]) -> list[list[L]]:
+    found: dict[tuple[str, str], list[L]] = {}
+    for item in items:
+        found.setdefault((item.survey, item.lens), []).append(item)
+    return list(found.values())
+
+
+def _lens_of(line: Curve | Histogram, summary: Summary) -> str:
+    """Its lens, and its survey where there are several."""
+    several = len({curve.survey for curve in summary.curves}) > 1
+    return f"{line.lens}, {visible(line.survey)}" if several else line.lens
 
 
 def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -144,7 +200,7 @@ class _Drawing:
             axes = drawing.add_subplot(tall, wide, number + 1)
             axes.set_title(self.fonts.shown(heading), fontsize=9)
             if isinstance(content, Heat):
-                self.heat(axes, content.curves)
+                self.heat(axes, content)
             elif hasattr(content[0], "counts"):
                 self.bars(axes, content)
             else:
@@ -157,24 +213,36 @@ class _Drawing:
             drawing.suptitle(self.fonts.shown(title), fontsize=11)
         return drawing
 
-    def heat(self, axes: Axes, curves: Sequence[Curve]) -> None:
-        """Layers × groups; each cell says its share where there is room."""
-        values_LG = np.stack([curve.mean for curve in curves], 1)
-        axes.imshow(values_LG, aspect="auto", origin="lower", cmap="viridis", vmin=0, vmax=1)
+    def heat(self, axes: Axes, heat: Heat) -> None:
+        """Each cell says its value where there is room, and leads to its prompts."""
+        values_LG, whole = heat.values_LG, (heat.low, heat.high) == (0.0, 1.0)
+        image = axes.imshow(
+            values_LG, aspect="auto", origin="lower", cmap="viridis", vmin=heat.low, vmax=heat.high
+        )
+        if not whole:
+            axes.figure.colorbar(image, ax=axes).ax.tick_params(labelsize=7)
         if values_LG.size <= 120:
+            dark = heat.low + 0.6 * (heat.high - heat.low)
             for (row, column), value in np.ndenumerate(values_LG):
-                axes.text(column, row, _share(value), ha="center", va="center", fontsize=6,
-                          color="white" if value < 0.6 else "black")  # fmt: skip
-        labels = curves[0].layers
-        step = max(1, math.ceil(len(labels) / 12))
-        axes.set_yticks(range(0, len(labels), step), labels[::step], fontsize=8)
+                axes.text(column, row, _cell(value, whole), ha="center", va="center", fontsize=6,
+                          color="white" if value < dark else "black")  # fmt: skip
+        for column, curve in enumerate(heat.curves):
+            if links := urls(curve, self.summary) if curve in self.summary.curves else []:
+                y = [heat.rows.index(label) for label in curve.layers]
+                axes.scatter([column] * len(y), y, s=60, lw=0, alpha=0.01, zorder=9).set_urls(links)
+        step = max(1, math.ceil(len(heat.rows) / 12))
+        axes.set_yticks(range(0, len(heat.rows), step), heat.rows[::step], fontsize=8)
         names = [
-            visible(curve.group).removeprefix("position ").removesuffix(" positions")
-            for curve in curves
+            visible(group).removeprefix("position ").removesuffix(" positions")
+            for group in heat.groups
         ]
+        slant: dict[str, Any] = (
+            {"rotation": 30, "ha": "right"} if len(names) <= 10 else {"rotation": 90}
+        )
         axes.set_xticks(range(len(names)), [self.fonts.shown(name) for name in names], fontsize=7,
-                        rotation=30, ha="right", parse_math=False)  # fmt: skip
-        axes.set_ylabel("layer", fontsize=8)
+                        parse_math=False, **slant)  # fmt: skip
+        exits = heat.curves and heat.curves[0] in self.summary.exits
+        axes.set_ylabel("threshold" if exits else "layer", fontsize=8)
         axes.set_xlabel(self.fonts.shown(visible(self.summary.by)), fontsize=8)
 
     def lines(self, axes: Axes, curves: Sequence[Curve]) -> None:
@@ -190,10 +258,9 @@ class _Drawing:
                 axes.scatter(
                     x, curve.mean, s=60, color=style["color"], lw=0, alpha=0.01, zorder=9
                 ).set_urls(links)
-            if len(curves) <= SHADED:
-                axes.fill_between(
-                    x, curve.low, curve.high, color=style["color"], alpha=0.18, linewidth=0
-                )
+            axes.fill_between(
+                x, curve.low, curve.high, color=style["color"], alpha=0.18, linewidth=0
+            )
         if contrast:
             axes.set_ylabel(
                 self.fonts.shown(visible(curves[0].group or curves[0].survey)), fontsize=8
@@ -218,10 +285,12 @@ class _Drawing:
         _layers(axes, labels)
 
 
-def _share(value: float) -> str:
-    """.25, 1, or nothing where there is none."""
+def _cell(value: float, whole: bool = True) -> str:
+    """.25, 1, or nothing where there is none; of other scales 12.3."""
     if math.isnan(value):
         return ""
+    if not whole:
+        return f"{round(value, 1) + 0.0:.1f}"  # no -0.0
     return f"{value:.2f}"[1:] if value < 0.995 else "1"
 
 
