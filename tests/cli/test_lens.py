@@ -51,6 +51,16 @@ def test_ls_and_show(home):
     assert "skipped: " in result.stderr
 
 
+def test_a_published_lens_that_does_not_fit_together_is_skipped_with_a_word(home):
+    folder = tuned_directory(find.lens_folder() / "some--model", tiny.gpt2())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 99}))
+    result = run("lens", "ls")
+    assert (result.exit_code, "no lenses in" in result.stdout) == (0, True)
+    assert "skipped: " in result.stderr
+    assert "99" in result.stderr
+
+
 def test_what_a_file_says_of_itself_reaches_a_terminal_as_text(home):
     lens = tuned(tiny.gpt2())
     header = dataclasses.replace(

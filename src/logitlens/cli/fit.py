@@ -240,7 +240,6 @@ def _in_shards(
     out: Path,
 ) -> Callable[..., JacobianLens]:
     """`jacobian.fit` by several processes."""
-
     from logitlens.survey import fitting
 
     _check_alone()

@@ -46,7 +46,7 @@ def ls(as_json: bool) -> None:
     from logitlens.lenses import find
     from logitlens.view.text import visible
 
-    found = list(_stored())
+    found = list(_headers())
     if as_json:
         click.echo(json.dumps([{"path": str(f), **_facts(h)} for h, f in found]))
         return
@@ -57,9 +57,10 @@ def ls(as_json: bool) -> None:
         click.echo(f"{header.kind:<9} {model:<32} {layers:<10} {file}")
 
 
-def _stored() -> Iterator[tuple[Header, Path]]:
-    """Headers and places of the lenses here; one that cannot be read is said and skipped."""
-    from logitlens.errors import FormatError, LensNotAvailable
+def _headers() -> Iterator[tuple[Header, Path]]:
+    """Headers and places of the lenses here; one that cannot be read is said and skipped. Published ones
+    have no header apart: they are read whole, one at a time."""
+    from logitlens.errors import FormatError, LensMismatch, LensNotAvailable
     from logitlens.lenses import find, published, store
 
     for place in find.stored():
@@ -70,8 +71,21 @@ def _stored() -> Iterator[tuple[Header, Path]]:
                 yield published.load_jacobian_pt(place).header, place
             else:
                 yield store.read_header(place), place
-        except (FormatError, LensNotAvailable) as error:
+        except (FormatError, LensMismatch, LensNotAvailable) as error:
             errors().print(f"skipped: {error}", markup=False, soft_wrap=True)
+
+
+def _is_of(kind: str, place: Path) -> bool:
+    """Whether a lens that is here is of a kind, by no more than its header."""
+    from logitlens.errors import FormatError
+    from logitlens.lenses import store
+
+    if place.suffix != ".safetensors":  # published: a folder of a tuned lens, or a Jacobian's file
+        return kind == ("tuned" if place.is_dir() else "jacobian")
+    try:
+        return store.read_header(place).kind == kind
+    except FormatError:
+        return False
 
 
 @command.command("show")
@@ -104,13 +118,13 @@ def show(path: str, as_json: bool) -> None:
 def _opened(name: str) -> FittedLens:
     """A lens by its place, by `kind:PATH`, or by its kind where the local and bundled lenses have one."""
     from logitlens.errors import LensNotAvailable
-    from logitlens.lenses import open_lens, store
+    from logitlens.lenses import find, open_lens, store
 
     kind, _, path = name.partition(":")
     if kind not in store.KINDS or Path(name).exists():
         return open_lens(name)
     if not path:
-        files = [place for header, place in _stored() if header.kind == kind]
+        files = [place for place in find.stored() if _is_of(kind, place)]
         if len(files) != 1:
             raise LensNotAvailable(
                 f"{len(files)} {kind} lenses are here: name the file, as `logitlens lens ls` lists them"

@@ -266,7 +266,7 @@ def _held_elsewhere(model: LensModel, name: str) -> torch.Tensor | None:
     hook = getattr(model.hf.get_submodule(place), "_hf_hook", None)
     for each in getattr(hook, "hooks", [hook]):
         if (weights := getattr(each, "weights_map", None)) is not None:
-            return weights[own]
+            return weights.get(own)
     return None
 
 
@@ -282,8 +282,7 @@ def settle(folder: Folder, plan: Plan) -> Plan:
         _only_a_survey(folder)
         kept = folder.place.create(PLAN, _text(plan))
         there = _checked(kept, f"{folder.place.address}/{PLAN}")
-    asked = json.loads(json.dumps(plan.facts))
-    now, asked = _moved(there.facts, asked)
+    now, asked = _moved(there.facts, json.loads(json.dumps(plan.facts)))
     if not there.is_corpus and plan.settings.bad == "skip":
         now["settings"] = {**now["settings"], "bad": "skip"}
     changed = list(_changes(now, asked))
@@ -304,10 +303,8 @@ def _moved(facts: dict[str, Any], asked: dict[str, Any]) -> tuple[dict[str, Any]
         now["model"] = facts["model"] | {k: asked["model"][k] for k in ("source", "name")}
     if len(facts["lenses"]) == len(asked["lenses"]):
         pairs = [_moved_lens(*pair) for pair in zip(facts["lenses"], asked["lenses"])]
-        now["lenses"], asked = (
-            [old for old, _ in pairs],
-            {**asked, "lenses": [new for _, new in pairs]},
-        )
+        now["lenses"] = [old for old, _ in pairs]
+        asked = {**asked, "lenses": [new for _, new in pairs]}
     return now, asked
 
 

@@ -176,7 +176,8 @@ def _json_lines(file: str, data: bytes) -> Iterator[tuple[str, Any]]:
 
 def _csv_rows(file: str, data: bytes) -> Iterator[tuple[str, Any]]:
     text = data.decode("utf-8-sig", "surrogateescape")  # what is not UTF-8 is found in its line
-    csv.field_size_limit(LINE)  # else 128 kB, beyond which all that follows is lost
+    # Else 128 kB, beyond which all that follows is lost. It is the process's: never less than it was.
+    csv.field_size_limit(max(LINE, csv.field_size_limit()))
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         names = rows.fieldnames or []
