@@ -58,7 +58,7 @@ def test_a_prompt_becomes_a_page_and_a_file(client, tmp_path):
     events = read(client, top=4, track=[" Paris"])
     assert [e["state"] for e in events] == ["waiting", "loading", "running", "running", "done"]
     name = events[-1]["id"]
-    reading = client.desk.readings[name]
+    reading = client.desk.history.readings[name]
     head = client.get(f"/{TOKEN}/api/page/{name}").json()
     blocks = {
         block: client.get(f"/{TOKEN}/api/page/{name}/{block}").content
@@ -92,8 +92,8 @@ def test_a_reading_is_made_again_with_more_tokens_tracked(client):
     answer = client.post(f"/{TOKEN}/api/read", json={"again": name, "track": [7, " Paris"]})
     again = json.loads(answer.text.splitlines()[-1])
     assert again["state"] == "done"
-    assert client.desk.orders[again["id"]].track == (" Paris", 7)
-    assert client.desk.orders[again["id"]].top == 3
+    assert client.desk.history.orders[again["id"]].track == (" Paris", 7)
+    assert client.desk.history.orders[again["id"]].top == 3
     gone = client.post(f"/{TOKEN}/api/read", json={"again": "r99", "track": []})
     assert (gone.status_code, "no reading 'r99'" in gone.text) == (400, True)
     for track, words in [
@@ -227,7 +227,7 @@ def test_a_failure_is_one_line_on_the_terminal_and_a_sentence_for_the_asker(
     def fail(self):
         raise TypeError("odd\noperand")
 
-    monkeypatch.setattr(type(client.desk), "history", fail)
+    monkeypatch.setattr(type(client.desk.history), "entries", fail)
     answer = client.get(f"/{TOKEN}/api/start")
     assert (answer.status_code, answer.text) == (
         500,

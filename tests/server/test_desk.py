@@ -70,10 +70,10 @@ def test_a_prompt_goes_through_its_states_and_is_kept(desk):
     assert states == ["waiting", "loading", "running", "running", "done"]
     assert event["label"] == "a b c"
     assert event["shape"] == [5, 3, 3]
-    assert desk.readings[event["id"]].prompt == "a b c"
+    assert desk.history.readings[event["id"]].prompt == "a b c"
     _, states = ending(ask(desk, "again")[0])
     assert "loading" not in states
-    assert [entry["label"] for entry in desk.history()] == ["again", "a b c"]
+    assert [entry["label"] for entry in desk.history.entries()] == ["again", "a b c"]
 
 
 @pytest.mark.slow
@@ -169,7 +169,7 @@ def test_one_that_waits_is_cancelled_at_once_and_the_line_moves_up(desk):
     FakeModel.gate.set()
     assert ending(first)[0]["state"] == ending(third)[0]["state"] == "done"
     assert second.empty()
-    assert len(desk.readings) == 2
+    assert len(desk.history.readings) == 2
 
 
 def test_one_that_runs_is_cancelled_at_its_next_block_and_the_model_stays(desk):
@@ -209,7 +209,7 @@ def test_done_and_foreign_jobs_cannot_be_cancelled(desk):
     assert not desk.cancel(job.id)
     assert not desk.cancel(done["id"]), "the name of a reading is not the secret of a job"
     assert not desk.cancel("")
-    assert list(desk.readings) == [done["id"]]
+    assert list(desk.history.readings) == [done["id"]]
     assert len({Job(job.order, print).id for _ in range(100)}) == 100
 
 
@@ -220,43 +220,43 @@ def test_a_job_cancelled_when_all_is_read_is_not_kept(desk):
     )
     event, _ = ending(events)
     assert event == {"state": "cancelled", "message": "cancelled at the last moment"}
-    assert not desk.readings
+    assert not desk.history.readings
 
 
 def test_the_oldest_readings_go_first(desk):
     for prompt in "abcde":
         ending(ask(desk, prompt)[0])
-    assert [entry["label"] for entry in desk.history()] == ["e", "d", "c"]
+    assert [entry["label"] for entry in desk.history.entries()] == ["e", "d", "c"]
 
 
 def test_the_history_is_bounded_by_bytes_and_keeps_the_latest_in_any_case(desk):
     ending(ask(desk, "a")[0])
     (size,) = (
         sum(v.nbytes for v in vars(r).values() if hasattr(v, "nbytes"))
-        for r in desk.readings.values()
+        for r in desk.history.readings.values()
     )
     for limit, kept in ((2 * size, ["c", "b"]), (size - 1, ["c"])):
         desk.limits = Limits(tokens=6, history_bytes=limit)
         for prompt in "bc":
             ending(ask(desk, prompt)[0])
-        assert [entry["label"] for entry in desk.history()] == kept
-        assert list(desk.orders) == list(desk.readings)
+        assert [entry["label"] for entry in desk.history.entries()] == kept
+        assert list(desk.history.orders) == list(desk.history.readings)
 
 
 def test_a_reading_that_is_followed_is_not_the_one_that_goes(desk):
     for prompt in "ab":
         ending(ask(desk, prompt)[0])
-    oldest = next(iter(desk.readings))
+    oldest = next(iter(desk.history.readings))
     desk.limits = Limits(tokens=6, history_bytes=1)
     done, _ = ending(ask(desk, "a", replaces=oldest)[0])
     assert (done["state"], done["id"]) == ("done", oldest)
-    assert list(desk.readings) == list(desk.orders) == [oldest]
+    assert list(desk.history.readings) == list(desk.history.orders) == [oldest]
 
 
 def test_a_name_with_half_a_character_is_a_name(desk):
     done, _ = ending(ask(desk, "a")[0])
-    desk.rename(done["id"], "a \ud800")
-    assert desk.history()[0]["label"] == "a ?"
+    desk.history.rename(done["id"], "a \ud800")
+    assert desk.history.entries()[0]["label"] == "a ?"
 
 
 def test_a_model_that_gives_no_sign_is_said_after_some_seconds(desk):
@@ -291,7 +291,7 @@ def test_stopping_tells_those_who_wait_and_ends_the_thread(desk):
     FakeModel.gate.set()
     assert desk.stop(20)
     assert desk._worker not in threading.enumerate()
-    assert not desk.readings, "the reading in hand ended at its next block"
+    assert not desk.history.readings, "the reading in hand ended at its next block"
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_two_askers_wait_for_each_other_and_each_cancels_its_own(server):
     assert third.until("done")["label"] == "c"
     for asked in server.asked:
         assert asked.answer.read() == b"", "nothing follows an ending"
-    assert [entry["label"] for entry in server.desk.history()] == ["c"]
+    assert [entry["label"] for entry in server.desk.history.entries()] == ["c"]
 
 
 @pytest.mark.parametrize("gone", ["running", "waiting"])
@@ -122,7 +122,7 @@ def test_a_connection_that_drops_cancels_what_it_asked_for(server, gone, monkeyp
     staying = second if gone == "running" else first
     assert staying.until("done")["state"] == "done"
     server.read("after").until("done")
-    kept = [entry["label"] for entry in server.desk.history()]
+    kept = [entry["label"] for entry in server.desk.history.entries()]
     assert kept == ["after", "b" if gone == "running" else "wait"]
 
 

@@ -107,16 +107,16 @@ def test_a_cancelled_run_ends_within_one_block_and_leaves_the_model_as_it_was(de
     assert not desk.cancel(job.id)
     assert hooks_on(model) == hooks
     after, _ = read(desk)
-    one, other = (desk.readings[event["id"]] for event in (before, after))
+    one, other = (desk.history.readings[event["id"]] for event in (before, after))
     assert (one.top_ids == other.top_ids).all()
     assert (one.top_logprobs == other.top_logprobs).all()
     assert (loads, model_of(desk)) == (["demo"], model)
-    assert len(desk.readings) == 3
+    assert len(desk.history.readings) == 3
 
 
 def test_a_text_is_written_once_and_read_with_every_lens(desk):
     done, _ = read(desk, lenses=("logit", "tuned"), write={"max_new_tokens": 3})
-    logit, tuned = (desk.readings[entry["id"]] for entry in done["entries"])
+    logit, tuned = (desk.history.readings[entry["id"]] for entry in done["entries"])
     assert [r.lens_name for r in (logit, tuned)] == ["logit", "tuned"]
     assert logit.ids.tolist() == tuned.ids.tolist()
     assert logit.generated.tolist() == tuned.generated.tolist()
@@ -175,7 +175,7 @@ def test_half_a_character_is_a_sentence(desk, loads):
 
 def test_lenses_are_read_from_one_run_and_an_edit_beside_what_was_before(desk):
     done, _ = read(desk, lenses=("logit", "tuned"), edits=("ablate:block=3,stream=mlp",))
-    made = [desk.readings[entry["id"]] for entry in done["entries"]]
+    made = [desk.history.readings[entry["id"]] for entry in done["entries"]]
     assert [r.lens_name for r in made] == ["logit", "tuned"] * 2
     assert ["edits" in r.meta and bool(r.meta["edits"]) for r in made] == [False, False, True, True]
     assert "3.mlp set to zero" in done["entries"][2]["lens"]
@@ -189,16 +189,19 @@ def test_a_text_grows_column_by_column_is_stopped_followed_and_gone_on_with(desk
     until(events, "column")  # the prompt
     until(events, "column")
     done, states = ending(events)
-    assert states.count("column") == len(desk.readings[done["id"]].meta["generation"]["ids"]) - 1
-    whole = desk.readings[done["id"]]
+    assert (
+        states.count("column")
+        == len(desk.history.readings[done["id"]].meta["generation"]["ids"]) - 1
+    )
+    whole = desk.history.readings[done["id"]]
     written = whole.meta["generation"]["ids"]
     assert written == model_of(desk).generate(PROMPT, max_new_tokens=8).meta["generation"]["ids"]
     # pinned tokens are followed in the place of the reading, and the text stays as it is
     order = Order.of(
-        desk.order_of({"again": done["id"], "track": [7]}), ["demo"], ["logit"], Limits()
+        desk.history.order_of({"again": done["id"], "track": [7]}), ["demo"], ["logit"], Limits()
     )
     again, _ = ending(put(desk, replace(order, replaces=done["id"])))
-    followed = desk.readings[again["id"]]
+    followed = desk.history.readings[again["id"]]
     assert again["id"] == done["id"]
     assert followed.ids.tolist() == whole.ids.tolist()
     assert (followed.generated == whole.generated).all()
@@ -206,14 +209,17 @@ def test_a_text_grows_column_by_column_is_stopped_followed_and_gone_on_with(desk
     assert followed.track_ids.tolist() == [7]
     # from any position, with any token
     start = {"id": done["id"], "position": 9, "token": written[0]}
-    data = desk.order_of({"from": start, "model": "broken"})  # as the form happens to say
+    data = desk.history.order_of({"from": start, "model": "broken"})  # as the form happens to say
     order = Order.of(data, ["demo", "broken"], ["logit"], Limits())
     assert order.model == "demo"
     longer, _ = ending(put(desk, order))
     assert longer["order"]["prompt"].startswith(PROMPT), "ids that are a text are shown as one"
-    assert desk.readings[longer["id"]].ids.tolist() == [*whole.ids.tolist()[:10], written[0]]
+    assert desk.history.readings[longer["id"]].ids.tolist() == [
+        *whole.ids.tolist()[:10],
+        written[0],
+    ]
     # who wrote it: parts that sum to the model's own logit
-    question = desk.question({"id": done["id"], "position": 9, "token": written[0]})
+    question = desk.history.question({"id": done["id"], "position": 9, "token": written[0]})
     found = ending(put(desk, question))[0]["attribution"]
     assert sum(v for _, v in found["parts"]) + found["rest"] == pytest.approx(found["sum"])
     assert abs(found["difference"]) < 1e-2
@@ -226,7 +232,7 @@ def test_a_text_grows_column_by_column_is_stopped_followed_and_gone_on_with(desk
 
 def again(desk, name, *track):
     """A reading with more tokens tracked, in its place."""
-    data = desk.order_of({"again": name, "track": list(track)})
+    data = desk.history.order_of({"again": name, "track": list(track)})
     order = Order.of(data, ["demo"], ["logit", "tuned"], Limits())
     return ending(put(desk, replace(order, replaces=name)))[0]
 
@@ -234,11 +240,11 @@ def again(desk, name, *track):
 def test_a_token_is_pinned_in_an_edited_reading(desk):
     done, _ = read(desk, edits=("ablate:block=3,stream=mlp",))
     edited = done["entries"][1]["id"]
-    before = desk.readings[edited]
+    before = desk.history.readings[edited]
     followed = again(desk, edited, 7)
     assert (followed["state"], followed["id"]) == ("done", edited)
-    assert desk.readings[edited].track_ids.tolist() == [7]
-    assert (desk.readings[edited].top_ids == before.top_ids).all()
+    assert desk.history.readings[edited].track_ids.tolist() == [7]
+    assert (desk.history.readings[edited].top_ids == before.top_ids).all()
     assert desk.loaded == "demo"
 
 
@@ -248,18 +254,18 @@ def test_a_token_is_pinned_in_an_edited_reading(desk):
 def test_edits_stay_where_they_acted_while_a_text_was_written(desk, edit):
     """At positions of its prompt, whichever text is read again."""
     done, _ = read(desk, lenses=("logit", "tuned"), write={"max_new_tokens": 4}, edits=(edit,))
-    logit, tuned = (desk.readings[entry["id"]] for entry in done["entries"])
+    logit, tuned = (desk.history.readings[entry["id"]] for entry in done["entries"])
     # The final rows are the model's own by any lens.
     assert (logit.top_ids[-1] == tuned.top_ids[-1]).all()
     assert logit.top_logprobs[-1] == pytest.approx(tuned.top_logprobs[-1], abs=1e-4)
     entry = again(desk, done["entries"][0]["id"], 7)
-    followed = desk.readings[entry["id"]]
+    followed = desk.history.readings[entry["id"]]
     assert followed.top_logprobs == pytest.approx(logit.top_logprobs, abs=1e-4)
     assert followed.entropy == pytest.approx(logit.entropy, abs=1e-4)
     # What wrote a token is asked of the same run: its logit is that of the reading.
     for position in (4, len(logit.ids) - 1):
         token = int(logit.top_ids[-1, position, 0])
-        question = desk.question({"id": entry["id"], "position": position, "token": token})
+        question = desk.history.question({"id": entry["id"], "position": position, "token": token})
         found = ending(put(desk, question))[0]["attribution"]
         assert abs(found["difference"]) < 1e-2
         model = model_of(desk)
@@ -276,7 +282,7 @@ def test_equal_prompts_make_a_grid_of_nothing_that_is_json(desk):
 
 
 def test_a_gallery_that_cannot_be_written_stops_no_reading(desk, tmp_path, monkeypatch, capsys):
-    desk._told_of_change = Gallery(tmp_path / "shared")
+    desk.history.changed = Gallery(tmp_path / "shared")
 
     def full(path, text):
         raise OSError(28, "No space left on device", str(path))
@@ -300,7 +306,7 @@ def test_a_text_that_is_stopped_is_kept_as_far_as_it_came(desk):
     assert desk.cancel(job.id) == "ending"
     done, _ = ending(events)
     assert done["state"] == "done"
-    assert 2 <= len(desk.readings[done["id"]].meta["generation"]["ids"]) < 60
+    assert 2 <= len(desk.history.readings[done["id"]].meta["generation"]["ids"]) < 60
 
 
 def test_settings_are_refused_before_anything_is_read(desk):
@@ -328,26 +334,26 @@ def test_a_text_whose_model_fails_half_way_is_kept_as_far_as_it_came(desk):
     handle.remove()
     assert event["state"] == "error"
     assert "out of luck; what was written until then is kept" in event["message"]
-    kept = list(desk.readings.values())[-1].meta["generation"]["ids"]
+    kept = list(desk.history.readings.values())[-1].meta["generation"]["ids"]
     assert 0 < len(kept) == states.count("column") - 1
-    assert desk.history()[0]["order"]["write"]["max_new_tokens"] == 8
+    assert desk.history.entries()[0]["order"]["write"]["max_new_tokens"] == 8
 
 
 def test_readings_are_named_and_deleted_and_a_gallery_follows(desk, tmp_path):
     gallery = Gallery(tmp_path / "shared")
-    desk._told_of_change = gallery
+    desk.history.changed = gallery
     done, _ = read(desk)
-    desk.rename(done["id"], "the <tower>")
+    desk.history.rename(done["id"], "the <tower>")
     index = (tmp_path / "shared/index.html").read_text("utf-8")
     assert "the &lt;tower&gt;" in index
     path = tmp_path / "shared" / f"{done['id']}.html"
     assert page.load(path)[0].prompt == PROMPT
-    version = desk.version
-    desk.forget(done["id"])
-    assert desk.version > version
+    version = desk.history.version
+    desk.history.forget(done["id"])
+    assert desk.history.version > version
     assert not path.exists()
     with pytest.raises(PromptError, match="no reading"):
-        desk.forget(done["id"])
+        desk.history.forget(done["id"])
 
 
 def put(desk, order):

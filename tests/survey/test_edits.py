@@ -18,7 +18,7 @@ from logitlens import PromptError, Reading, SurveyError, edit
 from logitlens.cli import main
 from logitlens.cli import survey as cli_survey
 from logitlens.model.edits import prepare
-from logitlens.survey import plan as planning
+from logitlens.survey import plan as plans
 from logitlens.survey import worker
 from logitlens.survey.engines import local
 from logitlens.survey.plan import Settings
@@ -151,9 +151,9 @@ def test_where_others_read_the_process_that_plans_puts_no_model_on_their_devices
     for jobs, folder in (("1", "one"), ("2", "two")):
         assert CliRunner().invoke(main, [*words, "-j", jobs, "-o", folder]).exit_code == 0
     assert given == [{"device_map": "cuda", "dtype": None}, {"device_map": None, "dtype": "auto"}]
-    plans = [planning.load(folder).facts["model"] for folder in ("one", "two")]
-    assert plans[0] == plans[1]
-    assert plans[1]["loading"] == {"device_map": "cuda"}
+    models = [plans.load(folder).facts["model"] for folder in ("one", "two")]
+    assert models[0] == models[1]
+    assert models[1]["loading"] == {"device_map": "cuda"}
 
 
 def test_float16_weights_that_are_only_planned_with_have_the_hash_of_those_that_are_read(tmp_path):
@@ -161,7 +161,7 @@ def test_float16_weights_that_are_only_planned_with_have_the_hash_of_those_that_
     hf.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     planned = logitlens.load(str(tmp_path), dtype="auto")
-    assert planning.weights_hash(planned) == planning.weights_hash(SimpleNamespace(hf=hf))
+    assert plans.weights_hash(planned) == plans.weights_hash(SimpleNamespace(hf=hf))
 
 
 def test_the_command_line_edits_and_the_report_leads_to_the_same_reading(

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from logitlens.survey import plan as planning
+from logitlens.survey import plan as plans
 from logitlens.survey.engines import local
 from logitlens.survey.merge import merge
 from logitlens.survey.plan import Settings
@@ -203,7 +203,7 @@ def test_processes_read_the_same_bytes_and_a_killed_one_is_replaced(survey, whol
         started.append(self)
 
     monkeypatch.setattr(local._Worker, "__init__", noted)
-    shards = range(1, len(planning.load(folder).shards))
+    shards = range(1, len(plans.load(folder).shards))
     for done, record in enumerate(local.run(str(folder), shards, 2), 1):
         assert "error" not in record
         if done == 2:

@@ -17,7 +17,7 @@ from logitlens.cli import main
 from logitlens.fit import jacobian, tuned
 from logitlens.fit.corpus import from_ids
 from logitlens.survey import fitting, training
-from logitlens.survey import plan as planning
+from logitlens.survey import plan as plans
 from logitlens.survey.commit import Folder
 from logitlens.survey.engines import ray as engine
 from logitlens.survey.plan import Settings
@@ -159,7 +159,7 @@ def test_the_command_line_edits_with_ray_and_refuses_threads_that_no_node_has(
     assert done.exit_code == 0, done.output
     whole, read = (survey.folder / name / "survey.parquet" for name in ("whole", "ray"))
     assert read.read_bytes() == whole.read_bytes()
-    assert planning.load(survey.folder / "ray").edits
+    assert plans.load(survey.folder / "ray").edits
     refused = go("wide", "2")
     assert refused.exit_code == 1
     assert "each worker takes 2 CPUs" in refused.stderr
@@ -245,7 +245,7 @@ def test_a_survey_that_no_actor_can_load_is_an_error_in_one_line(survey, cluster
         list(engine.run(str(survey.folder / "gone"), [1], jobs=1))
     assert "\n" not in str(raised.value)
     assert Folder(survey.folder / "gone").committed(1) is None
-    assert len(planning.load(survey.folder / "gone").shards) == 3
+    assert len(plans.load(survey.folder / "gone").shards) == 3
 
 
 def test_a_survey_by_ray_into_an_object_store_is_the_same_bytes(survey, model, saved, cluster, s3):

@@ -25,9 +25,9 @@ from logitlens import FormatError, PromptError, SurveyError
 from logitlens.cli import main
 from logitlens.cli import survey as cli_survey
 from logitlens.lenses import save
-from logitlens.survey import plan as planning
+from logitlens.survey import plan as plans
+from logitlens.survey import planning, worker
 from logitlens.survey import prompts as labelled
-from logitlens.survey import worker
 from logitlens.survey.commit import Folder
 from logitlens.survey.find import find, read_again
 from logitlens.survey.merge import merge
@@ -97,11 +97,11 @@ def test_every_lens_has_rows_of_its_own(survey, model):
             np.testing.assert_allclose(mine.kl, reading.kl[:, -1], atol=1e-4)
     schema = pq.read_schema(survey.folder / "a" / "survey.parquet")
     said = json.loads(schema.metadata[b"logitlens.survey"])
-    assert said["version"] == planning.VERSION
+    assert said["version"] == plans.VERSION
     assert list(said["lenses"]) == names.tolist()
     assert said["lenses"][names[0]] is None
     assert re.fullmatch("[0-9a-f]{16}", said["lenses"][names[1]])
-    assert said["model"]["weights"] == planning.weights_hash(model)
+    assert said["model"]["weights"] == plans.weights_hash(model)
     assert str(survey.folder) not in json.dumps(said)
 
 
@@ -228,12 +228,12 @@ def test_a_moved_input_is_the_same_also_where_a_line_of_it_was_skipped(survey, j
     survey.run([*records(5), {"prompt": ""}], bad="skip", share=(0, 2))
     (survey.folder / "prompts.jsonl").rename(survey.folder / "moved.jsonl")
     assert survey.run(bad="skip", name="moved", jobs=jobs).done
-    assert planning.load(survey.folder / "a").facts["input"]["path"].endswith("moved.jsonl")
+    assert plans.load(survey.folder / "a").facts["input"]["path"].endswith("moved.jsonl")
 
 
 def test_tasks_that_see_the_input_at_several_paths_each_read_their_own(survey, model):
     survey.run(share=(0, 2))
-    plan = planning.load(survey.folder / "a")
+    plan = plans.load(survey.folder / "a")
     (survey.folder / "prompts.jsonl").rename(survey.folder / "moved.jsonl")
     here = {**plan.facts["input"], "path": str(survey.folder / "moved.jsonl")}
     worker = Worker(survey.folder / "a", model, Plan({**plan.facts, "input": here}))

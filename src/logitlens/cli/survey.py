@@ -96,10 +96,10 @@ def run_command(
     folder of them or hf://datasets/owner/name, and the table has statistics for each layer and band of
     positions. Run the same command again to resume.
     """
-    from logitlens.survey import plan as planning
+    from logitlens.survey import plan as plans
     from logitlens.survey.run import run
 
-    planning.needs_pyarrow()
+    plans.needs_pyarrow()
     share = shard_of(shard)
     if share is not None and not share[0] < share[1]:
         raise click.UsageError(f"--shard {shard!r}: expected 0/N to N-1/N")
@@ -142,10 +142,10 @@ def _settings(*, corpus: bool, keep: str | None, shard_size: int | None, **given
 
 def _planned_threads(folder: str) -> int | None:
     """Those of a survey that was begun."""
-    from logitlens.survey import plan as planning
+    from logitlens.survey import plan as plans
 
     try:
-        return planning.load(folder).settings.threads
+        return plans.load(folder).settings.threads
     except ModelNotAvailable:
         return None
 
@@ -244,12 +244,12 @@ def find_command(
     has such a rank. −1 is embed. Of a corpus read with --keep cells, the same of its positions: document,
     position, seen, token, text, next; loss_6, …; and ranks of the token that follows.
     """
-    from logitlens.survey import plan as planning
+    from logitlens.survey import plan as plans
     from logitlens.survey.find import find
 
     if opened is not None:
         check_outputs([str(opened)], [".html"])
-    plan = planning.load(folder)
+    plan = plans.load(folder)
     if lens is not None:
         if lens not in plan.lenses:
             raise click.BadParameter(

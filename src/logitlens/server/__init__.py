@@ -3,6 +3,7 @@
     app.py         routes: prompts in, progress and page data out
     order.py       what may be asked, and its limits
     desk.py        one model at a time, a queue, cancelling, what went wrong in words
+    history.py     the readings made so far, and the orders they were asked with
     guard.py       who may ask: token in the path, Host, Origin, size; the security headers
     connection.py  uvicorn: limits of time and number, one line for what goes wrong
     run.py         a socket, the guarded routes, and an end on Ctrl-C

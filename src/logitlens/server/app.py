@@ -128,27 +128,27 @@ class Routes:
                 "loaded": desk.loaded,
                 "lenses": self.lenses,
                 "limits": limits | {"top": desk.limits.top, "written": desk.limits.written},
-                "history": desk.history(),
-                "version": desk.version,
+                "history": desk.history.entries(),
+                "version": desk.history.version,
             }
         )
 
     async def history(self, request: Request) -> Response:
         """The readings; only the version where that is the one the asker has."""
-        version = self.desk.version
+        version = self.desk.history.version
         if request.query_params.get("version") == str(version):
             return JSONResponse({"version": version})
-        return JSONResponse({"version": version, "history": self.desk.history()})
+        return JSONResponse({"version": version, "history": self.desk.history.entries()})
 
     async def rename(self, request: Request) -> Response:
         name = (await _json(request)).get("name")
         if not isinstance(name, str):
             raise PromptError("expected a name")
-        await asyncio.to_thread(self.desk.rename, request.path_params["id"], name)
+        await asyncio.to_thread(self.desk.history.rename, request.path_params["id"], name)
         return Response(status_code=204)
 
     async def forget(self, request: Request) -> Response:
-        await asyncio.to_thread(self.desk.forget, request.path_params["id"])
+        await asyncio.to_thread(self.desk.history.forget, request.path_params["id"])
         return Response(status_code=204)
 
     async def read(self, request: Request) -> Response:
@@ -157,13 +157,15 @@ class Routes:
         Closing it earlier cancels the prompt.
         """
         data = await _json(request)
-        order = Order.of(self.desk.order_of(data), self.desk.models, self.lenses, self.desk.limits)
+        order = Order.of(
+            self.desk.history.order_of(data), self.desk.models, self.lenses, self.desk.limits
+        )
         if "again" in data:
             order = replace(order, replaces=str(data["again"]))
         return self._put(order)
 
     async def attribute(self, request: Request) -> Response:
-        return self._put(self.desk.question(await _json(request)))
+        return self._put(self.desk.history.question(await _json(request)))
 
     async def patch(self, request: Request) -> Response:
         return self._put(Patch.of(await _json(request), self.desk.models, self.desk.limits))
@@ -237,7 +239,7 @@ class Routes:
             raise PromptError(f"{len(names)} readings on one page; at most {_COMPARED}")
         readings = []
         for name in names:
-            reading = self.desk.find(name)
+            reading = self.desk.history.find(name)
             if reading is None:
                 raise PromptError(
                     f"no reading {name[:40]!r} here any more: the server keeps the latest, and "

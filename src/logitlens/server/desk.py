@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import itertools
 import secrets
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -22,8 +21,8 @@ from typing import Any, Literal
 from logitlens.errors import LogitLensError, PromptError, UnsupportedModel, out_of_memory
 from logitlens.reading import Reading
 from logitlens.server import work
-from logitlens.server.order import Limits, Order, Patch, Question, before
-from logitlens.view.page import words
+from logitlens.server.history import History
+from logitlens.server.order import Limits, Order, Patch, Question
 
 Loader = Callable[[str], Any]
 Event = dict[str, Any]
@@ -53,7 +52,7 @@ class Job:
 
 
 class Desk:
-    """Models by name, a line of jobs, and the readings made so far."""
+    """Models by name, a line of jobs, and the history of their readings."""
 
     def __init__(
         self,
@@ -62,16 +61,13 @@ class Desk:
         *,
         limits: Limits | None = None,
         preload: bool = False,
-        changed: Callable[[Desk], object] = lambda desk: None,
+        changed: Callable[[History], object] = lambda history: None,
     ):
         """preload: load the first model now. changed: called, in any thread, after the readings changed."""
         self.models = list(models)
-        self.version = 0  # counts changes of the readings
-        self.names: dict[str, str] = {}  # that people gave
-        self._preload, self._told_of_change = preload, changed
+        self.history = History(changed)
+        self._preload = preload
         self.limits = limits or Limits()
-        self.readings: OrderedDict[str, Reading] = OrderedDict()
-        self.orders: dict[str, Order] = {}
         self._load = load
         self._model: tuple[str, Any] | None = None
         self._line: deque[Job] = deque()
@@ -80,7 +76,6 @@ class Desk:
         self._sign = 0.0  # when the running model last gave a sign of life, and where that was
         self._where = ""
         self._changed = threading.Condition()  # guards everything above
-        self._numbers = itertools.count(1)
         self._stopped = False
         self._worker = threading.Thread(target=self._work, name="logitlens-desk", daemon=True)
         self._worker.start()
@@ -152,89 +147,6 @@ class Desk:
             self._changed.notify()
         self._worker.join(wait)
         return not self._worker.is_alive()
-
-    def find(self, name: str) -> Reading | None:
-        """An earlier reading, if it is still kept."""
-        with self._changed:
-            return self.readings.get(name)
-
-    def order_of(self, data: Event) -> Event:
-        """JSON in which what refers to an earlier reading is filled in.
-
-        {"again": id, "track": …}    that reading with more tokens tracked, in its place
-        {"from": {"id", "position", "token"}, …}   its ids up to a position, and a token: the prompt, for
-                                                   its model
-
-        Raises PromptError if the reading is no longer kept.
-        """
-        if "again" in data:
-            order = self._order(str(data["again"]))
-            more = data.get("track", [])
-            track = [*order.track, *more] if isinstance(more, list) else more
-            return order.plain() | {"track": track}
-        if "from" in data:
-            start = data["from"] if isinstance(data["from"], dict) else {}
-            reading = self._reading(str(start.get("id")))
-            ids = before(reading, start.get("position"))
-            prompt = [*ids, *([start["token"]] if "token" in start else [])]
-            return data | {"model": self._order(str(start["id"])).model, "prompt": prompt}
-        return data
-
-    def question(self, data: Event) -> Question:
-        """A question about a cell of a reading. Raises PromptError."""
-        name = str(data.get("id"))
-        return Question.of(data, self._reading(name), self._order(name))
-
-    def _order(self, name: str) -> Order:
-        self._reading(name)
-        return self.orders[name]
-
-    def _reading(self, name: str) -> Reading:
-        reading = self.find(name)
-        if reading is None:
-            raise PromptError(f"no reading {name[:40]!r} here any more: read the prompt again")
-        return reading
-
-    def rename(self, name: str, label: str) -> None:
-        """Name a reading. Raises PromptError if it is no longer kept."""
-        self._reading(name)
-        label = label.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
-        self.names[name] = " ".join(label.split())[:120]
-        self._change()
-
-    def forget(self, name: str) -> None:
-        """Delete a reading. Raises PromptError if it is no longer kept."""
-        self._reading(name)
-        with self._changed:
-            for kept in (self.readings, self.orders, self.names):
-                kept.pop(name, None)
-        self._change()
-
-    def _change(self) -> None:
-        self.version += 1
-        self._told_of_change(self)
-
-    def history(self) -> list[Event]:
-        """The readings kept, newest first."""
-        with self._changed:
-            kept = list(self.readings.items())
-        return [self._entry(name, reading) for name, reading in reversed(kept)]
-
-    def _entry(self, name: str, reading: Reading) -> Event:
-        about = words.about(reading)
-        notes = [about["lens"], *([about["edited"]] if about["edited"] else [])]
-        if written := reading.meta.get("generation"):
-            count = len(written["ids"])
-            notes.append(f"{count} token{'s' * (count != 1)} written")
-        return {
-            "id": name,
-            "label": self.names.get(name) or words.label(reading),
-            "model": about["model"],
-            "lens": " · ".join(notes),
-            "shape": list(reading.shape),
-            "text": reading.prompt,
-            "order": self.orders[name].plain(),
-        }
 
     # -- telling -------------------------------------------------------------------------------
 
@@ -310,7 +222,9 @@ class Desk:
         tokens = work.tokens_of(model, order.prompt, self.limits)
         progress = self._progress(job, {"tokens": tokens, "lens": ", ".join(order.lenses)})
         if order.replaces:
-            made = [(order, work.follow(order, self._reading(order.replaces), model, progress))]
+            made = [
+                (order, work.follow(order, self.history.reading(order.replaces), model, progress))
+            ]
         else:
             if isinstance(order.prompt, tuple) and isinstance(order.prompt[0], int):
                 order = _as_text(order, model)
@@ -324,7 +238,7 @@ class Desk:
                 written = getattr(error, "reading", None)
                 if written is None:
                     raise
-                self._add([(replace(order, lenses=order.lenses[:1]), written)])
+                self.history.add([(replace(order, lenses=order.lenses[:1]), written)], self.limits)
                 error.add_note("what was written until then is kept")
                 raise
         return self._keep(job, made)
@@ -358,37 +272,14 @@ class Desk:
             # a text that was stopped is kept as far as it came
             if job.cancelled and not any("generation" in reading.meta for _, reading in made):
                 raise Cancelled("at the last moment")
-        entries = self._add(made)
+        entries = self.history.add(made, self.limits)
         return self._done(job, **entries[0], entries=entries)
-
-    def _add(self, made: Sequence[tuple[Order, Reading]]) -> list[Event]:
-        """Add readings to the history, from which the oldest go."""
-        with self._changed:
-            names = []
-            for order, reading in made:
-                name = order.replaces or f"r{next(self._numbers)}"
-                names.append(name)
-                self.orders[name], self.readings[name] = replace(order, replaces=""), reading
-            for oldest in [name for name in self.readings if name not in names]:
-                if len(self.readings) <= self.limits.history and (
-                    self._bytes() <= self.limits.history_bytes
-                ):
-                    break
-                del self.readings[oldest], self.orders[oldest]
-                self.names.pop(oldest, None)
-            entries = [self._entry(name, self.readings[name]) for name in names]
-        self._change()
-        return entries
 
     def _done(self, job: Job, **found: Any) -> Event:
         seconds = round(time.monotonic() - job.began, 3)
         event = {"state": "done", "seconds": seconds, **found}
         self._end(job, event)
         return event
-
-    def _bytes(self) -> int:
-        arrays = (vars(reading).values() for reading in self.readings.values())
-        return sum(getattr(value, "nbytes", 0) for values in arrays for value in values)
 
     def _get(self, name: str, job: Job) -> Any:
         """The model, loaded in place of another if necessary. Raises Cancelled."""

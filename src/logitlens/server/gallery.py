@@ -12,8 +12,8 @@ from pathlib import Path
 
 from logitlens.files import write_text
 from logitlens.reading import Reading
-from logitlens.server.desk import Desk
 from logitlens.server.guard import complain
+from logitlens.server.history import History
 from logitlens.view import page
 
 _INDEX = """<!doctype html>
@@ -34,7 +34,7 @@ li{{margin:6px 0}}small{{opacity:.7}}</style>
 
 
 class Gallery:
-    """Keeps a folder in step with a desk's readings."""
+    """Keeps a folder in step with a server's readings."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -43,21 +43,21 @@ class Gallery:
         folder.mkdir(parents=True, exist_ok=True)
         self._write(None)
 
-    def __call__(self, desk: Desk) -> None:
+    def __call__(self, history: History) -> None:
         """Write what has changed; a folder that cannot be written stops no reading, and is said."""
         try:
-            self._write(desk)
+            self._write(history)
         except OSError as error:
             complain(f"--share: {error}", error)
 
-    def _write(self, desk: Desk | None) -> None:
+    def _write(self, history: History | None) -> None:
         """Write what has changed, each file whole or not at all. Raises OSError."""
         with self._lock:
-            entries = desk.history() if desk else []
+            entries = history.entries() if history else []
             items = []
             for entry in entries:
                 name, label = entry["id"], entry["label"]
-                reading = desk.find(name) if desk else None
+                reading = history.find(name) if history else None
                 if reading is None:
                     continue
                 if self._written.get(name) != (reading, label):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from logitlens.errors import MissingExtra
 from logitlens.server.desk import Desk, Loader
 from logitlens.server.guard import Guard, literal, names
+from logitlens.server.history import History
 from logitlens.server.order import Limits
 
 GRACE_SECONDS = 2
@@ -45,7 +46,7 @@ def serve(
     allow_hosts: Iterable[str] = (),
     limits: Limits | None = None,
     ready: Callable[[str, bool], None] = lambda url, local: print(url),
-    changed: Callable[[Desk], object] = lambda desk: None,
+    changed: Callable[[History], object] = lambda history: None,
     token: str | None = None,
 ) -> bool:
     """Serve until interrupted.

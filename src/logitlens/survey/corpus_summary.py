@@ -14,7 +14,7 @@ import numpy as np
 
 from logitlens.errors import PromptError
 from logitlens.survey import bands
-from logitlens.survey import plan as planning
+from logitlens.survey import plan as plans
 from logitlens.survey.bootstrap import student
 from logitlens.survey.commit import Folder
 from logitlens.survey.curves import Curve, Histogram, Kept, KeptPrompt, Summary
@@ -39,7 +39,7 @@ MEASURES = {  # name: (what it is, its unit or "")
 
 def table(folder: str | os.PathLike[str]) -> pandas.DataFrame:
     """The committed shards of a corpus's survey, added up. Raises PromptError where there are none."""
-    plan, files = planning.load(folder), Folder(folder)
+    plan, files = plans.load(folder), Folder(folder)
     shards = [s for s in range(len(plan.shards)) if files.committed(s) is not None]
     if not shards:
         raise PromptError(f"nothing is committed in {folder} yet: run the survey first")
@@ -105,7 +105,7 @@ def examples(folder: str | os.PathLike[str], survey: str, frame: pandas.DataFram
     """Positions behind the curves of a corpus's table: of its first shard; none without its cells."""
     import pyarrow.parquet as pq
 
-    plan, files = planning.load(folder), Folder(folder)
+    plan, files = plans.load(folder), Folder(folder)
     shard = next(s for s in range(len(plan.shards)) if files.committed(s) is not None)
     if not plan.settings.cells:
         return []

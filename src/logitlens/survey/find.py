@@ -21,7 +21,7 @@ from logitlens.lenses import resolve
 from logitlens.model.edits import prepare
 from logitlens.reading import Reading
 from logitlens.survey import documents
-from logitlens.survey import plan as planning
+from logitlens.survey import plan as plans
 from logitlens.survey.commit import Folder
 from logitlens.survey.conditions import NUMBERS, OF_CELLS
 from logitlens.survey.corpus_summary import CONTEXT
@@ -45,7 +45,7 @@ def find(
     except ImportError:
         raise MissingExtra("duckdb", "survey", "logitlens survey find") from None
     where = where.strip() or "true"
-    plan, files = planning.load(folder), Folder(folder)
+    plan, files = plans.load(folder), Folder(folder)
     if plan.is_corpus and not plan.settings.cells:
         raise FormatError(
             f"{folder} is a survey of a corpus that keeps no positions to find: run it with --keep cells"
@@ -92,14 +92,14 @@ def read_again(
     Raises what loading and reading raise, and SurveyError where the model, or an input that is needed,
     has changed.
     """
-    plan = planning.load(folder)
+    plan = plans.load(folder)
     asked = _asked(folder, plan, found, last)
     if most is not None:
         asked = list({repr(each): each for each in asked}.values())[:most]
     model = model_of(plan)
     lenses = {name: resolve(said, model) for name, said in plan.lenses.items()}
     readings: dict[str, Reading] = {}
-    with planning.threads(plan.settings.threads):
+    with plans.threads(plan.settings.threads):
         edits = prepare(model, plan.edits)
         for each in asked:
             if (key := repr(each)) not in readings:

@@ -27,7 +27,7 @@ from logitlens.lenses import JacobianLens
 from logitlens.model.batches import batches
 from logitlens.model.lens_model import LensModel
 from logitlens.model.load import load
-from logitlens.survey import plan as planning
+from logitlens.survey import plan as plans
 from logitlens.survey.engines import Engine, Records, failure, local
 
 SHARDS = 32  # at most: each keeps a file of D × D float32 numbers for every layer until the end
@@ -186,7 +186,7 @@ def described(
     return {
         "source": source,
         "loading": {name: value for name, value in loading.items() if value not in (None, False)},
-        "weights": planning.weights_hash(model),
+        "weights": plans.weights_hash(model),
         "threads": threads,
     }
 
@@ -196,7 +196,7 @@ def loaded(said: dict[str, Any], model: LensModel | None = None) -> LensModel:
     where its weights are others."""
     source = said["source"]
     model = model or load(None if source == "demo" else source, **said["loading"])
-    if (found := planning.weights_hash(model)) != said["weights"]:
+    if (found := plans.weights_hash(model)) != said["weights"]:
         raise FitError(f"{model.name} has other weights ({found}) than when the fit was begun")
     return model
 
@@ -216,7 +216,7 @@ class Worker:
         """Add up the Jacobians of a shard and keep them. Raises FitError, OSError."""
         prompts, rounds = self.state["prompts"], self.state["shards"][shard]
         job = JacobianFit(self.model, Corpus("", [ids.numpy() for ids in prompts]), self.settings)
-        with planning.threads(self.state["threads"]):
+        with plans.threads(self.state["threads"]):
             for indices in rounds:
                 job.add([prompts[i] for i in indices])
         names = ("sums", "squares", "count", "tokens", "rounds")

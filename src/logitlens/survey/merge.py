@@ -9,7 +9,7 @@ from pathlib import Path
 import logitlens.files
 from logitlens.errors import SurveyError
 from logitlens.survey import bands
-from logitlens.survey import plan as planning
+from logitlens.survey import plan as plans
 from logitlens.survey.commit import TABLE, Folder
 from logitlens.survey.plan import Plan
 
@@ -21,7 +21,7 @@ def merge(folder: str | os.PathLike[str], out: Path | None = None) -> str:
     """
     import pyarrow.parquet as pq
 
-    plan, files = planning.load(folder), Folder(folder)
+    plan, files = plans.load(folder), Folder(folder)
     shards = range(len(plan.shards))
     missing = [shard for shard in shards if files.committed(shard) is None]
     if missing:
@@ -35,7 +35,7 @@ def merge(folder: str | os.PathLike[str], out: Path | None = None) -> str:
             read = (files.read(shard) for shard in shards)
             for table in [bands.merged(read)] if plan.is_corpus else read:
                 if writer is None:
-                    schema = table.schema.with_metadata({planning.FORMAT: _origin(plan)})
+                    schema = table.schema.with_metadata({plans.FORMAT: _origin(plan)})
                     writer = pq.ParquetWriter(temporary, schema, compression="zstd")
                 writer.write_table(table)
         finally:
@@ -51,6 +51,4 @@ def _origin(plan: Plan) -> str:
     known = {"name": name, "revision": model["revision"], "weights": model["weights"]}
     lenses = {each: entry.get("hash") for each, entry in zip(plan.lenses, plan.facts["lenses"])}
     edits = [str(edit) for edit in plan.edits]
-    return json.dumps(
-        {"version": planning.VERSION, "model": known, "lenses": lenses, "edits": edits}
-    )
+    return json.dumps({"version": plans.VERSION, "model": known, "lenses": lenses, "edits": edits})

@@ -13,7 +13,7 @@ from logitlens.errors import FormatError
 from logitlens.files import replacing, write_text
 from logitlens.storage import is_remote
 from logitlens.survey import corpus_summary
-from logitlens.survey import plan as planning
+from logitlens.survey import plan as plans
 from logitlens.survey.curves import MEASURES, KeptPrompt, Summary
 from logitlens.survey.find import read_again
 from logitlens.survey.measure import is_json
@@ -52,11 +52,11 @@ def report(
     if readings and out.suffix != ".html":
         raise FormatError(f"{out} has no room for readings: write a page (.html)")
     folders = list(dict.fromkeys(folders))
-    plans = [planning.load(folder) for folder in folders]
-    if len({plan.is_corpus for plan in plans}) > 1:
+    every = [plans.load(folder) for folder in folders]
+    if len({plan.is_corpus for plan in every}) > 1:
         raise FormatError("a survey of prompts and one of a corpus share no numbers: report each")
     words, listed = MEASURES, []
-    if plans[0].is_corpus:
+    if every[0].is_corpus:
         if by or contrast:
             raise FormatError("a corpus is grouped by position: leave out --by and --contrast")
         frames = {_name(folder, folders): corpus_summary.table(folder) for folder in folders}
@@ -69,12 +69,12 @@ def report(
         frames = {_name(folder, folders): table(folder) for folder in folders}
         summary = summarise(frames, by=by, contrast=contrast, seed=seed)
         listed = _prompts(frames, by) if out.suffix == ".html" else []
-    for survey, folder, plan in zip(frames, folders, plans):
+    for survey, folder, plan in zip(frames, folders, every):
         _complete(summary, survey, folder, plan, readings)
-    models = dict.fromkeys(plan.facts["model"]["name"] for plan in plans)
+    models = dict.fromkeys(plan.facts["model"]["name"] for plan in every)
     summary.meta["model"] = ", ".join(models)
     for survey, folder in zip(frames, folders):
-        several = len(plans) > 1
+        several = len(every) > 1
         found = status(folder)
         if edits := found.plan.edits:
             what = survey if several else "The model"
@@ -132,7 +132,7 @@ def _again(folder: str | os.PathLike[str], plan: Plan, lens: str, kept: KeptProm
     for name, value in facts["model"]["loading"].items():
         words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     if edited:
-        words += ["--edit", os.path.join(folder, planning.PLAN)]
+        words += ["--edit", os.path.join(folder, plans.PLAN)]
     return shlex.join([*words, "-o", "reading.html", "--", kept.prompt])
 
 

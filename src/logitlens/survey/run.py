@@ -13,13 +13,15 @@ from logitlens.errors import FormatError, SurveyError
 from logitlens.model.edits import Prepared, prepare
 from logitlens.model.lens_model import LensModel
 from logitlens.model.request import depths_for
-from logitlens.survey import plan as planning
+from logitlens.survey import plan as plans
+from logitlens.survey import planning
 from logitlens.survey import prompts as labelled
 from logitlens.survey.commit import Folder
 from logitlens.survey.engines import Engine, Records, local
 from logitlens.survey.measure import COLUMNS
 from logitlens.survey.merge import merge
 from logitlens.survey.plan import Plan, Settings
+from logitlens.survey.settle import settle
 from logitlens.survey.worker import Worker
 
 Watch = Callable[[Plan, list[int]], Callable[[dict[str, Any]], None]]
@@ -60,7 +62,7 @@ class Status:
 
 def status(folder: str | os.PathLike[str]) -> Status:
     """What is committed in a folder. Raises ModelNotAvailable where there is no survey."""
-    plan, files = planning.load(folder), Folder(folder)
+    plan, files = plans.load(folder), Folder(folder)
     records = [r for s in range(len(plan.shards)) if (r := files.committed(s)) is not None]
     ended = {record["shard"] for record in records}
     failed = {shard: why for shard, why in files.failures().items() if shard not in ended}
@@ -102,7 +104,7 @@ def run(
     where the folder holds another survey, and what planning raises.
     """
     settings = settings or Settings()
-    planning.needs_pyarrow()
+    plans.needs_pyarrow()
     if min(settings.shard_size, settings.token_budget, settings.threads, settings.top) < 1:
         raise FormatError("shard_size, token_budget, threads and top are at least 1")
     depths_for(model, settings.layers)  # refused before anything is written
@@ -113,7 +115,7 @@ def run(
         model, given, source=source, loading=loading, lenses=lenses, settings=settings,
         edits=_as_given(edits, ready),
     )  # fmt: skip
-    plan = planning.settle(files, plan)
+    plan = settle(files, plan)
     index, count = share or (0, 1)
     mine = range(len(plan.shards))[index::count]
     left = [shard for shard in mine if files.committed(shard) is None]

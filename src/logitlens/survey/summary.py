@@ -37,9 +37,9 @@ def table(folder: str | os.PathLike[str]) -> pandas.DataFrame:
         import pyarrow
     except ImportError:
         raise MissingExtra("pandas and pyarrow", "survey", "a report") from None
-    from logitlens.survey import plan as planning
+    from logitlens.survey import plan as plans
 
-    plan, files = planning.load(folder), Folder(folder)
+    plan, files = plans.load(folder), Folder(folder)
     shards = [s for s in range(len(plan.shards)) if files.committed(s) is not None]
     if not shards:
         raise PromptError(f"nothing is committed in {folder} yet: run the survey first")

@@ -35,7 +35,7 @@ from logitlens.fit.tuned import FILE, Progress, Settings
 from logitlens.lenses import TunedLens, store
 from logitlens.model.lens_model import LensModel
 from logitlens.survey import fitting
-from logitlens.survey import plan as planning
+from logitlens.survey import plan as plans
 from logitlens.survey.engines import Engine, failure, local
 
 TRIES = 3  # of groups that get no further than the checkpoint they began at
@@ -227,7 +227,7 @@ class Worker:
         """Share every step with the others; the first leaves the lens where the group meets."""
         data_parallel.join(self.here / MEETING, rank, self.job["size"], input_device(self.model.hf))
         first = rank == 0
-        with planning.threads(self.job["threads"]):
+        with plans.threads(self.job["threads"]):
             job = tuned.TunedFit(
                 self.model, self.corpus, self.settings, folder=Path(self.job["folder"]),
                 report=_Notes(self.here, self.settings.steps) if first else None,

@@ -22,7 +22,7 @@ from logitlens.model.lens_model import LensModel
 from logitlens.model.load import load
 from logitlens.model.request import depths_for
 from logitlens.survey import corpora, documents, fitting, training
-from logitlens.survey import plan as planning
+from logitlens.survey import plan as plans
 from logitlens.survey.commit import Folder
 from logitlens.survey.engines import failure, refusal
 from logitlens.survey.measure import Part, measure, prompts_of
@@ -47,13 +47,13 @@ class Worker:
         plan: Plan | None = None,
     ):
         self.folder = Folder(folder)
-        self.plan = plan or planning.load(folder)
+        self.plan = plan or plans.load(folder)
         self.model = model = model_of(self.plan, model)
         self.skip_bad = self.plan.settings.bad == "skip"
         self.input = self._windows() if self.plan.is_corpus else prompts_of(self.plan)
         self.lenses = {name: resolve(said, model) for name, said in self.plan.lenses.items()}
         self.depths = depths_for(model, self.plan.settings.layers)
-        with planning.threads(self.plan.settings.threads):  # a patch runs its source prompt
+        with plans.threads(self.plan.settings.threads):  # a patch runs its source prompt
             self.edits = prepare(model, self.plan.edits)
 
     def _windows(self) -> documents.Windows:
@@ -88,7 +88,7 @@ class Worker:
             return there
         began = time.perf_counter()
         self.folder.log(shard, "began")
-        with planning.threads(self.plan.settings.threads):
+        with plans.threads(self.plan.settings.threads):
             part = self._measure(shard)
         record = self.folder.commit(
             shard,
@@ -130,7 +130,7 @@ def model_of(plan: Plan, model: LensModel | None = None) -> LensModel:
     if model is None:
         source = facts["source"]
         model = load(None if source == "demo" else source, **facts["loading"])
-    if (found := planning.weights_hash(model)) != facts["weights"]:
+    if (found := plans.weights_hash(model)) != facts["weights"]:
         raise SurveyError(
             f"{model.name} has other weights ({found}) than when the survey was planned "
             f"({facts['weights']})"
