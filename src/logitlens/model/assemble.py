@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from logitlens.anatomy.check import Check, compare
 from logitlens.errors import PromptError, UnsupportedModel
@@ -21,8 +20,9 @@ from logitlens.model.chat import Messages
 from logitlens.model.provenance import provenance
 from logitlens.model.turns import Turns
 from logitlens.reading import Reading
+from logitlens.readout import read
 from logitlens.readout.engine import Engine, choose
-from logitlens.readout.read import Table, positions_per_block, statistics
+from logitlens.readout.read import Table
 from logitlens.readout.stats import FinalRows
 from logitlens.select import layer_number
 
@@ -85,18 +85,29 @@ class ReadingBuilder:
 
         Raises PromptError where they have another width than the model.
         """
+        self.begin(start, part)()
+
+    def begin(self, start: int, part: Residuals) -> Callable[[], None]:
+        """`add`, begun: what is returned ends it. A GPU may still be reading until then."""
         began = time.perf_counter()
         rows = self._rows(start, part)
         if rows is None:
-            return
+            return lambda: None
         if self.engine is None:
             T, L = len(self.request.positions), len(rows.depths)
             single = (self.table.T - T) * L  # rows of what the model is to write
             most = max(self.request.top, self.request.candidates)
             self.engine = choose(self.model.tail.head, T * L, most, single=single)
         progress = partial(self.progress, "positions") if self.progress else None
-        read_rows(self, rows, self.engine, into=self.table, progress=progress)
+        end = begin_rows(self, rows, self.engine, self.table, progress)
         self.seconds += time.perf_counter() - began
+
+        def ended() -> None:
+            waits = time.perf_counter()
+            end()
+            self.seconds += time.perf_counter() - waits
+
+        return ended
 
     def _rows(self, start: int, part: Residuals) -> Rows | None:
         """What is to be read out of the positions from `start` on; None where none is shown."""
@@ -272,17 +283,16 @@ class ReadingBuilder:
         }
 
 
-def read_rows(
+def begin_rows(
     builder: ReadingBuilder,
     rows: Rows,
     engine: Engine,
-    *,
-    into: Table | None = None,
+    table: Table,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, np.ndarray]:
-    """`statistics` of rows as a builder's request asks for them."""
+) -> Callable[[], dict[str, np.ndarray]]:
+    """`read.begin` of rows as a builder's request asks for them."""
     request = builder.request
-    return statistics(
+    return read.begin(
         rows.h_LTD,
         rows.depths,
         builder.model.tail,
@@ -291,68 +301,10 @@ def read_rows(
         targets_TM=rows.targets_TM,
         candidates=request.candidates,
         engine=engine,
-        into=into,
+        into=table,
         final=rows.final,
         progress=progress,
     )
-
-
-def read_together(
-    builders: Sequence[ReadingBuilder], parts: Sequence[Residuals], engine: Engine
-) -> None:
-    """A whole prompt each, of requests that differ in positions and tracks only.
-
-    Rows of short prompts share products, which read the unembedding once for all of them.
-    """
-    start = 0
-    while start < len(builders):
-        h = parts[start].h
-        most = positions_per_block(len(h), h[-1].shape[-1], gpu=h[-1].is_cuda)
-        stop, count = start, 0
-        while stop < len(builders):
-            count += len(builders[stop].positions)
-            if stop > start and count > most:
-                break
-            stop += 1
-        _add_together(builders[start:stop], parts[start:stop], engine)
-        start = stop
-
-
-def _add_together(
-    builders: Sequence[ReadingBuilder], parts: Sequence[Residuals], engine: Engine
-) -> None:
-    for builder in builders:
-        builder.engine = engine
-    if len(builders) == 1:
-        builders[0].add(0, parts[0])
-        return
-    began = time.perf_counter()
-    found = [builder._rows(0, part) for builder, part in zip(builders, parts)]
-    asked = [(builder, rows) for builder, rows in zip(builders, found) if rows is not None]
-    if not asked:
-        return
-    M = max(rows.targets_TM.shape[1] for _, rows in asked)
-    counts = [len(rows.targets_TM) for _, rows in asked]
-    starts = [sum(counts[:i]) for i in range(len(counts))]
-    joined = Rows(
-        [torch.cat(h) for h in zip(*(rows.h_LTD for _, rows in asked))],
-        asked[0][1].depths,
-        torch.cat([pad(r.targets_TM, (0, M - r.targets_TM.shape[1]), value=-1) for _, r in asked]),
-        {
-            start + p: z_V
-            for start, (_, rows) in zip(starts, asked)
-            for p, z_V in rows.final.items()
-        },
-    )
-    table = Table(sum(counts))
-    read_rows(asked[0][0], joined, engine, into=table)
-    each = (time.perf_counter() - began) / len(asked)
-    for start, count, (builder, rows) in zip(starts, counts, asked):
-        own = table.part(slice(start, start + count))
-        for name in ("target_logprobs", "target_ranks"):
-            own[name] = own[name][..., : rows.targets_TM.shape[1]]
-        builder.table.add(own)
-        builder.seconds += each
 
 
 def depths_of(layers: Sequence[str]) -> list[int]:

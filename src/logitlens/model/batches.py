@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from logitlens.errors import PromptError
 from logitlens.model.tokens import whole
+
+if TYPE_CHECKING:
+    from logitlens.model.lens_model import LensModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +69,14 @@ def batches(
         else:
             groups.append([index])
     return groups
+
+
+def batches_of(model: LensModel, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """`batches` of prompts of which none changes another, as a model has been found to run them."""
+    alone_beyond = rescales_beyond(model.hf.config)
+    if len(set(lengths)) > 1 and not model._pads_change_nothing:
+        alone_beyond = 0  # only prompts of one length share a batch
+    return batches(lengths, token_budget, alone_beyond=alone_beyond)
 
 
 def rescales_beyond(config: Any) -> int | None:

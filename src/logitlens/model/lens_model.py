@@ -25,8 +25,18 @@ from logitlens.anatomy.tensor_parallel import with_shards
 from logitlens.attribution import Attribution
 from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.lenses import Lens, resolve
-from logitlens.model import attribute, batches, capture, chunks, generate, patching, sampling, score
-from logitlens.model.assemble import ReadingBuilder, read_together
+from logitlens.model import (
+    attribute,
+    batches,
+    capture,
+    chunks,
+    generate,
+    patching,
+    sampling,
+    score,
+    together,
+)
+from logitlens.model.assemble import ReadingBuilder
 from logitlens.model.capture import Progress, Residuals
 from logitlens.model.edits import direction, prepare
 from logitlens.model.prompt import Prompt, ids_of, words_of
@@ -38,7 +48,6 @@ from logitlens.model.track import Track, tracks_of
 from logitlens.model.vectors import read_vectors, weights
 from logitlens.patch_grid import PatchGrid
 from logitlens.reading import Reading
-from logitlens.readout.engine import choose
 from logitlens.scores import Scores
 from logitlens.select import Selection, renamed
 from logitlens.vector_table import VectorTable
@@ -258,27 +267,8 @@ class LensModel:
             request_of(self, len(ids), track=tokens, **options)
             for (ids, _), tokens in zip(cut, tracks_of(track, len(given)))
         ]
-        lengths = [len(ids) for ids, _ in cut]
-        alone_beyond = batches.rescales_beyond(self.hf.config)
-        if len(set(lengths)) > 1 and not self._pads_change_nothing:
-            alone_beyond = 0  # only prompts of one length share a batch
-        layers = self.n_blocks + 1 if requests and requests[0].depths is None else 0
-        rows = sum(len(r.positions) * (len(r.depths or ()) or layers) for r in requests)
-        most = max((max(r.top, r.candidates) for r in requests), default=1)
-        engine = choose(self.tail.head, rows, most)  # for all of them
-        readings: dict[int, Reading] = {}
-        for batch in batches.batches(lengths, token_budget, alone_beyond=alone_beyond):
-            asked = requests[batch[0]]  # all run alike
-            with as_found(self.hf):
-                captured = capture.capture(
-                    self, [cut[i][0] for i in batch], depths=asked.depths, stream=asked.stream,
-                    check=[requests[i].positions[-1] for i in batch], edits=asked.edits,
-                )  # fmt: skip
-                builders = [ReadingBuilder(self, cut[i][0], requests[i]) for i in batch]
-                read_together(builders, captured, engine)
-                for i, builder in zip(batch, builders):
-                    readings[i] = builder.reading(prompt=words_of(given[i]), dropped=cut[i][1])
-        return [readings[i] for i in range(len(given))]
+        found = together.read(self, cut, requests, token_budget, [words_of(each) for each in given])
+        return [found[i] for i in range(len(given))]
 
     def score(
         self,

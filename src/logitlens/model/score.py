@@ -7,8 +7,8 @@ what they share. Prompts of similar length run as one batch; only the rows asked
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,16 @@ import numpy as np
 import torch
 
 from logitlens.anatomy.check import Check, compare
-from logitlens.anatomy.forward import as_found
+from logitlens.anatomy.forward import as_found, input_device
 from logitlens.errors import PromptError, UnsupportedModel
 from logitlens.lenses import Lens
-from logitlens.model import batches
 from logitlens.model.assemble import depths_of, readable
+from logitlens.model.batches import batches_of
 from logitlens.model.capture import Residuals, capture
 from logitlens.model.provenance import provenance
 from logitlens.model.tokens import whole
+from logitlens.readout import read
 from logitlens.readout.engine import Engine, choose
-from logitlens.readout.read import statistics
 from logitlens.readout.stats import FinalRows
 from logitlens.scores import Scores
 
@@ -164,37 +164,43 @@ def read_rows(
     Raises UnsupportedModel where a last row is not the model's own output. Rows whose logits are not
     finite are given as they are, and not compared.
     """
-    lengths = [len(each.ids) for each in asked]
-    alone_beyond = batches.rescales_beyond(model.hf.config)
-    if len(set(lengths)) > 1 and not model._pads_change_nothing:
-        alone_beyond = 0  # only sequences of one length share a batch
     layers = len(depths) if depths is not None else len(model.anatomy.blocks) + 1
     positions = sum(len(each.positions) for each in asked)
     engine = choose(model.tail.head, layers * max(positions, among), top)
-    for batch in batches.batches(lengths, token_budget, alone_beyond=alone_beyond):
-        mine = [asked[i] for i in batch]
-        changes = edits
-        if changes is not None:
-            changes = changes.before_answers([a.prompt or len(a.ids) for a in mine])
-        with as_found(model.hf), torch.no_grad():
-            captured = capture(
-                model, [a.ids for a in mine], depths=depths,
-                check=[a.positions[-1] for a in mine], edits=changes,
-            )  # fmt: skip
-            by_lens = [_read(model, mine, captured, lens, top, engine) for lens in lenses]
-        for i, *rows in zip(batch, *by_lens):
-            yield i, rows
+    groups = batches_of(model, [len(each.ids) for each in asked], token_budget)
+
+    def begun() -> Iterator[Callable[[], list[Rows]]]:
+        for batch in groups:
+            mine = [asked[i] for i in batch]
+            changes = edits
+            if changes is not None:
+                changes = changes.before_answers([a.prompt or len(a.ids) for a in mine])
+            with as_found(model.hf):
+                captured = capture(
+                    model, [a.ids for a in mine], depths=depths,
+                    check=[a.positions[-1] for a in mine], edits=changes,
+                )  # fmt: skip
+            own = [replace(part, h=[]) for part in captured]
+            for lens in lenses:
+                yield _begin(model, mine, captured, own, lens, top, engine)
+            del captured  # before the next pass
+
+    ended = read.in_turn(begun(), behind=read.overlaps(input_device(model.hf)))
+    for batch in groups:
+        by_lens = [next(ended) for _ in lenses]
+        yield from ((i, list(rows)) for i, *rows in zip(batch, *by_lens))
 
 
-def _read(
+def _begin(
     model: LensModel,
     asked: list[Asked],
     captured: list[Residuals],
+    own: list[Residuals],
     lens: Lens,
     top: int,
     engine: Engine,
-) -> list[Rows]:
-    """One batch by one lens."""
+) -> Callable[[], list[Rows]]:
+    """One batch by one lens, begun. Of what is captured, its end needs `own` only."""
     depths = depths_of(captured[0].layers)
     kept = readable(lens, depths)
     places = [_places(each.positions) for each in asked]
@@ -210,24 +216,31 @@ def _read(
         int(n): torch.empty(model.vocab_size, dtype=torch.float32, device=h_LND[-1].device)
         for n in last_S
     }
-    arrays = statistics(
-        h_LND,
-        [depths[i] for i in kept],
-        model.tail,
-        lens,
-        k=top,
-        targets_TM=targets_NM,
-        engine=engine,
-        final=final,
-    )
-    check = _checked(model, captured, h_LND[-1], final, last_S, arrays)
+    with as_found(model.hf):
+        end = read.begin(
+            h_LND,
+            [depths[i] for i in kept],
+            model.tail,
+            lens,
+            k=top,
+            targets_TM=targets_NM,
+            engine=engine,
+            final=final,
+        )
+    h_SD = h_LND[-1][last_S.tolist()]
     labels = [captured[0].layers[i] for i in kept]
     stops = (last_S + 1).tolist()
-    starts = [0, *stops[:-1]]
-    return [
-        Rows(labels, {name: array[:, a:b] for name, array in arrays.items()}, check)
-        for a, b in zip(starts, stops)
-    ]
+
+    def rows() -> list[Rows]:
+        arrays = end()
+        with as_found(model.hf):
+            check = _checked(model, own, h_SD, final, last_S, arrays)
+        return [
+            Rows(labels, {name: array[:, a:b] for name, array in arrays.items()}, check)
+            for a, b in zip([0, *stops[:-1]], stops)
+        ]
+
+    return rows
 
 
 def _places(positions: list[int]) -> slice | list[int]:
@@ -238,8 +251,8 @@ def _places(positions: list[int]) -> slice | list[int]:
 
 def _checked(
     model: LensModel,
-    captured: list[Residuals],
-    h_ND: torch.Tensor,
+    own: list[Residuals],
+    h_SD: torch.Tensor,
     final: FinalRows,
     last_S: np.ndarray,
     arrays: dict[str, np.ndarray],
@@ -251,11 +264,11 @@ def _checked(
     good = [s for s, n in enumerate(last_S) if arrays["finite"][-1, n]]
     if not good:
         return None
-    own_PV = torch.cat([captured[s].final_logits for s in good])
-    sums_P = torch.cat([captured[s].final_sums for s in good])
+    own_PV = torch.cat([own[s].final_logits for s in good])
+    sums_P = torch.cat([own[s].final_sums for s in good])
     rows = [int(last_S[s]) for s in good]
     ours_PV = torch.stack([final[n] for n in rows])
-    check = compare(own_PV, ours_PV, model.tail, h_ND[rows], sums_P)
+    check = compare(own_PV, ours_PV, model.tail, h_SD[good], sums_P)
     shown = (arrays[name][-1, rows, :1] for name in ("top_ids", "top_logprobs"))
     return check.over_shown(own_PV, sums_P, *shown).require(model.name)
 

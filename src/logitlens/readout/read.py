@@ -6,8 +6,8 @@ beside the residuals does not grow with the prompt, the layers or the vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from logitlens.readout.stats import FinalRows, Stats, inside
 
 BLOCK_BYTES = 8 << 20  # rows of head input handed to an engine in one call, in float32
 ON_GPU = 8  # times as many there, where a larger product is a faster one
+
+Found = TypeVar("Found")
 
 
 class TailLike(Protocol):
@@ -74,7 +76,56 @@ def _axis(name: str) -> int:
     return 0 if name == "candidate_ids" else 1
 
 
-@torch.no_grad()
+class _Arriving:
+    """The arrays of a block, which a GPU copies into pinned memory once it has them; until `arrays` is
+    called nothing waits for that."""
+
+    def __init__(self, stats: Stats, candidates: int):
+        device = stats.finite.device
+        self._host = {
+            name: tensor.to("cpu", non_blocking=device.type == "cuda")
+            for name, tensor in _narrowed(stats, candidates).items()
+        }
+        self._copied = None
+        if device.type == "cuda":
+            self._copied = torch.cuda.current_stream(device).record_event()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return {name: tensor.numpy() for name, tensor in self._host.items()}
+
+
+def overlaps(device: torch.device) -> bool:
+    """Whether a device works on while its host does something else."""
+    return device.type == "cuda"
+
+
+def in_turn(begun: Iterable[Callable[[], Found]], *, behind: bool) -> Iterator[Found]:
+    """What each gives that was begun, one after another.
+
+    behind   wait for it only when the next has been begun, so that a GPU has work while its host has;
+             what was begun before an error is still given
+    """
+    before: list[Callable[[], Found]] = []
+    begun = iter(begun)
+    while True:
+        try:
+            now = next(begun, None)
+        except Exception:
+            if before:
+                yield before.pop()()
+            raise
+        if before:
+            yield before.pop()()
+        if now is None:
+            return
+        before.append(now)
+        del now  # what it holds is freed when it has ended
+        if not behind:
+            yield before.pop()()
+
+
 def statistics(
     h_LTD: Sequence[Tensor],
     depths: Sequence[int],
@@ -104,9 +155,41 @@ def statistics(
     finite (L, T) bool, False where a logit was nan or +inf. With candidates also candidate_ids (T, C)
     int32, likeliest first, candidate_logprobs (L, T, C) float32 and candidate_ranks (L, T, C) int32.
     """
+    return begin(
+        h_LTD, depths, tail, lens, k=k, targets_TM=targets_TM, candidates=candidates, engine=engine,
+        into=into, final=final, progress=progress,
+    )()  # fmt: skip
+
+
+@torch.no_grad()
+def begin(
+    h_LTD: Sequence[Tensor],
+    depths: Sequence[int],
+    tail: TailLike,
+    lens: LensLike,
+    *,
+    k: int,
+    targets_TM: Tensor,
+    candidates: int = 0,
+    engine: Engine | None = None,
+    into: Table | None = None,
+    final: FinalRows | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Callable[[], dict[str, np.ndarray]]:
+    """`statistics`, begun: what is returned ends them. Until it is called, a GPU may still be reading the
+    last block; on the CPU all are read."""
     T, L = len(h_LTD[0]), len(h_LTD)
     engine = engine or choose(tail.head, T * L, max(k, candidates))
     table = Table(T) if into is None else into
+    arriving: list[_Arriving] = []
+
+    def arrive() -> dict[str, np.ndarray]:
+        if arriving:
+            table.add(arriving.pop().arrays())
+            if progress:
+                progress(table.filled, table.T)
+        return table.arrays
+
     start, step = 0, 1  # the first position tells the width of a row of head input
     while start < T:
         stop = min(T, start + step)
@@ -126,11 +209,12 @@ def statistics(
             candidates=candidates,
             final=inside(final, start, stop),
         )
-        table.add(_arrays(stats, candidates))
-        if progress:
-            progress(table.filled, table.T)
+        arrive()  # the block before
+        arriving.append(_Arriving(stats, candidates))
+        if not overlaps(h_LTD[-1].device):
+            arrive()
         start = stop
-    return table.arrays
+    return arrive
 
 
 def positions_per_block(L: int, E: int, *, gpu: bool = False) -> int:
@@ -161,26 +245,27 @@ def _head_input(
     return tail.head_input(h_tLD.flatten(0, 1)).unflatten(0, (t, L))
 
 
-def _arrays(stats: Stats, candidates: int) -> dict[str, np.ndarray]:
+def _narrowed(stats: Stats, candidates: int) -> dict[str, Tensor]:
     """Layer first, and in the dtypes of a Reading."""
 
-    def out(tensor: Tensor, dtype: Any) -> np.ndarray:
-        return tensor.transpose(0, 1).cpu().numpy().astype(dtype)
+    def out(tensor: Tensor) -> Tensor:
+        narrow = torch.int32 if tensor.dtype == torch.long else tensor.dtype
+        return tensor.transpose(0, 1).to(narrow).contiguous()
 
     M = stats.target_ranks.shape[-1] - candidates
     arrays = {
-        "top_ids": out(stats.top_ids, np.int32),
-        "top_logprobs": out(stats.top_logprobs, np.float32),
-        "entropy": out(stats.entropy, np.float32),
-        "kl": out(stats.kl, np.float32),
-        "target_logprobs": out(stats.target_logprobs[..., :M], np.float32),
-        "target_ranks": out(stats.target_ranks[..., :M], np.int32),
-        "finite": out(stats.finite, bool),
+        "top_ids": out(stats.top_ids),
+        "top_logprobs": out(stats.top_logprobs),
+        "entropy": out(stats.entropy),
+        "kl": out(stats.kl),
+        "target_logprobs": out(stats.target_logprobs[..., :M]),
+        "target_ranks": out(stats.target_ranks[..., :M]),
+        "finite": out(stats.finite),
     }
     if candidates:
         arrays |= {
-            "candidate_ids": stats.candidate_ids.cpu().numpy().astype(np.int32),
-            "candidate_logprobs": out(stats.target_logprobs[..., M:], np.float32),
-            "candidate_ranks": out(stats.target_ranks[..., M:], np.int32),
+            "candidate_ids": stats.candidate_ids.int(),
+            "candidate_logprobs": out(stats.target_logprobs[..., M:]),
+            "candidate_ranks": out(stats.target_ranks[..., M:]),
         }
     return arrays
