@@ -64,6 +64,22 @@ def test_every_part_of_a_head(read, parts, called_only):
     judge(ours, x, head, 10, targets)
 
 
+@pytest.mark.parametrize("positions", [3, 40])
+def test_what_a_called_head_returns_may_lie_in_any_order_and_stays_as_it_is(read, positions):
+    """Transposed, as `(W @ x.T).T` is; and a hook of the user's may have kept it."""
+    plain, kept = make_head(191, softcap=30.0, scale=0.5), []
+
+    def call(x_NE):
+        kept.append((plain.weight_VE @ x_NE.T).T)
+        return kept[-1]
+
+    head = Head(191, call=call, softcap=30.0, scale=0.5)
+    x, targets = make_rows(positions), make_targets(positions, 191)
+    judge(read(x, head, 5, targets), x, plain, 5, targets)
+    rows = torch.cat(kept)
+    assert torch.equal(rows.sort(0).values, (x.flatten(0, 1) @ plain.weight_VE.T).sort(0).values)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_dtype_accumulates_in_float32(read, dtype):
     head = make_head(191, 64, dtype=dtype, bias=True)

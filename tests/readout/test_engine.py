@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import platform
 import subprocess
 import sys
@@ -109,6 +110,7 @@ def test_without_numba_torch_reads(monkeypatch):
 @pytest.mark.skipif(not find_spec("numba"), reason="numba is not installed")
 def test_where_numba_cannot_be_used_torch_reads_and_says_once_why(monkeypatch, capsys):
     engine._numba_loads.cache_clear()
+    monkeypatch.setattr(chunked, "given_up", [])
     monkeypatch.setitem(sys.modules, "logitlens.readout.fused", None)
     monkeypatch.delattr("logitlens.readout.fused", raising=False)
     for _ in range(2):
@@ -124,10 +126,38 @@ def test_where_numba_is_to_compile_nothing_torch_reads_and_says_so(monkeypatch, 
     import numba
 
     engine._numba_loads.cache_clear()
+    monkeypatch.setattr(chunked, "given_up", [])
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
     assert engine.choose(make_head(1000), engine.WORTH).name == "chunked (torch)"
     assert "torch reads alone: RuntimeError: NUMBA_DISABLE_JIT is set" in capsys.readouterr().err
     engine._numba_loads.cache_clear()
+
+
+@pytest.mark.skipif(not find_spec("numba"), reason="numba is not installed")
+def test_a_disk_that_is_full_while_numba_compiles_ends_no_reading(tmp_path):
+    """Really: no file of this process may be larger than some bytes, so that nothing can be kept."""
+    code = """
+import resource, signal
+from logitlens.readout.chunked import Chunked
+from tests.readout.heads import make_head, make_rows, make_targets
+given = make_rows(3, 4), make_head(200), 3, make_targets(3, 200)
+theirs = Chunked("torch").stats(*given)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+reads = Chunked("numba")
+before = reads.name
+ours = reads.stats(*given)
+assert (ours.top_ids == theirs.top_ids).all() and (ours.top_logprobs == theirs.top_logprobs).all()
+print(before, "then", reads.name, "then", Chunked("numba").name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.stdout.split("\n")[0] == (
+        "chunked (numba) then chunked (torch) then chunked (torch)"
+    ), done.stderr
+    assert done.stderr.count("torch reads alone: OSError") == 1
 
 
 def test_a_large_reading_without_numba_says_once_what_is_missing(monkeypatch, capsys):

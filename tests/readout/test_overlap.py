@@ -8,7 +8,7 @@ import pytest
 import logitlens
 from logitlens.lenses import LogitLens
 from logitlens.model import assemble, score, together
-from logitlens.readout import chunked, read
+from logitlens.readout import chunked, read, transfer
 from tests.readout.heads import make_head, make_rows, make_targets
 from tests.readout.test_candidates import Tail
 
@@ -23,7 +23,7 @@ def model():
 @pytest.fixture
 def late(monkeypatch):
     """As on a GPU, whose results this machine's CPU has early."""
-    monkeypatch.setattr(read, "overlaps", lambda device: True)
+    monkeypatch.setattr(transfer, "overlaps", lambda device: True)
 
 
 def noted(said, number):
@@ -37,12 +37,12 @@ def noted(said, number):
 
 def test_each_is_waited_for_when_the_next_has_begun():
     said: list[str] = []
-    assert list(read.in_turn(noted(said, 3), behind=True)) == [0, 1, 2]
+    assert list(transfer.in_turn(noted(said, 3), behind=True)) == [0, 1, 2]
     assert said == ["begin 0", "begin 1", "end 0", "begin 2", "end 1", "end 2"]
     said.clear()
-    assert list(read.in_turn(noted(said, 2), behind=False)) == [0, 1]
+    assert list(transfer.in_turn(noted(said, 2), behind=False)) == [0, 1]
     assert said == ["begin 0", "end 0", "begin 1", "end 1"]
-    assert list(read.in_turn(iter(()), behind=True)) == []
+    assert list(transfer.in_turn(iter(()), behind=True)) == []
 
 
 @pytest.mark.parametrize("behind", [False, True])
@@ -52,7 +52,7 @@ def test_what_was_begun_before_an_error_is_given(behind):
         yield lambda: 2
         raise MemoryError("full")
 
-    found = read.in_turn(begun(), behind=behind)
+    found = transfer.in_turn(begun(), behind=behind)
     assert [next(found), next(found)] == [1, 2]
     with pytest.raises(MemoryError, match="full"):
         next(found)

@@ -24,6 +24,7 @@ from logitlens.readout import read
 from logitlens.readout.engine import Engine, choose
 from logitlens.readout.read import Table
 from logitlens.readout.stats import FinalRows
+from logitlens.readout.transfer import sent
 from logitlens.select import layer_number
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ class ReadingBuilder:
         kept = readable(request.lens, depths)
         h_LTD = [part.h[i] for i in kept]
         if len(where) < len(part.ids):
-            h_LTD = [h_TD[where - start] for h_TD in h_LTD]
+            rows = sent(where - start, h_LTD[-1].device)
+            h_LTD = [h_TD[rows.to(h_TD.device)] for h_TD in h_LTD]
         final, place = {}, {p: i for i, p in enumerate((where - start).tolist())}
         for p in set(part.final_positions) & set(place):
             final[place[p]] = self.final[p] = torch.empty(

@@ -7,6 +7,7 @@ the left without position ids is off by 5.7 logits.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,12 @@ from torch import Tensor
 
 from logitlens.errors import PromptError
 from logitlens.model.tokens import whole
+from logitlens.readout.transfer import sent
 
 if TYPE_CHECKING:
     from logitlens.model.lens_model import LensModel
+
+CHECKED = 16 << 20  # final logits of a batch that are compared with the model's own (64 MB of each)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,22 +42,27 @@ def padded(ids: Sequence[Tensor], device: torch.device) -> Padded:
     """
     longest = max(len(i) for i in ids)
     rows = [torch.cat([i, i[-1:].expand(longest - len(i))]) for i in ids]
-    ids_BT = torch.stack(rows).to(device)
+    ids_BT = sent(torch.stack(rows), device)
     if all(len(i) == longest for i in ids):
         return Padded(ids_BT, {})
-    lengths = torch.tensor([len(i) for i in ids], device=device, dtype=torch.long)
+    lengths = sent(torch.tensor([len(i) for i in ids], device="cpu", dtype=torch.long), device)
     mask_BT = (torch.arange(longest, device=device, dtype=torch.long) < lengths[:, None]).long()
     return Padded(ids_BT, {"attention_mask": mask_BT})
 
 
 def batches(
-    lengths: Sequence[int], token_budget: int = 4096, *, alone_beyond: int | None = None
+    lengths: Sequence[int],
+    token_budget: int = 4096,
+    *,
+    alone_beyond: int | None = None,
+    most: int = sys.maxsize,
 ) -> list[list[int]]:
     """Indices of prompts, grouped by length so that each padded batch fits `token_budget` tokens.
 
     A prompt longer than the budget runs alone. Prompts longer than `alone_beyond` tokens share a
-    batch with prompts of the same length only. Every index occurs once. Raises PromptError for a
-    budget below 1.
+    batch with prompts of the same length only; no batch has more than `most`. Every index occurs once.
+
+    Raises PromptError for a budget below 1.
     """
     budget = whole(token_budget)
     if budget is None or budget < 1:
@@ -62,7 +71,7 @@ def batches(
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         # Longest first: a group's first member is its padded width.
         width = lengths[groups[-1][0]] if groups else 0
-        fits = groups and width * (len(groups[-1]) + 1) <= budget
+        fits = groups and width * (len(groups[-1]) + 1) <= budget and len(groups[-1]) < most
         apart = alone_beyond is not None and width > alone_beyond and width != lengths[index]
         if fits and not apart:
             groups[-1].append(index)
@@ -76,7 +85,8 @@ def batches_of(model: LensModel, lengths: Sequence[int], token_budget: int) -> l
     alone_beyond = rescales_beyond(model.hf.config)
     if len(set(lengths)) > 1 and not model._pads_change_nothing:
         alone_beyond = 0  # only prompts of one length share a batch
-    return batches(lengths, token_budget, alone_beyond=alone_beyond)
+    most = max(1, CHECKED // model.vocab_size)
+    return batches(lengths, token_budget, alone_beyond=alone_beyond, most=most)
 
 
 def rescales_beyond(config: Any) -> int | None:

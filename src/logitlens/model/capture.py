@@ -26,6 +26,7 @@ from logitlens.anatomy.watch import Hook, hooked
 from logitlens.errors import LogitLensError, PromptError, UnsupportedModel
 from logitlens.model.batches import padded
 from logitlens.model.chat import Messages
+from logitlens.readout.transfer import sent
 from logitlens.select import layer_label
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ def capture(
     asked = sorted({p for positions in where for p in positions})
     extra = dict(batch.extra) | (cache.given() if cache is not None else {})
     if keeps := not isinstance(check, str) and "logits_to_keep" in accepts(hf):
-        extra["logits_to_keep"] = torch.tensor(asked, dtype=torch.long, device=batch.ids_BT.device)
+        kept = torch.tensor(asked, dtype=torch.long, device="cpu")
+        extra["logits_to_keep"] = sent(kept, batch.ids_BT.device)
     changes = edits.over([len(i) for i in ids]) if edits is not None else None
     parts, labels = parts_of(model, found, stream, wanted, len(ids), changes, watch)
     with _own_rows(hf, where if keeps else [], asked) as narrowed:
@@ -132,12 +134,16 @@ def capture(
             f"{type(hf).__name__} gave logits of shape {tuple(logits.shape)} for "
             f"{batch.ids_BT.shape[1]} tokens: expected one row a position"
         )
+    place = {p: i for i, p in enumerate(kept)}
+    rows = [(b, place[p]) for b, positions in enumerate(where) for p in positions]
+    rows_2P = sent(torch.tensor(rows, dtype=torch.long, device="cpu").T, logits.device)
+    final_logits = logits[rows_2P[0], rows_2P[1]].float().split([len(p) for p in where])
     return [
         Residuals(
             ids=ids_T,
             h=[h_BTD[b, : len(ids_T)] for h_BTD in h_LBTD],
             layers=labels,
-            final_logits=logits[b, [kept.index(p) for p in where[b]]].float(),
+            final_logits=final_logits[b],
             final_positions=list(where[b]),
             stream=stream,
             edits=edits,
@@ -164,9 +170,10 @@ def _own_rows(
     def narrow(module: nn.Module, args: Any, kwargs: Any) -> Any:
         if not args or args[0].shape[:-1] != (len(where), len(asked)):
             return None
-        rows = list(range(len(where))), [asked.index(p) for (p,) in where]
+        rows = torch.tensor([asked.index(p) for (p,) in where], dtype=torch.long, device="cpu")
+        prompts = torch.arange(len(where), dtype=torch.long, device=args[0].device)
         narrowed.append(True)
-        return (args[0][rows][:, None], *args[1:]), kwargs
+        return (args[0][prompts, sent(rows, args[0].device)][:, None], *args[1:]), kwargs
 
     with hooked(before=[(head, narrow)], first=True):
         yield narrowed

@@ -24,7 +24,7 @@ from logitlens.model.batches import batches_of
 from logitlens.model.capture import Residuals, capture
 from logitlens.model.provenance import provenance
 from logitlens.model.tokens import whole
-from logitlens.readout import read
+from logitlens.readout import read, transfer
 from logitlens.readout.engine import Engine, choose
 from logitlens.readout.stats import FinalRows
 from logitlens.scores import Scores
@@ -185,7 +185,7 @@ def read_rows(
                 yield _begin(model, mine, captured, own, lens, top, engine)
             del captured  # before the next pass
 
-    ended = read.in_turn(begun(), behind=read.overlaps(input_device(model.hf)))
+    ended = transfer.in_turn(begun(), behind=transfer.overlaps(input_device(model.hf)))
     for batch in groups:
         by_lens = [next(ended) for _ in lenses]
         yield from ((i, list(rows)) for i, *rows in zip(batch, *by_lens))
@@ -203,7 +203,8 @@ def _begin(
     """One batch by one lens, begun. Of what is captured, its end needs `own` only."""
     depths = depths_of(captured[0].layers)
     kept = readable(lens, depths)
-    places = [_places(each.positions) for each in asked]
+    device = captured[0].h[-1].device
+    places = [_places(each.positions, device) for each in asked]
     h_LND = [torch.cat([part.h[i][p] for part, p in zip(captured, places)]) for i in kept]
     M = max(1, *(each.targets.shape[1] for each in asked))
     targets = [
@@ -227,7 +228,7 @@ def _begin(
             engine=engine,
             final=final,
         )
-    h_SD = h_LND[-1][last_S.tolist()]
+    h_SD = h_LND[-1][transfer.sent(torch.from_numpy(last_S), device)]
     labels = [captured[0].layers[i] for i in kept]
     stops = (last_S + 1).tolist()
 
@@ -243,10 +244,12 @@ def _begin(
     return rows
 
 
-def _places(positions: list[int]) -> slice | list[int]:
+def _places(positions: list[int], device: torch.device) -> slice | torch.Tensor:
     """Positions as what indexes rows: neighbours as a slice, which copies nothing."""
     first, last = positions[0], positions[-1]
-    return slice(first, last + 1) if last - first == len(positions) - 1 else positions
+    if last - first == len(positions) - 1:
+        return slice(first, last + 1)
+    return transfer.sent(torch.tensor(positions, dtype=torch.long, device="cpu"), device)
 
 
 def _checked(

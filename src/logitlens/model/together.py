@@ -20,7 +20,7 @@ from logitlens.model.capture import Residuals, capture
 from logitlens.model.chat import Messages
 from logitlens.model.request import Request
 from logitlens.reading import Reading
-from logitlens.readout import read as readout
+from logitlens.readout import transfer
 from logitlens.readout.engine import Engine, choose
 from logitlens.readout.read import Table, positions_per_block
 
@@ -65,7 +65,7 @@ def read(
 
     readings: dict[int, Reading] = {}
     begun = map(begin, batches_of(model, lengths, token_budget))
-    for found in readout.in_turn(begun, behind=readout.overlaps(input_device(model.hf))):
+    for found in transfer.in_turn(begun, behind=transfer.overlaps(input_device(model.hf))):
         readings |= found
     return readings
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,17 @@ KERNELS = ("torch", "numba")
 Tile = Callable[..., Tensor]
 
 
+given_up: list[str] = []  # why numba's kernel is not used any more in this process
+
+
+def give_up(error: BaseException) -> None:
+    """Let torch read from now on where numba might, and say why, once, on stderr."""
+    why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    given_up.append(why)
+    line = f"logitlens: the extra `fast` cannot be used, torch reads alone: {why}"
+    print(line, file=sys.stderr)
+
+
 @dataclass(frozen=True)
 class Chunked(Engine):
     """kernel: what looks at a tile, "torch" or "numba" (extra `fast`); rows, columns: size of a
@@ -61,14 +73,27 @@ class Chunked(Engine):
 
     @property
     def name(self) -> str:
-        return f"chunked ({self.kernel})"
+        return f"chunked ({'numba' if self._compiled else 'torch'})"
+
+    @property
+    def _compiled(self) -> bool:
+        """Whether numba's kernel looks at tiles: it was asked for, and has not been given up."""
+        return self.kernel == "numba" and not given_up
+
+    def stats(self, *args: Any, **kwargs: Any) -> Stats:
+        if self._compiled:
+            try:
+                return super().stats(*args, **kwargs)
+            except OSError as error:  # a disk is full where numba keeps what it compiles
+                give_up(error)
+        return super().stats(*args, **kwargs)
 
     def positions(self, L: int, head: Head, candidates: int) -> int:
         return TOGETHER * self._step(L, head, candidates)
 
     def _step(self, L: int, head: Head, candidates: int) -> int:
         """How many positions' rows a tile has."""
-        if self.kernel == "torch":
+        if not self._compiled:
             tiles = LIBRARY
         elif not self._strips(L, head, candidates):
             tiles = 1
@@ -87,7 +112,7 @@ class Chunked(Engine):
         """MKL's functions where threads multiply rows of their own with them: plain heads of float32,
         which no product of our own reads faster, and enough rows in a block for each thread."""
         weight_VE = head.weight_VE
-        if self.kernel == "torch" or self.columns:
+        if not self._compiled or self.columns:
             return None
         rows = min(self._most(L, head, candidates) * L, LIBRARY * ROWS)
         if L == 1 or rows <= FEW * torch.get_num_threads():
@@ -131,7 +156,7 @@ class Chunked(Engine):
     ) -> tuple[Tile, Tensor | None]:
         """The rows of some positions, and the candidates (P, C) of their final rows."""
         P, L = x_PLE.shape[:2]
-        compiled = self.kernel == "numba"
+        compiled = self._compiled
         few = P * L * head.vocab <= WHOLE and not self.columns
         if head.weight_VE is None or few:
             z_NV = whole(by_layer(x_PLE), head, compiled=compiled, room=room)
@@ -156,7 +181,7 @@ class Chunked(Engine):
         """All of P positions × L rows × V tokens, tile by tile."""
         P, L, V = shape
         held = isinstance(tile, _Held)
-        at_once = held and self.kernel == "torch"
+        at_once = held and not self._compiled
         columns = self.columns or (held_columns(L, V) if at_once else tile_columns(P * L, V))
         online = self._online(k, targets_PM, target_logits(tile, L, targets_PM))
         stream(tile, V, columns, online, final)
@@ -168,7 +193,7 @@ class Chunked(Engine):
         return online
 
     def _online(self, k: int, targets_PM: Tensor, target_PLM: Tensor) -> Online:
-        if self.kernel == "torch" or target_PLM.device.type != "cpu":
+        if not self._compiled or target_PLM.device.type != "cpu":
             return Online(k, targets_PM, target_PLM)
         from logitlens.readout.fused import Fused
 
@@ -259,7 +284,8 @@ def whole(x_NE: Tensor, head: Head, *, compiled: bool = False, room: Room | None
     """The logits (N, V) of a few rows."""
     if head.weight_VE is None:  # its module's own product, never of many rows together
         parts = [head.raw(x_nE) for x_nE in x_NE.split(max(1, CALLED // head.vocab))]
-        return head.finish_(parts[0] if len(parts) == 1 else torch.cat(parts))
+        z_NV = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+        return head.finish(z_NV)  # not in place: whoever watches the module may have kept it
     return tiles(x_NE, head, compiled=compiled, room=room)(slice(0, head.vocab))
 
 

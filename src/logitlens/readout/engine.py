@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import torch
 
-from logitlens.readout.chunked import Chunked
+from logitlens.readout.chunked import Chunked, give_up
 from logitlens.readout.gpu import MOST, Slabs
 from logitlens.readout.head import Head
 from logitlens.readout.product import multiplies_bfloat16
@@ -71,10 +71,7 @@ def _numba_loads() -> bool:
         if config.DISABLE_JIT:  # pyright: ignore[reportAttributeAccessIssue]
             raise RuntimeError("NUMBA_DISABLE_JIT is set")
     except Exception as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        print(
-            f"logitlens: the extra `fast` cannot be used, torch reads alone: {why}", file=sys.stderr
-        )
+        give_up(error)
         return False
     return True
 

@@ -27,6 +27,7 @@ from logitlens.readout.head import Head
 from logitlens.readout.online import Online
 from logitlens.readout.product import Product
 from logitlens.readout.stats import Engine, FinalRows, Stats
+from logitlens.readout.transfer import sent
 
 ROWS = 4096  # rows of a slab at most: enough that reading the weights costs the product nothing
 SLAB = 8 << 20  # logits of a slab (32 MB) …
@@ -62,7 +63,7 @@ class Slabs(Engine):
         device = head.weight_VE.device
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             rows = Rows(x_PLE, head, self.logits or slab_logits(device))
-            targets_PM = targets_PM.to(device)
+            targets_PM = sent(targets_PM, device)
             if candidates:
                 targets_PM = torch.cat([targets_PM, rows.leading(candidates)], 1)
             passed = Pass(rows, k, targets_PM)
@@ -174,15 +175,19 @@ class Pass(Online):
 
     def read(self, final: FinalRows) -> None:
         """All of the vocabulary, slab by slab; `final` rows are handed out whole."""
-        head = self.rows.head
+        head, x_NE = self.rows.head, self.rows.product.x_NE
+        rows = [(p + 1) * self.L - 1 for p in final]
+        rows_F = sent(torch.tensor(rows, dtype=torch.long, device="cpu"), x_NE.device)
+        held_FV = x_NE.new_empty((len(final), head.vocab), dtype=torch.float32)
         for slab, begin, skip in self.rows.each():
             self._look(slab, begin, skip)
-            for p, z_V in final.items():
-                z_V[begin : begin + slab.shape[1]] = slab[(p + 1) * self.L - 1]
-        for z_V in final.values():
-            if head.bias_V is not None:
-                z_V += head.bias_V.to(z_V)
-            head.finish_(z_V)
+            if final:
+                here = slab[rows_F] if len(final) > 1 else slab[rows[0]][None]
+                held_FV[:, begin : begin + slab.shape[1]] = here
+        if final and head.bias_V is not None:
+            held_FV += head.bias_V.to(held_FV)
+        for z_V, held_V in zip(final.values(), head.finish_(held_FV)):
+            z_V.copy_(held_V)
 
     def _look(self, slab: Tensor, begin: int, skip: int) -> None:
         from logitlens.readout import epilogue
@@ -247,8 +252,8 @@ def finish(head: Head, slab: Tensor) -> dict[str, Any]:
     """What a kernel needs to make logits of raw products."""
     bias, final_bias = head.bias_V, head.final_bias_V
     return {
-        "bias": slab if bias is None else bias,
-        "final_bias": slab if final_bias is None else final_bias,
+        "bias": slab if bias is None else bias.to(slab.device),
+        "final_bias": slab if final_bias is None else final_bias.to(slab.device),
         "scale": float(head.scale),
         "cap": float(head.softcap or 1.0),
         "BIAS": bias is not None,

@@ -19,7 +19,8 @@ from logitlens.readout.gpu import Slabs, power
 from logitlens.readout.head import Head
 from logitlens.readout.stats import Stats
 
-CLOSE = 1e-4  # nats, between two float32 paths
+CLOSE = 1e-4  # nats, and of their size, between two float32 paths
+SOME = 3  # candidates
 TURNS = 3  # of timing
 
 
@@ -41,9 +42,14 @@ def _proven(device: torch.device, dtype: torch.dtype, k: int, *parts: bool) -> b
     """For all k up to a power of two: the kernels are compiled for each apart."""
     try:
         small = request(3, 5, 3000, 64, device, dtype, *parts, k=k)
-        if not agree(Slabs(logits=15 * 1024).stats(*small), Chunked().stats(*small)):
-            return False
+        # Cut into slabs, in one slab, and larger: each with candidates, as readings have them.
         large = request(16, 32, 16_384, 1024, device, dtype, *parts, k=k)
+        tried = (Slabs(logits=15 * 1024), small), (Slabs(), small), (Slabs(), large)
+        if not all(
+            agree(slabs.stats(*asked, candidates=SOME), Chunked().stats(*asked, candidates=SOME))
+            for slabs, asked in tried
+        ):
+            return False
         return seconds(lambda: Slabs().stats(*large)) < seconds(lambda: Chunked().stats(*large))
     except torch.OutOfMemoryError:
         raise
@@ -79,7 +85,7 @@ def agree(ours: Stats, theirs: Stats) -> bool:
     """Whether two paths found the same ids and ranks, and sums that differ by rounding only."""
     same = all(
         torch.equal(getattr(ours, name), getattr(theirs, name))
-        for name in ("top_ids", "target_ranks", "finite")
+        for name in ("top_ids", "candidate_ids", "target_ranks", "finite")
     )
     return same and all(
         torch.allclose(getattr(ours, name), getattr(theirs, name), rtol=CLOSE, atol=CLOSE)

@@ -6,23 +6,22 @@ beside the residuals does not grow with the prompt, the layers or the vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from logitlens.readout import chunked
+from logitlens.readout import chunked, transfer
 from logitlens.readout.engine import Engine, choose
 from logitlens.readout.gpu import ROWS
 from logitlens.readout.head import Head
 from logitlens.readout.stats import FinalRows, Stats, inside
+from logitlens.readout.transfer import Arriving
 
 BLOCK_BYTES = 8 << 20  # rows of head input handed to an engine in one call, in float32
 ON_GPU = 8  # times as many there, where a larger product is a faster one
-
-Found = TypeVar("Found")
 
 
 class TailLike(Protocol):
@@ -74,56 +73,6 @@ class Table:
 def _axis(name: str) -> int:
     """Which axis of an array counts positions."""
     return 0 if name == "candidate_ids" else 1
-
-
-class _Arriving:
-    """The arrays of a block, which a GPU copies into pinned memory once it has them; until `arrays` is
-    called nothing waits for that."""
-
-    def __init__(self, stats: Stats, candidates: int):
-        device = stats.finite.device
-        self._host = {
-            name: tensor.to("cpu", non_blocking=device.type == "cuda")
-            for name, tensor in _narrowed(stats, candidates).items()
-        }
-        self._copied = None
-        if device.type == "cuda":
-            self._copied = torch.cuda.current_stream(device).record_event()
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        if self._copied is not None:
-            self._copied.synchronize()
-        return {name: tensor.numpy() for name, tensor in self._host.items()}
-
-
-def overlaps(device: torch.device) -> bool:
-    """Whether a device works on while its host does something else."""
-    return device.type == "cuda"
-
-
-def in_turn(begun: Iterable[Callable[[], Found]], *, behind: bool) -> Iterator[Found]:
-    """What each gives that was begun, one after another.
-
-    behind   wait for it only when the next has been begun, so that a GPU has work while its host has;
-             what was begun before an error is still given
-    """
-    before: list[Callable[[], Found]] = []
-    begun = iter(begun)
-    while True:
-        try:
-            now = next(begun, None)
-        except Exception:
-            if before:
-                yield before.pop()()
-            raise
-        if before:
-            yield before.pop()()
-        if now is None:
-            return
-        before.append(now)
-        del now  # what it holds is freed when it has ended
-        if not behind:
-            yield before.pop()()
 
 
 def statistics(
@@ -181,7 +130,7 @@ def begin(
     T, L = len(h_LTD[0]), len(h_LTD)
     engine = engine or choose(tail.head, T * L, max(k, candidates))
     table = Table(T) if into is None else into
-    arriving: list[_Arriving] = []
+    arriving: list[Arriving] = []
 
     def arrive() -> dict[str, np.ndarray]:
         if arriving:
@@ -210,8 +159,8 @@ def begin(
             final=inside(final, start, stop),
         )
         arrive()  # the block before
-        arriving.append(_Arriving(stats, candidates))
-        if not overlaps(h_LTD[-1].device):
+        arriving.append(Arriving(_narrowed(stats, candidates), stats.finite.device))
+        if not transfer.overlaps(h_LTD[-1].device):
             arrive()
         start = stop
     return arrive

@@ -1,0 +1,67 @@
+"""Between main memory and a GPU: copies through pinned memory that nothing waits for until it must.
+
+A copy from or to memory that the system may move (any other) makes the host wait for all that the GPU has
+been given before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Found = TypeVar("Found")
+
+
+def overlaps(device: torch.device) -> bool:
+    """Whether a device works on while its host does something else."""
+    return device.type == "cuda"
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of main memory on a device."""
+    if device.type == "cuda" and tensor.is_cpu:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+class Arriving:
+    """Tensors on their way into main memory, where they are once `arrays` is called."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device):
+        on_gpu = device.type == "cuda"
+        self._host = {n: t.to("cpu", non_blocking=on_gpu) for n, t in tensors.items()}
+        self._copied = torch.cuda.current_stream(device).record_event() if on_gpu else None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return {name: tensor.numpy() for name, tensor in self._host.items()}
+
+
+def in_turn(begun: Iterable[Callable[[], Found]], *, behind: bool) -> Iterator[Found]:
+    """What each gives that was begun, one after another.
+
+    behind   wait for it only when the next has been begun, so that a GPU has work while its host has;
+             what was begun before an error is still given
+    """
+    before: list[Callable[[], Found]] = []
+    begun = iter(begun)
+    while True:
+        try:
+            now = next(begun, None)
+        except Exception:
+            if before:
+                yield before.pop()()
+            raise
+        if before:
+            yield before.pop()()
+        if now is None:
+            return
+        before.append(now)
+        del now  # what it holds is freed when it has ended
+        if not behind:
+            yield before.pop()()
