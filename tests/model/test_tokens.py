@@ -139,7 +139,7 @@ def test_track_says_how_a_word_is_split(byte_level):
         PromptError, match=r"'Paris' is 2 tokens \('Pa' 'ris'\). Did you mean ' Paris' \(one"
     ):
         vocabulary.single("Paris", 300)
-    with pytest.raises(PromptError, match=r"'Eiffel' is 6 tokens .*Track one of its parts"):
+    with pytest.raises(PromptError, match=r"'Eiffel' is 6 tokens .*Give one of its parts"):
         vocabulary.single("Eiffel", 300)
     with pytest.raises(PromptError, match="outside the vocabulary"):
         vocabulary.single(300, 300)

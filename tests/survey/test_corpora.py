@@ -377,6 +377,27 @@ def test_behind_a_position_is_the_command_that_reads_its_window_again(
     assert reading.ids.tolist() == model.tokens.encode(TEXTS[document])[start : start + 16]
 
 
+def test_a_position_leads_to_the_file_and_line_of_its_document(corpus, tmp_path, model, saved):
+    """Documents without text and skipped ones have no number; the lines they stand on still count."""
+    place = tmp_path / "texts" / "more"
+    place.mkdir(parents=True)
+    texts = ["a b", "", "c d"]
+    (place / "c.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    (tmp_path / "texts" / "a.txt").write_text("the the\n\nof of\n")
+    settings = Settings(length=8, threads=1, cells=True)
+    run(tmp_path / "texts", tmp_path / "s", model, source=str(saved), loading={}, settings=settings)
+    found = find(tmp_path / "s", "position = 0")
+    places = {row["document"]: row["origin"] for row in found}
+    assert places == {
+        0: "a.txt line 1", 1: "a.txt line 3", 2: "more/c.jsonl line 1", 3: "more/c.jsonl line 3",
+    }  # fmt: skip
+    assert find(tmp_path / "s", "origin = 'more/c.jsonl line 3' and position = 0")
+    data = b"first\n\nsecond"
+    assert {row["origin"] for row in find(corpus("one", data, cells=True))} == {
+        "text.txt line 1", "text.txt line 3",
+    }  # fmt: skip
+
+
 def test_behind_the_points_of_a_corpus_are_positions_where_cells_are_kept(corpus, monkeypatch):
     folder = corpus("kept", cells=True)
     table = corpus_summary.table(folder)
@@ -448,7 +469,9 @@ def test_what_documents_say_of_themselves_are_conditions_of_their_cells(
     rows = find(folder, "language = 'fr' and year > 2005 and kl_1 >= 0", limit=10_000)
     assert 0 < len(rows) == len(wide)
     assert {row["id"] for row in rows} == set(wide.id)
-    with pytest.raises(FormatError, match="the columns are language, year, id, n, document"):
+    with pytest.raises(
+        FormatError, match="the columns are language, year, id, n, origin, document"
+    ):
         find(folder, "langage = 'fr'")
     done = CliRunner().invoke(main, ["survey", "status", str(folder)], prog_name="logitlens")
     assert "conditions: language, year, id, n" in done.stdout

@@ -533,6 +533,36 @@ def test_whole_numbers_that_some_prompts_lack_are_whole_in_a_report(survey, tmp_
     assert {curve.group for curve in found.curves} == {"0", "4", "no shots"}
 
 
+def test_a_pair_has_the_mean_of_those_prompts_that_have_a_value(survey, tmp_path):
+    """Several templates share an id; what never happens in one of them is still there in the others."""
+    items = [
+        {"prompt": f"{' '.join('abc'[: n + 1])}{' d' * t}", "id": str(n), "side": side,
+         **({"answer": " a"} if t else {})}
+        for n in range(3) for t in range(2) for side in ("A", "B")
+    ]  # fmt: skip
+    survey.run(items, size=100)
+    frame = table(survey.folder / "a")
+    found = summarise({"a": frame}, by="side", contrast=("A", "B"), draws=50)
+    (curve,) = [c for c in found.contrasts if c.measure == "logprob"]
+    assert curve.n == 3
+    last = frame[frame.block == frame.block.max()]
+    means = last.groupby(["id", "side"]).logprob.mean().unstack()
+    assert curve.mean[-1] == pytest.approx((means.B - means.A).mean(), abs=1e-6)
+    assert np.isfinite(curve.mean).all()
+
+
+def test_whole_numbers_beside_fractions_are_named_as_they_were_given(survey, tmp_path):
+    items = [
+        {"prompt": "a b", "answer": " c", "id": i, "shots": shots}
+        for i in ("x", "y") for shots in (1, 2, 2.5)
+    ]  # fmt: skip
+    survey.run(items)
+    report([survey.folder / "a"], tmp_path / "r.md", by="shots", contrast=("1", "2"))
+    found = report([survey.folder / "a"], tmp_path / "r.md", by="shots", contrast=("2.5", "1.0"))
+    assert {curve.group for curve in found.curves} == {"1", "2", "2.5"}
+    assert {curve.group for curve in found.contrasts} == {"1 − 2.5"}
+
+
 def test_a_set_may_have_any_name(survey, tmp_path):
     items = [{**item, "sets": {"first_rank": [" Paris"], "end": ["."]}} for item in records(4)]
     survey.run(items)
@@ -567,11 +597,27 @@ def test_the_command_line_reports_and_finds(folder, tmp_path):
     assert (tmp_path / "found.html").is_file()
     assert "--order 'kl_99': Binder" in go("find", folder, "--order", "kl_99").stderr
     assert "nope: this survey has logit" in go("find", folder, "--lens", "nope").stderr
+    assert "not all is read" not in go("find", folder).stderr
+    refused = go("report", folder, "-o", tmp_path / "r.md", "--seed", "-1")
+    assert (refused.exit_code, "x>=0" in refused.stderr) == (2, True)
+
     late = "number < 9 -- and more"
     assert len(go("find", folder, "--where", late, "--limit", 2, "--json").stdout.splitlines()) == 2
     assert "order 'number -- desc'" not in go("find", folder, "--order", "number -- desc").stderr
     assert go("find", folder, "--where", late, "--lens", "logit", "--limit", 2).exit_code == 0
     assert "no prompts match" in go("find", folder, "--where", "number > 99").stdout
+
+
+def test_a_search_of_what_is_not_all_read_says_so_and_its_json_is_json(survey):
+    path = survey.folder / "prompts.jsonl"
+    path.write_text(
+        "".join(f'{{"prompt": "a b", "weight": {w}}}\n' for w in ("Infinity", "1", "2"))
+    )
+    survey.run(size=1, share=(0, 3))
+    found = CliRunner().invoke(main, ["survey", "find", str(survey.folder / "a"), "--json"])
+    assert "not all is read: 1 of 3 shards are committed" in found.stderr
+    (row,) = found.stdout.splitlines()
+    assert json.loads(row, parse_constant=pytest.fail)["weight"] is None
 
 
 @pytest.mark.parametrize(

@@ -578,6 +578,34 @@ def test_logits_that_are_not_finite_are_null_and_counted(survey):
     assert broken_rows.entropy.iloc[1:].isna().all()  # the embedding of the last token is whole
 
 
+def test_more_top_tokens_than_there_are_are_refused_before_anything_is_written(
+    survey, model, saved
+):
+    write_lines(survey.folder / "p.jsonl", records(2))
+    with pytest.raises(FormatError, match=f"top is at most the vocabulary's {model.vocab_size}"):
+        run(
+            survey.folder / "p.jsonl", survey.folder / "s", model, source=str(saved), loading={},
+            settings=Settings(top=model.vocab_size + 1),
+        )  # fmt: skip
+    assert not (survey.folder / "s").exists()
+
+
+def test_what_was_damaged_is_said_and_made_again(survey):
+    survey.run(size=8)
+    folder = survey.folder / "a"
+    whole = (folder / "survey.parquet").read_bytes()
+    (folder / "survey.parquet").write_bytes(b"xx")
+    assert not status(folder).merged
+    survey.run(size=8)
+    assert (folder / "survey.parquet").read_bytes() == whole
+    (folder / "parts" / "00001.parquet").unlink()
+    found = status(folder)
+    assert found.failed == {1: "its part is missing, or not whole: run the survey again"}
+    assert not found.underway
+    assert survey.run(size=8).done
+    assert not status(folder).failed
+
+
 def test_out_of_memory_halves_the_batch_and_says_so(survey, model, monkeypatch):
     from logitlens.model import score
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from logitlens.cli.options import (
     shard_of,
     threads_of_each,
 )
-from logitlens.errors import ModelNotAvailable
+from logitlens.errors import ModelNotAvailable, SurveyError
 
 if TYPE_CHECKING:
     from logitlens.survey.plan import Plan, Settings
@@ -118,6 +119,8 @@ def run_command(
             engine=engine_of(engine, address, jobs, settings.threads),
         )  # fmt: skip
     _tell(folder, found)
+    if found.done and not found.total("prompts"):
+        raise SurveyError(f"no {found.plan.unit[:-1]} could be read: the table has no rows")
     return FAILED if found.failed else 0
 
 
@@ -192,7 +195,9 @@ def merge_command(folder: str, out: Path | None) -> None:
 @click.option("--readings", is_flag=True,
               help="HTML only: load the model and embed readings of prompts behind the points.")  # fmt: skip
 @click.option("--title", default="", metavar="TEXT")
-@click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the bootstrap."
+)
 def report_command(
     folders: tuple[str, ...],
     out: Path,
@@ -246,6 +251,7 @@ def find_command(
     """
     from logitlens.survey import plan as plans
     from logitlens.survey.find import find
+    from logitlens.survey.run import status
 
     if opened is not None:
         check_outputs([str(opened)], [".html"])
@@ -260,7 +266,10 @@ def find_command(
     found = find(folder, where, limit=limit, order=order)
     for row in found:
         if as_json:
-            click.echo(json.dumps(row, ensure_ascii=False, default=str))
+            plain = {
+                k: v if not isinstance(v, float) or isfinite(v) else None for k, v in row.items()
+            }
+            click.echo(json.dumps(plain, ensure_ascii=False, default=str, allow_nan=False))
         else:
             facts = (
                 f"{k} {v}"
@@ -269,6 +278,10 @@ def find_command(
             )
             answer = f" → {row['answer']}" if row["answer"] else ""
             click.echo(f"{' · '.join(facts)}\n    {' '.join(str(row['prompt']).split())}{answer}")
+    said = status(folder)
+    if not said.done:
+        read, shards = len(said.records), len(said.plan.shards)
+        click.echo(f"not all is read: {read} of {shards} shards are committed", err=True)
     if not found and not as_json:
         click.echo(f"no {'positions' if plan.is_corpus else 'prompts'} match")
     if opened is not None and found:

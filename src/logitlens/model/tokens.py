@@ -165,12 +165,12 @@ class Vocabulary:
         meant = next((text for text in near if text and self.exact(text) is not None), None)
         if meant is not None and meant == getattr(self.tokenizer, "unk_token", None):
             raise PromptError(
-                f"{token!r} is not in the vocabulary: the tokenizer reads it as {meant!r}. Track a "
+                f"{token!r} is not in the vocabulary: the tokenizer reads it as {meant!r}. Give a "
                 "part of it, or a token id"
             )
         split = " ".join(repr(self.piece(i)) for i in ids)
         what = f"is {len(ids)} tokens ({split})" if len(ids) > 1 else "is not a token by itself"
-        hint = f"Did you mean {meant!r} (one token)?" if meant else "Track one of its parts"
+        hint = f"Did you mean {meant!r} (one token)?" if meant else "Give one of its parts"
         raise PromptError(f"{token!r} {what}. {hint}")
 
     def plain(self, text: str) -> list[int]:

@@ -50,7 +50,17 @@ class Folder:
 
     @property
     def merged(self) -> bool:
-        return self.place.size(TABLE) is not None
+        """Whether the table is there; where it is on this machine, one that can be opened."""
+        if self.place.local is None:
+            return self.place.size(TABLE) is not None
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            pq.read_metadata(self.place.local / TABLE)
+        except (pa.ArrowException, OSError):
+            return False
+        return True
 
     def commit(
         self, shard: int, table: pa.Table, facts: dict[str, Any], cells: pa.Table | None = None

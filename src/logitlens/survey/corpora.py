@@ -113,12 +113,12 @@ def _cells(
 def _with_conditions(
     cells: pa.Table, first: int, said: list[dict[str, Any]], conditions: dict[str, str]
 ) -> pa.Table:
-    """With a column for each condition of the documents, which are those from `first` on. A text is kept
-    once, however many rows it has."""
+    """With a column for the origin and each condition of the documents, which are those from `first` on. A
+    text is kept once, however many rows it has."""
     import pyarrow as pa
 
     document_R = pa.array(cells["document"].to_numpy() - first)
-    for name, kind in conditions.items():
+    for name, kind in {documents.ORIGIN: "string", **conditions}.items():
         each = column([facts.get(name) for facts in said], kind)
         each = each.dictionary_encode() if kind == "string" else each
         cells = cells.append_column(name, each.take(document_R))

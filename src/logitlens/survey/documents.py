@@ -31,6 +31,7 @@ from logitlens.survey.conditions import Noted
 
 TOKENS, ENDS, FACTS = "tokens.bin", "documents.bin", "tokens.json"
 CONDITIONS = "conditions.jsonl"
+ORIGIN = "origin"  # of a document: its file and line, or row, as an error would name them
 FILES = (TOKENS, CONDITIONS, ENDS, FACTS)
 _FACTS = {
     "made_of": {str: object}, "documents": int, "tokens": int, "sha256": str, "bad": int,
@@ -183,7 +184,7 @@ def tokenise(
     noted = Noted(own)
     read = corpus.records(source, made["field"], bad=skip, others=True)
     with place.writing(TOKENS) as path, place.writing(CONDITIONS) as beside:
-        ends_N2, digest = _write(path, beside, read, model, noted, skip)
+        ends_N2, digest = _write(source, path, beside, read, model, noted, skip)
         if not len(ends_N2):
             raise PromptError(f"{source} holds no text that can be read")
     place.write(ENDS, ends_N2.tobytes())
@@ -217,6 +218,7 @@ def are_those_of(place: Storage, facts: dict[str, Any]) -> bool:
 
 
 def _write(
+    source: str,
     path: Path,
     beside: Path,
     documents: Iterable[corpus.Record],
@@ -239,13 +241,19 @@ def _write(
             if not len(ids):
                 continue
             total += len(ids)
-            if kept := noted.keep(document.others):
-                said.write(f"{json.dumps(kept)}\n".encode())
+            kept = {ORIGIN: _within(source, document.where), **noted.keep(document.others)}
+            said.write(f"{json.dumps(kept)}\n".encode())
             ends.extend((total, said.tell()))
             data = ids.astype("<i4").tobytes()
             digest.update(data)
             file.write(data)
     return np.array(ends, "<i8").reshape(-1, 2), digest.hexdigest()
+
+
+def _within(source: str, where: str) -> str:
+    """A document's file and line, as they are called inside the source, wherever that is."""
+    inside = where.removeprefix(f"{source.rstrip('/')}/")
+    return inside if inside != where else where.rpartition("/")[2]
 
 
 def windows(place: Storage, length: int, overlap: int) -> Windows:

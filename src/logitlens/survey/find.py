@@ -145,7 +145,8 @@ def _prompts(plan: Plan, where: str, order: str, limit: int) -> str:
 def _positions(plan: Plan, where: str, order: str, limit: int) -> str:
     """Each with the text up to it, and the token that follows."""
     ordered = f"{_first(order)}document, position, lens"
-    own = [_quoted(n) for n in ("lens", "settled", *plan.facts["conditions"], *PLACE)]
+    names = ("lens", "settled", *plan.facts["conditions"], documents.ORIGIN, *PLACE)
+    own = [_quoted(name) for name in names]
     columns = ", ".join(f"found.{name}" for name in own)
     return f"""
         with found as (
@@ -175,7 +176,7 @@ def _reason(error: Exception) -> str:
 def _keys(plan: Plan) -> list[str]:
     """The columns of a row whatever the layer."""
     if plan.is_corpus:
-        own = [*PLACE, "seen", "token", "text", "next", "lens"]
+        own = [documents.ORIGIN, *PLACE, "seen", "token", "text", "next", "lens"]
         return [*plan.facts["conditions"], *own]
     return [*plan.facts["conditions"], "prompt_index", "id", "prompt", "answer", "lens"]
 

@@ -150,6 +150,7 @@ def contrasts(
 ) -> tuple[list[Curve], list[Curve], list[Curve]]:
     """b − a over the ids that both groups have: of every measure, QUANTILES of it, and of the layers of
     `moments`."""
+    contrast = _whole(contrast[0], groups), _whole(contrast[1], groups)
     for name in contrast:
         if name not in groups:
             raise FormatError(f"no prompts of {name!r}: expected two of {', '.join(groups)}")
@@ -164,7 +165,8 @@ def contrasts(
         )
 
     def paired(of_a: np.ndarray, of_b: np.ndarray) -> np.ndarray:
-        return np.stack([of_b[places_b[i]].mean(0) - of_a[places_a[i]].mean(0) for i in shared])
+        pairs = ((of_a[places_a[i]], of_b[places_b[i]]) for i in shared)
+        return np.stack([_mean(several_b) - _mean(several_a) for several_a, several_b in pairs])
 
     def mean(measure: str, names: list[str], values_NL: np.ndarray) -> Curve:
         around = interval(values_NL, units_N, seed, draws)
@@ -187,6 +189,18 @@ def contrasts(
             for name, of_a, of_b in moments
         ],
     )
+
+
+def _whole(name: str, groups: dict[str, Group]) -> str:
+    """A group's name, of a whole number also as a fraction: 2.0 for 2."""
+    whole = name.removesuffix(".0")
+    return whole if name not in groups and whole in groups else name
+
+
+def _mean(several_NL: np.ndarray) -> np.ndarray:
+    """(L,) over those of an id's prompts that have a value; nan where none has."""
+    having_L = (~np.isnan(several_NL)).sum(0)
+    return np.nansum(several_NL, 0) / np.where(having_L, having_L, np.nan)
 
 
 def _places(ids: list[str]) -> dict[str, list[int]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +23,14 @@ from logitlens.model.lens_model import LensModel
 from logitlens.schema import matches, parse_json
 from logitlens.survey.commit import Folder
 
-FORMAT, VERSION = "logitlens.survey", 4
+FORMAT, VERSION = "logitlens.survey", 5
 PLAN = "plan.json"
-SAMPLE = 64  # numbers of every parameter that go into the model's hash
+SAMPLE = 64  # numbers of every parameter, or more, that go into the model's hash
+_UNTOLD = (
+    "_name_or_path", "_commit_hash", "_attn_implementation_autoset", "transformers_version",
+    "architectures", "dtype", "torch_dtype", "use_cache", "return_dict", "output_attentions",
+    "output_hidden_states",
+)  # fmt: skip
 _SCHEMA = {
     "format": str, "version": int, "model": {str: object}, "lenses": [{str: object}],
     "settings": {str: object}, "input": {"path": str, "size": int, "sha256": str},
@@ -164,7 +169,8 @@ def needs_pyarrow() -> None:
 
 
 def weights_hash(model: LensModel) -> str:
-    """16 hex digits of the SHA-256 of some numbers of every parameter, evenly spread."""
+    """16 hex digits of the SHA-256 of some numbers of every parameter, evenly spread: at least one of every
+    row, so that a token's row which is edited or added shows."""
     digest = hashlib.sha256()
     for name, parameter in model.hf.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
@@ -172,9 +178,23 @@ def weights_hash(model: LensModel) -> str:
         if weight is None or not weight.numel():
             continue
         flat = weight.detach().flatten()
-        step = max(1, len(flat) // SAMPLE)
+        step = max(1, min(len(flat) // SAMPLE, weight.shape[-1] - 1 if weight.ndim else 1))
         digest.update(flat[::step].cpu().double().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def config_hash(model: LensModel) -> str:
+    """16 hex digits of what a model's configuration says beyond its class's defaults, but for what tells
+    where it came from, how it is loaded, and what it gives besides logits."""
+
+    def told(facts: Any) -> Any:
+        if isinstance(facts, Mapping):
+            return {str(k): told(v) for k, v in facts.items() if k not in _UNTOLD}
+        return [told(v) for v in facts] if isinstance(facts, (list, tuple)) else facts
+
+    facts = told(model.hf.config.to_diff_dict())
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _held_elsewhere(model: LensModel, name: str) -> torch.Tensor | None:

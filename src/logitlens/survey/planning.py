@@ -20,6 +20,7 @@ from logitlens.survey import documents, settle
 from logitlens.survey import plan as plans
 from logitlens.survey.bands import CELLS
 from logitlens.survey.commit import Folder
+from logitlens.survey.documents import ORIGIN
 from logitlens.survey.plan import FORMAT, VERSION, Plan, Settings
 from logitlens.survey.prompts import Prompts
 
@@ -53,6 +54,7 @@ def make(
                 "name": model.name,
                 "revision": model.revision,
                 "class": type(model.hf).__name__,
+                "config": plans.config_hash(model),
                 "weights": plans.weights_hash(model),
                 "tokenizer": documents.tokenizer_hash(model),
             },
@@ -121,7 +123,9 @@ def of_corpus(
         )
     made, size, sha256 = documents.made_of(source, model, settings.field, settings.bad == "skip")
     settle.same_text(folder, made, size, sha256)
-    facts = documents.tokenise(folder.place, source, model, made, own=(*CELLS, "prompt", "answer"))
+    facts = documents.tokenise(
+        folder.place, source, model, made, own=(*CELLS, ORIGIN, "prompt", "answer")
+    )
     windows = documents.windows(folder.place, settings.length, settings.overlap)
     if edits is not None:
         try:

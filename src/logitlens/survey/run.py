@@ -65,7 +65,9 @@ def status(folder: str | os.PathLike[str]) -> Status:
     plan, files = plans.load(folder), Folder(folder)
     records = [r for s in range(len(plan.shards)) if (r := files.committed(s)) is not None]
     ended = {record["shard"] for record in records}
-    failed = {shard: why for shard, why in files.failures().items() if shard not in ended}
+    damaged = "its part is missing, or not whole: run the survey again"
+    failed = dict.fromkeys((s for s in files.numbers("commits") if s not in ended), damaged)
+    failed |= {shard: why for shard, why in files.failures().items() if shard not in ended}
     underway = {
         shard: line
         for shard in files.numbers("logs")
@@ -107,7 +109,11 @@ def run(
     plans.needs_pyarrow()
     if min(settings.shard_size, settings.token_budget, settings.threads, settings.top) < 1:
         raise FormatError("shard_size, token_budget, threads and top are at least 1")
-    depths_for(model, settings.layers)  # refused before anything is written
+    if settings.top > model.vocab_size:  # refused before anything is written
+        raise FormatError(
+            f"top is at most the vocabulary's {model.vocab_size:,}; got {settings.top:,}"
+        )
+    depths_for(model, settings.layers)
     ready = prepare(model, edits)
     files = Folder(folder)
     given = _given(path, files, model, settings, ready)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -117,11 +117,16 @@ def _conditions(frame: pandas.DataFrame) -> list[str]:
 def _groups(rows: pandas.DataFrame, by: str) -> dict[str, pandas.DataFrame]:
     """Rows by the values of a condition, those without one among them."""
     missing = rows[by].isna()
-    groups = {str(value): group for value, group in rows.loc[~missing].groupby(by)}
+    groups = {_named(value): group for value, group in rows.loc[~missing].groupby(by)}
     if len(without := rows.loc[missing]):
         name = f"no {by}"
         groups[name if name not in groups else f"{name} given"] = without
     return groups
+
+
+def _named(value: Any) -> str:
+    """A value of a condition as it was given: whole numbers beside others are no fractions."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _require_pairs(frames: dict[str, pandas.DataFrame], contrast: tuple[str, str]) -> None:

@@ -135,6 +135,10 @@ def model_of(plan: Plan, model: LensModel | None = None) -> LensModel:
             f"{model.name} has other weights ({found}) than when the survey was planned "
             f"({facts['weights']})"
         )
+    if plans.config_hash(model) != facts["config"]:
+        raise SurveyError(
+            f"{model.name} has another configuration (config.json) than when the survey was planned"
+        )
     if documents.tokenizer_hash(model) != facts["tokenizer"]:
         raise SurveyError(f"{model.name} has another tokenizer than when the survey was planned")
     return model
