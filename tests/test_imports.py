@@ -50,6 +50,8 @@ def test_views_never_load_torch():
     ("file", "line", "contract"),
     [
         ("reading.py", "import torch", "numpy only"),
+        ("tables.py", "import torch", "numpy only"),
+        ("storage.py", "import torch", "numpy only"),
         ("hub.py", "import torch", "need no torch"),
         ("view/terminal.py", "from logitlens.model import tokens", "One direction"),
         ("anatomy/blocks.py", "from logitlens.model import capture", "One direction"),

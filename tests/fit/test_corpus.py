@@ -96,7 +96,7 @@ def test_max_tokens_stops_reading(tmp_path, model):
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
-        ("missing.txt", None, ModelNotAvailable, "no corpus at"),
+        ("missing.txt", None, PromptError, "no corpus at"),
         ("a.txt", b"\n\n \n", PromptError, "holds no text"),
         ("a.txt", b"\xff\xfe\x00", FormatError, "UTF-8"),
         ("a.txt.gz", b"plain", FormatError, "cannot be read"),

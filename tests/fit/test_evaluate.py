@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import logitlens
-from logitlens.errors import FormatError, ModelNotAvailable, PromptError
+from logitlens.errors import FormatError, PromptError
 from logitlens.fit import evaluate as judging
 from logitlens.fit import facts as reading
 from logitlens.fit.facts import Fact, Facts
@@ -183,7 +183,7 @@ def test_bad_facts_are_one_line(tmp_path, worded, name, content, message):
     with pytest.raises((FormatError, PromptError), match=message) as error:
         reading.read(path, worded)
     assert "\n" not in str(error.value)
-    with pytest.raises(ModelNotAvailable, match="no facts at"):
+    with pytest.raises(PromptError, match="no facts at"):
         reading.read(tmp_path / "none.jsonl", worded)
 
 

@@ -684,7 +684,9 @@ def test_the_command_line_says_how_far_it_is_and_gives_3_for_failed_shards(surve
     assert ended.exit_code == 1
     assert "1 of 2 shards" in ended.stderr
     ended = CliRunner().invoke(main, ["survey", "status", str(survey.folder)])
-    assert ended.exit_code == 4
+    assert (ended.exit_code, "no survey in" in ended.stderr) == (1, True)
+    ended = CliRunner().invoke(main, ["survey", "run", "nowhere.jsonl", "-o", str(out / "new")])
+    assert (ended.exit_code, "no prompts at nowhere.jsonl" in ended.stderr) == (1, True)
 
 
 def test_chats_are_read_as_the_model_reads_them(survey, monkeypatch):

@@ -22,6 +22,7 @@ from logitlens.errors import FormatError
 from logitlens.reading import Reading
 from logitlens.view import page
 from logitlens.view.page import align, data
+from tests.readings import random_reading
 from tests.view import page_fixture
 from tests.view import page_synthetic as synthetic
 
@@ -349,3 +350,13 @@ def test_the_page_needs_numpy_only():
         "sys.exit(str(bad) if bad else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_file_may_say_any_number_of_tokens_without_costing_memory():
+    reading = random_reading()
+    reading.meta.update(positions=list(range(len(reading.ids))), prompt_tokens=10**9)
+    tracemalloc.start()
+    head, _ = page.manifest([reading])
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+    assert "positions=" in json.dumps(head)

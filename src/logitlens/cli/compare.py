@@ -115,6 +115,9 @@ def command(
 def _kept(given: tuple[str, ...]) -> list[Reading]:
     """The readings of files; none where prompts are given. Raises UsageError for both at once."""
     files = [text for text in given if is_stored(text)]
+    for text in given:
+        if text not in files and not text.split()[1:] and text.endswith((".json", ".html")):
+            raise click.UsageError(f"no reading at {text}")
     if not files:
         return []
     if len(files) < len(given):

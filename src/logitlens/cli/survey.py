@@ -28,7 +28,7 @@ from logitlens.cli.options import (
     shard_of,
     threads_of_each,
 )
-from logitlens.errors import ModelNotAvailable, SurveyError
+from logitlens.errors import SurveyError
 
 if TYPE_CHECKING:
     from logitlens.survey.plan import Plan, Settings
@@ -149,7 +149,7 @@ def _planned_threads(folder: str) -> int | None:
 
     try:
         return plans.load(folder).settings.threads
-    except ModelNotAvailable:
+    except SurveyError:
         return None
 
 

@@ -113,8 +113,8 @@ def read(
     field        the JSONL field or Parquet column that holds the text
     max_tokens   stop once so many tokens have been read
 
-    Raises ModelNotAvailable (no such file), FormatError (not readable as what its suffix says),
-    PromptError (no tokenizer, no text, an id outside the vocabulary), MissingExtra.
+    Raises ModelNotAvailable (no such data set), FormatError (not readable as what its suffix says),
+    PromptError (no such file, no tokenizer, no text, an id outside the vocabulary), MissingExtra.
     """
     documents: list[np.ndarray] = []
     total = 0
@@ -222,7 +222,7 @@ def files(source: str | os.PathLike[str]) -> Iterator[tuple[Path, str]]:
         if not names:
             raise PromptError(f"{address} holds no corpus files: expected {', '.join(SUFFIXES)}")
     elif place.size("") is None:
-        raise ModelNotAvailable(
+        raise PromptError(
             f"no corpus at {source}: expected a file ({', '.join(SUFFIXES)}, or gzipped), a folder of "
             "them, or hf://datasets/owner/name"
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from logitlens.errors import FormatError, ModelNotAvailable, PromptError
+from logitlens.errors import FormatError, PromptError
 from logitlens.schema import matches, parse_json
 
 
@@ -40,10 +40,10 @@ class Facts:
 
 
 def read(path: str | os.PathLike[str], model: Any) -> Facts:
-    """A file of facts, by its content. Raises ModelNotAvailable, FormatError, PromptError."""
+    """A file of facts, by its content. Raises FormatError, PromptError."""
     file = Path(os.path.expanduser(path))
     if not file.is_file():
-        raise ModelNotAvailable(f"no facts at {path}: expected a .jsonl or .json file")
+        raise PromptError(f"no facts at {path}: expected a .jsonl or .json file")
     try:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".json":

@@ -18,7 +18,7 @@ import torch
 
 from logitlens import edit
 from logitlens.edit import Edit
-from logitlens.errors import FormatError, MissingExtra, ModelNotAvailable
+from logitlens.errors import FormatError, MissingExtra, SurveyError
 from logitlens.model.lens_model import LensModel
 from logitlens.schema import matches, parse_json
 from logitlens.survey.commit import Folder
@@ -114,9 +114,9 @@ class Plan:
 
 
 def load(folder: str | os.PathLike[str]) -> Plan:
-    """The plan of a survey. Raises ModelNotAvailable, FormatError."""
+    """The plan of a survey. Raises SurveyError where there is none, FormatError."""
     if (there := find(Folder(folder))) is None:
-        raise ModelNotAvailable(f"no survey in {folder}: expected a {PLAN} there")
+        raise SurveyError(f"no survey in {folder}: expected a {PLAN} there")
     return there
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from logitlens import storage
-from logitlens.errors import FormatError, MissingExtra, ModelNotAvailable, PromptError
+from logitlens.errors import FormatError, MissingExtra, PromptError
 from logitlens.schema import parse_json
 from logitlens.survey import conditions as naming
 
@@ -84,13 +84,13 @@ def read(
     skip_bad   leave out lines that cannot be read, and count them; else the first is an error
     reserved   names that a condition may not have
 
-    Raises ModelNotAvailable (no such file), FormatError (not what its suffix says, with the line),
-    PromptError (a prompt or an answer that is empty, with the line), MissingExtra.
+    Raises FormatError (not what its suffix says, with the line), PromptError (no such file; a prompt or
+    an answer that is empty, with the line), MissingExtra.
     """
     place = storage.at(os.path.expanduser(path))
     file = str(path if place.local is None else place.local)
     if place.is_folder() or place.size("") is None:
-        raise ModelNotAvailable(f"no prompts at {path}: expected a .jsonl, .csv or .parquet file")
+        raise PromptError(f"no prompts at {path}: expected a .jsonl, .csv or .parquet file")
     data = place.read("")
     items: list[Item] = []
     skipped: list[str] = []

@@ -61,7 +61,7 @@ class Status:
 
 
 def status(folder: str | os.PathLike[str]) -> Status:
-    """What is committed in a folder. Raises ModelNotAvailable where there is no survey."""
+    """What is committed in a folder. Raises SurveyError where there is no survey."""
     plan, files = plans.load(folder), Folder(folder)
     records = [r for s in range(len(plan.shards)) if (r := files.committed(s)) is not None]
     ended = {record["shard"] for record in records}

@@ -30,7 +30,7 @@ SAMPLE = 12  # prompts kept behind the points of a page
 
 
 def table(folder: str | os.PathLike[str]) -> pandas.DataFrame:
-    """The committed rows of a survey. Raises ModelNotAvailable, SurveyError, MissingExtra, FormatError,
+    """The committed rows of a survey. Raises SurveyError, MissingExtra, FormatError,
     and PromptError where there are none."""
     try:
         import pandas  # noqa: F401

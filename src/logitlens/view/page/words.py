@@ -194,7 +194,8 @@ def _part(reading: Reading) -> dict[str, Any]:
     if positions and isinstance(written, Mapping):  # of the prompt: what is written is always kept
         ran = written.get("prompt_tokens", len(positions))
         positions = [p for p in positions if p < ran]
-    if positions and positions != list(range(len(positions) if ran is None else ran)):
+    of_all = ran is None or (positions and len(positions) == ran)  # a file may say any number
+    if positions and not (of_all and positions == list(range(len(positions)))):
         out["positions"] = _selection(positions)
     if meta.get("truncated"):
         out["truncate"] = True
