@@ -179,13 +179,19 @@ class Attribution:
 
     # -- saving and loading -------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], *, top: int = 24) -> Path:
         """Write atomically, by suffix: .html .json .parquet .png .svg .pdf .txt. Returns the path.
+
+        top   in pictures and text, components beyond the `top` largest are one bar; .json and .parquet
+              hold all
 
         Raises FormatError for another suffix, OSError, and MissingExtra for .parquet without pyarrow
         and for pictures without matplotlib.
         """
-        return write_result(self, path, SUFFIXES)
+        return write_result(
+            self, path, SUFFIXES, text=lambda: _waterfall().text(self, top=top),
+            figure=lambda: self.figure(top=top),
+        )  # fmt: skip
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Attribution:
@@ -264,10 +270,10 @@ class Attribution:
 
         Raises MissingExtra.
         """
-        return importlib.import_module("logitlens.view.waterfall").figure(self, top=top)
+        return _waterfall().figure(self, top=top)
 
     def __str__(self) -> str:
-        return importlib.import_module("logitlens.view.waterfall").text(self)
+        return _waterfall().text(self)
 
     def __repr__(self) -> str:
         versus = "" if self.versus is None else f" − {self.piece(self.versus)!r}"
@@ -275,6 +281,11 @@ class Attribution:
             f"Attribution({self.piece(self.token)!r}{versus} · {len(self.components)} components "
             f"sum to {self.sum:.4f} · the model's own logit: {self.logit:.4f})"
         )
+
+
+def _waterfall() -> Any:
+    """The view, imported when somebody looks."""
+    return importlib.import_module("logitlens.view.waterfall")
 
 
 _FIELDS: dict[str, Any] = {

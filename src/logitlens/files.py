@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -190,12 +190,22 @@ def _refused(path: str | os.PathLike[str], why: str) -> OSError:
     return OSError(f"cannot write {path}: {why}")
 
 
-def write_result(result: Any, path: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
+def write_result(
+    result: Any,
+    path: str | os.PathLike[str],
+    suffixes: Sequence[str],
+    *,
+    text: Callable[[], str] | None = None,
+    figure: Callable[[], Any] | None = None,
+) -> Path:
     """Write a result atomically, by suffix: what `to_dict`, `to_arrow`, `str` or `figure` make of it;
     as .html, the figure and the text.
 
+    text, figure   in place of the result's own `str` and `figure`
+
     Raises FormatError for a suffix that is not among `suffixes`, OSError, and what those methods raise.
     """
+    as_text, drawn = text or result.__str__, figure or result.figure
     target = Path(path)
     suffix = target.suffix.lower()
     if suffix not in suffixes:
@@ -203,7 +213,7 @@ def write_result(result: Any, path: str | os.PathLike[str], suffixes: Sequence[s
     if suffix == ".json":
         write_text(target, json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False) + "\n")
     elif suffix == ".txt":
-        write_text(target, f"{result}\n")
+        write_text(target, f"{as_text()}\n")
     elif suffix == ".parquet":
         table = result.to_arrow()
         import pyarrow.parquet as pq
@@ -211,9 +221,10 @@ def write_result(result: Any, path: str | os.PathLike[str], suffixes: Sequence[s
         with replacing(target) as temporary:
             pq.write_table(table, temporary, compression="zstd")
     elif suffix == ".html":
-        write_text(target, importlib.import_module("logitlens.view.document").html(result))
+        view = importlib.import_module("logitlens.view.document")
+        write_text(target, view.html(drawn(), as_text()))
     else:
-        figure = result.figure()
+        picture = drawn()
         with replacing(target) as temporary:
-            figure.savefig(temporary, format=suffix[1:], dpi=200)
+            picture.savefig(temporary, format=suffix[1:], dpi=200)
     return target

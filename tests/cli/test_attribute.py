@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from logitlens import Attribution
 from tests.test_attribution import made
 
@@ -27,6 +29,20 @@ def test_a_waterfall_is_printed_and_written(cli, tmp_path):
     ((_, asked),) = cli.model.calls
     assert (asked["prompt"], asked["token"], asked["versus"]) == ("in", " Paris", " Rome")
     assert (asked["by"], asked["position"]) == ("layer", -1)
+
+
+def test_files_have_as_many_bars_as_the_terminal(cli, tmp_path):
+    pytest.importorskip("matplotlib")
+    attributing(cli)
+    outputs = [tmp_path / name for name in ("found.txt", "found.html", "found.svg", "found.json")]
+    given = [word for path in outputs for word in ("-o", str(path))]
+    result = cli("attribute", "in", "--bars", "1", *given)
+    text, page, _, data = (path.read_text(encoding="utf-8") for path in outputs)
+    for shown in (result.stdout, text, page):
+        assert "3 others" in shown
+        assert "0.mlp" not in shown
+    assert outputs[2].stat().st_size < made(None).save(tmp_path / "all.svg").stat().st_size
+    assert len(json.loads(data)["components"]) == 4
 
 
 def test_without_a_token_none_is_asked_for_and_json_is_json(cli):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import click
@@ -73,4 +72,4 @@ def command(
     )  # fmt: skip
     from logitlens.view import waterfall
 
-    show(found, paths, as_json, width, partial(waterfall.render, top=bars))
+    show(found, paths, as_json, width, waterfall.render, top=bars)

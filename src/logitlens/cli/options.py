@@ -256,7 +256,8 @@ class Result(Protocol):
     """A result that a verb prints as JSON and writes by the suffix of a path."""
 
     def to_dict(self) -> dict[str, Any]: ...
-    def save(self, path: Path) -> object: ...
+    @property
+    def save(self) -> Callable[..., object]: ...
 
 
 def show(
@@ -265,14 +266,18 @@ def show(
     as_json: bool,
     width: int | None,
     render: Callable[..., Any],
+    **options: Any,
 ) -> None:
-    """Write a result to files and print it, as JSON or as `render(found, width=…)` draws it."""
+    """Write a result to files and print it, as JSON or as `render(found, width=…)` draws it.
+
+    options   of the picture, in files as in the terminal
+    """
     for path in paths:
-        wrote(found.save(path))
+        wrote(found.save(path, **options))
     if as_json:
         return print_json([found])
     console = output_console(width)
-    return console.print(render(found, width=console.width))
+    return console.print(render(found, width=console.width, **options))
 
 
 def print_json(results: Sequence[Result]) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _DOCUMENT = """<!doctype html>
 <html lang="en">
@@ -23,13 +26,11 @@ svg{{max-width:100%;height:auto}}h1{{font-size:17px}}pre{{overflow:auto;font-siz
 """
 
 
-def html(result: Any) -> str:
-    """One offline page, the same bytes every time: what `figure` draws as SVG, and what `str` gives.
-
-    Raises MissingExtra without matplotlib.
-    """
-    figure, drawn, text = result.figure(), io.StringIO(), str(result)
+def html(figure: Figure, text: str) -> str:
+    """One offline page, the same bytes every time: a figure as SVG, and the same as text."""
     import matplotlib
+
+    drawn = io.StringIO()
 
     with matplotlib.rc_context({"svg.hashsalt": "logitlens"}):
         figure.savefig(drawn, format="svg", metadata={"Date": None})
