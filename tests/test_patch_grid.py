@@ -24,7 +24,12 @@ def made(**changes) -> PatchGrid:
         "token": 3,
         "versus": 4,
         "vocab": {3: " Paris", 4: " Rome"},
-        "meta": {"model": "tiny", "stream": "resid", "unpatched_nats": 1e-6},
+        "meta": {
+            "model": "tiny",
+            "stream": "resid",
+            "unpatched_nats": 1e-6,
+            "prompts": ["go to a\x1b", "go to the\x1b"],
+        },
     }
     return PatchGrid(**{**fields, **changes})
 
@@ -68,11 +73,48 @@ def test_the_terminal_shows_every_cell_and_both_prompts():
     text = patches.text(made(), width=80)
     lines = text.splitlines()
     assert "\x1b" not in text
-    assert "␣a→␣the" in lines[1]
-    assert lines[3].split() == ["0", "+0.50", "+0.25"]
+    assert lines[1] == "clean: go to a␛"
+    assert lines[2] == "corrupted: go to the␛"
+    assert "␣a→␣the" in lines[3]
+    assert lines[5].split() == ["0", "+0.50", "+0.25"]
+    assert lines[-2] == "columns: tokens of both prompts; clean→corrupted where they differ"
     assert lines[-1].startswith("1 is the clean prompt (+3.000), 0 the corrupted one (+1.000)")
     narrow = patches.text(made(), width=20)
     assert "the last 1 of 2 positions fit 20 columns" in narrow
+    assert "\ncorrupted: … to the␛\n" in narrow, "of a long prompt, the end"
+
+
+def drawn(figure) -> str:
+    """Everything that a figure says around its cells."""
+    axes = figure.axes[0]
+    return f"{axes.get_title()}\n{axes.get_xlabel()}"
+
+
+@pytest.mark.parametrize("place", ["terminal", "figure"])
+def test_every_view_names_the_prompts_and_the_way_of_the_scale(place):
+    if place == "figure":
+        pytest.importorskip("matplotlib")
+    seen = patches.text if place == "terminal" else lambda grid: drawn(grid.figure())
+    for line in ("clean: go to a", "corrupted: go to the", "clean→corrupted where"):
+        assert line in seen(made())
+    assert "lower" not in seen(made())
+    lower = made(clean={"logit": 1.0, "logprob": -2.0}, corrupted={"logit": 3.0, "logprob": -1.0})
+    assert "the clean prompt has the lower logit: 1 means lowered as far" in seen(lower)
+    same = made(clean_pieces=made().pieces, meta={"prompts": [None, "x"]})
+    assert "columns:" not in seen(same)
+    assert "clean:" not in seen(same), "token ids have no text"
+
+
+def test_where_the_prompts_do_not_differ_a_cell_is_a_dash():
+    pytest.importorskip("matplotlib")
+    same = made(clean={"logit": 1.0, "logprob": -2.0})
+    text = patches.text(same, width=80)
+    assert "nan" not in text
+    assert text.count("–") == 6
+    said = "both prompts give +1.000: no patch has anything to bring back"
+    assert said in text
+    assert said in drawn(same.figure())
+    assert [cell.get_text() for cell in same.figure().axes[0].texts] == ["–"] * 6
 
 
 def test_the_figure_is_a_heatmap_of_what_is_restored(tmp_path):

@@ -94,6 +94,11 @@ class PatchGrid:
         ends = np.exp(self.clean["logprob"]), np.exp(self.corrupted["logprob"])
         return _share(np.exp(self.logprobs), float(ends[0]), float(ends[1]))
 
+    @property
+    def differ(self) -> bool:
+        """Whether the two prompts give different logits; else `restored` is nan everywhere."""
+        return self.clean["logit"] != self.corrupted["logit"]
+
     def row(self, layer: int | str) -> int:
         """Where a layer is along the arrays' first axis. Raises PromptError."""
         rows = select_layers(layer, self.layers)

@@ -17,6 +17,7 @@ from logitlens.cli.options import (
     show,
 )
 from logitlens.cli.prompts import prompt_text
+from logitlens.errors import PromptError
 from logitlens.patch_grid import SUFFIXES
 
 
@@ -63,6 +64,12 @@ def command(
             *texts, token, versus, stream=stream, layers=layers, positions=positions,
             progress=progress,
         )  # fmt: skip
+    if not grid.differ:
+        raise PromptError(
+            f"both prompts give the same logit of {grid.piece(grid.token)!r}"
+            + (f" minus that of {grid.piece(grid.versus)!r}" if grid.versus is not None else "")
+            + f", {grid.clean['logit']:+.3f}: there is nothing to bring back; change what the answer depends on"
+        )
     from logitlens.view import patches
 
     show(grid, paths, as_json, width, patches.render)
