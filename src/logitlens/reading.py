@@ -459,7 +459,7 @@ class Reading:
 
     def trajectories(
         self,
-        tokens: Sequence[int | str] | None = None,
+        tokens: Sequence[int | str] | int | str | None = None,
         *,
         position: int = -1,
         by: Literal["prob", "rank"] | None = None,
@@ -471,7 +471,7 @@ class Reading:
             reading.trajectories()                          # the answer and its rivals
             reading.trajectories([" Paris"], by="rank", ax=ax)
 
-        tokens     texts or ids; default: tracked tokens and candidates
+        tokens     texts or ids, or one of them; default: tracked tokens and candidates
         by         "prob", "rank"; default: both in one Figure, "prob" with `ax`
 
         Returns the Figure, or `ax`. Raises PromptError, FormatError, MissingExtra.

@@ -37,6 +37,13 @@ def test_trajectories_follow_tracked_tokens_without_asking(eiffel):
         eiffel.trajectories(["nowhere"])
 
 
+@pytest.mark.parametrize("kind", [str, int, np.int64])
+def test_one_token_is_one_line(eiffel, kind):
+    (paris,) = eiffel._ids_of(" Paris")
+    ax = eiffel.trajectories(" Paris" if kind is str else kind(paris), ax=axes())
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["␣Paris"]
+
+
 def test_curves_are_means_over_positions_then_over_readings():
     readings = [make(EIFFEL, seed=seed) for seed in range(3)]
     ax = logitlens.curves(readings, "kl", ax=axes())
@@ -78,7 +85,11 @@ def test_exits_and_reading_ahead_are_shares_of_positions(eiffel):
 
 def test_a_figure_is_made_where_none_is_given_and_wrong_names_are_refused(eiffel):
     assert logitlens.curves([eiffel]).axes
-    with pytest.raises(FormatError, match="cannot colour by"):
+    with pytest.raises(
+        FormatError, match="by='loss': expected one of prob, .*kl.*, settled, exits, reads"
+    ):
         logitlens.curves([eiffel], "loss")
+    with pytest.raises(FormatError, match="by='loss': expected prob or rank"):
+        eiffel.trajectories(by="loss")
     with pytest.raises(FormatError, match="at least one reading"):
         logitlens.curves([])

@@ -13,7 +13,7 @@ and line widths are those of matplotlib's rcParams.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 By = Literal["prob", "rank"]
+_BY = get_args(By)
 _SETTLED = "settled"
 # Shares of positions, beside the colours of the views, and what their axis says.
 _SHARES = {
@@ -45,7 +46,7 @@ _Z = 1.96  # of a normal distribution: 95 %
 
 def trajectories(
     reading: Reading,
-    tokens: Sequence[int | str] | None = None,
+    tokens: Sequence[int | str] | int | str | None = None,
     *,
     position: int = -1,
     by: By | None = None,
@@ -54,12 +55,16 @@ def trajectories(
 ) -> Figure | Axes:
     """Draw the probability and the rank of tokens at one position, layer by layer.
 
-    tokens     texts or ids; default: the tracked tokens and the model's own five candidates
+    tokens     texts or ids, or one of them; default: the tracked tokens and the model's own five candidates
     position   of the prompt; -1 is the last
     by         "prob", "rank"; default: both, side by side ("prob" with `ax`)
 
     Lines have gaps where a token was not recorded. Raises PromptError, FormatError and MissingExtra.
     """
+    if by is not None and by not in _BY:
+        raise FormatError(f"by={by!r}: expected {' or '.join(_BY)}, or nothing for both")
+    if isinstance(tokens, (str, int, np.integer)):  # a text alone is one token, not its letters
+        tokens = [tokens]
     (column,) = reading.columns([position])
     lines: list[tuple[str, np.ndarray, np.ndarray]] = []
     if tokens is None:
@@ -113,6 +118,9 @@ def curves(
     readings = [readings] if isinstance(readings, Reading) else list(readings)
     if not readings:
         raise FormatError("curves need at least one reading, got none")
+    known = [*statistics.colors(), *_SHARES]
+    if by not in known:
+        raise FormatError(f"by={by!r}: expected one of {', '.join(known)}")
     groups = _groups(readings)
     labels = layers_of(readings, embed=by == _SETTLED)
     fig, (panel,) = _axes(ax, 1, figsize)
