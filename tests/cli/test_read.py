@@ -217,6 +217,20 @@ def test_figures_over_layers(cli, tmp_path):
         assert sorted(path.name for path in folder.iterdir()) == names
 
 
+def test_a_plot_without_a_picture_to_draw_it_into_is_refused(cli, tmp_path):
+    for flags in ([], ["-o", str(tmp_path / "x.html")], ["--json"]):
+        result = cli("read", "x", "--plot", "curves", *flags)
+        assert (result.exit_code, cli.loaded) == (2, [])
+        assert "--plot curves is drawn into a file" in result.stderr
+    assert not list(tmp_path.iterdir())
+    assert cli("read", "x", "--plot", "heatmap").exit_code == 0
+    pytest.importorskip("matplotlib")
+    lines = f"x\n-o {tmp_path / 'x.svg'}\n"
+    assert cli("read", "-i", "--plot", "curves", "-q", input=lines).exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["x.svg"], "held for each line of a loop"
+    assert cli("read", "-i", input="x --plot curves\n").exit_code == 2
+
+
 def test_a_page_is_opened_instead_of_a_grid(cli, monkeypatch):
     opened = []
     monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)

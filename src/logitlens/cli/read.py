@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from logitlens.cli.options import (
     LOADING,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 PLOTS = ("heatmap", "trajectories", "curves", "settled", "exits", "reads_ahead")
 STREAMS = ("resid", "mid", "attn", "mlp", "head")
 KINDS = (*SUFFIXES, ".csv")
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def read_all(
@@ -214,6 +216,12 @@ def command(
     """
     session = ctx.ensure_object(Session)
     paths = check_outputs(outputs, KINDS)
+    asked_for = ctx.get_parameter_source("plot") == ParameterSource.COMMANDLINE
+    asked_for &= session.looping or not interactive  # of a loop, each line may have a picture
+    if asked_for and plot != "heatmap" and not any(_is_picture(path) for path in paths):
+        raise click.UsageError(
+            f"--plot {plot} is drawn into a file: add -o FILE with one of {' '.join(PICTURES)}"
+        )
     loading = {name: options.pop(name) for name in LOADING}
     check_quotes(prompts, several=True)
     if prompts or file or chat or not (session.asked or interactive):
@@ -261,7 +269,7 @@ def save(
     """
     every = [reading for one in readings for reading in one]
     suffix = path.suffix.lower()
-    drawn = plot != "heatmap" and suffix in (".png", ".svg", ".pdf")
+    drawn = plot != "heatmap" and _is_picture(path)
     if drawn and plot != "trajectories":
         from logitlens.view import figure, plots
 
@@ -294,6 +302,10 @@ def save(
             name = path.with_suffix(".".join(["", *parts]) + path.suffix)
             out.append(_saved(reading, name, drawn, viewed))
     return out
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURES
 
 
 def _saved(reading: Reading, path: Path, drawn: bool, viewed: dict[str, Any]) -> Path:
