@@ -286,6 +286,17 @@ def test_a_page_of_one_reading_loads_like_a_file(tmp_path):
         Reading.load(tmp_path / "two.html")
 
 
+@pytest.mark.parametrize("threshold", [5, -0.1, float("nan")])
+def test_a_threshold_that_is_no_probability_is_refused(threshold):
+    with pytest.raises(FormatError, match=f"threshold={threshold}: expected a probability"):
+        random_reading().exits(threshold)
+
+
+def test_reading_ahead_is_of_one_position_at_least():
+    with pytest.raises(FormatError, match="n=0: expected how many positions ahead"):
+        random_reading().reads_ahead(0)
+
+
 def test_exits_and_reading_ahead_count_what_they_say():
     reading = random_reading(L=4, T=6)
     agrees = reading.top_ids[..., 0] == reading.top_ids[-1, :, 0]

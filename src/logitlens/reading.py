@@ -236,7 +236,11 @@ class Reading:
     def exits(self, threshold: float = 0.0) -> Floats:
         """(L,) the share of positions at which a layer already has the final top token, with at
         least this probability: the upper bound on leaving there, and on drafting with those layers.
+
+        Raises FormatError for a threshold that is no probability.
         """
+        if not 0 <= threshold <= 1:
+            raise FormatError(f"threshold={threshold}: expected a probability, from 0 to 1")
         agrees = self.top_ids[:, :, 0] == self.top_ids[-1, :, 0]
         sure = self.top_logprobs[:, :, 0] >= np.log(np.maximum(threshold, 1e-45))
         return (agrees & sure).mean(axis=1, dtype=np.float64).astype(np.float32)
@@ -245,8 +249,10 @@ class Reading:
         """(L, T) whether the top token is one that really occurs within the next n positions.
 
         Positions that were not read count as far as their tokens are known: each column knows its
-        own and the one that follows.
+        own and the one that follows. Raises FormatError for an n below 1.
         """
+        if not n >= 1:
+            raise FormatError(f"n={n}: expected how many positions ahead, 1 or more")
         ahead = self._ahead()
         return (ahead > 0) & (ahead <= n)
 
