@@ -131,6 +131,11 @@ def test_unknown_suffix_names_the_known_ones(tmp_path, reading, name):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_was_given_is_quoted(reading):
+    with pytest.raises(FormatError, match="cannot tell a format from '': end it in"):
+        reading.save("")
+
+
 def test_unwritable_path_is_one_line_and_leaves_nothing(tmp_path, reading):
     with pytest.raises(OSError, match="cannot write"):
         reading.save(tmp_path / "absent" / "r.json")

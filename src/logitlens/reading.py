@@ -382,8 +382,8 @@ class Reading:
         Raises FormatError for an unknown suffix, colour or option, OSError where the file cannot be
         written, MissingExtra for .parquet without pyarrow and for .png .svg .pdf without matplotlib.
         """
+        suffix = known_suffix(path)
         target = Path(path)
-        suffix = known_suffix(target)
         if suffix in _DATA_SUFFIXES:
             from logitlens import reading_io
 
@@ -499,6 +499,9 @@ class Reading:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return _view("page.notebook").mimebundle(self)
+
+    def _repr_html_(self) -> str:
+        return self._repr_mimebundle_()["text/html"]
 
     def check_text(self) -> tuple[bool | None, str]:
         """Whether the last row is the model's own (None: not checked), and a sentence that says so."""

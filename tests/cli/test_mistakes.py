@@ -164,7 +164,7 @@ ERRORS = [
     ("survey find none --open x.png", ERROR, "cannot tell a format from 'x.png'"),
     ("compare a b -o x", ERROR, "cannot tell a format from 'x': end it in .html"),
     ("read x -o x.jpg", ERROR, "cannot tell a format from 'x.jpg'"),
-    ("read x -o ''", ERROR, "cannot tell a format"),
+    ("read x -o ''", ERROR, "cannot tell a format from '': end it in"),
     ("read x -o none/x.json", ERROR, "there is no folder none; make it first"),
     ("read x -o file.bin/x.json", ERROR, "cannot write file.bin/x.json: Not a directory"),
     ("read x -o list/config.json/x.png", ERROR, "cannot write"),

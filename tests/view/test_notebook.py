@@ -34,6 +34,13 @@ def test_mimebundle_gives_text_and_html_with_a_static_table():
     assert "logit lens" in table
 
 
+def test_the_html_alone_is_that_of_the_bundle():
+    reading = synthetic.plausible()
+    ours, bundled = reading._repr_html_(), reading._repr_mimebundle_()["text/html"]
+    place = r"logitlens-[0-9a-f]{12}"  # new for each execution
+    assert re.sub(place, "", ours) == re.sub(place, "", bundled)
+
+
 def test_without_scripts_a_hostile_vocabulary_is_text():
     table = notebook.static_table(synthetic.hostile())
     assert "<script" not in table

@@ -235,10 +235,13 @@ def check_outputs(paths: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> l
     from logitlens.files import check_writable
 
     out = []
-    for path in map(Path, paths):
+    for given in paths:
+        path = Path(given)
         suffix = path.suffix.lower()
         if suffix not in suffixes:
-            raise FormatError(f"cannot tell a format from '{path}': end it in {' '.join(suffixes)}")
+            raise FormatError(
+                f"cannot tell a format from '{given}': end it in {' '.join(suffixes)}"
+            )
         needs = _NEEDS.get(suffix)
         if needs and importlib.util.find_spec(needs[0]) is None:
             raise MissingExtra(*needs)

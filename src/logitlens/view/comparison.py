@@ -275,7 +275,7 @@ class Comparison:
         from logitlens.view import figure, page
 
         target = Path(path)
-        suffix = known_suffix(target)
+        suffix = known_suffix(path)
         if suffix == ".html":
             return page.save([self.a, self.b], target, **{"color": self.color, **options})
         if suffix == ".txt":
