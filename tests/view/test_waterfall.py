@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from logitlens import Attribution
+from logitlens.view import text as safe
 from logitlens.view import waterfall
 from tests.test_attribution import made
 
@@ -32,6 +36,29 @@ def test_the_text_says_what_sums_to_what():
         "4 parts sum to 1.1250; the model's own difference of logits is 1.1250: they differ by "
         "1.0e-07 (rounding may cost 1.0e-05)"
     )
+
+
+@pytest.mark.parametrize("width", [40, 44, 60, 120])
+def test_every_row_is_one_line_of_the_width(width):
+    pieces = [" The", " antidisestablishment", "日本語日本語", "שלום עולם שלום"]
+    found = Attribution(
+        components=["embed", *(f"11.head15@{i}" for i in range(4))],
+        token_parts=[0.5, 12345.5, -1.0, 0.25, 3.0], versus_parts=None, token=3, versus=None,
+        vocab={3: " Paris"},
+        meta={"logits": [12348.25], "finished": [12348.25], "bound": 1e-5, "by": "token", "pieces": pieces},
+    )  # fmt: skip
+    console = Console(width=width, file=io.StringIO())
+    console.print(waterfall.render(found, width=width))
+    rows = waterfall.text(found, width=width).splitlines()[1:7]
+    assert [row.split()[0] for row in rows] == [
+        *("embed", "11.head15@0", "11.head15@1", "11.head15@2"), rows[4].split()[0], "sum"
+    ]  # fmt: skip
+    assert "11.head15@3" in rows[4]
+    assert all(safe.width(row) <= width for row in rows)
+    assert all(row.count("\u2068") == row.count("\u2069") for row in rows)
+    printed = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert all(row in printed for row in rows), "nothing wraps"
+    assert ("12348.250" in rows[-1].split()) == (width >= 60), "the running sums go first"
 
 
 def test_lengths_of_bars_are_as_their_parts():

@@ -90,7 +90,7 @@ def width(text: str) -> int:
 
 
 def clip(text: str, columns: int) -> str:
-    """`text` cut to at most `columns` wide, `…` standing for what was cut."""
+    """`text` cut to at most `columns` wide, `…` standing for what was cut; what it isolated stays so."""
     if columns <= 0:
         return ""
     if width(text) <= columns:
@@ -102,7 +102,7 @@ def clip(text: str, columns: int) -> str:
             break
         kept.append(char)
         used += size
-    return "".join(kept) + ELLIPSIS
+    return "".join(kept) + ELLIPSIS + _PDI * (kept.count(_FSI) - kept.count(_PDI))
 
 
 def fit(text: str, columns: int, align: str = "left") -> str:

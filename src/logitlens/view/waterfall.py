@@ -103,10 +103,21 @@ def sentences(found: Attribution) -> list[str]:
 
 
 def render(found: Attribution, *, width: int = 100, top: int = TOP) -> Text:
-    """The waterfall for a rich Console."""
+    """The waterfall for a rich Console, a line for each component.
+
+    Where they do not fit the width, the running sums are left out, and then the ends of labels.
+    """
     shown = bars(found, top)
+    parts = [found.sum, *(bar.part for bar in shown)]
+    sums = [found.sum, *(bar.after for bar in shown)]
+    digits = max(9, *(len(f"{value:+.3f}") for value in parts))
+    ends_in = max(9, *(len(f"{value:.3f}") for value in sums))
     lead = max(3, *(safe.width(bar.label) for bar in shown))
-    room = max(_LEAST_BAR, width - lead - 22)
+    around = digits + 3
+    if running := width >= lead + around + 1 + ends_in + _LEAST_BAR:
+        around += 1 + ends_in
+    lead = max(3, min(lead, width - around - _LEAST_BAR))
+    room = max(1, width - lead - around)
     ends = [0.0, *(bar.after for bar in shown)]
     low, high = min(ends), max(ends)
     unit = (high - low) / room or 1.0
@@ -116,14 +127,18 @@ def render(found: Attribution, *, width: int = 100, top: int = TOP) -> Text:
 
     out = Text(f"{title(found)}\n", style=Style(bold=True), no_wrap=True, overflow="crop")
     plain = Text(no_wrap=True, overflow="crop")
+
+    def after(value: float) -> str:
+        return f" {value:{ends_in}.3f}\n" if running else "\n"
+
     for bar in shown:
         left, right = sorted((place(bar.before), place(bar.after)))
-        plain.append(f"{bar.label.rjust(lead)} {bar.part:+9.3f} ")
+        plain.append(f"{safe.fit(bar.label, lead, 'right')} {bar.part:+{digits}.3f} ")
         plain.append(_bar(left, right, room), style=_UP if bar.part > 0 else _DOWN)
-        plain.append(f" {bar.after:9.3f}\n", style=_DIM)
+        plain.append(after(bar.after), style=_DIM)
     zero = _bar(place(min(0.0, found.sum)), place(max(0.0, found.sum)), room)
-    plain.append(f"{'sum'.rjust(lead)} {found.sum:+9.3f} ", style=Style(bold=True))
-    plain.append(f"{zero} {found.sum:9.3f}\n", style=_DIM)
+    plain.append(f"{'sum'.rjust(lead)} {found.sum:+{digits}.3f} ", style=Style(bold=True))
+    plain.append(f"{zero}{after(found.sum)}", style=_DIM)
     return Text.assemble(out, plain, Text("\n".join(sentences(found)), style=_DIM))
 
 
