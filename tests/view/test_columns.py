@@ -3,7 +3,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitlens.view.columns import Columns, fit_columns, stride_rows, whole_bands
+from logitlens.view.columns import Columns, bands_of, fit_columns, stride_rows, whole_bands
 
 
 @given(
@@ -37,3 +37,12 @@ def test_bands_of_a_file_hold_every_column_at_its_natural_width():
     bands = whole_bands([3, 20, 5, 90, 4], 40)
     assert [(band.first, band.widths) for band in bands] == [(0, [3, 20, 5]), (3, [39]), (4, [4])]
     assert all(sum(band.widths) + len(band.widths) <= 40 for band in bands)
+
+
+def test_where_bands_are_left_out_the_last_are_as_wide_as_the_room():
+    def counts(most):
+        return [len(band.widths) for band in bands_of([8] * 10, 27, most=most)]
+
+    assert counts(None) == counts(4) == [3, 3, 3, 1]
+    assert [counts(most) for most in (1, 2, 3)] == [[3], [3, 3], [3, 3, 3]]
+    assert [band.first for band in bands_of([8] * 10, 27, most=2)] == [4, 7]

@@ -39,13 +39,20 @@ def fit_columns(natural: Sequence[int], room: int, extra: int = 0) -> Columns:
     return Columns(first, _widen([min(n, cap) for n in kept], kept, room, most))
 
 
-def bands_of(natural: Sequence[int], room: int, extra: int = 0) -> list[Columns]:
-    """All columns, in as few bands as they need, of about as many columns each."""
+def bands_of(
+    natural: Sequence[int], room: int, extra: int = 0, most: int | None = None
+) -> list[Columns]:
+    """All columns, in as few bands as they need, of about as many columns each.
+
+    Where that is more than `most` bands: the last columns, as many as these hold.
+    """
     bands: list[Columns] = []
     stop = len(natural)
-    while stop:
+    while stop and len(bands) != most:
         bands.insert(0, fit_columns(natural[:stop], room, extra))
         stop = bands[0].first
+    if stop:  # even bands would be narrower than the room, and show less
+        return bands
     each = -(-len(natural) // len(bands))
     even = [
         (start, fit_columns(natural[start : start + each], room, extra))

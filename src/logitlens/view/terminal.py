@@ -191,8 +191,8 @@ class Grid:
         natural = [self._natural(c, rows, size) for c in self.columns]
         if limit is None:
             return whole_bands(natural, width - self._label)
-        bands = bands_of(natural, width - self._label, size and size + 1)
-        return bands[-max(1, (limit - self._around) // (len(rows) + self._lines)) :]
+        most = max(1, (limit - self._around) // (len(rows) + self._lines))
+        return bands_of(natural, width - self._label, size and size + 1, most)
 
     def _shows_values(self, brush: Brush) -> bool:
         return self.values if self.values is not None else not brush.paints
