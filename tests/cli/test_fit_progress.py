@@ -1,4 +1,4 @@
-"""What a fit shows on a terminal while it runs; on anything else, nothing."""
+"""What a fit shows while it runs: on a terminal a bar, on anything else plain lines."""
 
 from __future__ import annotations
 
@@ -42,10 +42,52 @@ def test_a_jacobian_lens_shows_the_largest_error(terminal):
 
 
 @pytest.mark.parametrize("watched", [fit_progress.watched_tuned, fit_progress.watched_jacobian])
-def test_other_processes_and_files_get_nothing(terminal, monkeypatch, watched):
+def test_other_processes_show_nothing(terminal, watched):
     with watched(False) as report:
         assert report is None
-    monkeypatch.setattr(fit_progress, "errors", lambda: Console(file=terminal))
-    with watched(True) as report:
-        assert report is None
     assert terminal.getvalue() == ""
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """What is written to standard error that is a file, and a clock that is set by hand."""
+    out, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr(fit_progress, "errors", lambda: Console(file=out))
+    monkeypatch.setattr(fit_progress.time, "monotonic", lambda: clock[0])
+    return out, clock
+
+
+def test_without_a_terminal_each_judgement_is_a_line_and_each_minute(log):
+    out, clock = log
+    with fit_progress.watched_tuned(True) as report:
+        report(tuned.Progress(1, 2000, {0: 1.5, 1: 0.5}, 150, 2.0, 0.1))
+        for step in (2, 3):  # the same judgement, as several processes tell it
+            judged = {0: 1.5, 1: 0.75}
+            report(tuned.Progress(step, 2000, {0: 1.25, 1: 0.5}, 300, 63.0, 0.1, judged))
+        clock[0] = 61.0
+        report(tuned.Progress(1004, 2000, {0: 1.0, 1: 0.5}, 600, 3725.0, 0.1))
+        report(tuned.Progress(1005, 2000, {0: 1.0, 1: 0.5}, 600, 3725.0, 0.1))
+    assert out.getvalue().splitlines() == [
+        "step 2 of 2,000 · mean loss 0.8750 · mean held-out KL 1.1250 · 1:03",
+        "step 1,004 of 2,000 · mean loss 0.7500 · 62:05",
+    ]
+
+
+def test_without_a_terminal_a_jacobian_lens_says_once_a_minute_how_far_it_is(log):
+    out, clock = log
+    with fit_progress.watched_jacobian(True) as report:
+        report(jacobian.Progress(1, 4, 20, 1.0, {}))
+        clock[0] = 60.0
+        report(jacobian.Progress(2, 4, 40, 60.0, {0: 0.125, 1: 0.25}))
+        report(jacobian.Progress(3, 4, 60, 61.0, {0: 0.125, 1: 0.25}))
+    assert out.getvalue() == "prompt 2 of 4 · standard error ≤ 25.0% · 1:00\n"
+
+
+def test_that_nobody_reads_the_lines_ends_no_fit(monkeypatch):
+    class Left(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(fit_progress, "errors", lambda: Console(file=Left()))
+    with fit_progress.watched_tuned(True) as report:
+        report(tuned.Progress(1, 2, {0: 1.0}, 10, 1.0, 0.1, {0: 1.0}))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,19 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 Report = Callable[[Any], None]
+OFTEN = 60.0  # seconds between two lines where stderr is no terminal
 
 
 @contextmanager
 def watched_tuned(speak: bool) -> Iterator[Report | None]:
-    """A bar and the losses per layer, where stderr is a terminal; else None."""
+    """A bar and the losses per layer, where stderr is a terminal; else a line for each evaluation, and one
+    a minute. None: another process speaks."""
     console = errors()
-    if not speak or not console.is_terminal:
+    if not speak:
         yield None
+        return
+    if not console.is_terminal:
+        yield _Lines(console, _of_tuned)
         return
     from rich.console import Group
     from rich.live import Live
@@ -54,19 +60,59 @@ def watched_tuned(speak: bool) -> Iterator[Report | None]:
 
 @contextmanager
 def watched_jacobian(speak: bool) -> Iterator[Report | None]:
-    """A bar and the largest standard error so far, where stderr is a terminal; else None."""
+    """A bar and the largest standard error so far, where stderr is a terminal; else a line a minute. None:
+    another process speaks."""
     console = errors()
-    if not speak or not console.is_terminal:
+    if not speak:
         yield None
+        return
+    if not console.is_terminal:
+        yield _Lines(console, _of_jacobian)
         return
     bar, task = _bar(console, "averaging")
     with bar:
 
         def report(p: Any) -> None:
-            error = f"standard error ≤ {max(p.error.values()):.1%}" if p.error else ""
-            bar.update(task, completed=p.prompts, total=p.total, note=error)
+            bar.update(task, completed=p.prompts, total=p.total, note=_error(p))
 
         yield report
+
+
+class _Lines:
+    """Progress as plain lines: a log may be all that is seen of a fit of hours."""
+
+    def __init__(self, console: Console, words: Callable[[Any], str]):
+        self.file, self.words = console.file, words
+        self.heldout: dict[int, float] = {}
+        self.next = time.monotonic() + OFTEN
+
+    def __call__(self, p: Any) -> None:
+        # Progress of several processes brings the last judgement again and again.
+        heldout = getattr(p, "heldout", None) or self.heldout
+        if heldout == self.heldout and time.monotonic() < self.next:
+            return
+        self.heldout = heldout
+        self.next = time.monotonic() + OFTEN
+        minutes, seconds = divmod(round(p.seconds), 60)
+        with suppress(OSError):  # that nobody reads stderr ends no fit
+            click.echo(f"{self.words(p)} · {minutes}:{seconds:02d}", file=self.file)
+
+
+def _of_tuned(p: Any) -> str:
+    said = f"step {p.step:,} of {p.steps:,} · mean loss {_mean(p.losses):.4f}"
+    return said + (f" · mean held-out KL {_mean(p.heldout):.4f}" if p.heldout else "")
+
+
+def _of_jacobian(p: Any) -> str:
+    return " · ".join(filter(None, [f"prompt {p.prompts:,} of {p.total:,}", _error(p)]))
+
+
+def _error(p: Any) -> str:
+    return f"standard error ≤ {max(p.error.values()):.1%}" if p.error else ""
+
+
+def _mean(of_depth: dict[int, float]) -> float:
+    return sum(of_depth.values()) / max(1, len(of_depth))
 
 
 def _bar(console: Console, what: str) -> tuple[Progress, TaskID]:
