@@ -327,8 +327,11 @@ def test_another_model_input_lens_or_setting_is_refused_with_what_changed(survey
     survey.run(share=(0, 2))
     with pytest.raises(SurveyError, match="settings shard_size: 4, now 5"):
         survey.run(size=5)
-    with pytest.raises(SurveyError, match=r'is another: lenses: \["logit"\], now \["tuned:[^;]*$'):
-        survey.run(lenses=[saved_lens(survey, model)])
+    tuned = saved_lens(survey, model)
+    with pytest.raises(SurveyError, match=r"is another: lenses: logit, now tuned:[^;]*$"):
+        survey.run(lenses=[tuned])
+    with pytest.raises(SurveyError, match=r"is another: lenses: logit, now logit, tuned:[^;{]*$"):
+        survey.run(lenses=["logit", tuned])
     with pytest.raises(SurveyError, match="input sha256"):
         survey.run(records(22))
     survey.run(records(), share=(1, 2))  # the same again is welcome

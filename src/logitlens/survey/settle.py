@@ -116,16 +116,16 @@ def _changes(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str
                 f"edits: {was}, now {now}" if was != now else f"edits: {now}, with other vectors"
             )
             continue
+        if where == "lenses":
+            was, now = (", ".join(lens["said"] for lens in each) for each in (old[name], new[name]))
+            if was != now:
+                out.append(f"lenses: {was}, now {now}")
+                continue
         if isinstance(a, dict) and isinstance(b, dict):
             out += _changes(a, b, where)
         elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and a:
             pairs = [(x, y) for x, y in zip(a, b) if x != y]
-            if where == "lenses" and any(x["said"] != y["said"] for x, y in pairs):
-                old_lenses, new_lenses = (
-                    [entry["said"] for entry in entries] for entries in (a, b)
-                )
-                out.append(f"lenses: {_short(old_lenses)}, now {_short(new_lenses)}")
-            elif all(isinstance(x, dict) and isinstance(y, dict) for x, y in pairs):
+            if all(isinstance(x, dict) and isinstance(y, dict) for x, y in pairs):
                 out += [change for x, y in pairs for change in _changes(x, y, where)]
             else:
                 out.append(f"{where}: {_short(a)}, now {_short(b)}")
