@@ -537,7 +537,8 @@ class LensModel:
             model.read_vectors(model.weights("mlp_out", block=5), layer=5, top=5)
 
         layer        where the vectors belong; needed by a fitted lens only
-        norm         through the final norm, with each vector's own statistics; False: the head alone
+        norm         through the final norm, with each vector's own statistics, and with its bias, which is
+                     in every row; False: the head alone
         both_signs   read the opposite of each vector, too
 
         Vectors are read a few at a time: an array on the disk (numpy.memmap) stays there. The logits
