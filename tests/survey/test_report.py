@@ -162,7 +162,10 @@ def test_layers_at_which_it_happens_have_means_quantiles_and_contrasts(folder):
         pairs = (means[1] - means[0]).dropna()
         assert shift.mean.item() == pytest.approx(pairs.mean())
         assert shift.n == len(pairs)
-    assert "## Contrast: layers" in markdown(found, MEASURES)
+    text = markdown(found, MEASURES)
+    assert "## Contrast: layers" in text
+    over = "(prompts; mean and quantiles over those to which it happens)"
+    assert f"## First layer with the answer at rank ≤ 10 {over}" in text
 
 
 def test_prompts_that_share_an_id_are_drawn_together():

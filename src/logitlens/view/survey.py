@@ -37,8 +37,9 @@ def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str 
         out += _of_layers(mine, summary)
     for bars in alike("what", summary.histograms):
         what = bars[0].what
-        out += [f"## {what[0].upper()}{what[1:]} ({summary.unit})", ""]
         layers, spread = [*shared(bars), "never"], list(bars[0].spread)
+        over = "; mean and quantiles over those to which it happens" if spread else ""
+        out += [f"## {what[0].upper()}{what[1:]} ({summary.unit}{over})", ""]
         rows = []
         for each in bars:
             counts = dict(zip([*each.layers, "never"], map(str, each.counts)))
