@@ -112,6 +112,12 @@ def test_errors_are_one_line_and_a_code(cli, error, code):
     assert (result.exit_code, result.stderr, result.stdout) == (code, f"logitlens: {error}\n", "")
 
 
+def test_a_command_that_was_not_understood_is_named_once():
+    done = subprocess.run([*RUN, "read", "--nonsense"], capture_output=True, text=True)
+    assert done.stderr.startswith("python -m logitlens read: No such option")
+    assert done.stderr.endswith("(see python -m logitlens read --help)\n")
+
+
 def test_an_operating_system_error_names_the_file(cli):
     cli.error = FileNotFoundError(2, "No such file or directory", "/x/y.json")
     assert cli("read", "x").stderr == "logitlens: /x/y.json: No such file or directory\n"

@@ -124,9 +124,8 @@ def code_of(run: Callable[[], Any]) -> int:
         return 2
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "logitlens"
-        return _say(
-            f"{where}: {_one_line(error.format_message()).rstrip('.')} (see {where} --help)", 2
-        )
+        line = f"{where}: {_one_line(error.format_message()).rstrip('.')} (see {where} --help)"
+        return _say(line, 2, named=True)
     except click.ClickException as error:
         return _say(_one_line(error.format_message()), error.exit_code)
     except Terminated:
@@ -167,9 +166,11 @@ def _one_line(text: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[:half]} … {line[-half:]}"
 
 
-def _say(line: str, code: int) -> int:
+def _say(line: str, code: int, named: bool = False) -> int:
+    """Say who speaks, where the line is not `named` already, as with `python -m logitlens read`."""
+    named = named or line.startswith("logitlens")
     with contextlib.suppress(OSError):  # nobody reads stderr: the code says it
-        click.echo(f"logitlens: {line}" if not line.startswith("logitlens") else line, err=True)
+        click.echo(line if named else f"logitlens: {line}", err=True)
     return code
 
 
