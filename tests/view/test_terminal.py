@@ -170,6 +170,22 @@ def test_choices_are_rows_and_columns_of_the_reading(eiffel):
         terminal.text(eiffel, color="loss")
 
 
+def test_the_lowest_layer_read_is_a_bound_where_there_are_layers_below(eiffel):
+    def settled(labels, stream="resid"):
+        top_ids = np.broadcast_to(eiffel.top_ids[-1:], eiffel.top_ids.shape).copy()
+        top_ids[-2, 1, :2] = top_ids[-1, 1, 1::-1]
+        of = eiffel.replace(layers=labels, top_ids=top_ids, meta=eiffel.meta | {"stream": stream})
+        lines = terminal.text(of, width=200).split("\n")
+        return next(line for line in lines if line.startswith("settled")).split()[1:3]
+
+    assert settled(["embed", "0", "1", "2", "3", "4", "5"]) == ["embed", "5"]
+    assert settled(["3", "4", "5", "6", "7", "8", "9"]) == ["≤3", "9"]
+    assert settled(["0", "1", "2", "3", "4", "5", "6"]) == ["≤0", "6"]  # embed was not read
+    sublayers = [f"{n}.attn" for n in range(6)]
+    assert settled([*sublayers, "5"], "attn") == ["0.attn", "5"]
+    assert settled([*(f"{n}.attn" for n in range(1, 7)), "6"], "attn") == ["≤1.attn", "6"]
+
+
 def test_tracked_tokens_show_probability_and_rank_at_each_layer(eiffel, reading_of):
     text = terminal.text(eiffel, width=140)
     assert "after “␣of”" in text

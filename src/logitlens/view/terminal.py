@@ -27,7 +27,7 @@ from rich.text import Text
 
 from logitlens.files import write_text
 from logitlens.reading import Reading
-from logitlens.select import EMBED, Selection, renamed
+from logitlens.select import EMBED, Selection, layer_number, renamed
 from logitlens.view import color as paint
 from logitlens.view import text as safe
 from logitlens.view.brush import DIM, Brush, faint_spaces, map_for
@@ -203,6 +203,13 @@ class Grid:
         return max(len(_SETTLED), *(safe.width(safe.visible(d)) for d in self.reading.layers))
 
     @cached_property
+    def _begins_later(self) -> bool:
+        """Whether there are layers below the lowest that was read."""
+        lowest = layer_number(self.reading.layers[0])  # None: embed
+        first = 0 if (self.reading.meta.get("stream") or "resid") == "resid" else 1
+        return lowest is not None and lowest >= first
+
+    @cached_property
     def _is_chat(self) -> bool:
         return bool((self.reading.section != "").any())
 
@@ -260,7 +267,8 @@ class Grid:
         line = Text(_SETTLED.rjust(label), style=DIM)
         for column, width in zip(columns, band.widths):
             since = int(self.since[column])
-            shown = safe.fit(safe.visible(self.reading.layers[since]), width)
+            least = "≤" if since == 0 and self._begins_later else ""
+            shown = safe.fit(least + safe.visible(self.reading.layers[since]), width)
             line.append(" ")
             line.append_text(brush.cell(shown, 1 - since / max(1, last), DIM))
         for each in [*lines, line]:
