@@ -69,9 +69,11 @@ def test_files_are_compared_as_they_are_and_not_read_as_prompts(cli, tmp_path):
         ((*paths, "--lens", "tuned"), "readings from files are as they were made"),
         ((*paths, "--dtype", "bfloat16"), "readings from files are as they were made"),
         (paths[:1], "nothing to compare"),
-        ((paths[0], "away.json"), "no reading at away.json"),
-        (("away.json", "gone.html"), "no reading at away.json"),
     ):
         refused = cli("compare", *words)
         assert (refused.exit_code, cli.loaded) == (2, [])
         assert why in " ".join(refused.stderr.split())
+    for words in ((paths[0], "away.json"), ("away.JSON", "gone.html")):
+        missing = cli("compare", *words)
+        assert (missing.exit_code, cli.loaded) == (1, [])
+        assert f"no reading at {next(w for w in words if w != paths[0])}" in missing.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import os
 import platform
 import subprocess
@@ -21,7 +22,7 @@ from logitlens.readout import chunked, engine
 from logitlens.readout.chunked import Chunked
 from logitlens.readout.head import Head, Shard
 from logitlens.readout.read import BLOCK_BYTES, positions_per_block, statistics
-from tests.readout.heads import called, make_head
+from tests.readout.heads import called, make_head, make_rows, make_targets
 
 FOLDER = Path(logitlens.readout.__path__[0])
 HERE = "logitlens.readout"
@@ -158,6 +159,31 @@ print(before, "then", reads.name, "then", Chunked("numba").name)
         "chunked (numba) then chunked (torch) then chunked (torch)"
     ), done.stderr
     assert done.stderr.count("torch reads alone: OSError") == 1
+
+
+@pytest.mark.skipif(not find_spec("numba"), reason="numba is not installed")
+@pytest.mark.parametrize("error", [TimeoutError("my deadline"), FileNotFoundError(2, "no weights")])
+def test_what_is_not_numbas_is_raised(error, monkeypatch, capsys):
+    monkeypatch.setattr(chunked, "given_up", [])
+
+    def call(x_NE):
+        raise error
+
+    with pytest.raises(type(error)):
+        Chunked("numba").stats(make_rows(3, 4), Head(50, call=call), 3, make_targets(3, 50))
+    assert (chunked.given_up, capsys.readouterr().err) == ([], "")
+
+
+def test_a_line_that_cannot_be_written_ends_nothing(monkeypatch):
+    monkeypatch.setattr(chunked, "given_up", [])
+
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    chunked.give_up(OSError(28, "No space left on device"))
+    assert len(chunked.given_up) == 1
 
 
 def test_a_large_reading_without_numba_says_once_what_is_missing(monkeypatch, capsys):

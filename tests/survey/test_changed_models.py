@@ -78,6 +78,20 @@ def test_the_row_of_any_one_token_is_in_the_hash_of_the_weights(saved):
     assert plans.weights_hash(model) == before
 
 
+def test_the_hash_of_a_configuration_does_not_depend_on_the_process_or_on_defaults():
+    from transformers import LlamaConfig
+
+    def of(config):
+        return plans.config_hash(SimpleNamespace(hf=SimpleNamespace(config=config)))
+
+    plain, grown = LlamaConfig(), LlamaConfig()
+    assert of(plain) == of(LlamaConfig(rms_norm_eps=plain.rms_norm_eps, use_cache=False))
+    assert of(plain) != of(LlamaConfig(rms_norm_eps=0.1))
+    plain.odd, grown.odd = {"a": {*"abcdefgh"}}, {"a": {*"hgfedcba"}}
+    assert of(plain) == of(grown) != of(LlamaConfig())
+    assert of(SimpleNamespace(n_layers=2)) == "none"  # of another library
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (3, 1), (200, 7), (5, 3, 2)])
 def test_weights_of_any_shape_are_sampled(shape):
     hf = torch.nn.ParameterDict({"w": torch.nn.Parameter(torch.ones(shape))})

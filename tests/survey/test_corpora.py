@@ -377,7 +377,9 @@ def test_behind_a_position_is_the_command_that_reads_its_window_again(
     assert reading.ids.tolist() == model.tokens.encode(TEXTS[document])[start : start + 16]
 
 
-def test_a_position_leads_to_the_file_and_line_of_its_document(corpus, tmp_path, model, saved):
+def test_a_position_leads_to_the_file_and_line_of_its_document(
+    corpus, tmp_path, model, saved, monkeypatch
+):
     """Documents without text and skipped ones have no number; the lines they stand on still count."""
     place = tmp_path / "texts" / "more"
     place.mkdir(parents=True)
@@ -392,6 +394,12 @@ def test_a_position_leads_to_the_file_and_line_of_its_document(corpus, tmp_path,
         0: "a.txt line 1", 1: "a.txt line 3", 2: "more/c.jsonl line 1", 3: "more/c.jsonl line 3",
     }  # fmt: skip
     assert find(tmp_path / "s", "origin = 'more/c.jsonl line 3' and position = 0")
+    monkeypatch.chdir(tmp_path / "texts")
+    for n, spelt in enumerate(("./more", "../texts/more/", f"file://{place}")):
+        run(spelt, tmp_path / str(n), model, source=str(saved), loading={}, settings=settings)
+        assert {row["origin"] for row in find(tmp_path / str(n), "true")} == {
+            "c.jsonl line 1", "c.jsonl line 3",
+        }  # fmt: skip
     data = b"first\n\nsecond"
     assert {row["origin"] for row in find(corpus("one", data, cells=True))} == {
         "text.txt line 1", "text.txt line 3",
@@ -505,3 +513,11 @@ def test_odd_values_of_conditions_stop_nothing(corpus):
     data = "".join(json.dumps(line) + "\n" for line in lines[:2]).encode()
     cells = pq.read_table(corpus("b", data, name="two.jsonl", cells=True) / "cells").to_pandas()
     assert set(cells["size"]) == {float(2**53), 0.5}
+
+
+def test_files_of_the_hub_are_called_as_they_are_there():
+    from logitlens.survey.documents import _inside
+
+    name = _inside("hf://datasets/owner/name")
+    place = "/home/me/.cache/datasets--owner--name/snapshots/0123abc"
+    assert name(f"{place}/en/train.parquet row 3") == "en/train.parquet row 3"

@@ -588,7 +588,7 @@ def test_more_top_tokens_than_there_are_are_refused_before_anything_is_written(
     with pytest.raises(FormatError, match=f"top is at most the vocabulary's {model.vocab_size}"):
         run(
             survey.folder / "p.jsonl", survey.folder / "s", model, source=str(saved), loading={},
-            settings=Settings(top=model.vocab_size + 1),
+            settings=Settings(top=model.vocab_size + 1, cells=True, length=8),
         )  # fmt: skip
     assert not (survey.folder / "s").exists()
 

@@ -21,7 +21,7 @@ from logitlens.cli.options import (
     reading_options,
     wrote,
 )
-from logitlens.cli.prompts import asked, is_stored, quoted
+from logitlens.cli.prompts import STORED, asked, is_stored, quoted
 from logitlens.cli.read import read_all
 from logitlens.cli.view import load, open_page
 
@@ -116,8 +116,8 @@ def _kept(given: tuple[str, ...]) -> list[Reading]:
     """The readings of files; none where prompts are given. Raises UsageError for both at once."""
     files = [text for text in given if is_stored(text)]
     for text in given:
-        if text not in files and not text.split()[1:] and text.endswith((".json", ".html")):
-            raise click.UsageError(f"no reading at {text}")
+        if text not in files and text.lower().endswith(STORED) and not text.split()[1:]:
+            raise FileNotFoundError(f"no reading at {text}")
     if not files:
         return []
     if len(files) < len(given):

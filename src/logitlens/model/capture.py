@@ -48,7 +48,7 @@ class Residuals:
     h                one (T, D) tensor for each of the `layers`, in the stream's own dtype; of a batch, parts
                      of one tensor, which stays while any prompt's does
     layers           their labels: "embed", "0", …, "N-1"
-    final_logits     (P, V) float32: the model's own logits at `final_positions`
+    final_logits     (P, V) float32: the model's own logits at `final_positions`, as `h` of a batch
     stream           "resid"; or "mid", "attn", "mlp", "head" (see `sublayers`, `heads`): rows of block
                      d − 1 for depth d, labelled "0.attn", "0.head3", …; the last row is still the final
                      residual, the base of every comparison

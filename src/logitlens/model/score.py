@@ -205,7 +205,9 @@ def _begin(
     kept = readable(lens, depths)
     device = captured[0].h[-1].device
     places = [_places(each.positions, device) for each in asked]
-    h_LND = [torch.cat([part.h[i][p] for part, p in zip(captured, places)]) for i in kept]
+    h_LND = [
+        torch.cat([_at(part.h[i], place) for part, place in zip(captured, places)]) for i in kept
+    ]
     M = max(1, *(each.targets.shape[1] for each in asked))
     targets = [
         np.pad(t, ((0, 0), (0, M - t.shape[1])), constant_values=-1)
@@ -250,6 +252,10 @@ def _places(positions: list[int], device: torch.device) -> slice | torch.Tensor:
     if last - first == len(positions) - 1:
         return slice(first, last + 1)
     return transfer.sent(torch.tensor(positions, dtype=torch.long, device="cpu"), device)
+
+
+def _at(h_TD: torch.Tensor, place: slice | torch.Tensor) -> torch.Tensor:
+    return h_TD[place if isinstance(place, slice) else place.to(h_TD.device)]
 
 
 def _checked(

@@ -90,6 +90,8 @@ def begin_together(
                 break
             stop += 1
         ends.append(_begin_group(builders[start:stop], parts[start:stop], engine))
+        if not transfer.overlaps(h[-1].device):
+            ends.pop()()
         start = stop
 
     def end() -> None:
@@ -126,16 +128,18 @@ def _begin_group(
     )
     table = Table(sum(counts))
     end = begin_rows(asked[0][0], joined, engine, table)
+    widths = [(builder, rows.targets_TM.shape[1]) for builder, rows in asked]
+    del found, asked, joined  # copies of residuals, where some positions only are read
     seconds = time.perf_counter() - began
 
     def ended() -> None:
         waits = time.perf_counter()
         end()
-        each = (seconds + time.perf_counter() - waits) / len(asked)
-        for start, count, (builder, rows) in zip(starts, counts, asked):
+        each = (seconds + time.perf_counter() - waits) / len(widths)
+        for start, count, (builder, width) in zip(starts, counts, widths):
             own = table.part(slice(start, start + count))
             for name in ("target_logprobs", "target_ranks"):
-                own[name] = own[name][..., : rows.targets_TM.shape[1]]
+                own[name] = own[name][..., :width]
             builder.table.add(own)
             builder.seconds += each
 

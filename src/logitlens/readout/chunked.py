@@ -8,8 +8,11 @@ statistic. Equal to `reference` up to float32 rounding.
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -50,7 +53,17 @@ def give_up(error: BaseException) -> None:
     why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     given_up.append(why)
     line = f"logitlens: the extra `fast` cannot be used, torch reads alone: {why}"
-    print(line, file=sys.stderr)
+    with suppress(OSError, ValueError):  # stderr may be a log on the same full disk, or closed
+        print(line, file=sys.stderr)
+
+
+def _compiling(error: OSError) -> bool:
+    """Whether the system refused numba something, say room for what it compiles; not whatever else a head,
+    or a signal's handler, may raise."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return error.errno is not None and any(
+        f"{os.sep}numba{os.sep}" in frame.f_code.co_filename for frame, _ in frames
+    )
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,9 @@ class Chunked(Engine):
         if self._compiled:
             try:
                 return super().stats(*args, **kwargs)
-            except OSError as error:  # a disk is full where numba keeps what it compiles
+            except OSError as error:
+                if not _compiling(error):
+                    raise
                 give_up(error)
         return super().stats(*args, **kwargs)
 

@@ -53,9 +53,11 @@ class Folder:
         """Whether the table is there; where it is on this machine, one that can be opened."""
         if self.place.local is None:
             return self.place.size(TABLE) is not None
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ImportError:
+            return self.place.size(TABLE) is not None
         try:
             pq.read_metadata(self.place.local / TABLE)
         except (pa.ArrowException, OSError):

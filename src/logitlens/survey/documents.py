@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from array import array
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from logitlens import storage
 from logitlens.errors import FormatError, PromptError
 from logitlens.fit import corpus
 from logitlens.model.lens_model import LensModel
@@ -141,6 +143,7 @@ def made_of(
         "field": field,
         "skip_bad": skip_bad,
         "tokenizer": tokenizer_hash(model),
+        "version": 2,  # of the files below
     }
     return facts, total, whole.hexdigest()
 
@@ -184,7 +187,7 @@ def tokenise(
     noted = Noted(own)
     read = corpus.records(source, made["field"], bad=skip, others=True)
     with place.writing(TOKENS) as path, place.writing(CONDITIONS) as beside:
-        ends_N2, digest = _write(source, path, beside, read, model, noted, skip)
+        ends_N2, digest = _write(_inside(source), path, beside, read, model, noted, skip)
         if not len(ends_N2):
             raise PromptError(f"{source} holds no text that can be read")
     place.write(ENDS, ends_N2.tobytes())
@@ -218,7 +221,7 @@ def are_those_of(place: Storage, facts: dict[str, Any]) -> bool:
 
 
 def _write(
-    source: str,
+    inside: Callable[[str], str],
     path: Path,
     beside: Path,
     documents: Iterable[corpus.Record],
@@ -241,7 +244,7 @@ def _write(
             if not len(ids):
                 continue
             total += len(ids)
-            kept = {ORIGIN: _within(source, document.where), **noted.keep(document.others)}
+            kept = {ORIGIN: inside(document.where), **noted.keep(document.others)}
             said.write(f"{json.dumps(kept)}\n".encode())
             ends.extend((total, said.tell()))
             data = ids.astype("<i4").tobytes()
@@ -250,10 +253,20 @@ def _write(
     return np.array(ends, "<i8").reshape(-1, 2), digest.hexdigest()
 
 
-def _within(source: str, where: str) -> str:
-    """A document's file and line, as they are called inside the source, wherever that is."""
-    inside = where.removeprefix(f"{source.rstrip('/')}/")
-    return inside if inside != where else where.rpartition("/")[2]
+def _inside(source: str) -> Callable[[str], str]:
+    """What a document's file and line are called inside the source, wherever that is and however it is
+    spelt."""
+    address = "hf://"
+    if not source.startswith(address):
+        address = storage.at(os.path.expanduser(source)).address.rstrip("/") + "/"
+
+    def name(where: str) -> str:
+        if where.startswith(address):
+            return where.removeprefix(address)
+        _, cached, rest = where.rpartition("/snapshots/")  # of the hub: what follows the revision
+        return rest.partition("/")[2] if cached else where.rpartition("/")[2]
+
+    return name
 
 
 def windows(place: Storage, length: int, overlap: int) -> Windows:

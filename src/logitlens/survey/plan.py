@@ -138,7 +138,8 @@ def parse(data: bytes, path: str) -> Plan:
         )
     if facts["version"] != VERSION:
         raise FormatError(
-            f"{path} is of version {facts['version']}; this logitlens reads {VERSION}"
+            f"{path} is of version {facts['version']}; this logitlens reads {VERSION}: begin the survey "
+            "in another folder"
         )
     matches(facts, _SCHEMA, path)
     return Plan(facts)
@@ -169,8 +170,8 @@ def needs_pyarrow() -> None:
 
 
 def weights_hash(model: LensModel) -> str:
-    """16 hex digits of the SHA-256 of some numbers of every parameter, evenly spread: at least one of every
-    row, so that a token's row which is edited or added shows."""
+    """16 hex digits of the SHA-256 of some numbers of every parameter, evenly spread: of a matrix at least one
+    of every row, so that a token's row which is edited or added shows."""
     digest = hashlib.sha256()
     for name, parameter in model.hf.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
@@ -178,22 +179,40 @@ def weights_hash(model: LensModel) -> str:
         if weight is None or not weight.numel():
             continue
         flat = weight.detach().flatten()
-        step = max(1, min(len(flat) // SAMPLE, weight.shape[-1] - 1 if weight.ndim else 1))
+        step = max(1, len(flat) // SAMPLE)
+        if (
+            weight.ndim > 1 and weight.shape[-1] > 2 and weight.is_floating_point()
+        ):  # else it is packed
+            step = min(step, weight.shape[-1] - 1)
         digest.update(flat[::step].cpu().double().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def config_hash(model: LensModel) -> str:
-    """16 hex digits of what a model's configuration says beyond its class's defaults, but for what tells
-    where it came from, how it is loaded, and what it gives besides logits."""
+    """16 hex digits of what a model's configuration says beyond its class's defaults, which may grow with
+    transformers, but for what tells where it came from, how it is loaded, and what it gives besides logits.
+    """
 
     def told(facts: Any) -> Any:
         if isinstance(facts, Mapping):
             return {str(k): told(v) for k, v in facts.items() if k not in _UNTOLD}
+        if isinstance(facts, (set, frozenset)):
+            return sorted(map(str, facts))
         return [told(v) for v in facts] if isinstance(facts, (list, tuple)) else facts
 
-    facts = told(model.hf.config.to_diff_dict())
-    text = json.dumps(facts, sort_keys=True, default=str)
+    def name(value: Any) -> str:
+        return str(value) if isinstance(value, torch.dtype) else type(value).__qualname__
+
+    config = model.hf.config
+    if not hasattr(config, "to_dict"):  # a model that is not of transformers
+        return "none"
+    facts = told(config.to_dict())
+    try:
+        usual = told(type(config)().to_dict())
+    except Exception:  # one that is made of other configurations
+        usual = {}
+    facts = {k: v for k, v in facts.items() if k == "model_type" or k not in usual or usual[k] != v}
+    text = json.dumps(facts, sort_keys=True, default=name)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

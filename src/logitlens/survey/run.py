@@ -63,10 +63,11 @@ class Status:
 def status(folder: str | os.PathLike[str]) -> Status:
     """What is committed in a folder. Raises SurveyError where there is no survey."""
     plan, files = plans.load(folder), Folder(folder)
+    listed = files.numbers("commits")  # before they are read: others commit meanwhile
     records = [r for s in range(len(plan.shards)) if (r := files.committed(s)) is not None]
     ended = {record["shard"] for record in records}
     damaged = "its part is missing, or not whole: run the survey again"
-    failed = dict.fromkeys((s for s in files.numbers("commits") if s not in ended), damaged)
+    failed = dict.fromkeys((s for s in listed if s not in ended), damaged)
     failed |= {shard: why for shard, why in files.failures().items() if shard not in ended}
     underway = {
         shard: line
@@ -109,7 +110,7 @@ def run(
     plans.needs_pyarrow()
     if min(settings.shard_size, settings.token_budget, settings.threads, settings.top) < 1:
         raise FormatError("shard_size, token_budget, threads and top are at least 1")
-    if settings.top > model.vocab_size:  # refused before anything is written
+    if settings.cells and settings.top > model.vocab_size:  # refused before anything is written
         raise FormatError(
             f"top is at most the vocabulary's {model.vocab_size:,}; got {settings.top:,}"
         )

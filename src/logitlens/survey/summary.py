@@ -126,7 +126,8 @@ def _groups(rows: pandas.DataFrame, by: str) -> dict[str, pandas.DataFrame]:
 
 def _named(value: Any) -> str:
     """A value of a condition as it was given: whole numbers beside others are no fractions."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e16
+    return str(int(value)) if whole else str(value)
 
 
 def _require_pairs(frames: dict[str, pandas.DataFrame], contrast: tuple[str, str]) -> None:

@@ -137,7 +137,8 @@ def model_of(plan: Plan, model: LensModel | None = None) -> LensModel:
         )
     if plans.config_hash(model) != facts["config"]:
         raise SurveyError(
-            f"{model.name} has another configuration (config.json) than when the survey was planned"
+            f"{model.name} has another configuration (config.json, as this version of transformers reads "
+            "it) than when the survey was planned"
         )
     if documents.tokenizer_hash(model) != facts["tokenizer"]:
         raise SurveyError(f"{model.name} has another tokenizer than when the survey was planned")
