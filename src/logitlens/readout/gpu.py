@@ -2,7 +2,8 @@
 
 A slab holds the raw logits of up to 4,096 rows (whole positions, all layers of each) × as many tokens as
 fill 32 MB. cuBLAS or hipBLAS writes it, the kernels of `epilogue` look at each logit of it once, and the
-next slab overwrites it: nothing else as large is held. All slabs of a reading have one shape, so that the
+next slab overwrites it. As large are, besides, a second slab while candidates are found and the logits of
+final rows that are wanted whole. All slabs of a reading have one shape, so that the
 library multiplies each with the same kernel. The targets, gathered, pass first: of 4,096 rows in that shape
 too, so that a token ranks no lower than its twin; of fewer rows in fewer columns, for which the library may
 choose a kernel that rounds otherwise. No step waits for the GPU.

@@ -180,9 +180,8 @@ def weights_hash(model: LensModel) -> str:
             continue
         flat = weight.detach().flatten()
         step = max(1, len(flat) // SAMPLE)
-        if (
-            weight.ndim > 1 and weight.shape[-1] > 2 and weight.is_floating_point()
-        ):  # else it is packed
+        has_rows = weight.ndim > 1 and weight.shape[-1] > 2 and weight.is_floating_point()
+        if has_rows:  # and is not packed: a step shorter than a row misses none
             step = min(step, weight.shape[-1] - 1)
         digest.update(flat[::step].cpu().double().numpy().tobytes())
     return digest.hexdigest()[:16]
