@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
+import torch
 
 import logitlens
+from logitlens.anatomy import check
 from logitlens.lenses import LogitLens
 from logitlens.model import assemble, score, together
 from logitlens.readout import chunked, read, transfer
@@ -140,3 +144,75 @@ def test_residuals_are_let_go_before_the_next_pass(model, monkeypatch):
     monkeypatch.setattr(together, "capture", watched)
     assert len(model.read_batch(PROMPTS, token_budget=4)) == len(PROMPTS)
     assert len(kept) == len(PROMPTS)
+
+
+def test_a_check_waits_for_its_own_batch_only(monkeypatch):
+    """The calls that a GPU would get: its stream for checks waits for what was queued before."""
+    said: list[str] = []
+
+    class Stream:
+        def __init__(self, device, priority=0):
+            self.name = "side" if priority < 0 else "main"
+
+        def record_event(self):
+            said.append(f"recorded on {self.name}")
+            return "event"
+
+        def wait_event(self, event):
+            said.append(f"{self.name} waits for the {event}")
+
+        def synchronize(self):
+            said.append(f"{self.name} done")
+
+    @contextmanager
+    def stream(used):
+        said.append(f"onto {used.name}")
+        yield
+        said.append("back")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    transfer._side_stream.cache_clear()
+    aside = transfer.aside(torch.device("cuda", 0))
+    said.append("next batch")
+    with aside:
+        said.append("check")
+    assert said == [
+        "recorded on main", "next batch", "side waits for the event", "onto side", "check", "back",
+        "side done",
+    ]  # fmt: skip
+    transfer._side_stream.cache_clear()
+
+
+def test_on_the_cpu_nothing_is_aside():
+    with transfer.aside(torch.device("cpu")) as nothing:
+        assert nothing is None
+
+
+@pytest.mark.parametrize("way", ["read_batch", "survey"])
+def test_every_batch_is_ended_aside(way, model, late, monkeypatch):
+    entered: list[bool] = []
+
+    @contextmanager
+    def watched():
+        entered.append(True)
+        yield
+        entered.append(False)
+
+    monkeypatch.setattr(transfer, "aside", lambda device: watched())
+
+    def compare(*args):
+        assert entered[-1], "the check is made aside"
+        return check.compare(*args)
+
+    for module in (assemble, score):
+        monkeypatch.setattr(module, "compare", compare)
+    if way == "read_batch":
+        assert len(model.read_batch(PROMPTS, token_budget=8)) == len(PROMPTS)
+    else:
+        asked = [score.Asked(ids, [0], np.array([[3]])) for ids in ([5, 6], [8, 9, 10])]
+        lens = logitlens.lenses.resolve("logit", model)
+        assert len(list(score.read_rows(model, asked, [lens], token_budget=2))) == 2
+    assert entered
+    assert entered == [True, False] * (len(entered) // 2)

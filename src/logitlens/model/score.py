@@ -233,10 +233,14 @@ def _begin(
     h_SD = h_LND[-1][transfer.sent(torch.from_numpy(last_S), device)]
     labels = [captured[0].layers[i] for i in kept]
     stops = (last_S + 1).tolist()
+    aside = transfer.aside(device)
 
     def rows() -> list[Rows]:
-        arrays = end()
-        with as_found(model.hf):
+        with (
+            aside,
+            as_found(model.hf),
+        ):  # the check must not wait for the batch that was begun meanwhile
+            arrays = end()
             check = _checked(model, own, h_SD, final, last_S, arrays)
         return [
             Rows(labels, {name: array[:, a:b] for name, array in arrays.items()}, check)

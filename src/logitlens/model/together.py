@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -53,10 +54,16 @@ def read(
                 check=[requests[i].positions[-1] for i in batch], edits=asked.edits,
             )  # fmt: skip
             builders = {i: ReadingBuilder(model, cut[i][0], requests[i]) for i in batch}
-            return partial(end, builders, begin_together([*builders.values()], captured, engine))
+            rows = begin_together([*builders.values()], captured, engine)
+            return partial(end, builders, rows, transfer.aside(captured[0].h[-1].device))
 
-    def end(builders: Mapping[int, ReadingBuilder], rows: Callable[[], None]) -> dict[int, Reading]:
-        with as_found(model.hf):
+    def end(
+        builders: Mapping[int, ReadingBuilder],
+        rows: Callable[[], None],
+        aside: AbstractContextManager[None],
+    ) -> dict[int, Reading]:
+        # The check asks the GPU once more: it must not wait for the batch that was begun meanwhile.
+        with aside, as_found(model.hf):
             rows()
             return {
                 i: builder.reading(prompt=words[i], dropped=cut[i][1])

@@ -7,7 +7,9 @@ been given before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar
+from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +42,32 @@ class Arriving:
         if self._copied is not None:
             self._copied.synchronize()
         return {name: tensor.numpy() for name, tensor in self._host.items()}
+
+
+def aside(device: torch.device) -> AbstractContextManager[None]:
+    """A context in which a GPU's work waits for what it had been given when this was called, not for what it
+    has been given since; all of it is done when the context is left."""
+    on_gpu = device.type == "cuda"
+    return _aside(device, torch.cuda.current_stream(device).record_event() if on_gpu else None)
+
+
+@contextmanager
+def _aside(device: torch.device, given: Any) -> Iterator[None]:
+    if given is None:
+        yield
+        return
+    stream = _side_stream(device)
+    stream.wait_event(given)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        stream.synchronize()  # before memory of the main stream that is read here can be used again
+
+
+@lru_cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device, priority=-1)  # before what else is queued
 
 
 def in_turn(begun: Iterable[Callable[[], Found]], *, behind: bool) -> Iterator[Found]:
