@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from logitlens.errors import MissingExtra, PromptError
-from logitlens.readout import chunked, product, reference
+from logitlens.readout import chunked, online, product, reference
 from logitlens.readout.chunked import Chunked
 from logitlens.readout.head import Head
 from logitlens.readout.online import Online
@@ -320,3 +320,24 @@ def test_tiles_of_a_prompt_are_of_one_size(monkeypatch, kernel, positions, candi
     targets_PM = torch.zeros(positions, 0).long()
     Chunked(kernel).block(torch.zeros(positions, L, 0), head, 1, targets_PM, candidates, {})
     assert found == sizes
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_logits_far_from_zero_keep_their_digits(once, monkeypatch):
+    if once and not online.rounds_once():
+        pytest.skip("this processor rounds a scaled sum twice")
+    monkeypatch.setattr(online, "rounds_once", lambda: once)
+    g = torch.Generator().manual_seed(5)
+    z_NV = torch.randn(6, 700, generator=g) * 6 - 30_000
+    kept = Online(3, torch.empty(2, 0, dtype=torch.long), torch.empty(2, 3, 0))
+    for v in range(0, 700, 192):
+        kept.update(z_NV[:, v : v + 192])
+    found = kept.result()
+    logprobs_PLV = z_NV.double().unflatten(0, (3, 2)).transpose(0, 1).log_softmax(-1)
+    p_PLV = logprobs_PLV.exp()
+    entropy_PL = -(p_PLV * logprobs_PLV).sum(-1)
+    kl_PL = (p_PLV[:, -1:] * (logprobs_PLV[:, -1:] - logprobs_PLV)).sum(-1)
+    assert (found.entropy - entropy_PL).abs().max() < 5e-6
+    assert (found.kl - kl_PL).abs().max() < 5e-5
+    whole_PL = z_NV.double().logsumexp(-1).unflatten(0, (3, 2)).transpose(0, 1)
+    assert (kept.logsumexp() - whole_PL).abs().max() < 2e-6

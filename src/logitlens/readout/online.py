@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from logitlens.readout.topk import BLOCK, RunningTopK, block_maxima
 HOT = 200_000  # logits per thread looked at together: more, with what is made of them, leave a core's cache
 SUMMED = 4096  # products added up by a matrix product: their error grows with how many there are
 SPARSE = 0.5  # share of the rows below which those to be counted are copied side by side
+BITS = 1.4426950216293335  # of a nat, as float32 has it
 LEAP = 20.0  # how far a logit may exceed c before its position is summed again with a new c
 
 
@@ -81,7 +83,7 @@ class Online:
                 block_maxima(z_PLC[p], maxima_PLB[p])
             self._sum(z_PLC[p], p, sums_3PL)
             self._count(z_PLC[p], maxima_PLB[p].amax(-1), p)
-        self._add(z_PLC, sums_3PL.double(), maxima_PLB.amax(-1))
+        self._add(z_PLC, self._in_nats(sums_3PL), maxima_PLB.amax(-1))
         self._own(z_PLC)
         self.top.update(z_NC, maxima_NB)
         self.seen += C
@@ -106,9 +108,13 @@ class Online:
         work_2pLW = self.work[:, : n * L * parts * size].view(2, n, L, parts * size)
         work_2pLW[..., C:].zero_()
         d_pLW, e_pLW = work_2pLW
-        torch.sub(z_pLC, self.c_PL[p, :, None], out=d_pLW[..., :C])
-        torch.exp(d_pLW[..., :C], out=e_pLW[..., :C])
-        torch.sum(e_pLW[..., :C], -1, out=s_pL)
+        d_pLC, e_pLC = d_pLW[..., :C], e_pLW[..., :C]
+        if rounds_once():  # powers of two take half as long as those of e
+            torch.add(-self._bits_PL()[p, :, None], z_pLC, alpha=BITS, out=d_pLC)
+        else:
+            torch.sub(z_pLC, self.c_PL[p, :, None], out=d_pLC).mul_(BITS)
+        torch.exp2(d_pLC, out=e_pLC)
+        torch.sum(e_pLC, -1, out=s_pL)
         d_pLwB, e_pLwB = work_2pLW.unflatten(-1, (parts, size))
         a_n1 = _dots(e_pLwB.flatten(0, 2)[:, None], d_pLwB.flatten(0, 2)[:, None])
         a_pL.copy_(a_n1.view(n, L, parts).sum(-1))
@@ -125,17 +131,34 @@ class Online:
         target_pLM, above_pLM = self.target_PLM[p], self.above_PLM[p]
         open_pLM = ~(highest_pL[..., None] <= target_pLM)  # a NaN is looked at
         counts_M = open_pLM.sum((0, 1)).tolist()
-        for m, count in enumerate(counts_M):
-            if not count:
-                continue
-            z, target, rows = z_pLC, target_pLM[..., m], (slice(None), slice(None))
-            if count < SPARSE * target.numel():
-                rows = open_pLM[..., m].nonzero(as_tuple=True)
-                z, target = z_pLC[rows], target[rows]
-            above = self.work[0, : z.numel()].view(z.shape)
-            # 0.0 or 1.0: summing floats is several times faster than bools
-            torch.gt(z, target[..., None], out=above)
-            above_pLM[(*rows, m)] += above.sum(-1)
+        counted_MpL = z_pLC.new_zeros(self.M, *z_pLC.shape[:2])
+        for counted_pL, target_pL, open_pL, count in zip(
+            counted_MpL, target_pLM.unbind(-1), open_pLM.unbind(-1), counts_M
+        ):
+            if count >= SPARSE * target_pL.numel():
+                torch.sum(self._above(z_pLC, target_pL), -1, out=counted_pL)
+            elif count:
+                rows = open_pL.nonzero(as_tuple=True)
+                counted_pL[rows] = self._above(z_pLC[rows], target_pL[rows]).sum(-1)
+        above_pLM += counted_MpL.permute(1, 2, 0)
+
+    def _above(self, z: Tensor, target: Tensor) -> Tensor:
+        """0.0 or 1.0: summing floats is several times faster than bools."""
+        return torch.gt(z, target[..., None], out=self.work[0, : z.numel()].view(z.shape))
+
+    def _bits_PL(self) -> Tensor:
+        """c in bits."""
+        return self.c_PL * BITS
+
+    def _in_nats(self, sums_3PL: Tensor) -> Tensor:
+        """Sums of powers of two → float64 ones of powers of e, relative to c itself: in bits, as float32 has
+        it, that was a little more or less."""
+        s_PL, a_PL, x_PL = sums_3PL.double()
+        c_PL = self.c_PL.double()
+        off_PL = (self._bits_PL().double() / BITS if rounds_once() else c_PL) - c_PL
+        a_PL, x_PL = a_PL / BITS + off_PL * s_PL, x_PL / BITS + off_PL * s_PL[:, -1:]
+        by_PL = off_PL.exp()
+        return torch.stack([s_PL * by_PL, a_PL * by_PL, x_PL * by_PL[:, -1:]])
 
     def _add(self, z_PLC: Tensor, sums_3PL: Tensor, highest_PL: Tensor) -> None:
         """Add a tile's sums, then move c up to the running maximum.
@@ -225,6 +248,15 @@ class Online:
                 among_PL, 1 + (values_PLK > own_PL1).sum(-1), ranks_PLM[..., m]
             )
         return ranks_PLM
+
+
+@lru_cache
+def rounds_once() -> bool:
+    """Whether a scaled sum of floats is rounded once here, as by all but very old processors: else logits
+    far from zero would lose digits."""
+    e = 2.0**-12
+    z = torch.full((64,), 1 + e, device="cpu")
+    return bool((torch.add(torch.full_like(z, -1 - 2 * e), z, alpha=1 + e) == e * e).all())
 
 
 def _summed(C: int) -> tuple[int, int]:
