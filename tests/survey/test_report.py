@@ -643,3 +643,24 @@ def test_a_slip_in_a_condition_is_shown_with_the_columns_there_are(survey, where
     assert "select" not in text
     assert "\n" not in text
     assert len(text) < 520
+
+
+@pytest.mark.parametrize(("hits", "low", "high"), [(7, 0.646, 1), (0, 0, 0.354)])
+def test_a_share_of_which_all_or_none_are_right_has_an_interval(hits, low, high):
+    values_N1 = np.full((7, 1), float(hits > 0))
+    mean, *ends = interval(values_N1, np.arange(7), 0, 200, shares=True)
+    assert mean == hits / 7
+    np.testing.assert_allclose(np.ravel(ends), [low, high], atol=1e-3)  # Wilson's
+    _, *plain = interval(values_N1, np.arange(7), 0, 200)
+    assert np.ravel(plain).tolist() == [mean[0], mean[0]], "a draw repeats what all have"
+
+
+def test_shares_of_a_report_have_intervals_except_where_nothing_can_differ(folder):
+    frame = table(folder)
+    frame["rank"] = np.where(frame.block == frame.block.max(), 1, 50)
+    curves = {c.measure: c for c in summarise({"a": frame}, draws=50).curves}
+    ids = frame["id"].nunique()  # prompts that share one are drawn together
+    beyond, top1 = 1.96**2 / (ids + 1.96**2), curves["top1"]
+    np.testing.assert_allclose(top1.low, [*[0] * (len(top1.mean) - 1), 1 - beyond], atol=1e-4)
+    np.testing.assert_allclose(top1.high, [*[beyond] * (len(top1.mean) - 1), 1], atol=1e-4)
+    assert curves["agree"].low[-1] == curves["agree"].high[-1] == 1

@@ -5,6 +5,8 @@ teachers should know about the bootstrap", The American Statistician 69:4), wide
 Student's t: 0.9 and 99.1 for ten units, 2.3 and 97.7 for a hundred. Of fewer than five units even the lowest
 and the highest draw are too near.
 
+A share of 0 or 1 would have an interval of no width; see `interval`.
+
 N prompts, L layers; U units, of prompts that are drawn together; B draws, b of them at a time.
 """
 
@@ -21,9 +23,12 @@ AT_ONCE = 10_000_000  # draws × units counted at a time (40 MB)
 
 
 def interval(
-    values_NL: np.ndarray, units_N: np.ndarray, seed: int, draws: int
+    values_NL: np.ndarray, units_N: np.ndarray, seed: int, draws: int, *, shares: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(L,) mean, and the ends of its interval over units; nan values are left out."""
+    """(L,) mean, and the ends of its interval over units; nan values are left out.
+
+    shares   values are 0 or 1: where all are alike, which every draw repeats, the interval is Wilson's (1927)
+    """
     there_NL = ~np.isnan(values_NL)
     U = int(units_N.max()) + 1
     sums_UL, counts_UL = np.zeros((U, values_NL.shape[1])), np.zeros((U, values_NL.shape[1]))
@@ -40,6 +45,9 @@ def interval(
     for row, there in enumerate((counts_UL > 0).sum(0).tolist()):
         if there > 1:
             ends_2L[:, row] = np.nanpercentile(means_BL[:, row], _ends(there))
+            if shares and mean_L[row] in (0, 1):
+                beyond = 1.959964**2 / (there + 1.959964**2)
+                ends_2L[:, row] = (0, beyond) if mean_L[row] == 0 else (1 - beyond, 1)
     return mean_L, ends_2L[0], ends_2L[1]
 
 

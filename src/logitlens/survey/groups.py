@@ -18,6 +18,7 @@ from logitlens.survey.curves import QUANTILES, RANKS, Curve, Histogram, ordered
 if TYPE_CHECKING:
     import pandas
 
+SHARES = ("correct", *(f"top{k}" for k in RANKS), "agree")
 QUANTILED = ("logprob", "first_logprob", "rank", "margin", "kl", "entropy")
 
 
@@ -57,11 +58,15 @@ class Group:
 
     def curves(self, seed: int, draws: int) -> list[Curve]:
         """The mean of every measure."""
-        return [
-            Curve(*self.key, measure, self.layers, *interval(values_NL, self.units, seed, draws),
-                  _having(values_NL))
-            for measure, values_NL in self.values.items()
-        ]  # fmt: skip
+        out = []
+        for measure, values_NL in self.values.items():
+            around = interval(values_NL, self.units, seed, draws, shares=measure in SHARES)
+            if measure == "agree":
+                around[1][-1] = around[2][
+                    -1
+                ]  # the final layer agrees with itself, whatever the prompts
+            out.append(Curve(*self.key, measure, self.layers, *around, _having(values_NL)))
+        return out
 
     def quantiles(self, seed: int, draws: int) -> list[Curve]:
         """QUANTILES of those measures that have them."""

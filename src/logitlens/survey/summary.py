@@ -70,7 +70,10 @@ def summarise(
 
     Raises FormatError for a condition or a value that is not there.
     """
-    about = f"Means and quantiles over prompts with 95 % intervals of a bootstrap ({draws} draws, seed {seed})."
+    about = (
+        f"Means and quantiles over prompts with 95 % intervals of a bootstrap ({draws} draws, seed {seed}); "
+        "of shares of 0 and 1 Wilson's."
+    )
     found = Summary(by or "", meta={"seed": seed, "draws": draws, "about": about})
     surveys: dict[str, dict[str, Group]] = {}  # lens → survey → all of its prompts
     for survey, frame in frames.items():
