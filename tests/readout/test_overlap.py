@@ -115,9 +115,9 @@ def test_sequences_of_a_survey_too_by_every_lens(model, late, monkeypatch):
         for ids in ([5, 6, 7], [8, 9], [10, 11, 12, 13], [14, 15])
     ]
     lenses = [logitlens.lenses.resolve(name, model) for name in ("logit", "tuned")]
-    found = list(score.read_rows(model, asked, lenses, token_budget=6))
+    found = list(score.read_rows(model, asked, lenses, [[2], [0, 1], [3]]))
     monkeypatch.undo()
-    at_once = list(score.read_rows(model, asked, lenses, token_budget=6))
+    at_once = list(score.read_rows(model, asked, lenses, [[2], [0, 1], [3]]))
     assert [i for i, _ in found] == [i for i, _ in at_once]
     assert sorted(i for i, _ in found) == [0, 1, 2, 3]
     for (_, ours), (_, theirs) in zip(found, at_once):
@@ -213,6 +213,6 @@ def test_every_batch_is_ended_aside(way, model, late, monkeypatch):
     else:
         asked = [score.Asked(ids, [0], np.array([[3]])) for ids in ([5, 6], [8, 9, 10])]
         lens = logitlens.lenses.resolve("logit", model)
-        assert len(list(score.read_rows(model, asked, [lens], token_budget=2))) == 2
+        assert len(list(score.read_rows(model, asked, [lens], [[1], [0]]))) == 2
     assert entered
     assert entered == [True, False] * (len(entered) // 2)

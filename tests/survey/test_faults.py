@@ -103,7 +103,7 @@ def test_a_worker_that_runs_out_of_memory_halves_its_batches_and_says_so(tmp_pat
         if found.done:
             break
     assert found.done, done.stdout + done.stderr
-    assert "out of memory: went on with batches of" in found.records[0]["remarks"][0]
+    assert "were read in halves" in found.records[0]["remarks"][0]
     assert found.total("prompts") == 200
     assert "out of memory" in (tmp_path / "s" / "logs" / "00000.txt").read_text()
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY

@@ -609,6 +609,30 @@ def test_what_was_damaged_is_said_and_made_again(survey):
     assert not status(folder).failed
 
 
+@pytest.mark.parametrize("behind", [False, True])
+def test_out_of_memory_for_a_moment_changes_no_byte(survey, monkeypatch, behind):
+    from logitlens.model import score
+    from logitlens.readout import transfer
+
+    survey.run(size=100, folder="whole")
+    honest, calls = score.capture, []
+
+    def now_and_then(model, prompts, **options):
+        calls.append(len(prompts))
+        if len(calls) in (1, 3, 6):
+            raise MemoryError
+        return honest(model, prompts, **options)
+
+    monkeypatch.setattr(transfer, "overlaps", lambda device: behind)
+    monkeypatch.setattr(score, "capture", now_and_then)
+    found = survey.run(size=100)
+    assert len(calls) > 6
+    assert found.done
+    assert found.records[0].get("remarks", []) == []
+    whole, again = ((survey.folder / f / "survey.parquet").read_bytes() for f in ("whole", "a"))
+    assert again == whole
+
+
 def test_out_of_memory_halves_the_batch_and_says_so(survey, model, monkeypatch):
     from logitlens.model import score
 
@@ -623,7 +647,9 @@ def test_out_of_memory_halves_the_batch_and_says_so(survey, model, monkeypatch):
     monkeypatch.setattr(score, "capture", small)
     found = survey.run(size=100)
     assert found.done
-    assert "batches of 32 tokens" in found.records[0]["remarks"][0]
+    assert re.match(
+        r"out of memory: \d+ batches were read in halves", found.records[0]["remarks"][0]
+    )
     tables = [
         pq.read_table(survey.folder / f / "survey.parquet").to_pandas() for f in ("whole", "a")
     ]

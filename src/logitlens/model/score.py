@@ -149,17 +149,18 @@ def read_rows(
     model: LensModel,
     asked: Sequence[Asked],
     lenses: Sequence[Lens],
+    batches: Sequence[Sequence[int]],
     *,
     depths: list[int] | None = None,
-    token_budget: int = 4096,
     top: int = 1,
     edits: Prepared | None = None,
     among: int = 0,
 ) -> Iterator[tuple[int, list[Rows]]]:
     """Yields (index of a sequence, its rows by every lens), in the order in which they are read.
 
-    top   K of the rows             edits   made while the model runs, at positions of the prompts
-    among   of how many positions these are a part; all are read by one kernel
+    batches   which sequences run together, by number
+    top       K of the rows             edits   made while the model runs, at positions of the prompts
+    among     of how many positions these are a part; all are read by one kernel
 
     Raises UnsupportedModel where a last row is not the model's own output. Rows whose logits are not
     finite are given as they are, and not compared.
@@ -167,10 +168,9 @@ def read_rows(
     layers = len(depths) if depths is not None else len(model.anatomy.blocks) + 1
     positions = sum(len(each.positions) for each in asked)
     engine = choose(model.tail.head, layers * max(positions, among), top)
-    groups = batches_of(model, [len(each.ids) for each in asked], token_budget)
 
     def begun() -> Iterator[Callable[[], list[Rows]]]:
-        for batch in groups:
+        for batch in batches:
             mine = [asked[i] for i in batch]
             changes = edits
             if changes is not None:
@@ -186,7 +186,7 @@ def read_rows(
             del captured  # before the next pass
 
     ended = transfer.in_turn(begun(), behind=transfer.overlaps(input_device(model.hf)))
-    for batch in groups:
+    for batch in batches:
         by_lens = [next(ended) for _ in lenses]
         yield from ((i, list(rows)) for i, *rows in zip(batch, *by_lens))
 
@@ -313,11 +313,8 @@ def score(
             f"{model.context}: shorten them"
         )
     asking = question(ids, found)
-    read = dict(
-        read_rows(
-            model, asking.asked, [lens], depths=depths, token_budget=token_budget, edits=edits
-        )
-    )
+    batches = batches_of(model, [len(each.ids) for each in asking.asked], token_budget)
+    read = dict(read_rows(model, asking.asked, [lens], batches, depths=depths, edits=edits))
     rows = [read[s][0] for s in range(len(asking.asked))]
     if not all(r.arrays["finite"][-1].all() for r in rows):
         raise UnsupportedModel(

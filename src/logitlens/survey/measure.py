@@ -11,6 +11,7 @@ set_NAME, set_NAME_rank                    log of a set's summed probability, it
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ import numpy as np
 
 from logitlens.errors import PromptError, SurveyError, out_of_memory
 from logitlens.lenses import Lens
+from logitlens.model.batches import batches_of
 from logitlens.model.lens_model import LensModel
 from logitlens.model.score import (
     Asked,
@@ -160,23 +162,37 @@ def read_all(
     edits: Prepared | None = None,
     among: int = 0,
 ) -> Iterator[tuple[int, list[Rows]]]:
-    """`read_rows`; where memory runs out, the rest goes on with half the batch, which `remarks` says."""
-    left = list(range(len(asked)))
-    while left:
-        done: set[int] = set()
+    """`read_rows`; a batch for which memory runs out is tried once more, then in halves, which `remarks` says.
+
+    What took the memory may be gone by then: a batch that is read whole has the digits of a survey that nothing
+    disturbed.
+    """
+    waiting = batches_of(model, [len(each.ids) for each in asked], token_budget)
+    again, halved = True, 0
+    while waiting:
+        done = 0
         try:
             for i, rows in read_rows(
-                model, [asked[i] for i in left], lenses, depths=depths, token_budget=token_budget,
-                top=top, edits=edits, among=among,
-            ):  # fmt: skip
-                done.add(left[i])
-                yield left[i], rows
+                model, asked, lenses, waiting, depths=depths, top=top, edits=edits, among=among
+            ):
+                done += 1
+                yield i, rows
+            break
         except Exception as error:
-            if not out_of_memory(error) or token_budget <= max(len(a.ids) for a in asked):
+            if not out_of_memory(error):
                 raise
-            token_budget //= 2
-            remarks.append(f"out of memory: went on with batches of {token_budget} tokens")
-        left = [i for i in left if i not in done]
+            while done:
+                again, done = True, done - len(waiting.pop(0))
+            first = waiting[0]
+            if not again and len(first) == 1:
+                raise
+        gc.collect()  # what the error held
+        if not again:
+            waiting[:1] = [first[: len(first) // 2], first[len(first) // 2 :]]
+            halved += 1
+        again = False
+    if halved:
+        remarks.append(f"out of memory: {halved} batches were read in halves")
 
 
 def _prepare(model: LensModel, item: Item, first: int, edits: Prepared | None) -> _Prepared:
