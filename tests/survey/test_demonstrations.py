@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 from pathlib import Path
@@ -48,6 +49,19 @@ def test_prompts_of_another_run_are_not_overwritten(recipe, tmp_path):
     with pytest.raises(SystemExit, match="holds other prompts: choose another folder"):
         recipe.main(tmp_path, None, ["logit"], each=2, shots=2)
     assert (tmp_path / "prompts.jsonl").read_text() == "of a survey that was begun"
+
+
+def test_a_survey_that_is_not_done_is_not_reported(recipe, tmp_path, monkeypatch):
+    honest = recipe.run
+
+    def failing(*args, **options):
+        found = honest(*args, **options)
+        return dataclasses.replace(found, records=[], failed={0: "the disk is full"})
+
+    monkeypatch.setattr(recipe, "run", failing)
+    with pytest.raises(SystemExit, match="not done, run the same again: shard 0: the disk is full"):
+        recipe.main(tmp_path, None, ["logit"], each=1, shots=1)
+    assert not list(tmp_path.glob("report.*"))
 
 
 @pytest.mark.slow
