@@ -20,7 +20,7 @@ from logitlens.cli import main
 from logitlens.errors import PromptError, SurveyError
 from logitlens.lenses import TunedLens, save
 from logitlens.survey import bootstrap
-from logitlens.survey.bootstrap import interval, quantiles, student
+from logitlens.survey.bootstrap import interval, quantiles, student, wilson
 from logitlens.survey.curves import MEASURES
 from logitlens.survey.find import find
 from logitlens.survey.groups import QUANTILED
@@ -189,13 +189,17 @@ def test_quantiles_are_those_of_the_table_and_lie_in_their_intervals(folder, tmp
             )
         )
         np.testing.assert_allclose(curve.mean, truth, rtol=1e-6)
-        assert (curve.low <= curve.mean).all()
-        assert (curve.mean <= curve.high).all()
+        # Of twelve prompts none may be below the 10 % quantile, or above the 90 % one.
+        assert np.isnan(curve.low).all() if curve.share == 0.1 else (curve.low <= curve.mean).all()
+        assert (
+            np.isnan(curve.high).all() if curve.share == 0.9 else (curve.mean <= curve.high).all()
+        )
     for name in ("r.md", "r.html"):
         report([folder], tmp_path / name, by="order")
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert "Quantiles: log-probability of the answer (nats)" in text
-        assert re.search(r"odd · 90 %.*\[-\d+\.\d\d, -\d+\.\d\d\]", text)
+        assert re.search(r"odd · 50 %.*\[-\d+\.\d\d, -\d+\.\d\d\]", text)
+        assert re.search(r"odd · 90 %.*\[-\d+\.\d\d, …\]", text)
 
 
 def test_an_interval_of_a_median_holds_the_truth_about_95_times_in_a_hundred():
@@ -213,10 +217,11 @@ def test_quantiles_of_prompts_that_share_an_id_and_of_missing_numbers():
     once = quantiles(values_N1, np.arange(40), [0.1, 0.9], 0, 500)
     twice = quantiles(np.repeat(values_N1, 2, 0), np.repeat(np.arange(40), 2), [0.1, 0.9], 0, 500)
     np.testing.assert_allclose(once, twice)
-    values_N2 = np.stack([np.full(5, np.nan), [3.0, 1.0, np.nan, 2.0, np.nan]], 1)
-    ((middle, low, high),) = quantiles(values_N2, np.arange(5), [0.5], 0, 500)
+    there = [3.0, 1.0, np.nan, 2.0, np.nan, 4.0, 6.0, 5.0]
+    values_N2 = np.stack([np.full(8, np.nan), there], 1)
+    ((middle, low, high),) = quantiles(values_N2, np.arange(8), [0.5], 0, 500)
     assert np.isnan([middle[0], low[0], high[0]]).all()
-    assert (middle[1], low[1], high[1]) == (2.0, 1.0, 3.0)
+    assert (middle[1], low[1], high[1]) == (3.0, 1.0, 6.0)
     ((middle, low, high),) = quantiles(values_N2[:1], np.zeros(1, int), [0.5], 0, 500)
     assert middle[1] == 3.0
     assert np.isnan([*low, *high]).all()
@@ -236,9 +241,10 @@ def test_a_contrast_is_the_mean_of_paired_differences(folder):
     for curve in shares:
         truth = np.quantile(wide["odd"] - wide["even"], curve.share, axis=0, method="inverted_cdf")
         np.testing.assert_allclose(curve.mean, truth, rtol=1e-5, atol=1e-7)
-        assert (curve.low <= curve.mean).all()
-        assert (curve.mean <= curve.high).all()
-        assert (curve.low[:-1] < curve.high[:-1]).all()  # the last layer's KL is 0
+        assert curve.share == 0.1 or (curve.low <= curve.mean).all()
+        assert curve.share == 0.9 or (curve.mean <= curve.high).all()
+        if curve.share == 0.5:
+            assert (curve.low[:-1] < curve.high[:-1]).all()  # the last layer's KL is 0
     assert "| odd − even · 50 % | 12 |" in markdown(found, MEASURES)
     with pytest.raises(FormatError, match="no prompts of 'red'"):
         summarise({"tiny": frame}, by="order", contrast=("red", "odd"))
@@ -645,14 +651,56 @@ def test_a_slip_in_a_condition_is_shown_with_the_columns_there_are(survey, where
     assert len(text) < 520
 
 
-@pytest.mark.parametrize(("hits", "low", "high"), [(7, 0.646, 1), (0, 0, 0.354)])
-def test_a_share_of_which_all_or_none_are_right_has_an_interval(hits, low, high):
-    values_N1 = np.full((7, 1), float(hits > 0))
-    mean, *ends = interval(values_N1, np.arange(7), 0, 200, shares=True)
-    assert mean == hits / 7
-    np.testing.assert_allclose(np.ravel(ends), [low, high], atol=1e-3)  # Wilson's
-    _, *plain = interval(values_N1, np.arange(7), 0, 200)
-    assert np.ravel(plain).tolist() == [mean[0], mean[0]], "a draw repeats what all have"
+@pytest.mark.parametrize(("hits", "low", "high"), [(7, 0.646, 1), (0, 0, 0.354), (3, 0.158, 0.75)])
+def test_an_interval_of_a_share_is_wilsons_over_ids(hits, low, high):
+    values_N1 = np.repeat([1.0, 0.0, np.nan], [hits, 7 - hits, 1])[:, None]
+    once = wilson(values_N1, np.arange(8))
+    np.testing.assert_allclose(np.ravel(once), [hits / 7, low, high], atol=1e-3)
+    twice = wilson(np.repeat(values_N1, 2, 0), np.repeat(np.arange(8), 2))
+    np.testing.assert_allclose(once, twice)
+    assert np.isnan(wilson(values_N1[7:], np.zeros(1, int))).all()
+
+
+@pytest.mark.parametrize(("n", "share"), [(10, 0.9), (10, 0.97), (28, 0.97), (100, 0.99)])
+def test_intervals_of_shares_near_one_hold_the_truth(n, share):
+    """Percentiles of a bootstrap hold it 28 to 65 times in a hundred."""
+    draws_BN = np.random.default_rng(0).random((1000, n)) < share
+    held = 0
+    for drawn_N in draws_BN:
+        _, low, high = wilson(drawn_N[:, None].astype(float), np.arange(n))
+        held += bool(low[0] <= share <= high[0])
+    assert held / 1000 >= 0.9
+
+
+@pytest.mark.parametrize("n", [5, 10, 30, 60])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_intervals_of_quantiles_of_few_prompts_are_open_rather_than_wrong(n, share):
+    generator, truth = np.random.default_rng(0), {0.1: -1.2816, 0.5: 0.0, 0.9: 1.2816}[share]
+    held = 0
+    for seed in range(200):
+        values_N1 = generator.normal(size=(n, 1))
+        ((_, low, high),) = quantiles(values_N1, np.arange(n), [share], seed, 300)
+        held += bool(not low[0] > truth and not high[0] < truth)
+    assert held / 200 >= 0.88
+
+
+def test_a_measure_that_repeats_another_is_shown_where_one_group_has_its_own(survey):
+    """Of `b` all answers are one token and none is wrong: its curves are there beside those of `a`."""
+    items = [
+        {"prompt": "Paris is", "answer": " the tower of", "wrong": " Rome", "kind": "a"},
+        {"prompt": "The tower", "answer": " is", "wrong": " Paris", "kind": "a"},
+        {"prompt": "Rome is", "answer": " the", "kind": "b"},
+        {"prompt": "The city", "answer": " of", "kind": "b"},
+    ]
+    survey.run(items)
+    frame = table(survey.folder / "a")
+    for measure in ("first_logprob", "correct"):
+        groups = [
+            c.group for c in summarise({"a": frame}, by="kind").curves if c.measure == measure
+        ]
+        assert groups == ["a", "b"], measure
+    alone = {c.measure for c in summarise({"a": frame[frame.kind == "b"]}, by="kind").curves}
+    assert not alone & {"first_logprob", "correct"}
 
 
 def test_shares_of_a_report_have_intervals_except_where_nothing_can_differ(folder):

@@ -35,10 +35,10 @@ def drawn(found: Summary) -> tuple[dict[str, dict[str, tuple]], dict[str, tuple]
 
 
 def test_a_line_that_some_panels_lack_looks_the_same_in_all(survey):
-    """Of `en` all answers are one token, so that it has no curve of the first token's own."""
+    """`en` has no answers."""
     items = [
-        {"prompt": item["prompt"], "answer": " Paris" if n % 2 else " the tower of",
-         "language": "en" if n % 2 else "fr"}
+        {"prompt": item["prompt"], "language": "en"} if n % 2
+        else {"prompt": item["prompt"], "answer": " the tower of", "language": "fr"}
         for n, item in enumerate(records(8))
     ]  # fmt: skip
     survey.run(items)

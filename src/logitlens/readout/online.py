@@ -255,7 +255,7 @@ def rounds_once() -> bool:
     """Whether a scaled sum of floats is rounded once here, as by all but very old processors: else logits
     far from zero would lose digits."""
     e = 2.0**-12
-    z = torch.full((64,), 1 + e, device="cpu")
+    z = torch.full((64,), 1 + e, dtype=torch.float32, device="cpu")
     return bool((torch.add(torch.full_like(z, -1 - 2 * e), z, alpha=1 + e) == e * e).all())
 
 

@@ -5,7 +5,7 @@ teachers should know about the bootstrap", The American Statistician 69:4), wide
 Student's t: 0.9 and 99.1 for ten units, 2.3 and 97.7 for a hundred. Of fewer than five units even the lowest
 and the highest draw are too near.
 
-A share of 0 or 1 would have an interval of no width; see `interval`.
+Shares near 0 and 1 would be far too narrow, and of no width where all prompts are alike: theirs are Wilson's.
 
 N prompts, L layers; U units, of prompts that are drawn together; B draws, b of them at a time.
 """
@@ -23,12 +23,9 @@ AT_ONCE = 10_000_000  # draws × units counted at a time (40 MB)
 
 
 def interval(
-    values_NL: np.ndarray, units_N: np.ndarray, seed: int, draws: int, *, shares: bool = False
+    values_NL: np.ndarray, units_N: np.ndarray, seed: int, draws: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(L,) mean, and the ends of its interval over units; nan values are left out.
-
-    shares   values are 0 or 1: where all are alike, which every draw repeats, the interval is Wilson's (1927)
-    """
+    """(L,) mean, and the ends of its interval over units; nan values are left out."""
     there_NL = ~np.isnan(values_NL)
     U = int(units_N.max()) + 1
     sums_UL, counts_UL = np.zeros((U, values_NL.shape[1])), np.zeros((U, values_NL.shape[1]))
@@ -45,17 +42,29 @@ def interval(
     for row, there in enumerate((counts_UL > 0).sum(0).tolist()):
         if there > 1:
             ends_2L[:, row] = np.nanpercentile(means_BL[:, row], _ends(there))
-            if shares and mean_L[row] in (0, 1):
-                beyond = 1.959964**2 / (there + 1.959964**2)
-                ends_2L[:, row] = (0, beyond) if mean_L[row] == 0 else (1 - beyond, 1)
     return mean_L, ends_2L[0], ends_2L[1]
+
+
+def wilson(values_NL: np.ndarray, units_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(L,) share of ones among zeros and ones, and the ends of its 95 % score interval (Wilson 1927); nan
+    values are left out. It is as wide as that of as many prompts as there are units, whose prompts may all be
+    alike."""
+    there_NL = ~np.isnan(values_NL)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share_L = np.where(there_NL, values_NL, 0.0).sum(0) / there_NL.sum(0)
+        units_L = np.array([len(np.unique(units_N[there_N])) for there_N in there_NL.T])
+        z2 = 1.959964**2 / units_L
+        middle_L = (share_L + z2 / 2) / (1 + z2)
+        half_L = np.sqrt(z2 * (share_L * (1 - share_L) + z2 / 4)) / (1 + z2)
+    return share_L, (middle_L - half_L).clip(0), (middle_L + half_L).clip(max=1)
 
 
 def quantiles(
     values_NL: np.ndarray, units_N: np.ndarray, shares: Sequence[float], seed: int, draws: int
 ) -> np.ndarray:
     """(S, 3, L): for each share the least value that at least such a share does not exceed, and the ends of
-    its interval over units; nan values are left out.
+    its interval over units; nan values are left out, and an end is nan beyond which so few units tell nothing:
+    of ten, one in three times none is below the 10 % quantile.
 
     Of more than MOST / `draws` prompts fewer draws are made, at least 100.
     """
@@ -86,7 +95,9 @@ def quantiles(
                 some.append(value_n[np.count_nonzero(below_nb < wanted_b, axis=0)])
         for s, some in enumerate(several):
             if len(values := np.concatenate(some)):
-                found_S3L[s, 1:, row] = np.percentile(values, _ends(units))
+                beyond = np.array([(1 - shares[s]) ** units, shares[s] ** units]) > 0.025
+                ends_2 = np.percentile(values, _ends(units))
+                found_S3L[s, 1:, row] = np.where(beyond, np.nan, ends_2)
     return found_S3L
 
 

@@ -6,13 +6,14 @@ N prompts, L layers, M moments (see `Group.moments`), S shares.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from logitlens.errors import FormatError
-from logitlens.survey.bootstrap import interval, quantiles
+from logitlens.survey.bootstrap import interval, quantiles, wilson
 from logitlens.survey.curves import QUANTILES, RANKS, Curve, Histogram, ordered
 
 if TYPE_CHECKING:
@@ -60,12 +61,14 @@ class Group:
         """The mean of every measure."""
         out = []
         for measure, values_NL in self.values.items():
-            around = interval(values_NL, self.units, seed, draws, shares=measure in SHARES)
-            if measure == "agree":
-                around[1][-1] = around[2][
-                    -1
-                ]  # the final layer agrees with itself, whatever the prompts
-            out.append(Curve(*self.key, measure, self.layers, *around, _having(values_NL)))
+            if measure in SHARES:
+                mean_L, low_L, high_L = wilson(values_NL, self.units)
+            else:
+                mean_L, low_L, high_L = interval(values_NL, self.units, seed, draws)
+            if measure == "agree":  # the final layer agrees with itself, whatever the prompts
+                low_L[-1] = high_L[-1]
+            n = _having(values_NL)
+            out.append(Curve(*self.key, measure, self.layers, mean_L, low_L, high_L, n))
         return out
 
     def quantiles(self, seed: int, draws: int) -> list[Curve]:
@@ -131,12 +134,28 @@ def group(key: tuple[str, str, str], rows: pandas.DataFrame) -> Group:
         values[f"P({name})"] = np.exp(logprob_NL)
     ids = rows["id"].to_numpy()[::L].tolist()
     units = np.unique(np.array(ids, dtype=str), return_inverse=True)[1]
-    if np.isnan(values["margin"]).all():
-        del values["correct"]  # it is the same as top1
-    if np.array_equal(values["first_logprob"], values["logprob"], equal_nan=True):
-        del values["first_logprob"]  # all answers are one token
     kept = {m: v for m, v in values.items() if not np.isnan(v).all() or m == "agree"}
     return Group(key, layers, {m: kept[m] for m in ordered(kept)}, rank_NL, units, ids)
+
+
+def without_repeats(groups: Sequence[Group]) -> list[Group]:
+    """Groups of one report without the measures that repeat another in all of them: log-probabilities of first
+    tokens where all answers are one token, what is answered correctly where there are no wrong answers."""
+    repeated = {
+        name
+        for name, other in (("first_logprob", "logprob"), ("correct", "top1"))
+        if all(_same(each.values.get(name), each.values.get(other)) for each in groups)
+    }
+    return [
+        replace(each, values={m: v for m, v in each.values.items() if m not in repeated})
+        for each in groups
+    ]
+
+
+def _same(a_NL: np.ndarray | None, b_NL: np.ndarray | None) -> bool:
+    if a_NL is None or b_NL is None:
+        return a_NL is b_NL
+    return np.array_equal(a_NL, b_NL, equal_nan=True)
 
 
 def sets(rows: pandas.DataFrame) -> list[str]:

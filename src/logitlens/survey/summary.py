@@ -1,8 +1,8 @@
 """The numbers of a report: means and quantiles per lens, condition and layer, each with a 95 % interval.
 
-Intervals are percentiles of a bootstrap over prompts (Efron 1979), seeded. Prompts that share an `id`
-are one unit: they are drawn together, and a contrast of two conditions is the mean of their paired
-differences.
+Intervals are percentiles of a bootstrap over prompts (Efron 1979), seeded; those of shares are Wilson's (1927).
+Prompts that share an `id` are one unit: they are drawn together, and a contrast of two conditions is the mean
+of their paired differences.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from logitlens.errors import FormatError, MissingExtra, PromptError
 from logitlens.survey.commit import Folder
 from logitlens.survey.curves import Curve, Kept, KeptPrompt, Summary
-from logitlens.survey.groups import Group, contrasts, group
+from logitlens.survey.groups import Group, contrasts, group, without_repeats
 from logitlens.survey.measure import COLUMNS
 from logitlens.survey.prompts import WITHOUT
 
@@ -72,37 +72,51 @@ def summarise(
     """
     about = (
         f"Means and quantiles over prompts with 95 % intervals of a bootstrap ({draws} draws, seed {seed}); "
-        "of shares of 0 and 1 Wilson's."
+        "those of shares are Wilson's."
     )
     found = Summary(by or "", meta={"seed": seed, "draws": draws, "about": about})
-    surveys: dict[str, dict[str, Group]] = {}  # lens → survey → all of its prompts
+    groups: list[Group] = []
     for survey, frame in frames.items():
         if by is not None and by not in (known := _conditions(frame)):
             raise FormatError(f"{survey} has no condition {by!r}: it has {', '.join(known)}")
         for lens in dict.fromkeys(frame["lens"]):
             mine = frame.loc[frame["lens"] == lens]
-            groups = {}
             for name, rows in ({"": mine} if by is None else _groups(mine, by)).items():
                 key = (survey, lens, name)
-                groups[name] = one = group(key, rows)
+                groups.append(group(key, rows))
                 found.kept.append(_kept(key, rows))
-                found.curves.extend(one.curves(seed, draws))
-                found.quantiles.extend(one.quantiles(seed, draws))
-                found.histograms.extend(one.histograms(seed, draws))
-            if by is None:
-                surveys.setdefault(lens, {})[survey] = groups[""]
-            elif contrast is not None:
-                _contrast(found, contrasts(survey, lens, groups, contrast, seed, draws))
+    groups = without_repeats(groups)
+    for each in groups:
+        found.curves.extend(each.curves(seed, draws))
+        found.quantiles.extend(each.quantiles(seed, draws))
+        found.histograms.extend(each.histograms(seed, draws))
     if contrast is not None and by is None:
         _require_pairs(frames, contrast)
-        both = {n: of for n, of in surveys.items() if all(name in of for name in contrast)}
-        if not both:
-            raise FormatError(f"{' and '.join(contrast)} have no lens in common")
-        for lens, groups in both.items():
-            several = contrasts("", lens, groups, contrast, seed, draws)
-            named = [[replace(c, survey=c.group, group="") for c in curves] for curves in several]
-            _contrast(found, named)
+        _contrast_surveys(found, groups, contrast, seed, draws)
+    elif contrast is not None:
+        together: dict[tuple[str, str], dict[str, Group]] = {}
+        for each in groups:
+            survey, lens, name = each.key
+            together.setdefault((survey, lens), {})[name] = each
+        for (survey, lens), mine in together.items():
+            _contrast(found, contrasts(survey, lens, mine, contrast, seed, draws))
     return found
+
+
+def _contrast_surveys(
+    found: Summary, groups: list[Group], contrast: tuple[str, str], seed: int, draws: int
+) -> None:
+    """Contrasts of two surveys, by each lens that both have."""
+    surveys: dict[str, dict[str, Group]] = {}  # lens → survey → all of its prompts
+    for each in groups:
+        surveys.setdefault(each.key[1], {})[each.key[0]] = each
+    both = {n: of for n, of in surveys.items() if all(name in of for name in contrast)}
+    if not both:
+        raise FormatError(f"{' and '.join(contrast)} have no lens in common")
+    for lens, mine in both.items():
+        several = contrasts("", lens, mine, contrast, seed, draws)
+        named = [[replace(c, survey=c.group, group="") for c in curves] for curves in several]
+        _contrast(found, named)
 
 
 def _contrast(found: Summary, several: Iterable[list[Curve]]) -> None:

@@ -43,7 +43,7 @@ def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str 
         rows = []
         for each in bars:
             counts = dict(zip([*each.layers, "never"], map(str, each.counts)))
-            cells = [_cell(*each.spread[name], name != "mean") for name in spread]
+            cells = [_cell(*each.spread[name]) for name in spread]
             cells += [counts.get(name, "") for name in layers]
             rows.append([name_of(each, summary), *cells])
         heads = [name.replace("%", " %") for name in spread]
@@ -79,17 +79,23 @@ def _of_layers(curves: Sequence[Curve], summary: Summary) -> list[str]:
 
 def _cells(curve: Curve) -> dict[str, str]:
     """Layer → what its cell says."""
-    ends = curve.share is not None
     each = zip(curve.layers, curve.mean, curve.low, curve.high)
-    return {layer: _cell(mean, low, high, ends) for layer, mean, low, high in each}
+    return {layer: _cell(*numbers) for layer, *numbers in each}
 
 
-def _cell(mean: float, low: float, high: float, ends: bool = False) -> str:
-    """A number with its interval: by its half, or by both ends."""
+def _cell(mean: float, low: float, high: float) -> str:
+    """A number with its interval, of which an end may be unknown."""
     if math.isnan(mean):
         return "–"
-    around = f" [{low:.2f}, {high:.2f}]" if ends else f" ±{(high - low) / 2:.2f}"
-    return f"{mean:.2f}" + ("" if math.isnan(high - low) else around)
+    if math.isnan(low) and math.isnan(high):
+        return _number(mean)
+    ends = ("…" if math.isnan(end) else _number(end) for end in (low, high))
+    return f"{_number(mean)} [{', '.join(ends)}]"
+
+
+def _number(value: float) -> str:
+    """Two decimals; of smaller numbers two digits."""
+    return f"{value:.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.2g}"
 
 
 def _table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> list[str]:
