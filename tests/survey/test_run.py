@@ -481,6 +481,30 @@ def test_a_misspelt_field_is_said_to_be_a_condition(survey, saved):
     assert "answer" not in said.stdout
 
 
+@pytest.mark.parametrize(
+    ("prompt", "answer", "joined"),
+    [
+        ("The capital of France is", "Paris", True),
+        ("The capital of France is ", "Paris", True),
+        ("The capital of France is", " Paris", False),
+        ("The capital of France is:", "Paris", False),
+        ("1 + 1 = ", "2", True),
+        ("法国的首都是", "巴黎", False),
+        ([1, 2, 3], "Paris", False),
+    ],
+)
+def test_an_answer_that_lacks_its_space_is_said(prompt, answer, joined):
+    item = labelled.Item(0, "a", prompt, [" x", answer], [], {}, {}, "p.jsonl line 1")
+    assert item.joined is joined
+
+
+def test_a_survey_says_how_many_answers_lack_their_space(survey):
+    survey.run([{"prompt": "Paris is", "answer": "the"}, {"prompt": "The tower", "answer": " is"}])
+    words = ["survey", "status", str(survey.folder / "a")]
+    said = CliRunner().invoke(main, words, prog_name="logitlens").stdout
+    assert 'prompts whose answer seems to lack its space, as in " Paris": 1' in said
+
+
 def test_a_shard_of_long_prompts_holds_fewer():
     assert planning._shards([10] * 9, 4) == [[0, 4], [4, 8], [8, 9]]
     long = [150_000, 150_000, 150_000, 900_000, 10, 10]

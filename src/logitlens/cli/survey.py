@@ -344,6 +344,8 @@ def _noted(plan: Plan) -> str:
         said.append(f"conditions: {', '.join(facts['conditions'])}")
     if not plan.is_corpus and facts["answers"] < facts["prompts"]:
         said.append(f"{facts['answers'] or 'none'} of {facts['prompts']:,} prompts have an answer")
+    if joined := facts.get("joined"):
+        said.append(f'prompts whose answer seems to lack its space, as in " Paris": {joined:,}')
     left_out = facts["corpus"]["left_out"] if plan.is_corpus else {}
     for name, why in list(left_out.items())[:NAMED]:
         some = "some values of " if name in facts["conditions"] else ""

@@ -34,7 +34,7 @@ _UNTOLD = (
 _SCHEMA = {
     "format": str, "version": int, "model": {str: object}, "lenses": [{str: object}],
     "settings": {str: object}, "input": {"path": str, "size": int, "sha256": str},
-    "conditions": {str: str}, "sets": [str], "prompts": int, "answers?": int,
+    "conditions": {str: str}, "sets": [str], "prompts": int, "answers?": int, "joined?": int,
     "skipped": [str], "shards": [[int]],
     "edits?": {"model": str, "edits": [{str: object}], "vectors": {str: object}},
     "corpus?": {

@@ -75,6 +75,7 @@ def _lens(said: str, model: LensModel) -> dict[str, Any]:
 def of_prompts(prompts: Prompts, settings: Settings) -> dict[str, Any]:
     """What a plan says of labelled prompts."""
     sets = dict.fromkeys(name for item in prompts.items for name in item.sets)
+    joined = sum(item.joined for item in prompts.items)
     return {
         "input": {
             "path": _absolute(prompts.path),
@@ -85,6 +86,7 @@ def of_prompts(prompts: Prompts, settings: Settings) -> dict[str, Any]:
         "sets": list(sets),
         "prompts": len(prompts.items),
         "answers": sum(bool(item.answers) for item in prompts.items),
+        **({"joined": joined} if joined else {}),
         "skipped": prompts.skipped,
         "shards": _shards([item.size for item in prompts.items], settings.shard_size),
     }

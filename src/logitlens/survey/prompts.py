@@ -48,6 +48,18 @@ class Item:
     where: str
 
     @property
+    def joined(self) -> bool:
+        """Whether an answer goes on in the prompt's last word, or follows a space of the prompt's own: where it
+        is meant to be a word by itself, its first token is another than the model would write."""
+        given = self.prompt
+        if not isinstance(given, str) or not given:
+            return False
+        after = {a[0] for a in (*self.answers, *self.wrong) if isinstance(a, str) and a}
+        if given[-1] == " ":
+            return any(not first.isspace() for first in after)
+        return _in_words(given[-1]) and any(map(_in_words, after))
+
+    @property
     def text(self) -> str:
         """The prompt as the table has it: token ids and messages as JSON."""
         given = self.prompt
@@ -58,6 +70,11 @@ class Item:
         """Bytes of all that is read, some four to a token."""
         texts = [self.text, *self.answers, *self.wrong]
         return sum(len(text.encode("utf-8", "replace")) for text in texts)
+
+
+def _in_words(letter: str) -> bool:
+    """Whether a letter is one of a script that puts spaces between words, or a digit."""
+    return letter.isdigit() or letter.lower() != letter.upper()
 
 
 @dataclass(frozen=True)
