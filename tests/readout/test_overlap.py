@@ -62,6 +62,27 @@ def test_what_was_begun_before_an_error_is_given(behind):
         next(found)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_what_arrives_is_what_was_sent_and_views_of_one_memory_in_one_copy(together, monkeypatch):
+    memory = torch.arange(24, dtype=torch.int32)
+    sent = {
+        "ids": memory[4:16].view(2, 3, 2).transpose(0, 1),
+        "sums": memory[16:20].view(torch.float32),
+        "flags": memory[20:24].view(torch.bool)[1:5],
+        "part": memory[4:16].view(3, 4)[:, 1:3],
+    }
+    if not together:
+        sent = {name: tensor.clone() for name, tensor in sent.items()}
+    copies, to = [], torch.Tensor.to
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "to", lambda *a, **k: copies.append(a) or to(*a, **k))
+        arriving = transfer.Arriving(sent, memory.device)
+    assert len(copies) == (1 if together else 4)
+    for name, array in arriving.arrays().items():
+        np.testing.assert_array_equal(array, sent[name].numpy())
+        assert array.dtype == sent[name].numpy().dtype
+
+
 def test_the_last_block_is_on_its_way_until_it_is_wanted(late, monkeypatch):
     monkeypatch.setattr(read, "BLOCK_BYTES", 4 * 4 * 16 * 3)  # 3 positions a block
     monkeypatch.setattr(chunked, "ROWS", 12)

@@ -195,11 +195,11 @@ def _head_input(
 
 
 def _narrowed(stats: Stats, candidates: int) -> dict[str, Tensor]:
-    """Layer first, and in the dtypes of a Reading."""
+    """Layer first, and in the dtypes of a Reading; views where they are so in memory."""
 
     def out(tensor: Tensor) -> Tensor:
         narrow = torch.int32 if tensor.dtype == torch.long else tensor.dtype
-        return tensor.transpose(0, 1).to(narrow).contiguous()
+        return tensor.transpose(0, 1).to(narrow)
 
     M = stats.target_ranks.shape[-1] - candidates
     arrays = {

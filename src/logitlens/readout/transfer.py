@@ -31,11 +31,17 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class Arriving:
-    """Tensors on their way into main memory, where they are once `arrays` is called."""
+    """Tensors on their way into main memory, where they are once `arrays` is called. Views of the same memory
+    go together, in one copy of all of it."""
 
     def __init__(self, tensors: Mapping[str, Tensor], device: torch.device):
         on_gpu = device.type == "cuda"
-        self._host = {n: t.to("cpu", non_blocking=on_gpu) for n, t in tensors.items()}
+        if len({tensor.untyped_storage().data_ptr() for tensor in tensors.values()}) == 1:
+            self._host = _together(tensors, on_gpu)
+        else:
+            self._host = {
+                n: t.contiguous().to("cpu", non_blocking=on_gpu) for n, t in tensors.items()
+            }
         self._copied = torch.cuda.current_stream(device).record_event() if on_gpu else None
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -68,6 +74,16 @@ def _aside(device: torch.device, given: Any) -> Iterator[None]:
 @lru_cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device, priority=-1)  # before what else is queued
+
+
+def _together(tensors: Mapping[str, Tensor], non_blocking: bool) -> dict[str, Tensor]:
+    first = next(iter(tensors.values()))
+    memory = first.new_empty(0, dtype=torch.uint8).set_(first.untyped_storage())
+    host = memory.to("cpu", non_blocking=non_blocking)
+    return {
+        name: host.view(t.dtype).as_strided(t.shape, t.stride(), t.storage_offset())
+        for name, t in tensors.items()
+    }
 
 
 def in_turn(begun: Iterable[Callable[[], Found]], *, behind: bool) -> Iterator[Found]:
