@@ -21,20 +21,27 @@ TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "gfx942": "gfx942"}
 FEATURES = ("BIAS", "FINAL", "CAP")
 PLAIN, ALL = dict.fromkeys(FEATURES, False), dict.fromkeys(FEATURES, True)
 KERNELS = {
-    "look, plain head": ("look", PLAIN | {"WHOLE": True}),
-    "look, every part of a head, ragged": ("look", ALL | {"WHOLE": False}),
+    "look, plain head": ("look", PLAIN | {"WHOLE": True, "HELD": False}),
+    "look, every part of a head, ragged": ("look", ALL | {"WHOLE": False, "HELD": False}),
+    "look, the same, final rows kept": ("look", ALL | {"WHOLE": False, "HELD": True}),
     "merge, k ≤ 16, slab of 2,048 tokens": ("merge", PLAIN | {"GP": 4, "BP": 32, "KP": 16}),
     "merge, k ≤ 256, slab of 128,256, every part": ("merge", ALL | {"GP": 256, "BP": 2048, "KP": 256}),
-    "pick": ("pick", ALL | {"MP": 16}),
+    "pick": ("pick", ALL | {"MP": 16, "GATHERED": True}),
+    "leading, k ≤ 8": ("leading", {"KP": 8}),
+    "result, k ≤ 16": ("result", {"KP": 16}),
+    "result, k ≤ 256": ("result", {"KP": 256}),
 }  # fmt: skip
 TYPES = {
-    "*fp32": ("slab", "sums", "maxima", "wanted", "out"),
-    "*i32": ("targets", "place", "above"),
+    "*fp32": (
+        "slab", "sums", "maxima", "wanted", "whole", "top_logprobs", "entropy", "kl", "target_logprobs",
+    ),
+    "*i32": ("above", "places", "top_ids", "target_ranks", "candidate_ids"),
+    "*i1": ("finite",),
     "*bf16": ("bias", "final_bias"),
     "*fp64": ("state",),
-    "*i64": ("keys", "low"),
+    "*i64": ("keys", "low", "targets"),
     "fp32": ("scale", "cap"),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

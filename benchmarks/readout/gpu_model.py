@@ -15,10 +15,12 @@ TILE, BLOCK = 512, 64  # of `epilogue`, which needs triton to be imported
 # Instructions for a logit, and for it and a target: counted by hand in the code for sm_90.
 LOOKED, COUNTED = 16, 6.2
 MERGED, OPENED = 400, 600  # instructions of a warp for a row of a slab, and for a block opened
+ENDED = 450  # and for the end of a row, beside its likeliest tokens and its targets
 BOUNDARY = 2e-6  # seconds from the end of one kernel to the start of the next
-# torch's own small operations on a few numbers for each row, which a test counts: of a block, for each of
-# its targets, of the final rows that are read for candidates, and for each slab (a final row handed out).
-BLOCKS, TARGETS, FINALS, SLABS = 90, 11, 53, 1
+# torch's own operations, which a test counts: of a block (targets and the place of a final row are sent,
+# that row is handed out and statistics fetched), and of final rows that are read for candidates, which are
+# copied side by side.
+BLOCKS, FINALS = 4, 1
 ROWS = (1, 13, 512, 4096)
 
 
@@ -45,8 +47,9 @@ CARDS = (
 
 @dataclass(frozen=True)
 class Work:
-    """P positions × L rows of width E × V tokens; k likeliest, M targets; bytes of a weight; logits of a
-    slab at most. opened: blocks that the top k opens in all rows; touched: rows of slabs that open any.
+    """P positions × L rows of width E × V tokens; k likeliest, M targets, of which the last are candidates
+    (no targets: final rows that are read for candidates); bytes of a weight; logits of a slab at most.
+    opened: blocks that the top k opens in all rows; touched: rows of slabs that open any.
     """
 
     P: int
@@ -55,6 +58,7 @@ class Work:
     E: int
     k: int = 10
     M: int = 1
+    candidates: int = 0
     size: int = 2
     slab: int = SLAB
     opened: int | None = None
@@ -75,8 +79,17 @@ class Work:
     @property
     def gathered(self) -> int:
         """Tokens gathered because they are targets: whole slabs, but narrower ones."""
-        C = min(self.C, GATHERED)
-        return -(-self.P * self.M // C) * C if self.slabs > 1 else 0
+        return self.parts * min(self.C, GATHERED)
+
+    @property
+    def parts(self) -> int:
+        """In how many products."""
+        return -(-self.P * self.M // min(self.C, GATHERED)) if self.slabs > 1 else 0
+
+    @property
+    def KP(self) -> int:
+        """Places of a row's list."""
+        return 1 << max(0, self.k - 1).bit_length()
 
     def expected(self) -> tuple[float, float]:
         """Blocks opened and rows touched where likely tokens are spread evenly over the ids: of slab i
@@ -89,30 +102,32 @@ def moved(work: Work) -> dict[str, float]:
     """Bytes of each term."""
     N, C, E, M, n = work.N, work.C, work.E, work.M, work.slabs
     G = -(-C // TILE)
-    B, KP = G * TILE // BLOCK, 1 << max(0, work.k - 1).bit_length()
+    B, KP, k = G * TILE // BLOCK, work.KP, work.k
     shares = -(-work.L // row_share(work.P, work.L, G))
     opened, touched = work.expected()
     opened = opened if work.opened is None else work.opened
     touched = touched if work.touched is None else work.touched
-    targets = work.gathered
-    parts = targets // min(C, GATHERED)
+    targets, parts = work.gathered, work.parts
+    sums, ids = 7 * 8 + 4 + 4 + 1, k * (4 + 4) + M * (8 + 4 + 4 + 4 + 4)
+    ended = N * (sums + ids) + work.P * work.candidates * 4 if M else N * k * 8
     return {
         "weights": (n * C + 3 * targets) * E * work.size,  # gathered ones: read, copied, read
         "head input": (n + parts) * N * E * work.size,
         "slabs written": (n * C + targets) * N * 4,
         "slabs looked at": n * C * 4 * (N + work.P * shares),
-        "picked": N * M * (4 + 4 + 4 + 4),
-        "counted": n * N * G * M * (4 + 4 + 8) + N * M * 4,
+        "picked": N * M * (max(parts, 1) * 8 + 4 + 4 + 4),
+        "counted": n * N * G * M * (4 + 8 + 8) + N * M * 4,
         "sums": n * N * G * 16 * 2 + n * N * G * 8,
         "maxima": n * N * B * 4 * 2,
-        "merged": n * N * (6 + 6 + 1) * 8,
-        "opened": opened * BLOCK * 4 + touched * (2 * KP + 1) * 8,
+        "merged": n * N * 6 * 8 + (n - 1) * N * (6 + 1) * 8,  # nothing is read for the first slab
+        "opened": opened * BLOCK * 4 + (touched * (2 * KP + 1) - N * KP) * 8,
+        "ended": ended + N * 2 * k * 8,
     }
 
 
 def seconds(work: Work, card: Card) -> dict[str, float]:
-    """Seconds of each term: the product alone, the epilogue, the merge, and gaps between these kernels and
-    between the small operations besides."""
+    """Seconds of each term: the product alone, the epilogue, the merge and the end, and gaps between these
+    kernels and between torch's operations besides."""
     N, C, n = work.N, work.C, work.slabs
     by = moved(work)
 
@@ -122,29 +137,37 @@ def seconds(work: Work, card: Card) -> dict[str, float]:
 
     looked = by["slabs looked at"] + by["counted"] + 0.4 * by["sums"] + 0.5 * by["maxima"]
     lanes = n * N * C * (LOOKED + COUNTED * work.M)
-    merged = 0.6 * by["sums"] + 0.5 * by["maxima"] + by["merged"] + by["opened"]
+    merged = 0.6 * by["sums"] + 0.5 * by["maxima"] + by["merged"] + by["opened"] + by["ended"]
     opened, _ = work.expected()
-    warps = 32 * (n * N * MERGED + opened * OPENED)
+    wide = -(-work.KP // 32)  # tokens of the list for each thread
+    ended = ENDED + work.k * (3 + 4 * wide) + work.M * (70 + 10 * wide)
+    warps = 32 * (n * N * MERGED + opened * OPENED + N * ended)
     return {
         "product": product(work.V),
         "repeated": product(n * C - work.V),
         "targets": product(work.gathered) + 2 * work.gathered * work.E * work.size / card.memory,
         "epilogue": max(looked / card.cache, lanes / card.lanes),
         "merge": max(merged / card.cache, warps / card.lanes),
-        "gaps": (3 * n + 3 * (n > 1)) * BOUNDARY,
+        "gaps": kernels(work) * BOUNDARY,
         "small": small_operations(work) * BOUNDARY,
     }
 
 
+def kernels(work: Work) -> int:
+    """Products, looks and merges of the slabs, a product and `pick` for targets, and the end."""
+    return 3 * work.slabs + 2 * work.parts + (work.slabs == 1 and work.M > 0) + 1
+
+
 def small_operations(work: Work) -> int:
-    """How many of torch's own operations a block takes; final rows read for candidates have no targets."""
-    return (BLOCKS + TARGETS * work.M if work.M else FINALS) + SLABS * work.slabs
+    """How many of torch's own operations a block takes, beside its products: of the targets that are
+    gathered, their weights are copied side by side."""
+    return (BLOCKS if work.M else FINALS * (work.P > 1)) + work.parts
 
 
 def followed(work: Work, count: int) -> tuple[Work, Work]:
     """The same work with so many candidates more, and the final rows that are read for them before."""
     return (
-        replace(work, M=work.M + count),
+        replace(work, M=work.M + count, candidates=count),
         replace(work, L=1, k=count, M=0, opened=None, touched=None),
     )
 

@@ -22,8 +22,13 @@ SMALL = {"logits": 6 * 512, "rows": 6}  # slabs of 512 tokens of six rows
 
 @pytest.fixture(scope="module", autouse=True)
 def interpreter():
+    """Memory that is taken has NaN and the greatest numbers in it, as it may have on a GPU."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert bool(torch.empty(1).isnan())
     with patched_once():
         yield
+    torch.use_deterministic_algorithms(before)
 
 
 def read(x, head, k, targets, size=SMALL, **options):
@@ -99,6 +104,74 @@ def test_candidates_are_followed_and_final_rows_handed_out(vocab):
 
 
 @pytest.mark.parametrize("vocab", [90, 1100], ids=["one slab", "slabs"])
+def test_some_final_rows_are_handed_out_as_they_are(vocab, monkeypatch):
+    monkeypatch.setattr(gpu, "PROGRAMS", 12)  # programs share a position's rows
+    head, x = make_head(vocab, bias=True, scale=2.0, final_bias=True), make_rows(3, 2)
+    assert head.weight_VE is not None
+    head.weight_VE[77] = float("nan")
+    final = {2: torch.zeros(vocab), 0: torch.zeros(vocab)}
+    ours = read(x, head, 3, make_targets(3, vocab, 1), candidates=2, final=final)
+    assert not bool(ours.finite.any())
+    for p, z_V in final.items():
+        expected = head.logits(x[p, -1:])[0]
+        torch.testing.assert_close(z_V, expected, atol=1e-4, rtol=1e-5, equal_nan=True)
+
+
+ENDS = [(1, 1, 0), (3, 0, 4), (5, 3, 0), (65, 2, 3), (12, 2, 33)]
+
+
+@pytest.mark.parametrize(
+    ("k", "M", "candidates"), [*ENDS, pytest.param(256, 2, 200, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("logits", [4096, 1024], ids=["one slab", "slabs"])
+def test_the_end_of_a_row_is_that_of_the_torch_path(logits, k, M, candidates):
+    """Logits of few values, so that nearly all are tied; rows that are no numbers, and −inf in others."""
+    head, x = make_head(600, 4, final_bias=True), eighths(make_rows(2, 3, 4))
+    assert head.weight_VE is not None
+    assert head.final_bias_V is not None
+    head.weight_VE.copy_(head.weight_VE.round())
+    head.final_bias_V.copy_(head.final_bias_V.round())
+    head.final_bias_V[5:9] = float("-inf")
+    x[..., 1] = 0
+    head.weight_VE[:, 1] = 0
+    head.weight_VE[3, 1] = 1
+    x[0, 1, 1], x[1, 0, 1] = float("inf"), float("nan")
+    x[1, 2] = x[1, 1]  # two rows that are the same
+    targets = torch.tensor([[6, -1, 3], [599, 2, 0]])[:, :M]
+    ours = read(x, head, k, targets, {"logits": logits, "rows": 6}, candidates=candidates)
+    theirs = proof.Chunked("torch").stats(x, head, k, targets, candidates=candidates)
+    assert ours.finite.tolist() == [[True, False, True], [False, True, True]]
+    for field in fields(ours):
+        mine, yours = getattr(ours, field.name), getattr(theirs, field.name)
+        exact = (
+            {"rtol": 0, "atol": 0} if not mine.is_floating_point() else {"rtol": 1e-5, "atol": 1e-5}
+        )
+        torch.testing.assert_close(mine, yours, **exact, equal_nan=True, check_dtype=False)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@pytest.mark.parametrize("logits", [2048, 1024], ids=["one slab", "slabs"])
+def test_candidates_of_a_final_row_that_is_no_number(logits, bad):
+    head, x, targets = make_head(600, 8), make_rows(1, 2, 8), make_targets(1, 600, 1)
+    x[0, 1, 3] = bad
+    ours = read(x, head, 4, targets, {"logits": logits}, candidates=3)
+    assert ours.finite.tolist() == [[True, False]]
+    assert ours.candidate_ids.tolist() == [[-1] * 3]
+    assert bool(ours.target_logprobs[0, :, 1:].isnan().all())
+    assert bool(ours.kl.isnan().all())
+    assert bool(ours.entropy[0, 0].isfinite())
+
+
+def test_statistics_are_views_of_one_memory_the_layer_first():
+    head, x, targets = make_head(90), make_rows(3, 2), make_targets(3, 90, 2)
+    stats = read(x, head, 5, targets, {}, candidates=3)
+    assert len({getattr(stats, f.name).untyped_storage().data_ptr() for f in fields(stats)}) == 1
+    assert stats.top_ids.shape == (3, 2, 5)
+    assert stats.top_ids.transpose(0, 1).is_contiguous()
+    assert {stats.top_ids.dtype, stats.target_ranks.dtype} == {torch.int32}
+
+
+@pytest.mark.parametrize("vocab", [90, 1100], ids=["one slab", "slabs"])
 def test_a_final_row_that_is_no_number_has_no_candidates(vocab):
     head, x, targets = make_head(vocab), make_rows(2, 2), make_targets(2, vocab, 1)
     x[1, -1] = float("nan")
@@ -114,7 +187,7 @@ def test_equal_logits_keep_the_lower_ids_and_rank_one():
     head, x = Head(700, torch.full((700, 24), 0.125)), eighths(make_rows(1, 2))
     targets = torch.tensor([[699, 0]])
     ours = read(x, head, 66, targets, {"logits": 1024})
-    assert torch.equal(ours.top_ids, torch.arange(66).expand(1, 2, 66))
+    assert torch.equal(ours.top_ids.long(), torch.arange(66).expand(1, 2, 66))
     assert bool((ours.target_ranks == 1).all())
 
 

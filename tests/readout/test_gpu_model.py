@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton")
 from benchmarks.readout import gpu as benchmark
@@ -20,7 +21,7 @@ from logitlens.readout import epilogue, gpu, read
 from logitlens.readout.gpu import Slabs
 from logitlens.readout.head import Head
 from logitlens.readout.product import Product
-from tests.readout.heads import make_head, make_rows, make_targets
+from tests.readout.heads import make_targets
 from tests.readout.interpreter import Moved, patched_once
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities
@@ -127,7 +128,7 @@ def test_every_way_of_the_benchmark_runs_and_reads_the_same(monkeypatch):
     assert set(read) == {"slabs", "slabs, 5 candidates", "torch"}
     assert read["slabs, 5 candidates"].candidate_ids.shape == (2, 5)
     for stats in read.values():
-        assert torch.equal(stats.top_ids, product.topk(5, -1).indices.view(2, 3, 5))
+        assert torch.equal(stats.top_ids.long(), product.topk(5, -1).indices.view(2, 3, 5))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
@@ -138,44 +139,51 @@ def test_every_way_of_the_benchmark_runs_and_reads_the_same(monkeypatch):
 def test_a_large_reading_on_an_h100_reaches_most_of_the_products_rate():
     card = gpu_model.CARDS[0]
     took = gpu_model.seconds(gpu_model.work_on(card, 4096), card)
-    assert took["product"] / sum(took.values()) > 0.74
+    assert took["product"] / sum(took.values()) > 0.78
 
 
 class Small(TorchDispatchMode):
-    """Counts torch's operations that a GPU would run: all but views, memory that is taken, and products."""
+    """Counts torch's operations on what is on a GPU (here on none, device "meta"): all but views, memory
+    that is taken, and products."""
 
     FREE = (
         "view slice select unsqueeze expand transpose t permute _unsafe_view empty new_empty unbind split "
-        "split_with_sizes as_strided alias detach empty_like _reshape_alias lift_fresh empty_strided "
-        "squeeze mm _linear_pointwise _local_scalar_dense"
+        "split_with_sizes as_strided alias detach empty_like _reshape_alias squeeze mm"
     )
     count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function.name().split("::")[1].split(".")[0] not in self.FREE.split()
-        return function(*args, **(kwargs or {}))
+        found = function(*args, **(kwargs or {}))
+        there = any(t.is_meta for t in tree_leaves((args, found)) if isinstance(t, Tensor))
+        self.count += (
+            there and function.name().split("::")[1].split(".")[0] not in self.FREE.split()
+        )
+        return found
 
 
 @pytest.mark.parametrize(
     ("P", "M", "candidates"), [(1, 1, 0), (1, 3, 0), (1, 1, 5), (4, 1, 0), (4, 2, 5)]
 )
+@torch.no_grad()
 def test_small_operations_are_as_many_as_the_model_says(P, M, candidates, monkeypatch):
     class Nothing:
         def __getitem__(self, grid):
             return lambda *args, **kwargs: None
 
-    for name in ("pick", "look", "merge"):
+    for name in ("pick", "look", "merge", "leading", "result"):
         monkeypatch.setattr(epilogue, name, Nothing())
     L, V = 5, 4096
     work = Work(P, L, V, 8, M=M, slab=P * L * (V if P == 1 else 512))
-    final = {P - 1: torch.empty(V)}
-    given = make_rows(P, L, 8), make_head(V, 8), 10, make_targets(P, V, M)
+    final = {P - 1: torch.empty(V, device="meta")}
+    head = Head(V, torch.empty(V, 8, device="meta"))
+    given = torch.empty(P, L, 8, device="meta"), head, 10, make_targets(P, V, M)
     with Small() as small:
         stats = Slabs(work.slab).stats(*given, candidates=candidates, final=final)
-        read._narrowed(stats, candidates)
+        arrays = read._narrowed(stats, candidates)
+    # One copy to the host:
+    assert len({array.untyped_storage()._cdata for array in arrays.values()}) == 1
     works = gpu_model.followed(work, candidates) if candidates else [work]
-    expected = sum(map(gpu_model.small_operations, works))
-    assert 0.8 * expected < small.count < 1.2 * expected
+    assert small.count + 1 == sum(map(gpu_model.small_operations, works))
 
 
 def test_no_slab_is_larger_than_its_share_of_the_cache():

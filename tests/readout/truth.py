@@ -53,6 +53,7 @@ def judge(
 
 
 def _judge_ids(top_ids: Tensor, z: Tensor, good: Tensor, k: int, apart: float) -> None:
+    top_ids = top_ids.long()
     assert bool((top_ids[~good] == -1).all())
     values, ids = z.sort(dim=-1, descending=True, stable=True)
     gap = torch.nn.functional.pad(

@@ -1,16 +1,19 @@
 """The statistics of `online`, in Triton: one look at every logit of a slab while the second cache holds it.
 
 Needs triton (extra `gpu`). A slab is what the library's product left: raw float32 logits of some
-rows × C tokens. Three kernels, of one warp a program and with 32 bytes of shared memory at most:
+rows × C tokens. Five kernels, of one warp a program and with 2 KB of shared memory at most:
 
-    pick    the targets' logits, from a slab
-    look    the epilogue proper: each logit once; sums of every 512 tokens, counts above the targets,
-            maxima of every 64 tokens
-    merge   a row's sums into what it had, and its k likeliest tokens: blocks of 64 are opened highest
-            maximum first, until none can beat the k-th
+    pick      the targets' logits, from a slab
+    look      the epilogue proper: each logit once; sums of every 512 tokens, counts above the targets,
+              maxima of every 64 tokens; final rows that are wanted whole
+    merge     a row's sums into what it had, and its k likeliest tokens: blocks of 64 are opened highest
+              maximum first, until none can beat the k-th
+    leading   the likeliest tokens of final rows, among the targets
+    result    `Stats` of a row, once all slabs have passed
 
-Same sums, same ties, same treatment of NaN and ±inf as `online`. Nothing depends on the order in which
-programs run: counts are whole numbers, sums are merged in the order of the tokens.
+What they write is written whole, so that nobody has to fill it before. Same sums, same ties, same
+treatment of NaN and ±inf as `online`. Nothing depends on the order in which programs run: counts are
+whole numbers, sums are merged in the order of the tokens.
 """
 
 # pyright: reportMissingImports=false, reportGeneralTypeIssues=false, reportArgumentType=false
@@ -29,7 +32,8 @@ LAST = 2**31 - 1
 
 _TILE, _BLOCK = tl.constexpr(TILE), tl.constexpr(BLOCK)
 _LOWEST, _LAST = tl.constexpr(LOWEST), tl.constexpr(LAST)
-_LOG2E = tl.constexpr(1.4426950408889634)
+_HIGHEST = tl.constexpr(HIGHEST)
+_LOG2E, _LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -65,18 +69,27 @@ def _key(z, id):
 
 
 @triton.jit
-def pick(slab, stride, place, targets, out, bias, final_bias, scale, cap, L, M, MP: tl.constexpr,
-         BIAS: tl.constexpr, FINAL: tl.constexpr, CAP: tl.constexpr):  # fmt: skip
-    """Logits (R, M) of the targets (P, M) int32 of every row, which a slab has at columns place (P, M)."""
+def pick(slab, stride, first, C, targets, wanted, above, bias, final_bias, scale, cap, L, M,
+         MP: tl.constexpr, GATHERED: tl.constexpr, BIAS: tl.constexpr, FINAL: tl.constexpr,
+         CAP: tl.constexpr):  # fmt: skip
+    """Logits wanted (R, M) of every row's targets (P, M), +inf where there is none: nothing exceeds it.
+    Above (R, M) them are 0 so far.
+
+    A slab has all tokens or, GATHERED, those of the C targets from the `first` on, one after another.
+    """
     n = tl.program_id(0)
     m = tl.arange(0, MP)
     at = n // L * M + m
-    id = tl.load(targets + at, mask=m < M, other=-1)
-    valid = id >= 0
-    column = tl.load(place + at, mask=valid, other=0)
+    id = tl.load(targets + at, mask=m < M, other=-1).to(tl.int32)
+    here, column = m < M, id
+    if GATHERED:
+        column = at - first
+        here = here & (column >= 0) & (column < C)
+    valid = here & (id >= 0)
     z = tl.load(slab + n.to(tl.int64) * stride + column, mask=valid, other=0.0)
     z = _finish(z, id, valid, bias, final_bias, scale, cap, BIAS, FINAL, CAP)
-    tl.store(out + n * M + m, z, mask=valid)
+    tl.store(wanted + n * M + m, tl.where(valid, z, float("inf")), mask=here)
+    tl.store(above + n * M + m, tl.zeros((MP,), tl.int32), mask=here)
 
 
 @triton.jit
@@ -94,14 +107,15 @@ def _logits(row, inside, id, most, bias, final_bias, scale, cap, WHOLE: tl.const
 
 
 @triton.jit
-def look(slab, stride, begin, C, skip, sums, maxima, targets, wanted, above, bias, final_bias, scale,
-         cap, L, M, R, G, share, WHOLE: tl.constexpr, BIAS: tl.constexpr, FINAL: tl.constexpr,
-         CAP: tl.constexpr):  # fmt: skip
+def look(slab, stride, begin, C, skip, sums, maxima, targets, wanted, above, places, whole, bias,
+         final_bias, scale, cap, L, M, R, G, V, share, WHOLE: tl.constexpr, HELD: tl.constexpr,
+         BIAS: tl.constexpr, FINAL: tl.constexpr, CAP: tl.constexpr):  # fmt: skip
     """512 tokens of a share of the rows of one position; programs are (tiles, positions, shares).
 
     Columns are tokens begin … begin + C, of which the first `skip` have been looked at before; WHOLE:
     none, and C is whole tiles. sums (4, R, G): c, s, a, x of each tile; maxima (R, 8 G). wanted
-    (R, M): the targets' logits.
+    (R, M): the targets' logits. HELD: logits of final rows go into whole (…, V) as well, at the places
+    (P,) that are not −1.
     """
     g, p = tl.program_id(0), tl.program_id(1)
     inf = float("inf")
@@ -110,6 +124,12 @@ def look(slab, stride, begin, C, skip, sums, maxima, targets, wanted, above, bia
     inside = column < C
     most = tl.where(inside & (column >= skip), inf, -inf)
     final = (p * L + L - 1).to(tl.int64)
+    if HELD:
+        place = tl.load(places + p)
+        if (place >= 0) & (tl.program_id(2) == 0):
+            f = tl.load(slab + final * stride + column, mask=inside, other=0.0)
+            f = _finish(f, id, inside, bias, final_bias, scale, cap, BIAS, FINAL, CAP)
+            tl.store(whole + place.to(tl.int64) * V + id, f, mask=inside)
     f = _logits(slab + final * stride + column, inside, id, most, bias, final_bias, scale, cap,
                 WHOLE, BIAS, FINAL, CAP)  # fmt: skip
     c = tl.max(f, axis=0)
@@ -137,7 +157,7 @@ def look(slab, stride, begin, C, skip, sums, maxima, targets, wanted, above, bia
         for m in range(M):
             least = tl.load(wanted + n * M + m)
             higher = tl.sum((z > least).to(tl.int32), axis=0)
-            own = tl.load(targets + p * M + m) - begin
+            own = tl.load(targets + p * M + m).to(tl.int32) - begin
             if (own >= skip) & (own < C) & (own // _TILE == g):  # no token ranks below itself
                 z_own = tl.load(row + own)
                 z_own = _finish(
@@ -156,8 +176,8 @@ def _carried(c, new):
 
 
 @triton.jit
-def _merge_sums(n, sums, state, L, R, G, GP: tl.constexpr):
-    """The sums of a slab's part into those of row n."""
+def _merge_sums(n, old, sums, state, L, R, G, GP: tl.constexpr):
+    """The sums of a slab's part into those of row n, if they are `old` and not the first."""
     g = tl.arange(0, GP)
     there = g < G
     of_row, of_final = sums + n * G + g, sums + (n // L * L + L - 1) * G + g
@@ -170,9 +190,12 @@ def _merge_sums(n, sums, state, L, R, G, GP: tl.constexpr):
     sf = tl.load(of_final + R * G, mask=there, other=0.0)
 
     had = state + n
-    old_c, old_cf = tl.load(had).to(tl.float32), tl.load(had + 4 * R).to(tl.float32)
-    old_s, old_sf = tl.load(had + R), tl.load(had + 5 * R)
-    old_a, old_x = tl.load(had + 2 * R), tl.load(had + 3 * R)
+    old_c = tl.load(had, mask=old, other=-inf).to(tl.float32)
+    old_s = tl.load(had + R, mask=old, other=0.0)
+    old_a = tl.load(had + 2 * R, mask=old, other=0.0)
+    old_x = tl.load(had + 3 * R, mask=old, other=0.0)
+    old_cf = tl.load(had + 4 * R, mask=old, other=-inf).to(tl.float32)
+    old_sf = tl.load(had + 5 * R, mask=old, other=0.0)
     new_c = tl.maximum(old_c, tl.max(c, axis=0))
     new_cf = tl.maximum(old_cf, tl.max(cf, axis=0))
     w, grow = _carried(c, new_c)
@@ -191,21 +214,24 @@ def _merge_sums(n, sums, state, L, R, G, GP: tl.constexpr):
 
 @triton.jit
 def merge(slab, stride, begin, C, skip, sums, maxima, state, keys, low, bias, final_bias, scale, cap,
-          L, R, G, B, GP: tl.constexpr, BP: tl.constexpr, KP: tl.constexpr, BIAS: tl.constexpr,
+          L, R, G, B, k, GP: tl.constexpr, BP: tl.constexpr, KP: tl.constexpr, BIAS: tl.constexpr,
           FINAL: tl.constexpr, CAP: tl.constexpr):  # fmt: skip
     """A slab's part into what each row has: sums, state (6, R) float64, and the k likeliest, keys (R, KP).
 
     state: c, s, a, x and its final row's c and s. low (R,): the k-th of a row's keys.
     """
     n = tl.program_id(0)
-    _merge_sums(n, sums, state, L, R, G, GP)
+    old = begin > 0
+    _merge_sums(n, old, sums, state, L, R, G, GP)
     b = tl.arange(0, BP)
     highest = tl.load(maxima + n * B + b, mask=b < B, other=-float("inf"))
     blocks = tl.where(b * _BLOCK < C, _key(highest, begin + b * _BLOCK), _LOWEST)
-    best, least = tl.max(blocks, axis=0), tl.load(low + n)
-    if best > least:
-        place = n * KP + tl.arange(0, KP)
-        held = tl.load(keys + place)
+    best, least = tl.max(blocks, axis=0), tl.load(low + n, mask=old, other=_LOWEST + 1)
+    if (best > least) | (begin == 0):
+        i = tl.arange(0, KP)
+        place = n * KP + i
+        none = tl.where(i < k, i.to(tl.int64) + (_LOWEST + 1), _HIGHEST)
+        held = tl.load(keys + place, mask=old & (i < KP), other=none)
         while best > least:
             first = (best & 0xFFFFFFFF).to(tl.int32) ^ _LAST  # of the block's tokens
             id = first + tl.arange(0, _BLOCK)
@@ -223,3 +249,73 @@ def merge(slab, stride, begin, C, skip, sums, maxima, state, keys, low, bias, fi
             best = tl.max(blocks, axis=0)
         tl.store(keys + place, held)
         tl.store(low + n, least)
+
+
+@triton.jit
+def _ranked(keys, n, k, KP: tl.constexpr):
+    """Logits and ids of the k likeliest of row n, which place each takes, and what of it is there."""
+    i = tl.arange(0, KP)
+    key = tl.load(keys + n * KP + i, mask=i < k, other=_LOWEST)
+    place = tl.zeros((KP,), tl.int32)
+    for j in range(k):  # keys are unique
+        place += (tl.load(keys + n * KP + j) > key).to(tl.int32)
+    ordered = (key >> 32).to(tl.int32)
+    z = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    return z, (key & 0xFFFFFFFF).to(tl.int32) ^ _LAST, place, i < k
+
+
+@triton.jit
+def leading(keys, targets, k, M, V, KP: tl.constexpr):
+    """The k likeliest of each row as the last of the targets (P, M) of a position."""
+    p = tl.program_id(0)
+    _, id, place, there = _ranked(keys, p, k, KP)
+    # The keys of a row of NaN are still those it began with, of no token.
+    tl.store(targets + p * M + M - k + place, tl.where(id < V, id, -1).to(tl.int64), mask=there)
+
+
+@triton.jit
+def _sums(row, R):
+    """Logsumexp, log s and a / s of a row, in nats: a is of powers of two."""
+    s = tl.load(row + R)
+    log_s = tl.log(s)
+    return tl.load(row) + log_s, log_s, tl.load(row + 2 * R) * _LN2 / s, s
+
+
+@triton.jit
+def result(state, keys, targets, wanted, above, top_ids, top_logprobs, entropy, kl, target_logprobs,
+           target_ranks, candidate_ids, finite, P, L, R, k, M, candidates, KP: tl.constexpr):  # fmt: skip
+    """A row's `Stats`, laid out with the layer first; the last targets are the candidates."""
+    n = tl.program_id(0)
+    inf, nan = float("inf"), float("nan")
+    p = n // L
+    layer = n - p * L
+    last = layer == L - 1
+    at = layer * P + p
+    lse, log_s, mean, _ = _sums(state + n, R)
+    lse_f, log_sf, mean_f, sf = _sums(state + p * L + L - 1, R)
+    good, good_f = tl.abs(lse) < inf, tl.abs(lse_f) < inf
+    e = log_s - mean
+    d = (mean_f - log_sf) - (tl.load(state + n + 3 * R) * _LN2 / sf - log_s)
+    d = tl.where((d < 0) | last, 0.0, d)
+    tl.store(entropy + at, tl.where(good, tl.where(e < 0, 0.0, e), nan).to(tl.float32))
+    tl.store(kl + at, tl.where(good & good_f, d, nan).to(tl.float32))
+    tl.store(finite + at, good)
+
+    z, id, place, there = _ranked(keys, n, k, KP)
+    logprob = tl.where(good, z.to(tl.float64) - lse, nan).to(tl.float32)
+    tl.store(top_ids + at * k + place, tl.where(good, id, -1), mask=there)
+    tl.store(top_logprobs + at * k + place, logprob, mask=there)
+    for m in range(M):
+        target = tl.load(targets + p * M + m).to(tl.int32)
+        asked = M - candidates
+        target = tl.where((m < asked) | good_f, target, -1)
+        tl.store(candidate_ids + p * candidates + m - asked, target, mask=last & (m >= asked))
+        own, higher = tl.load(wanted + n * M + m), tl.load(above + n * M + m)
+        same = id == target
+        if tl.max(same.to(tl.int32), axis=0) > 0:  # its logit and its rank are those of the top k
+            own = tl.max(tl.where(same, z, -inf), axis=0)
+            higher = tl.sum((z > own).to(tl.int32), axis=0)
+        counted = good & (target >= 0)
+        surprise = tl.where(counted, own.to(tl.float64) - lse, nan).to(tl.float32)
+        tl.store(target_logprobs + at * M + m, surprise)
+        tl.store(target_ranks + at * M + m, tl.where(counted, 1 + higher, 0))

@@ -17,15 +17,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
-from math import log
+from functools import lru_cache, partial
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from logitlens.readout.head import Head
-from logitlens.readout.online import Online
 from logitlens.readout.product import Product
 from logitlens.readout.stats import Engine, FinalRows, Stats
 from logitlens.readout.transfer import sent
@@ -64,10 +64,11 @@ class Slabs(Engine):
         device = head.weight_VE.device
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             rows = Rows(x_PLE, head, self.logits or slab_logits(device))
-            targets_PM = sent(targets_PM, device)
+            M = targets_PM.shape[1] + candidates
+            ids = rows.ids(targets_PM, candidates)
             if candidates:
-                targets_PM = torch.cat([targets_PM, rows.leading(candidates)], 1)
-            passed = Pass(rows, k, targets_PM)
+                rows.leading(candidates, ids, M)
+            passed = Pass(rows, k, ids, M)
             passed.read(final)
             return passed.result(candidates)
 
@@ -111,129 +112,139 @@ class Rows:
             begin = min(v, V - C)
             yield self.slab(begin), begin, v - begin
 
-    def leading(self, k: int) -> Tensor:
-        """The likeliest tokens (P, k) of the final rows, which are multiplied for it only where they
-        do not fit into one slab with all others."""
+    def ids(self, targets_PM: Tensor, candidates: int) -> Tensor:
+        """The targets of all positions, one position's after another, each with room for candidates; as
+        many more of no token as fill the last product of those that are gathered."""
+        ids = pad(targets_PM, (0, candidates), value=-1).flatten()
+        return sent(pad(ids, (0, -len(ids) % self.gathered), value=-1), self.product.x_NE.device)
+
+    @property
+    def gathered(self) -> int:
+        """How many targets are multiplied together; 1 where they are in the one slab with all others."""
+        return min(self.columns, GATHERED) if self.columns < self.head.vocab else 1
+
+    def leading(self, k: int, ids: Tensor, M: int) -> None:
+        """The likeliest tokens of the final rows, as the last k of the M targets of each position. These
+        rows are multiplied for it only where they do not fit into one slab with all others."""
+        from logitlens.readout import epilogue
+
         one = self.N and self.columns == self.head.vocab
         whole = self.slab(0)[self.L - 1 :: self.L] if one else None
-        finals = Rows(self.x_PLE[:, -1:], self.head, self.logits, whole)
-        passed = Pass(finals, k, finals.product.x_NE.new_empty((self.P, 0), dtype=torch.long))
-        passed.read({})
-        ids_PC = passed.leading()[1]
-        # The keys of a row of NaN are still those it began with, of no token.
-        return ids_PC.masked_fill(ids_PC >= self.head.vocab, -1)
+        finals = Pass(Rows(self.x_PLE[:, -1:], self.head, self.logits, whole), k, ids, 0)
+        finals.read({})
+        if self.P:
+            epilogue.leading[(self.P,)](
+                finals.keys_NK, ids, k=k, M=M, V=self.head.vocab, KP=power(k), num_warps=1
+            )
 
-    def target_logits(self, targets_PM: Tensor) -> Tensor:
-        """(N, M) logits of the targets; +inf, which nothing exceeds, where there is none."""
-        out_NM = self.product.x_NE.new_full(
-            (self.N, targets_PM.shape[1]), float("inf"), dtype=torch.float32
-        )
-        count = targets_PM.numel() if self.N else 0
-        if self.columns == self.head.vocab and count:
-            self._pick(self.slab(0), targets_PM, targets_PM, out_NM)
-            return out_NM
-        C = min(self.columns, GATHERED)
-        ids = torch.nn.functional.pad(targets_PM.flatten().clamp(min=0), (0, -count % C))
-        place_PM = torch.arange(count, dtype=torch.long, device=ids.device).view_as(targets_PM)
-        for i in range(0, count, C):
-            here_PM = (place_PM >= i) & (place_PM < i + C)
-            slab = self.product.raw(ids[i : i + C])
-            self._pick(slab, place_PM - i, targets_PM.masked_fill(~here_PM, -1), out_NM)
-        return out_NM
 
-    def _pick(self, slab: Tensor, place_PM: Tensor, ids_PM: Tensor, out_NM: Tensor) -> None:
+class Pass:
+    """One pass of all tokens by some rows: what the kernels of `epilogue` know of these so far.
+
+    ids: M targets of each position, one after another (see `Rows.ids`). Nothing is filled before: the
+    kernels write what they read later.
+    """
+
+    def __init__(self, rows: Rows, k: int, ids: Tensor, M: int):
         from logitlens.readout import epilogue
 
-        M = ids_PM.shape[1]
-        epilogue.pick[(self.N,)](
-            slab, slab.stride(0), place_PM.int(), ids_PM.int(), out_NM, L=self.L, M=M,
-            MP=power(M), **finish(self.head, slab), num_warps=1,
-        )  # fmt: skip
-
-
-class Pass(Online):
-    """`Online` with the state that the kernels of `epilogue` update."""
-
-    def __init__(self, rows: Rows, k: int, targets_PM: Tensor):
-        from logitlens.readout import epilogue
-
-        wanted_NM = rows.target_logits(targets_PM)
-        super().__init__(k, targets_PM, wanted_NM.unflatten(0, (rows.P, rows.L)))
-        self.rows, self.k, N, new = rows, k, rows.N, wanted_NM.new_zeros
-        tiles = -(-rows.columns // epilogue.TILE)
-        self.ids_PM = targets_PM.int()
-        self.above_NM = new((N, self.M), dtype=torch.int32)
-        self.sums_4NG = new((4, N, tiles))
-        self.maxima_NB = new((N, tiles * epilogue.TILE // epilogue.BLOCK))
+        self.rows, self.k, self.ids, self.M = rows, k, ids, M
+        N, tiles = rows.N, -(-rows.columns // epilogue.TILE)
+        new = partial(torch.empty, device=rows.product.x_NE.device)
+        self.wanted_NM = new((N, M), dtype=torch.float32)
+        self.above_NM = new((N, M), dtype=torch.int32)
+        self.sums_4NG = new((4, N, tiles), dtype=torch.float32)
+        self.maxima_NB = new((N, tiles * epilogue.TILE // epilogue.BLOCK), dtype=torch.float32)
         self.state_6N = new((6, N), dtype=torch.float64)
-        self.state_6N[0::4] = float("-inf")
         self.keys_NK = new((N, power(k)), dtype=torch.long)
-        self.keys_NK[:, :k] = (
-            epilogue.LOWEST + 1 + torch.arange(k, dtype=torch.long, device=wanted_NM.device)
-        )
-        self.keys_NK[:, k:] = epilogue.HIGHEST
-        self.least_N = self.keys_NK[:, 0].clone()
+        self.least_N = new((N,), dtype=torch.long)
 
     def read(self, final: FinalRows) -> None:
         """All of the vocabulary, slab by slab; `final` rows are handed out whole."""
-        head, x_NE = self.rows.head, self.rows.product.x_NE
-        rows = [(p + 1) * self.L - 1 for p in final]
-        rows_F = sent(torch.tensor(rows, dtype=torch.long, device="cpu"), x_NE.device)
-        held_FV = x_NE.new_empty((len(final), head.vocab), dtype=torch.float32)
-        for slab, begin, skip in self.rows.each():
-            self._look(slab, begin, skip)
-            if final:
-                here = slab[rows_F] if len(final) > 1 else slab[rows[0]][None]
-                held_FV[:, begin : begin + slab.shape[1]] = here
-        if final and head.bias_V is not None:
-            held_FV += head.bias_V.to(held_FV)
-        for z_V, held_V in zip(final.values(), head.finish_(held_FV)):
-            z_V.copy_(held_V)
+        rows = self.rows
+        device, places_P = rows.product.x_NE.device, None
+        whole_FV = torch.empty(len(final), rows.head.vocab, dtype=torch.float32, device=device)
+        if final:
+            place = {p: i for i, p in enumerate(final)}
+            places = [place.get(p, -1) for p in range(rows.P)]
+            places_P = sent(torch.tensor(places, dtype=torch.int32, device="cpu"), device)
+        self._pick()
+        for slab, begin, skip in rows.each():
+            self._look(slab, begin, skip, places_P, whole_FV)
+        for z_V, whole_V in zip(final.values(), whole_FV):
+            z_V.copy_(whole_V)
 
-    def _look(self, slab: Tensor, begin: int, skip: int) -> None:
+    def _pick(self) -> None:
+        """The targets' logits."""
         from logitlens.readout import epilogue
 
-        N, B = self.maxima_NB.shape
+        rows, M = self.rows, self.M
+        step, count = rows.gathered, rows.P * M
+        for first in range(0, count, step if step > 1 else max(count, 1)):
+            gathered = step > 1
+            slab = rows.product.raw(self.ids[first : first + step]) if gathered else rows.slab(0)
+            epilogue.pick[(rows.N,)](
+                slab, slab.stride(0), first, slab.shape[1], self.ids, self.wanted_NM, self.above_NM,
+                L=rows.L, M=M, MP=power(M), GATHERED=gathered, **finish(rows.head, slab), num_warps=1,
+            )  # fmt: skip
+
+    def _look(
+        self, slab: Tensor, begin: int, skip: int, places_P: Tensor | None, whole_FV: Tensor
+    ) -> None:
+        from logitlens.readout import epilogue
+
+        rows, (N, B) = self.rows, self.maxima_NB.shape
         C, G = slab.shape[1], self.sums_4NG.shape[2]
-        share = row_share(self.P, self.L, G)
+        share = row_share(rows.P, rows.L, G)
         at = {"slab": slab, "stride": slab.stride(0), "begin": begin, "C": C, "skip": skip}
-        at |= {"sums": self.sums_4NG, "maxima": self.maxima_NB, "L": self.L, "R": N, "G": G}
-        at |= finish(self.rows.head, slab) | {"num_warps": 1}
-        epilogue.look[(G, self.P, -(-self.L // share))](
-            **at, targets=self.ids_PM, wanted=self.target_PLM, above=self.above_NM, M=self.M,
-            share=share, WHOLE=C % epilogue.TILE == 0 and not skip,
+        at |= {"sums": self.sums_4NG, "maxima": self.maxima_NB, "L": rows.L, "R": N, "G": G}
+        at |= finish(rows.head, slab) | {"num_warps": 1}
+        epilogue.look[(G, rows.P, -(-rows.L // share))](
+            **at, targets=self.ids, wanted=self.wanted_NM, above=self.above_NM, M=self.M,
+            places=slab if places_P is None else places_P, whole=whole_FV, V=rows.head.vocab,
+            share=share, WHOLE=C % epilogue.TILE == 0 and not skip, HELD=places_P is not None,
         )  # fmt: skip
         epilogue.merge[(N,)](
-            **at, state=self.state_6N, keys=self.keys_NK, low=self.least_N, B=B, GP=power(G),
-            BP=power(B), KP=self.keys_NK.shape[1],
+            **at, state=self.state_6N, keys=self.keys_NK, low=self.least_N, B=B, k=self.k,
+            GP=power(G), BP=power(B), KP=self.keys_NK.shape[1],
         )  # fmt: skip
 
-    def leading(self) -> tuple[Tensor, Tensor]:
-        """Values and ids (N, k) of the likeliest tokens so far, from their keys."""
-        keys_NK = self.keys_NK[:, : self.k].sort(dim=-1, descending=True).values
-        ordered = (keys_NK >> 32).int()
-        bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
-        return bits.view(torch.float32), 0x7FFFFFFF - (keys_NK & 0xFFFFFFFF)
+    def result(self, candidates: int) -> Stats:
+        """`Stats` once all tokens have passed; the last targets are the candidates."""
+        from logitlens.readout import epilogue
 
-    def _by_position(self, rows_N: Tensor) -> Tensor:
-        return rows_N.unflatten(0, (self.P, self.L))  # as a slab has them
+        rows = self.rows
+        stats = memory(rows.P, rows.L, self.k, self.M, candidates, self.state_6N.device)
+        if rows.N:
+            epilogue.result[(rows.N,)](
+                self.state_6N, self.keys_NK, self.ids, self.wanted_NM, self.above_NM, **vars(stats),
+                P=rows.P, L=rows.L, R=rows.N, k=self.k, M=self.M, candidates=candidates,
+                KP=self.keys_NK.shape[1], num_warps=1,
+            )  # fmt: skip
+        return stats
 
-    def result(self, candidates: int = 0) -> Stats:
-        """See `Online.result`."""
-        self.top.values_NK, self.top.ids_NK = self.leading()
-        # The kernels' sums are of powers of two.
-        c, self.s_PL, a_PL, x_PL = self.state_6N[:4].view(4, self.P, self.L)
-        self.a_PL, self.x_PL = a_PL * log(2), x_PL * log(2)
-        self.c_PL = c.float()
-        self.above_PLM = self.above_NM.view_as(self.target_PLM).double()
-        self.own_PLM = self.target_PLM.clone()
-        for m in range(self.M):  # a token among the top k has its logit there
-            here_NK = self.top.ids_NK == self.targets_PM[:, m].repeat_interleave(self.L)[:, None]
-            value_N = self.top.values_NK.masked_fill(~here_NK, float("-inf")).amax(-1)
-            own_N = self.own_PLM[..., m].reshape(-1)
-            own_N = torch.where(here_NK.any(-1), value_N, own_N)
-            self.own_PLM[..., m] = own_N.view(self.P, self.L)
-        return super().result(candidates)
+
+def memory(P: int, L: int, k: int, M: int, candidates: int, device: torch.device) -> Stats:
+    """Room for `Stats`, the layer first in memory: views of one tensor, which goes to the host at once."""
+    ids, sums = torch.int32, torch.float32
+    parts = {
+        "top_ids": (ids, (L, P, k)),
+        "top_logprobs": (sums, (L, P, k)),
+        "entropy": (sums, (L, P)),
+        "kl": (sums, (L, P)),
+        "target_logprobs": (sums, (L, P, M)),
+        "target_ranks": (ids, (L, P, M)),
+        "candidate_ids": (ids, (P, candidates)),
+        "finite": (torch.bool, (L, P)),
+    }
+    # Each from a multiple of 16 bytes on: triton compiles a kernel again for other addresses.
+    sizes = [-(-prod(shape) // 4) * 4 for _, shape in parts.values()]
+    whole = torch.empty(sum(sizes), dtype=torch.int32, device=device)
+    views = {
+        name: part.view(dtype)[: prod(shape)].view(shape)
+        for part, (name, (dtype, shape)) in zip(whole.split(sizes), parts.items())
+    }
+    return Stats(**{n: v if n == "candidate_ids" else v.transpose(0, 1) for n, v in views.items()})
 
 
 def slab_columns(rows: int, vocab: int, logits: int) -> int:

@@ -84,7 +84,7 @@ def request(
 def agree(ours: Stats, theirs: Stats) -> bool:
     """Whether two paths found the same ids and ranks, and sums that differ by rounding only."""
     same = all(
-        torch.equal(getattr(ours, name), getattr(theirs, name))
+        torch.equal(getattr(ours, name).long(), getattr(theirs, name).long())
         for name in ("top_ids", "candidate_ids", "target_ranks", "finite")
     )
     return same and all(

@@ -17,16 +17,17 @@ FinalRows = dict[int, Tensor]  # position → (V,) float32, to be filled with it
 
 @dataclass(frozen=True, eq=False)
 class Stats:
-    """Statistics of T positions × L rows; the last row along L is the model's own (final) one.
+    """Statistics of T positions × L rows; the last row along L is the model's own (final) one. Ids and ranks
+    are int64, or int32 where an engine makes those.
 
-    top_ids          (T, L, K) int64     likeliest ids, highest first, ties by lower id
+    top_ids          (T, L, K)           likeliest ids, highest first, ties by lower id
     top_logprobs     (T, L, K) float32   natural log
     entropy          (T, L)    float32   nats
     kl               (T, L)    float32   KL(final ‖ row), nats, ≥ 0, exactly 0 in the final row
     target_logprobs  (T, L, M + C) float32   of the targets asked for, then of the candidates; nan
                                          where the target id is −1
-    target_ranks     (T, L, M + C) int64   1 + number strictly greater; 0 where the target id is −1
-    candidate_ids    (T, C)    int64     the likeliest ids of the final row; −1 where it is not finite
+    target_ranks     (T, L, M + C)         1 + number strictly greater; 0 where the target id is −1
+    candidate_ids    (T, C)              the likeliest ids of the final row; −1 where it is not finite
     finite           (T, L)    bool      False where a NaN or +inf logit makes the row meaningless:
                                          its statistics are nan, its ids −1 and its ranks 0
     """
