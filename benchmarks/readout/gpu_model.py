@@ -49,7 +49,8 @@ CARDS = (
 class Work:
     """P positions × L rows of width E × V tokens; k likeliest, M targets, of which the last are candidates
     (no targets: final rows that are read for candidates); bytes of a weight; logits of a slab at most.
-    opened: blocks that the top k opens in all rows; touched: rows of slabs that open any.
+    opened: blocks that the top k opens in all rows; touched: rows of slabs that open any; counted: tiles of
+    rows that hold something greater than a target, for all targets (None: all do).
     """
 
     P: int
@@ -63,6 +64,7 @@ class Work:
     slab: int = SLAB
     opened: int | None = None
     touched: int | None = None
+    counted: int | None = None
 
     @property
     def N(self) -> int:
@@ -107,6 +109,7 @@ def moved(work: Work) -> dict[str, float]:
     opened, touched = work.expected()
     opened = opened if work.opened is None else work.opened
     touched = touched if work.touched is None else work.touched
+    counted = n * N * G * M if work.counted is None else work.counted
     targets, parts = work.gathered, work.parts
     sums, ids = 7 * 8 + 4 + 4 + 1, k * (4 + 4) + M * (8 + 4 + 4 + 4 + 4)
     ended = N * (sums + ids) + work.P * work.candidates * 4 if M else N * k * 8
@@ -116,7 +119,7 @@ def moved(work: Work) -> dict[str, float]:
         "slabs written": (n * C + targets) * N * 4,
         "slabs looked at": n * C * 4 * (N + work.P * shares),
         "picked": N * M * (max(parts, 1) * 8 + 4 + 4 + 4),
-        "counted": n * N * G * M * (4 + 8 + 8) + N * M * 4,
+        "counted": n * N * G * M * 4 + counted * (8 + 8) + min(counted, N * M) * 4,
         "sums": n * N * G * 16 * 2 + n * N * G * 8,
         "maxima": n * N * B * 4 * 2,
         "merged": n * N * 6 * 8 + (n - 1) * N * (6 + 1) * 8,  # nothing is read for the first slab

@@ -21,7 +21,7 @@ from logitlens.readout import epilogue, gpu, read
 from logitlens.readout.gpu import Slabs
 from logitlens.readout.head import Head
 from logitlens.readout.product import Product
-from tests.readout.heads import make_targets
+from tests.readout.heads import eighths, make_targets
 from tests.readout.interpreter import Moved, patched_once
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities
@@ -43,6 +43,22 @@ class Counted(Product):
         return out_NC
 
 
+def moved(work: Work, monkeypatch, candidates: int = 0) -> int:
+    """Bytes that the path moves. Logits fall with the id, so that the top k is in the first block, opened
+    once, in the first slab; nothing is greater than the targets but in the first tile. No sum is rounded.
+    """
+    monkeypatch.setattr(gpu, "Product", Counted)
+    monkeypatch.setattr(Counted, "bytes", 0)
+    weight = torch.arange(work.V, 0, -1.0)[:, None].expand(-1, work.E).contiguous()
+    x = eighths(torch.rand(work.P, work.L, work.E, generator=torch.Generator().manual_seed(0)))
+    targets = torch.arange(work.P * work.M).view(work.P, work.M) * 70 + 1
+    with patched_once(), monkeypatch.context() as patch:
+        kernels = Moved(patch)
+        given = x + 0.125, Head(work.V, weight), work.k, targets
+        Slabs(work.slab).stats(*given, candidates=candidates)
+    return kernels.read + kernels.written + Counted.bytes
+
+
 @pytest.mark.parametrize(
     "work",
     [
@@ -52,32 +68,19 @@ class Counted(Product):
     ids=["slabs", "one slab"],
 )
 def test_the_path_moves_the_bytes_that_the_model_says(work, monkeypatch):
-    monkeypatch.setattr(gpu, "Product", Counted)
-    monkeypatch.setattr(Counted, "bytes", 0)
-    # Logits fall with the id, so that the top k is in the first block: opened once, in the first slab.
-    weight = torch.linspace(3, 0, work.V)[:, None].expand(-1, work.E).contiguous()
-    x = torch.rand(work.P, work.L, work.E, generator=torch.Generator().manual_seed(0)) + 0.1
-    targets = torch.arange(work.P * work.M).view(work.P, work.M) * 70
-    with patched_once(), monkeypatch.context() as patch:
-        kernels = Moved(patch)
-        Slabs(work.slab).stats(x, Head(work.V, weight), work.k, targets)
-    work = Work(**vars(work) | {"opened": work.N, "touched": work.N})
-    assert kernels.read + kernels.written + Counted.bytes == sum(gpu_model.moved(work).values())
+    found = moved(work, monkeypatch)
+    work = replace(work, opened=work.N, touched=work.N, counted=work.N * work.M)
+    assert found == sum(gpu_model.moved(work).values())
 
 
 def test_candidates_move_the_bytes_that_the_model_says(monkeypatch):
-    monkeypatch.setattr(gpu, "Product", Counted)
-    monkeypatch.setattr(Counted, "bytes", 0)
     work = Work(2, 3, 1500, 8, k=5, M=2, size=4, slab=6 * 512)
-    weight = torch.linspace(3, 0, work.V)[:, None].expand(-1, work.E).contiguous()
-    x = torch.rand(work.P, work.L, work.E, generator=torch.Generator().manual_seed(0)) + 0.1
-    targets = torch.arange(work.P * work.M).view(work.P, work.M) * 70
-    with patched_once(), monkeypatch.context() as patch:
-        kernels = Moved(patch)
-        Slabs(work.slab).stats(x, Head(work.V, weight), work.k, targets, candidates=3)
-    each = [replace(w, opened=w.N, touched=w.N) for w in gpu_model.followed(work, 3)]
-    expected = sum(sum(gpu_model.moved(w).values()) for w in each)
-    assert kernels.read + kernels.written + Counted.bytes == expected
+    found = moved(work, monkeypatch, candidates=3)
+    rest, finals = (
+        replace(w, opened=w.N, touched=w.N, counted=0) for w in gpu_model.followed(work, 3)
+    )
+    rest = replace(rest, counted=rest.N * (rest.M - 1))  # nothing is greater than the likeliest
+    assert found == sum(sum(gpu_model.moved(w).values()) for w in (rest, finals))
 
 
 @pytest.mark.slow

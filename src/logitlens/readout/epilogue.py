@@ -156,15 +156,16 @@ def look(slab, stride, begin, C, skip, sums, maxima, targets, wanted, above, pla
         tl.store(at + 3 * R * G, x)
         for m in range(M):
             least = tl.load(wanted + n * M + m)
-            higher = tl.sum((z > least).to(tl.int32), axis=0)
-            own = tl.load(targets + p * M + m).to(tl.int32) - begin
-            if (own >= skip) & (own < C) & (own // _TILE == g):  # no token ranks below itself
-                z_own = tl.load(row + own)
-                z_own = _finish(
-                    z_own, begin + own, True, bias, final_bias, scale, cap, BIAS, FINAL, CAP
-                )
-                higher -= (z_own > least).to(tl.int32)
-            tl.atomic_add(above + n * M + m, higher, sem="relaxed")
+            if c > least:
+                higher = tl.sum((z > least).to(tl.int32), axis=0)
+                own = tl.load(targets + p * M + m).to(tl.int32) - begin
+                if (own >= skip) & (own < C) & (own // _TILE == g):  # no token ranks below itself
+                    z_own = tl.load(row + own)
+                    z_own = _finish(
+                        z_own, begin + own, True, bias, final_bias, scale, cap, BIAS, FINAL, CAP
+                    )
+                    higher -= (z_own > least).to(tl.int32)
+                tl.atomic_add(above + n * M + m, higher, sem="relaxed")
 
 
 @triton.jit
