@@ -267,6 +267,19 @@ def test_the_proof_sees_the_kernels_right_and_any_fault(parts):
             assert not proof.agree(type(ours)(**vars(ours) | {field.name: other}), theirs)
 
 
+def test_the_proof_sees_a_final_row_that_is_wrong():
+    class Wrong(Slabs):
+        def stats(self, *args, final=None, **options):
+            found = super().stats(*args, final=final, **options)
+            for z_V in (final or {}).values():
+                z_V[690] += 0.01
+            return found
+
+    given = proof.request(2, 2, 700, 16, torch.device("cpu"), torch.bfloat16, *[True] * 3, k=5)
+    assert proof.right(Slabs(**SMALL), given)
+    assert not proof.right(Wrong(**SMALL), given)
+
+
 def test_slabs_read_on_a_gpu_only_and_only_where_proven(monkeypatch):
     from logitlens.readout import engine
 
