@@ -50,6 +50,16 @@ class Arriving:
         return {name: tensor.numpy() for name, tensor in self._host.items()}
 
 
+def _together(tensors: Mapping[str, Tensor], non_blocking: bool) -> dict[str, Tensor]:
+    first = next(iter(tensors.values()))
+    memory = first.new_empty(0, dtype=torch.uint8).set_(first.untyped_storage())
+    host = memory.to("cpu", non_blocking=non_blocking)
+    return {
+        name: host.view(t.dtype).as_strided(t.shape, t.stride(), t.storage_offset())
+        for name, t in tensors.items()
+    }
+
+
 def aside(device: torch.device) -> AbstractContextManager[None]:
     """A context in which a GPU's work waits for what it had been given when this was called, not for what it
     has been given since; all of it is done when the context is left."""
@@ -74,16 +84,6 @@ def _aside(device: torch.device, given: Any) -> Iterator[None]:
 @lru_cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device, priority=-1)  # before what else is queued
-
-
-def _together(tensors: Mapping[str, Tensor], non_blocking: bool) -> dict[str, Tensor]:
-    first = next(iter(tensors.values()))
-    memory = first.new_empty(0, dtype=torch.uint8).set_(first.untyped_storage())
-    host = memory.to("cpu", non_blocking=non_blocking)
-    return {
-        name: host.view(t.dtype).as_strided(t.shape, t.stride(), t.storage_offset())
-        for name, t in tensors.items()
-    }
 
 
 def in_turn(begun: Iterable[Callable[[], Found]], *, behind: bool) -> Iterator[Found]:
