@@ -492,12 +492,12 @@ def test_a_layer_that_only_one_lens_has_moves_no_other_line(survey, model):
     assert layers == [["0", "1", "2"], ["embed", "0", "1", "2"]]
     found = summarise({"a": frame}, draws=20)
     axes = {each.get_title(): each for each in figure(found, MEASURES).axes}
-    for title, places in (
-        ("entropy, nats", [[1, 2, 3], [0, 1, 2, 3]]),
-        ("settled layer", [[1, 2, 3], [0, 1, 2, 3]]),
-    ):
-        lines = axes[title].get_lines()
-        assert [[int(x) for x in line.get_xdata()] for line in lines] == places
+    lines = axes["entropy, nats"].get_lines()
+    assert [[int(x) for x in line.get_xdata()] for line in lines] == [[1, 2, 3], [0, 1, 2, 3]]
+    bars = axes["settled layer"].containers
+    centres = [[round(bar.get_x() + bar.get_width() / 2, 1) for bar in each] for each in bars]
+    assert centres == [[0.8, 1.8, 2.8], [0.2, 1.2, 2.2, 3.2]]
+    for title in ("entropy, nats", "settled layer"):
         assert [label.get_text() for label in axes[title].get_xticklabels()] == layers[1]
     rows = re.findall(r"^\| (.*) \|$", markdown(found, MEASURES), re.M)
     start = rows.index(" | prompts | embed | 0 | 1 | 2")

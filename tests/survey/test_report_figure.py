@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from logitlens.survey.curves import MEASURES, Curve, Summary
+from logitlens.survey.curves import MEASURES, Curve, Histogram, Summary
 from logitlens.survey.report import report
 from logitlens.survey.summary import summarise, table
 from logitlens.view import survey_figure
@@ -60,6 +61,30 @@ def test_contrasts_of_several_lenses_say_which_is_which(survey, model):
     assert not {*lines.values()} & {*legend.values()}
     axes = next(a for a in figure(found, MEASURES).axes if a.get_title().startswith("contrast:"))
     assert [text.get_text() for text in axes.get_legend().get_texts()] == list(lines)
+
+
+@pytest.mark.parametrize("title", ["", "A survey"])
+def test_the_legend_is_above_all_panels_and_begins_on_the_left(title):
+    picture = figure(many(2), MEASURES, title=title)
+    picture.draw_without_rendering()
+    (legend,) = picture.legends
+    assert legend.get_title().get_text() == title
+    box, (axes,) = legend.get_window_extent(), picture.axes
+    assert box.y0 >= axes.get_tightbbox().y1
+    assert 0 <= box.x0 < 30
+    assert box.y1 <= picture.bbox.y1
+
+
+def test_bars_that_are_as_high_stand_beside_one_another():
+    counts = np.array([1, 3, 0])
+    bars = [
+        Histogram("s", lens, "", "settled layer", ["embed", "0"], counts)
+        for lens in ("logit", "tuned")
+    ]
+    (axes,) = figure(Summary("", histograms=bars), MEASURES).axes
+    edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches)
+    assert len(edges) == 4
+    assert all(before[1] <= after[0] + 1e-9 for before, after in itertools.pairwise(edges))
 
 
 def test_no_two_of_many_lines_are_alike():
@@ -158,6 +183,7 @@ def test_a_cell_of_a_heatmap_leads_to_its_prompts_and_moments_are_shares(survey,
     assert image.get_array().shape == (5, 9)
     np.testing.assert_allclose(image.get_array().sum(0), 1)
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert '<div class="figure"><svg' in page, "which moves sideways on a narrow screen"
     links = set(re.findall(r'href="#(point-[^"]*)"', page))
     assert len(links) == 9 * 4
     assert links <= set(re.findall(r'id="([^"]*)"', page))

@@ -118,7 +118,8 @@ def page(
     parts = [
         f'<h1 id="top">{html.escape(title)}</h1><p>{html.escape(" ".join(_about(summary)))}</p>',
         *([f"<p>A click on a point opens some of its {summary.unit}.</p>"] if summary.kept else []),
-        picture[picture.index("<svg") :],  # inside the page, so that its points are links
+        # inside the page, so that its points are links
+        f'<div class="figure">{picture[picture.index("<svg") :]}</div>',
         *sections(summary),
     ]
     text = markdown(summary, words).splitlines()[4:]
@@ -169,8 +170,9 @@ _PAGE = """<!doctype html>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 84rem; padding: 0 1rem;
        color: #1b1b1b; background: #fff }}
 img {{ max-width: 100% }} table {{ border-collapse: collapse; font-size: 13px; margin: .5rem 0 }}
-details {{ overflow-x: auto }} summary {{ cursor: pointer; padding: .3rem 0 }}
-svg {{ max-width: 100%; height: auto }}
+details, .figure {{ overflow-x: auto }} summary {{ cursor: pointer; padding: .3rem 0 }}
+/* of a narrow screen it is wider, and moves sideways: made smaller it could not be read */
+svg {{ max-width: max(100%, 60rem); height: auto }}
 {style}
 th, td {{ border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left; white-space: pre }}
 </style></head><body>

@@ -141,7 +141,7 @@ def _heats(heading: str, curves: Sequence[Curve], summary: Summary) -> list[tupl
 
 
 def _of_moment(bars: list[Histogram], summary: Summary) -> list[tuple[str, Any]]:
-    """Its steps, or where they are many a heatmap of shares for each survey and lens."""
+    """Its bars, or where they are many a heatmap of shares for each survey and lens."""
     each = [those for those in _by_lens(bars) if len(those) > 1]
     if len(bars) <= MOST or not each:
         return [(bars[0].what, bars)]
@@ -206,10 +206,13 @@ class _Drawing:
             else:
                 self.lines(axes, content)
         if len(names) > 1:
+            # The title is the legend's: above one another they have room. On the left, where a narrow screen
+            # begins.
             handles = [Line2D([], [], **self.styles[name]) for name in names]
             drawing.legend(handles, [self.fonts.shown(name) for name in names], fontsize=8, frameon=False,
-                           loc="outside lower center", ncols=min(6, len(names)))  # fmt: skip
-        if title:
+                           loc="outside upper left", ncols=min(2 * wide, len(names)), alignment="left",
+                           title=self.fonts.shown(title), title_fontsize=11)  # fmt: skip
+        elif title:
             drawing.suptitle(self.fonts.shown(title), fontsize=11)
         return drawing
 
@@ -276,11 +279,13 @@ class _Drawing:
         never = any(h.counts[-1] for h in histograms)
         layers = shared(histograms)
         labels = [*layers, *(["never"] if never else [])]
-        for each in histograms:
+        width = 0.8 / len(histograms)  # side by side: none hides another
+        for place, each in enumerate(histograms):
             share = each.counts / max(1, each.counts.sum())
             x = [layers.index(label) for label in each.layers] + [len(layers)] * never
-            style = self.styles[name_of(each, self.summary)]
-            axes.step(x, share[: len(x)], where="mid", color=style["color"], ls=style["ls"], lw=1.3)
+            left = np.array(x) - 0.4 + place * width
+            color = self.styles[name_of(each, self.summary)]["color"]
+            axes.bar(left, share[: len(x)], width, align="edge", color=color)
         axes.set_ylabel(f"share of {self.summary.unit}", fontsize=8)
         _layers(axes, labels)
 
