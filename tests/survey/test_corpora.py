@@ -484,6 +484,9 @@ def test_what_documents_say_of_themselves_are_conditions_of_their_cells(
     done = CliRunner().invoke(main, ["survey", "status", str(folder)], prog_name="logitlens")
     assert "conditions: language, year, id, n" in done.stdout
     assert "meta left out: it holds lists, objects or bytes" in done.stdout
+    without = str(corpus("b", name=name))
+    done = CliRunner().invoke(main, ["survey", "status", without], prog_name="logitlens")
+    assert not re.search("conditions|left out", done.stdout), "without cells no table has them"
 
 
 def test_intervals_over_few_documents_are_hardly_too_narrow():
@@ -513,6 +516,31 @@ def test_odd_values_of_conditions_stop_nothing(corpus):
     data = "".join(json.dumps(line) + "\n" for line in lines[:2]).encode()
     cells = pq.read_table(corpus("b", data, name="two.jsonl", cells=True) / "cells").to_pandas()
     assert set(cells["size"]) == {float(2**53), 0.5}
+
+
+def test_a_corpus_whose_files_were_renamed_is_said_to_be_so(tmp_path, model, saved):
+    for name in ("a", "b"):
+        (tmp_path / "texts" / name).mkdir(parents=True)
+        (tmp_path / "texts" / name / "t.txt").write_text(f"the {name} tower")
+    settings = Settings(length=8, threads=1)
+
+    def go():
+        run(
+            tmp_path / "texts",
+            tmp_path / "s",
+            model,
+            source=str(saved),
+            loading={},
+            settings=settings,
+        )
+
+    go()
+    (tmp_path / "texts" / "a").rename(tmp_path / "texts" / "c")
+    with pytest.raises(SurveyError, match="input: its files are the same, but their names"):
+        go()
+    (tmp_path / "texts" / "c" / "t.txt").write_text("the c tower")
+    with pytest.raises(SurveyError, match=r"now [\d,]+ of other text"):
+        go()
 
 
 def test_files_of_the_hub_are_called_as_they_are_there():

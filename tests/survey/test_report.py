@@ -28,7 +28,7 @@ from logitlens.survey.plan import Plan, Settings
 from logitlens.survey.report import report
 from logitlens.survey.run import run
 from logitlens.survey.summary import summarise, table
-from logitlens.view import page
+from logitlens.view import color, page
 from logitlens.view.survey import markdown
 from logitlens.view.survey_figure import figure
 from logitlens.view.text import piece_html
@@ -382,6 +382,11 @@ def test_a_page_has_the_readings_of_its_prompts_by_their_lens_and_the_surveys_ed
     kept = [(each.lens, prompt.prompt) for each in found.kept for prompt in each.prompts]
     assert len(kept) == len(grids) == 4
     assert f"24 of {len(model.read(kept[1][1]).ids)} positions" in shown
+    assert "darker where it is likelier (embed is not painted" in shown
+    for shade in re.findall(r"\.p\d+ { background: rgb(.*?); color: rgb(.*?) }", shown):
+        background, ink = (tuple(map(int, re.findall(r"\d+", each))) for each in shade)
+        assert color.contrast(background, ink) >= 4.5
+        assert (ink[0] < 128) == (color.contrast((0, 0, 0), background) > 5.5)
     for (lens, prompt), cells in zip(kept, grids, strict=True):
         truth = model.read(prompt, lens=lenses[lens], edits=changes, positions=slice(-24, None))
         rows = [["layer", *truth.pieces]] + [

@@ -393,10 +393,11 @@ def test_prompts_read_the_same_from_every_kind_of_file(tmp_path, suffix):
         (b'{"prompt": "a", " answer": "b"}', "line 2: ' answer' is not a field; 'answer' is"),
         (b'{"prompt": "a", "": "b"}', "line 2: a column has no name"),
         (b'{"messages": "hello"}', "line 2: expected messages as objects with a role"),
+        (b'{"text": "hello"}', "line 2: expected .* running text is read with --corpus"),
         (b'{"prompt": "a", "sets": ["b"]}', "line 2: expected sets as lists of tokens by name"),
         (b'{"prompt": "a", "number": 9223372036854775808}', "line 2: .* of more than 64 bits"),
     ],
-    ids=range(17),
+    ids=range(18),
 )  # fmt: skip
 def test_a_line_that_cannot_be_read_is_named_or_skipped_and_counted(tmp_path, line, said):
     path = tmp_path / "prompts.jsonl"
@@ -590,6 +591,13 @@ def test_what_is_longer_than_the_context_fails_its_shard_or_is_skipped(survey, l
     assert "line 6" in found.skipped[0]
 
 
+def test_what_was_skipped_is_named_alike_when_planned_and_when_read(survey):
+    found = survey.run([*records(2), {"prompt": ""}, {"prompt": "is " * 99}], bad="skip")
+    assert [line.partition(":")[0] for line in found.skipped] == [
+        "prompts.jsonl line 3", "prompts.jsonl line 4",
+    ]  # fmt: skip
+
+
 def test_logits_that_are_not_finite_are_null_and_counted(survey):
     broken = logitlens.load(tiny_gpt2(), tokenizer=tiny_tokenizer())
     with torch.no_grad():
@@ -631,6 +639,29 @@ def test_what_was_damaged_is_said_and_made_again(survey):
     assert not found.underway
     assert survey.run(size=8).done
     assert not status(folder).failed
+
+
+def test_a_part_of_which_a_byte_was_changed_is_found_when_it_is_asked_for(survey):
+    survey.run(size=8)
+    folder = survey.folder / "a"
+    part = folder / "parts" / "00001.parquet"
+    whole = part.read_bytes()
+    part.write_bytes(whole[:40] + bytes([whole[40] ^ 1]) + whole[41:])
+
+    def go(*more):
+        words = ["survey", "status", str(folder), *more]
+        return CliRunner().invoke(main, words, prog_name="logitlens")
+
+    assert go().exit_code == 0
+    done = go("--verify")
+    assert done.exit_code == 3
+    assert "2 of 3 shards committed" in done.stdout
+    assert re.search("shard 1 failed: .*00001.parquet is not what was committed", done.stdout)
+    assert list(json.loads(go("--verify", "--json").stdout)["failed"]) == ["1"]
+    part.unlink()
+    assert survey.run(size=8).done
+    assert part.read_bytes() == whole
+    assert go("--verify").exit_code == 0
 
 
 @pytest.mark.parametrize("behind", [False, True])

@@ -155,12 +155,14 @@ def _planned_threads(folder: str) -> int | None:
 
 @command.command("status")
 @FOLDER
+@click.option("--verify", is_flag=True,
+              help="Compare every committed part with its SHA-256, which reads all of them.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
-def status_command(folder: str, as_json: bool) -> int:
+def status_command(folder: str, verify: bool, as_json: bool) -> int:
     """Show how far a survey is: shards committed and failed, and why."""
     from logitlens.survey.run import status
 
-    found = status(folder)
+    found = status(folder, verify=verify)
     if as_json:
         click.echo(json.dumps({
             "shards": len(found.plan.shards), "committed": len(found.records),
@@ -340,6 +342,8 @@ def _noted(plan: Plan) -> str:
     from logitlens.survey.plan import PLAN
 
     facts, said = plan.facts, []
+    if plan.is_corpus and not plan.settings.cells:
+        return ""  # no table has them
     if facts["conditions"]:
         said.append(f"conditions: {', '.join(facts['conditions'])}")
     if not plan.is_corpus and facts["answers"] < facts["prompts"]:

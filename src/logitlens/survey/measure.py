@@ -15,6 +15,7 @@ import gc
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,7 +119,7 @@ def measure(
                 raise PromptError(
                     f"{item.where}: {error} (--bad skip leaves such prompts out)"
                 ) from error
-            skipped.append(f"{item.where}: {error}")
+            skipped.append(f"{Path(item.where).name}: {error}")
             continue
         prepared.append(ready)
         asked += ready.question.asked

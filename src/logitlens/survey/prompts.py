@@ -82,7 +82,7 @@ class Prompts:
     """A file of labelled prompts.
 
     types     the conditions and the type of each: "int", "float", "bool" or "string"
-    skipped   what was left out, each with its line and the reason
+    skipped   what was left out, each with the file's name, its line and the reason
     """
 
     path: str | os.PathLike[str]
@@ -117,7 +117,7 @@ def read(
         except (FormatError, PromptError) as error:
             if not skip_bad:
                 raise type(error)(f"{error} (--bad skip leaves such lines out)") from None
-            skipped.append(str(error))
+            skipped.append(str(error).replace(file, Path(file).name, 1))
     if not items:
         why = f"; the first of {len(skipped)}: {skipped[0]}" if skipped else ""
         raise PromptError(f"{file} holds no prompts that can be read{why}")
@@ -252,8 +252,10 @@ def _item(record: Any, where: str, index: int, reserved: frozenset[str]) -> Item
     if isinstance(record, Mapping):  # null, or the nan of a table: not given
         record = {k: v for k, v in record.items() if k not in FIELDS or (v is not None and v == v)}
     if not isinstance(record, Mapping) or ("prompt" in record) == ("messages" in record):
+        is_text = isinstance(record, Mapping) and "text" in record and "prompt" not in record
+        hint = "; running text is read with --corpus" if is_text else ""
         raise FormatError(
-            f"{where}: expected an object with a prompt, or with messages; got {str(record)[:60]!r}"
+            f"{where}: expected an object with a prompt, or with messages; got {str(record)[:60]!r}{hint}"
         )
     prompt = record["messages"] if "messages" in record else record["prompt"]
     if not isinstance(prompt, (str, list)):

@@ -60,14 +60,20 @@ class Status:
         return sum(record[name] for record in self.records)
 
 
-def status(folder: str | os.PathLike[str]) -> Status:
-    """What is committed in a folder. Raises SurveyError where there is no survey."""
+def status(folder: str | os.PathLike[str], *, verify: bool = False) -> Status:
+    """What is committed in a folder. Raises SurveyError where there is no survey.
+
+    verify   read every committed part, and its cells, and compare them with their SHA-256: those that differ
+             count as failed
+    """
     plan, files = plans.load(folder), Folder(folder)
     listed = files.numbers("commits")  # before they are read: others commit meanwhile
     records = [r for s in range(len(plan.shards)) if (r := files.committed(s)) is not None]
+    spoilt = _spoilt(files, records) if verify else {}
+    records = [record for record in records if record["shard"] not in spoilt]
     ended = {record["shard"] for record in records}
     damaged = "its part is missing, or not whole: run the survey again"
-    failed = dict.fromkeys((s for s in listed if s not in ended), damaged)
+    failed = dict.fromkeys((s for s in listed if s not in ended), damaged) | spoilt
     failed |= {shard: why for shard, why in files.failures().items() if shard not in ended}
     underway = {
         shard: line
@@ -75,6 +81,18 @@ def status(folder: str | os.PathLike[str]) -> Status:
         if shard not in ended and shard not in failed and (line := files.last_line(shard))
     }
     return Status(plan, records, failed, underway, files.merged)
+
+
+def _spoilt(files: Folder, records: Sequence[dict[str, Any]]) -> dict[int, str]:
+    """Shard → which of its files is not what was committed."""
+    found = {}
+    for record in records:
+        try:
+            for cells in (False, True) if "cells" in record else (False,):
+                files.checked(record["shard"], cells)
+        except SurveyError as error:
+            found[record["shard"]] = str(error)
+    return found
 
 
 def run(

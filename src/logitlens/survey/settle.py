@@ -56,10 +56,19 @@ def same_text(folder: Folder, made_of: dict[str, Any], size: int, sha256: str) -
         changed = ["input: it was labelled prompts, now text"]
     elif (was := there.facts["input"])["sha256"] != sha256:
         changed = [f"input: it was {was['size']:,} bytes of text, now {size:,} of other text"]
+        if _hashes(there.facts["corpus"]["made_of"]) == _hashes(made_of):
+            changed = [
+                "input: its files are the same, but their names, and with them their order, differ"
+            ]
     elif (was := there.facts["corpus"]["made_of"]) != made_of:
         changed = _changes(was, made_of, "corpus")
     if changed:
         raise SurveyError(_begun_with(folder, changed))
+
+
+def _hashes(made_of: dict[str, Any]) -> list[str]:
+    """Of a corpus's files, whatever their order."""
+    return sorted(each["sha256"] for each in made_of["files"])
 
 
 def _moved(facts: dict[str, Any], asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

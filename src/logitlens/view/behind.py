@@ -24,7 +24,7 @@ STYLE = """.behind { display: none; border: 1px solid #bbb; padding: .5rem 1rem;
            overflow-x: auto }
 .behind:target { display: block } svg a:hover use { fill-opacity: .5 !important }
 .grid td, .grid th { padding: .1rem .4rem; border: 1px solid #fff }"""
-STEPS = 11  # shades of a grid
+STEPS = 10  # shades of a grid; none is a blue on which neither black nor white is easily read
 
 
 def urls(curve: Curve, summary: Summary) -> list[str]:
@@ -93,6 +93,8 @@ def grid(reading: Reading) -> str:
             cells += f'<td{shade} title="{painted.format(painted.values[row, t])}">{said}'
         body += f"<tr><th>{_text(reading.layers[row])}{cells}"
     said = f"The top token at every layer and {where}, darker where it is likelier"
+    if not color.counted(reading).all():
+        said += " (embed is not painted: it is mostly the input itself)"
     return f'<p>{said}:</p><table class="grid"><tr><th>layer{head}{body}</table>'
 
 
