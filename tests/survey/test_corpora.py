@@ -341,7 +341,11 @@ def test_positions_of_a_corpus_are_found_and_their_windows_read_again(corpus, mo
         after = row["position"] + 1
         assert row["prompt"] == "".join(pieces[max(0, after - corpus_summary.CONTEXT) : after])
         assert row["answer"] == (pieces[after] if after < len(pieces) else None)
+        assert row["seen"] > 3
+        assert row["kl_0"] > kl
     assert len(find(folder, limit=3)) == 3
+    (row,) = find(folder, "text is not null", order="top_1, next", limit=1)
+    assert {"text", "top_1", "next"} < set(row)
     late = max(
         rows, key=lambda row: row["position"]
     )  # in a window that is not its document's first

@@ -639,6 +639,9 @@ def test_a_search_of_what_is_not_all_read_says_so_and_its_json_is_json(survey):
     [
         ("kl_99 > 5", '"kl_99" not found'),
         ("kl_1 >> and", "syntax error"),
+        ("kl_1 >", 'syntax error at or near ">"'),
+        ("kl_1 > 0 limit 5", 'syntax error at or near "limit"'),
+        ("kl_1 > 1) or (true", 'syntax error at or near ")"'),
         ("kl_1 > 'much'", "much"),
     ],
 )
@@ -654,6 +657,40 @@ def test_a_slip_in_a_condition_is_shown_with_the_columns_there_are(survey, where
     assert "select" not in text
     assert "\n" not in text
     assert len(text) < 520
+    words = ["survey", "find", str(survey.folder / "slip"), "--lens", "logit", "--where", where]
+    done = CliRunner().invoke(main, words, prog_name="logitlens")
+    assert text in done.stderr, "whichever lens is asked for"
+
+
+def test_what_a_condition_and_an_order_name_is_shown(folder):
+    """Not what is said in a text or a remark."""
+    where = "(first_10 > 0 or true) and \"rank_1\" > 0 and prompt <> 'settled kl_2' -- kl_0"
+    words = [
+        "survey",
+        "find",
+        str(folder),
+        "--where",
+        where,
+        "--order",
+        "MARGIN_2 desc",
+        "--limit",
+        "3",
+    ]
+    done = CliRunner().invoke(main, [*words, "--json"], prog_name="logitlens")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    frame = table(folder).set_index(["prompt_index", "block"])
+    assert len(rows) == 3
+    for row in rows:
+        assert list(row) == [
+            "lens", "settled", "order", "number", "first_10", "rank_1", "prompt", "margin_2", "prompt_index",
+            "id", "answer",
+        ]  # fmt: skip
+        truth = frame.loc[row["prompt_index"]]
+        assert row["margin_2"] == pytest.approx(truth.margin[2])
+        assert row["rank_1"] == truth["rank"][1]
+    assert rows == sorted(rows, key=lambda row: -row["margin_2"])
+    shown = CliRunner().invoke(main, words, prog_name="logitlens").stdout
+    assert f"rank_1 {rows[0]['rank_1']} · margin_2 {rows[0]['margin_2']:.6g} · " in shown
 
 
 @pytest.mark.parametrize(("hits", "low", "high"), [(7, 0.646, 1), (0, 0, 0.354), (3, 0.158, 0.75)])

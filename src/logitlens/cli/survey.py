@@ -249,7 +249,8 @@ def find_command(
     Columns: the conditions, prompt_index, id, prompt, answer, lens; NAME_LAYER of every number, like kl_6,
     rank_0 or logprob_embed; settled; and first_1, first_5, first_10: the first layer at which the answer
     has such a rank. −1 is embed. Of a corpus read with --keep cells, the same of its positions: document,
-    position, seen, token, text, next; loss_6, …; and ranks of the token that follows.
+    position, seen, token, text, next; loss_6, …; and ranks of the token that follows. Columns that --where
+    and --order name are printed too.
     """
     from logitlens.survey import plan as plans
     from logitlens.survey.find import find
@@ -258,14 +259,11 @@ def find_command(
     if opened is not None:
         check_outputs([str(opened)], [".html"])
     plan = plans.load(folder)
-    if lens is not None:
-        if lens not in plan.lenses:
-            raise click.BadParameter(
-                f"{lens}: this survey has {', '.join(plan.lenses)}", param_hint="'--lens'"
-            )
-        quoted = lens.replace("'", "''")
-        where = f"({where.strip() or 'true'}\n) and lens = '{quoted}'"
-    found = find(folder, where, limit=limit, order=order)
+    if lens is not None and lens not in plan.lenses:
+        raise click.BadParameter(
+            f"{lens}: this survey has {', '.join(plan.lenses)}", param_hint="'--lens'"
+        )
+    found = find(folder, where, limit=limit, order=order, lens=lens)
     for row in found:
         if as_json:
             plain = {
@@ -274,7 +272,7 @@ def find_command(
             click.echo(json.dumps(plain, ensure_ascii=False, default=str, allow_nan=False))
         else:
             facts = (
-                f"{k} {v}"
+                f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}"
                 for k, v in row.items()
                 if k not in ("prompt", "answer") and v is not None
             )

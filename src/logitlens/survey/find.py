@@ -33,9 +33,17 @@ PLACE = ("document", "position")
 
 
 def find(
-    folder: str | os.PathLike[str], where: str = "true", *, limit: int = 20, order: str = ""
+    folder: str | os.PathLike[str],
+    where: str = "true",
+    *,
+    limit: int = 20,
+    order: str = "",
+    lens: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Prompts, or positions of a corpus, for which an SQL condition holds.
+    """Prompts, or positions of a corpus, for which an SQL condition holds: each with its conditions, what
+    tells it from others, and the columns that the condition and the order name.
+
+    lens   only this one, by its name in the survey
 
     Raises FormatError with DuckDB's reason, or where a corpus keeps no cells; SurveyError where a part is
     not what was committed; MissingExtra.
@@ -45,6 +53,7 @@ def find(
     except ImportError:
         raise MissingExtra("duckdb", "survey", "logitlens survey find") from None
     where = where.strip() or "true"
+    asked = f"--where {where!r}" + (f" --order {order!r}" if order else "")
     plan, files = plans.load(folder), Folder(folder)
     if plan.is_corpus and not plan.settings.cells:
         raise FormatError(
@@ -67,12 +76,18 @@ def find(
             database.register("rows", pa.concat_tables(tables))
         try:
             database.execute(_wide(database, plan))
+            # Each by itself: what is wrong with it is said in its own words, not in those of the query around.
+            database.execute(f"explain select 1 from prompts where {where}")
+            if order:
+                database.execute(f"explain select 1 from prompts order by {order}")
+            every = [row[0] for row in database.execute("describe prompts").fetchall()]
+            named = _named(f"{where}\n{order}", every)
+            where = f"({where}\n)" + (f" and lens = {_text(lens)}" if lens is not None else "")
             query = _positions if plan.is_corpus else _prompts
-            cursor = database.execute(query(plan, where, order, limit))
+            cursor = database.execute(query(plan, named, where, order, limit))
             columns = [column[0] for column in cursor.description or ()]
             return [dict(zip(columns, row)) for row in cursor.fetchall()]
         except duckdb.Error as error:
-            asked = f"--where {where!r}" + (f" --order {order!r}" if order else "")
             raise FormatError(f"{asked}: {_reason(error)}; {_known(plan)}") from None
 
 
@@ -133,20 +148,29 @@ def _asked(
     ]
 
 
-def _prompts(plan: Plan, where: str, order: str, limit: int) -> str:
-    columns = ["lens", "settled", *plan.facts["conditions"], "id", "prompt", "answer"]
-    picked = ", ".join(_quoted(column) for column in columns)
+def _prompts(plan: Plan, named: Sequence[str], where: str, order: str, limit: int) -> str:
+    columns = [
+        "lens",
+        "settled",
+        *plan.facts["conditions"],
+        *named,
+        "prompt_index",
+        "id",
+        "prompt",
+        "answer",
+    ]
+    picked = ", ".join(map(_quoted, dict.fromkeys(columns)))
     return (
         f"select {picked} from prompts where {where}\n"
         f"order by {_first(order)}prompt_index, lens limit {int(limit)}"
     )
 
 
-def _positions(plan: Plan, where: str, order: str, limit: int) -> str:
+def _positions(plan: Plan, named: Sequence[str], where: str, order: str, limit: int) -> str:
     """Each with the text up to it, and the token that follows."""
     ordered = f"{_first(order)}document, position, lens"
-    names = ("lens", "settled", *plan.facts["conditions"], documents.ORIGIN, *PLACE)
-    own = [_quoted(name) for name in names]
+    names = ("lens", "settled", *plan.facts["conditions"], documents.ORIGIN, *PLACE, *named)
+    own = [_quoted(name) for name in dict.fromkeys(names)]
     columns = ", ".join(f"found.{name}" for name in own)
     return f"""
         with found as (
@@ -155,12 +179,20 @@ def _positions(plan: Plan, where: str, order: str, limit: int) -> str:
             order by row_n limit {int(limit)}
         )
         select {columns},
-            string_agg(text, '' order by rows.position) filter (rows.position <= found.position) as prompt,
-            any_value(text) filter (rows.position > found.position) as answer
+            string_agg(rows.text, '' order by rows.position) filter (rows.position <= found.position) as prompt,
+            any_value(rows.text) filter (rows.position > found.position) as answer
         from found join rows on rows.document = found.document and rows.lens = found.lens
             and rows.position between found.position - {CONTEXT - 1} and found.position + 1
             and rows.block = (select max(block) from rows)
         group by row_n, {columns} order by row_n"""
+
+
+def _named(sql: str, columns: Sequence[str]) -> list[str]:
+    """The columns that an SQL text names, in its order; DuckDB knows no capitals."""
+    known = {column.lower(): column for column in columns}
+    words = re.findall(r"""'(?:[^']|'')*'|--.*|"(?:[^"]|"")*"|\w+""", sql)
+    plain = (w[1:-1].replace('""', '"') if w[0] == '"' else w for w in words if w[0] not in "'-")
+    return list(dict.fromkeys(known[w.lower()] for w in plain if w.lower() in known))
 
 
 def _first(order: str) -> str:
@@ -216,6 +248,10 @@ def _wide(database: Any, plan: Plan) -> str:
         f"create view prompts as with off as (select *, coalesce({off}, -2) as last_off from rows) "
         f"select {group}, {settled}, {', '.join(firsts)}, {', '.join(wide)} from off group by {group}"
     )
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
 
 
 def _quoted(name: str) -> str:
