@@ -243,20 +243,22 @@ def test_ids_without_a_tokenizer_are_skipped_like_others(saved, tmp_path):
 
 
 def test_means_of_the_token_that_follows_are_of_the_documents_that_have_one(corpus):
-    data = "".join(json.dumps({"ids": ids}) + "\n" for ids in [[1], [2], [3, 4], [5, 6]]).encode()
+    data = "".join(
+        json.dumps({"ids": ids}) + "\n" for ids in [[1], [2], [3, 4], [5, 6], [4, 2]]
+    ).encode()
     table = frame(corpus("a", data, name="ids.jsonl"))
     everything = table[table.band == "all"]
-    assert (everything.documents == 4).all()
-    assert (everything.next_documents == 2).all()
+    assert (everything.documents == 5).all()
+    assert (everything.next_documents == 3).all()
     found = corpus_summary.summarise({"a": table})
     (loss,) = [c for c in found.curves if c.measure == "loss" and c.group == "all positions"]
-    half = everything.loss_error.to_numpy() * student(1)
+    half = everything.loss_error.to_numpy() * student(2)
     np.testing.assert_allclose(loss.high - loss.mean, half)
     counts = {c.measure: c.n for c in (*found.curves, *found.exits) if c.group == "all positions"}
-    assert {name for name, n in counts.items() if n == 2} == {
+    assert {name for name, n in counts.items() if n == 3} == {
         "loss", "rank_p50", "right", "exit_right",
     }  # fmt: skip
-    assert {counts[name] for name in ("kl", "entropy", "agree", "exit_layer")} == {6}
+    assert {counts[name] for name in ("kl", "entropy", "agree", "exit_layer")} == {8}
     # Windows of 16 tokens have bands that no document reaches.
     assert {c.group for c in found.curves} == {"all positions", "position 0", "position 1–3"}
 
@@ -324,6 +326,53 @@ def test_a_report_of_a_corpus_shows_curves_exits_and_agreement_by_band(corpus, t
     assert "| tokens |" in text
     with pytest.raises(FormatError, match="grouped by position"):
         report([folder], tmp_path / "b.md", by="language")
+
+
+def test_a_report_of_a_corpus_has_whole_ranks_and_no_interval_beyond_what_is_possible(
+    corpus, tmp_path
+):
+    """Three documents that differ in everything: Student's t is 4.3."""
+    data = b"the the the the\n\nParis is in the city\n\nThe Eiffel Tower is there a tower"
+    found = report([corpus("few", data)], tmp_path / "a.md")
+    curves = [curve for curve in found.curves if curve.measure != "rank_p50"]
+    ends = np.concatenate([[c.low, c.high] for c in curves], 1)
+    assert np.nanmin(ends) == 0
+    shares = np.concatenate([c.high for c in curves if c.measure in ("right", "agree")])
+    assert np.nanmax(shares) <= 1
+    for curve in curves:
+        there = ~np.isnan(curve.low)
+        assert (curve.low <= curve.mean)[there].all()
+        assert (curve.high >= curve.mean)[there].all()
+    text = (tmp_path / "a.md").read_text(encoding="utf-8")
+    ranks = text.split("## median rank of the token that follows (within 2 %)")[1].split("##")[0]
+    cells = [row.split(" | ")[2:] for row in ranks.splitlines() if row.startswith("| logit")]
+    assert all(re.fullmatch(r"\d+( \|)?", cell) for row in cells for cell in row)
+    assert "too few" not in text
+    assert "settled layers and exits" in text
+    found = report([corpus("two", data.rpartition(b"\n\n")[0])], tmp_path / "b.md")
+    assert all(np.isnan(curve.low).all() for curve in found.curves)
+    text = (tmp_path / "b.md").read_text(encoding="utf-8")
+    assert "Of the survey are 2 documents: too few for an interval." in text
+
+
+def test_a_lens_by_which_most_positions_exit_at_embed_is_named(corpus, tmp_path):
+    folder = corpus()
+    frame = corpus_summary.table(folder)
+    e = bands.THRESHOLDS.index(corpus_summary.OFTEN)
+
+    def told(at_embed: int, agree: int) -> str:
+        exits = {-1: at_embed, 0: 10, 1: 0, 2: 40}
+        left = [[0] * e + [exits[block], 0] for block in frame.block]
+        same = [[0] * e + [agree if block < 0 else 5, 0] for block in frame.block]
+        mine = frame.assign(exits=left, exits_agree=same)
+        return corpus_summary._remarks("the survey", mine)
+
+    assert "through the logit lens, 66 % at a threshold of 0.9 are at embed" in told(97, 0)
+    assert not told(97, 96)
+    assert not told(40, 0)
+    late = frame[frame.block >= 0]
+    assert not corpus_summary._remarks("the survey", late)
+    assert 0 not in report([corpus("late", layers="0:")], tmp_path / "r.md").exits[0].mean + 1
 
 
 def test_positions_of_a_corpus_are_found_and_their_windows_read_again(corpus, model, tmp_path):

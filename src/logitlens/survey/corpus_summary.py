@@ -1,7 +1,8 @@
 """The numbers of a corpus's report: means per lens, layer and band of positions, with 95 % intervals.
 
-An interval is the mean ± t standard errors over documents (`sketch.mean_and_error`), with Student's t.
-Quantiles have none: they are within 2 % of those of the tokens read.
+An interval is the mean ± t standard errors over documents (`sketch.mean_and_error`), with Student's t, as far
+as such a mean is possible. Medians have none: they are within 2 % of those of the tokens read. Nor have settled
+layers and exits, of which the table has no sums by document.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ from logitlens.survey.summary import SAMPLE
 if TYPE_CHECKING:
     import pandas
 
+LEAST = 3  # documents of an interval: Student's t of two is 12.7, and such an interval says nothing
+OFTEN = (
+    0.9  # a threshold at which few positions exit early, unless a lens repeats the token it is at
+)
+POSSIBLE = {"right": (0.0, 1.0), "agree": (0.0, 1.0)}  # a mean of others has no upper end
 CONTEXT = 24  # tokens shown up to an example's position
 MEASURES = {  # name: (what it is, its unit or "")
     "loss": ("loss of the token that follows", "nats"),
-    "rank_p50": ("median rank of the token that follows", ""),
+    "rank_p50": ("median rank of the token that follows", "within 2 %"),
     "right": ("the token that follows is on top", ""),
     "kl": ("KL(final ‖ layer)", "nats"),
     "entropy": ("entropy", "nats"),
@@ -50,9 +56,14 @@ def summarise(frames: dict[str, pandas.DataFrame]) -> Summary:
     """Tables of surveys by name → what a report shows; a group is a band of positions."""
     found = Summary(
         "position", unit="tokens",
-        meta={"about": "Means over tokens with 95 % intervals: ± t standard errors over documents."},
+        meta={"about": (
+            "Means over tokens with 95 % intervals over documents: ± t standard errors, as far as a mean is "
+            f"possible. Fewer than {LEAST} documents have none; nor have median ranks, settled layers and "
+            "exits, of which the table has no sums by document."
+        )},
     )  # fmt: skip
     for survey, frame in frames.items():
+        found.meta["about"] += _remarks(survey if len(frames) > 1 else "the survey", frame)
         for lens, band in dict.fromkeys(zip(frame["lens"].tolist(), frame["band"].tolist())):
             rows = frame.loc[(frame["lens"] == lens) & (frame["band"] == band)]
             group = _group(band)
@@ -65,16 +76,48 @@ def summarise(frames: dict[str, pandas.DataFrame]) -> Summary:
                 mean = rows[measure].to_numpy(np.float64)
                 error = nothing
                 if f"{measure}_error" in rows:
-                    wide = [student(n - 1) for n in rows[bands.units_of(measure)].tolist()]
+                    units = rows[bands.units_of(measure)].tolist()
+                    wide = [student(n - 1) if n >= LEAST else np.nan for n in units]
                     error = np.array(wide) * rows[f"{measure}_error"].to_numpy(np.float64)
-                its = followed if measure.removesuffix("_p50") in bands.OF_NEXT else n
-                found.curves.append(
-                    Curve(*key, measure, layers, mean, mean - error, mean + error, its)
+                else:
+                    mean = np.rint(mean)  # a rank, of which the sketch gives the middle of its bin
+                low, high = (
+                    end.clip(*POSSIBLE.get(measure, (0.0, None)))
+                    for end in (mean - error, mean + error)
                 )
+                its = followed if measure.removesuffix("_p50") in bands.OF_NEXT else n
+                found.curves.append(Curve(*key, measure, layers, mean, low, high, its))
             counts = np.append(rows["settled"].to_numpy(np.int64), 0)
             found.histograms.append(Histogram(*key, "settled layer", layers, counts))
             found.exits.extend(_exits(key, rows))
     return found
+
+
+def _remarks(survey: str, frame: pandas.DataFrame) -> str:
+    """Whether its documents are too few for an interval, and through which lenses most positions exit at embed
+    with another top token than the final layer's."""
+    whole = frame.loc[frame["band"] == "all"]
+    out, documents = "", int(whole["documents"].max())
+    if documents < LEAST:
+        several = f"{documents} documents" if documents > 1 else "1 document"
+        out += f" Of {survey} are {several}: too few for an interval."
+    e = bands.THRESHOLDS.index(OFTEN)
+    for lens in dict.fromkeys(whole["lens"].tolist()):
+        rows = whole.loc[whole["lens"] == lens]
+        left_L, agree_L = (
+            np.array([counts[e] for counts in rows[name].tolist()])
+            for name in ("exits", "exits_agree")
+        )
+        embed_L = np.array(rows["block"].tolist()) < 0
+        left, agree = left_L[embed_L].sum(), agree_L[embed_L].sum()
+        if left > left_L.sum() / 2 and agree < left / 2:
+            share = f"{left / left_L.sum():.0%}".replace("%", " %")
+            out += (
+                f" Of the exits of {survey} through the {lens} lens, {share} at a threshold of {OFTEN} are at "
+                "embed, before any block, where this lens shows the token itself: --layers 0: leaves embed "
+                "out, and a tuned lens shows there what follows."
+            )
+    return out
 
 
 def _exits(key: tuple[str, str, str], rows: pandas.DataFrame) -> list[Curve]:

@@ -71,6 +71,8 @@ def _of_layers(curves: Sequence[Curve], summary: Summary) -> list[str]:
     rows = []
     for curve in curves:
         cells = _cells(curve)
+        if curve.measure == "rank_p50":
+            cells = {layer: f"{rank:.0f}" for layer, rank in zip(curve.layers, curve.mean.tolist())}
         mine = [cells.get(layer, "") for layer in layers]
         share = "" if curve.share is None else f" · {curve.share:.0%}".replace("%", " %")
         rows.append([name_of(curve, summary) + share, str(curve.n), *mine])

@@ -226,8 +226,9 @@ class _Drawing:
             axes.figure.colorbar(image, ax=axes).ax.tick_params(labelsize=7)
         if values_LG.size <= 120:
             dark = heat.low + 0.6 * (heat.high - heat.low)
+            digits = 0 if np.array_equal(values_LG, np.rint(values_LG), equal_nan=True) else 1
             for (row, column), value in np.ndenumerate(values_LG):
-                axes.text(column, row, _cell(value, whole), ha="center", va="center", fontsize=6,
+                axes.text(column, row, _cell(value, whole, digits), ha="center", va="center", fontsize=6,
                           color="white" if value < dark else "black")  # fmt: skip
         for column, curve in enumerate(heat.curves):
             if links := urls(curve, self.summary) if curve in self.summary.curves else []:
@@ -290,12 +291,12 @@ class _Drawing:
         _layers(axes, labels)
 
 
-def _cell(value: float, whole: bool = True) -> str:
-    """.25, 1, or nothing where there is none; of other scales 12.3."""
+def _cell(value: float, whole: bool = True, digits: int = 1) -> str:
+    """.25, 1, or nothing where there is none; of other scales 12.3, or 12 where all are whole numbers."""
     if math.isnan(value):
         return ""
     if not whole:
-        return f"{round(value, 1) + 0.0:.1f}"  # no -0.0
+        return f"{round(value, digits) + 0.0:.{digits}f}"  # no -0.0
     return f"{value:.2f}"[1:] if value < 0.995 else "1"
 
 
