@@ -1,7 +1,7 @@
 """A study of the bundled model: at which layer do its 3,109 facts settle, by relation and lens?
 
 `make study` runs the survey (a few minutes on two cores; it goes on where it was left) and writes
-docs/study.md, docs/images/study.png and docs/images/study.html.
+docs/study.md, docs/images/study.png, docs/images/study.html and docs/images/study_relations.html.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Written by `make study` ([recipes/study/make.py](../recipes/study/make.py)), wit
 Each prompt states a fact in a wording that the bundled model was not trained on, up to the answer; the last layer
 gives the answer's first token rank 1 for {right:.0%} of them. The table says from which layer on the model's final
 top token stays the top token, as a mean over prompts (the last layer is 7; embed counts as −1), through three
-lenses. Intervals are 95 %, from a bootstrap over prompts.
+lenses. Intervals are 95 %, from a bootstrap over prompts; those of the figure's shares are Wilson's.
 
 ![A panel for each relation: the share of facts whose answer is on top, over layers, through the logit, tuned and Jacobian lens](images/study.png)
 
@@ -41,8 +41,9 @@ lenses. Intervals are 95 %, from a bootstrap over prompts.
 
 {findings}
 
-The survey's own report of all facts together, with prompts and their readings behind its points, is one page that needs no
-network: [images/study.html](images/study.html) (save it and open it in a browser).
+The survey's own reports are pages that need no network (save them and open them in a browser): of all facts together,
+with prompts and their readings behind its points, [images/study.html](images/study.html); and by relation, with prompts
+behind the cells of its heatmaps, [images/study_relations.html](images/study_relations.html).
 
 The lenses disagree about when an answer is there, and none of them is the model: a tuned lens is trained to predict
 the final output from a layer, so it may say an answer that later layers have yet to compute from what is there. Read
@@ -67,30 +68,27 @@ def main(folder: Path) -> None:
     with replacing(ROOT / "docs" / "images" / "study.png") as temporary:
         figure(curves, relations).savefig(temporary, format="png", dpi=110)
     settled = {
-        (each.group or None, each.lens): _around(*each.spread["mean"])
+        (each.group or None, each.lens): each.spread["mean"]
         for each in (*found.histograms, *whole.histograms)
         if each.what == "settled layer"
     }
     write_text(ROOT / "docs" / "study.md", text(curves, relations, settled))
     title = "Where facts settle: the bundled model's 3,109 facts"
-    report([folder], ROOT / "docs" / "images" / "study.html", title=title, readings=True)
+    images = ROOT / "docs" / "images"
+    report([folder], images / "study.html", title=title, readings=True)
+    report([folder], images / "study_relations.html", title=f"{title}, by relation", by="relation")
 
 
 def _of(curves: Sequence[Curve], relation: str, lens: str) -> Curve:
     return next(c for c in curves if (c.group, c.lens) == (relation, lens))
 
 
-def _around(mean: float, low: float, high: float) -> tuple[float, float]:
-    """A mean and half its interval."""
-    return mean, (high - low) / 2
-
-
 def text(
     curves: Sequence[Curve],
     relations: Sequence[str],
-    settled: dict[tuple[str | None, str], tuple[float, float]],
+    settled: dict[tuple[str | None, str], tuple[float, float, float]],
 ) -> str:
-    """docs/study.md."""
+    """docs/study.md. settled: relation (None: all) and lens → mean, low, high."""
     rows = [
         "| relation | facts | right at the last layer | "
         + " | ".join(f"settled, {NAMES[x]} lens" for x in LENSES)
@@ -102,7 +100,8 @@ def text(
         sum(_of(curves, r, "logit").n * _of(curves, r, "logit").mean[-1] for r in relations) / total
     )
     for relation in (*relations, None):
-        cells = [f"{m:.2f} ±{h:.2f}" for m, h in (settled[relation, lens] for lens in LENSES)]
+        around = (settled[relation, lens] for lens in LENSES)
+        cells = [f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high in around]
         curve = _of(curves, relation, "logit") if relation else None
         name = relation.replace("_", " ") if relation else "**all**"
         share, n = (curve.mean[-1], curve.n) if curve else (right, total)
