@@ -96,7 +96,8 @@ def main(
     for line in found.skipped:
         print(f"left out: {line}", file=sys.stderr)
     if not found.done:
-        why = "; ".join(f"shard {shard}: {reason}" for shard, reason in found.failed.items())
+        left = found.failed | found.underway
+        why = "; ".join(f"shard {shard}: {reason}" for shard, reason in left.items())
         raise SystemExit(f"not done, run the same again: {why}")
     for name in ("report.html", "report.md"):
         report(

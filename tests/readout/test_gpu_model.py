@@ -177,7 +177,7 @@ def test_small_operations_are_as_many_as_the_model_says(P, M, candidates, monkey
         monkeypatch.setattr(epilogue, name, Nothing())
     L, V = 5, 4096
     work = Work(P, L, V, 8, M=M, slab=P * L * (V if P == 1 else 512))
-    final = {P - 1: torch.empty(V, device="meta")}
+    final = {p: torch.empty(V, device="meta") for p in range(P)}  # handed out together
     head = Head(V, torch.empty(V, 8, device="meta"))
     given = torch.empty(P, L, 8, device="meta"), head, 10, make_targets(P, V, M)
     with Small() as small:

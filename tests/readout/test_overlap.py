@@ -221,7 +221,7 @@ def test_every_batch_is_ended_aside(way, model, late, monkeypatch):
         yield
         entered.append(False)
 
-    monkeypatch.setattr(transfer, "aside", lambda device: watched())
+    monkeypatch.setattr(transfer, "aside", lambda *devices: watched())
 
     def compare(*args):
         assert entered[-1], "the check is made aside"

@@ -714,7 +714,7 @@ def test_intervals_of_shares_near_one_hold_the_truth(n, share):
     assert held / 1000 >= 0.9
 
 
-@pytest.mark.parametrize("n", [5, 10, 30, 60])
+@pytest.mark.parametrize("n", [10, 30, 60])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_intervals_of_quantiles_of_few_prompts_are_open_rather_than_wrong(n, share):
     generator, truth = np.random.default_rng(0), {0.1: -1.2816, 0.5: 0.0, 0.9: 1.2816}[share]
@@ -723,6 +723,7 @@ def test_intervals_of_quantiles_of_few_prompts_are_open_rather_than_wrong(n, sha
         values_N1 = generator.normal(size=(n, 1))
         ((_, low, high),) = quantiles(values_N1, np.arange(n), [share], seed, 300)
         held += bool(not low[0] > truth and not high[0] < truth)
+        assert n < 60 or np.isfinite([low[0], high[0]]).all()
     assert held / 200 >= 0.88
 
 

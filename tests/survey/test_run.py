@@ -688,6 +688,38 @@ def test_out_of_memory_for_a_moment_changes_no_byte(survey, monkeypatch, behind)
     assert again == whole
 
 
+def test_where_two_batches_do_not_fit_together_they_are_read_one_by_one(survey, monkeypatch):
+    """On a GPU one is begun before the one before it has ended."""
+    from logitlens.model import score
+    from logitlens.readout import transfer
+
+    capture, begin, calls, under_way = score.capture, score.read.begin, [], []
+
+    def crowded(model, prompts, **options):
+        calls.append(len(prompts))
+        if under_way:
+            raise MemoryError
+        return capture(model, prompts, **options)
+
+    monkeypatch.setattr(score, "capture", crowded)
+    survey.run(size=100, folder="whole")
+    batches = len(calls)
+
+    def begun(*args, **options):
+        end = begin(*args, **options)
+        under_way.append(1)
+        return lambda: (under_way.clear(), end())[1]
+
+    monkeypatch.setattr(transfer, "overlaps", lambda device: True)
+    monkeypatch.setattr(score.read, "begin", begun)
+    found = survey.run(size=100)
+    assert found.done
+    assert batches > 3
+    assert len(calls) == 2 * batches + 1, "one was begun in vain"
+    whole, again = ((survey.folder / f / "survey.parquet").read_bytes() for f in ("whole", "a"))
+    assert again == whole
+
+
 def test_out_of_memory_halves_the_batch_and_says_so(survey, model, monkeypatch):
     from logitlens.model import score
 

@@ -155,12 +155,14 @@ def read_rows(
     top: int = 1,
     edits: Prepared | None = None,
     among: int = 0,
+    behind: bool = True,
 ) -> Iterator[tuple[int, list[Rows]]]:
     """Yields (index of a sequence, its rows by every lens), in the order in which they are read.
 
     batches   which sequences run together, by number
     top       K of the rows             edits   made while the model runs, at positions of the prompts
     among     of how many positions these are a part; all are read by one kernel
+    behind    on a GPU, begin a batch before the one before it is waited for
 
     Raises UnsupportedModel where a last row is not the model's own output. Rows whose logits are not
     finite are given as they are, and not compared.
@@ -185,10 +187,11 @@ def read_rows(
                 yield _begin(model, mine, captured, own, lens, top, engine)
             del captured  # before the next pass
 
-    ended = transfer.in_turn(begun(), behind=transfer.overlaps(input_device(model.hf)))
+    behind = behind and transfer.overlaps(input_device(model.hf))
+    ended = transfer.in_turn(begun(), behind=behind)
     for batch in batches:
         by_lens = [next(ended) for _ in lenses]
-        yield from ((i, list(rows)) for i, *rows in zip(batch, *by_lens))
+        yield from [(i, list(rows)) for i, *rows in zip(batch, *by_lens)]  # all of a batch, or none
 
 
 def _begin(
@@ -233,7 +236,7 @@ def _begin(
     h_SD = h_LND[-1][transfer.sent(torch.from_numpy(last_S), device)]
     labels = [captured[0].layers[i] for i in kept]
     stops = (last_S + 1).tolist()
-    aside = transfer.aside(device)
+    aside = transfer.aside(device, own[0].final_logits.device)
 
     def rows() -> list[Rows]:
         with (

@@ -55,7 +55,8 @@ def read(
             )  # fmt: skip
             builders = {i: ReadingBuilder(model, cut[i][0], requests[i]) for i in batch}
             rows = begin_together([*builders.values()], captured, engine)
-            return partial(end, builders, rows, transfer.aside(captured[0].h[-1].device))
+            devices = captured[0].h[-1].device, captured[0].final_logits.device
+            return partial(end, builders, rows, transfer.aside(*devices))
 
     def end(
         builders: Mapping[int, ReadingBuilder],

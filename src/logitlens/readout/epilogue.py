@@ -73,7 +73,7 @@ def pick(slab, stride, first, C, targets, wanted, above, bias, final_bias, scale
          MP: tl.constexpr, GATHERED: tl.constexpr, BIAS: tl.constexpr, FINAL: tl.constexpr,
          CAP: tl.constexpr):  # fmt: skip
     """Logits wanted (R, M) of every row's targets (P, M), +inf where there is none: nothing exceeds it.
-    Above (R, M) them are 0 so far.
+    Sets above (R, M), the counts of what is greater, to 0.
 
     A slab has all tokens or, GATHERED, those of the C targets from the `first` on, one after another.
     """
@@ -276,7 +276,7 @@ def leading(keys, targets, k, M, V, KP: tl.constexpr):
 
 @triton.jit
 def _sums(row, R):
-    """Logsumexp, log s and a / s of a row, in nats: a is of powers of two."""
+    """Logsumexp, log s, a / s and s of a row, in nats: a is of powers of two."""
     s = tl.load(row + R)
     log_s = tl.log(s)
     return tl.load(row) + log_s, log_s, tl.load(row + 2 * R) * _LN2 / s, s

@@ -171,8 +171,8 @@ class Pass:
         self._pick()
         for slab, begin, skip in rows.each():
             self._look(slab, begin, skip, places_P, whole_FV)
-        for z_V, whole_V in zip(final.values(), whole_FV):
-            z_V.copy_(whole_V)
+        if final:
+            torch._foreach_copy_([*final.values()], [*whole_FV])
 
     def _pick(self) -> None:
         """The targets' logits."""

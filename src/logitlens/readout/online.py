@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ class Online:
         work_2pLW[..., C:].zero_()
         d_pLW, e_pLW = work_2pLW
         d_pLC, e_pLC = d_pLW[..., :C], e_pLW[..., :C]
-        if rounds_once():  # powers of two take half as long as those of e
+        if rounds_once(z_pLC.device):  # powers of two take half as long as those of e
             torch.add(-self._bits_PL()[p, :, None], z_pLC, alpha=BITS, out=d_pLC)
         else:
             torch.sub(z_pLC, self.c_PL[p, :, None], out=d_pLC).mul_(BITS)
@@ -155,7 +155,7 @@ class Online:
         it, that was a little more or less."""
         s_PL, a_PL, x_PL = sums_3PL.double()
         c_PL = self.c_PL.double()
-        off_PL = (self._bits_PL().double() / BITS if rounds_once() else c_PL) - c_PL
+        off_PL = (self._bits_PL().double() / BITS if rounds_once(c_PL.device) else c_PL) - c_PL
         a_PL, x_PL = a_PL / BITS + off_PL * s_PL, x_PL / BITS + off_PL * s_PL[:, -1:]
         by_PL = off_PL.exp()
         return torch.stack([s_PL * by_PL, a_PL * by_PL, x_PL * by_PL[:, -1:]])
@@ -251,12 +251,12 @@ class Online:
 
 
 @lru_cache
-def rounds_once() -> bool:
-    """Whether a scaled sum of floats is rounded once here, as by all but very old processors: else logits
-    far from zero would lose digits."""
-    e = 2.0**-12
-    z = torch.full((64,), 1 + e, dtype=torch.float32, device="cpu")
-    return bool((torch.add(torch.full_like(z, -1 - 2 * e), z, alpha=1 + e) == e * e).all())
+def rounds_once(device: torch.device) -> bool:
+    """Whether a scaled sum of floats is rounded once there, as by all but very old processors: else logits far
+    from zero would lose digits."""
+    e, new = 2.0**-12, partial(torch.full, dtype=torch.float32, device=device)
+    z_LC, c_L1, out_LC = new((2, 67), 1 + e), new((2, 1), -1 - 2 * e), new((2, 80), 0.0)[:, :67]
+    return bool((torch.add(c_L1, z_LC, alpha=1 + e, out=out_LC) == e * e).all())
 
 
 def _summed(C: int) -> tuple[int, int]:

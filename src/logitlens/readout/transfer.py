@@ -7,7 +7,7 @@ been given before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -60,25 +60,23 @@ def _together(tensors: Mapping[str, Tensor], non_blocking: bool) -> dict[str, Te
     }
 
 
-def aside(device: torch.device) -> AbstractContextManager[None]:
-    """A context in which a GPU's work waits for what it had been given when this was called, not for what it
-    has been given since; all of it is done when the context is left."""
-    on_gpu = device.type == "cuda"
-    return _aside(device, torch.cuda.current_stream(device).record_event() if on_gpu else None)
+def aside(*devices: torch.device) -> AbstractContextManager[None]:
+    """A context in which the work of GPUs waits for what they had been given when this was called, not for what
+    they have been given since; all of it is done when the context is left."""
+    on_gpu = {device for device in devices if device.type == "cuda"}
+    return _aside({d: torch.cuda.current_stream(d).record_event() for d in on_gpu})
 
 
 @contextmanager
-def _aside(device: torch.device, given: Any) -> Iterator[None]:
-    if given is None:
+def _aside(given: Mapping[torch.device, Any]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for device, event in given.items():
+            stream = _side_stream(device)
+            stream.wait_event(event)
+            # before memory of the main stream that is read here can be used again
+            stack.callback(stream.synchronize)
+            stack.enter_context(torch.cuda.stream(stream))
         yield
-        return
-    stream = _side_stream(device)
-    stream.wait_event(given)
-    try:
-        with torch.cuda.stream(stream):
-            yield
-    finally:
-        stream.synchronize()  # before memory of the main stream that is read here can be used again
 
 
 @lru_cache

@@ -63,8 +63,8 @@ def quantiles(
     values_NL: np.ndarray, units_N: np.ndarray, shares: Sequence[float], seed: int, draws: int
 ) -> np.ndarray:
     """(S, 3, L): for each share the least value that at least such a share does not exceed, and the ends of
-    its interval over units; nan values are left out, and an end is nan beyond which so few units tell nothing:
-    of ten, one in three times none is below the 10 % quantile.
+    its interval over units; nan values are left out. An end is nan where too few units can tell it:
+    with ten, one time in three none lies below the 10 % quantile.
 
     Of more than MOST / `draws` prompts fewer draws are made, at least 100.
     """

@@ -169,31 +169,32 @@ def read_all(
     disturbed.
     """
     waiting = batches_of(model, [len(each.ids) for each in asked], token_budget)
-    again, halved = True, 0
+    again, halved, behind = True, 0, True
     while waiting:
         done = 0
         try:
             for i, rows in read_rows(
-                model, asked, lenses, waiting, depths=depths, top=top, edits=edits, among=among
-            ):
+                model, asked, lenses, waiting, depths=depths, top=top, edits=edits, among=among,
+                behind=behind,
+            ):  # fmt: skip
                 done += 1
                 yield i, rows
             break
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            while done:
+            while waiting and done >= len(waiting[0]):
                 again, done = True, done - len(waiting.pop(0))
-            first = waiting[0]
-            if not again and len(first) == 1:
+            if not waiting or (not again and len(waiting[0]) == 1):
                 raise
+            first, behind = waiting[0], False  # two batches may be one too many
         gc.collect()  # what the error held
         if not again:
             waiting[:1] = [first[: len(first) // 2], first[len(first) // 2 :]]
             halved += 1
+            some = f"{halved} batches were" if halved > 1 else "a batch was"
+            remarks[:] = [f"out of memory: {some} read in halves"]
         again = False
-    if halved:
-        remarks.append(f"out of memory: {halved} batches were read in halves")
 
 
 def _prepare(model: LensModel, item: Item, first: int, edits: Prepared | None) -> _Prepared:

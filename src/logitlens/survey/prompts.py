@@ -73,7 +73,7 @@ class Item:
 
 
 def _in_words(letter: str) -> bool:
-    """Whether a letter is one of a script that puts spaces between words, or a digit."""
+    """Whether it is a digit or of a script with capitals, all of which put spaces between words."""
     return letter.isdigit() or letter.lower() != letter.upper()
 
 

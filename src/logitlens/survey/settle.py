@@ -117,7 +117,7 @@ def _changes(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str
     for name in dict.fromkeys([*old, *new]):
         a, b = old.get(name), new.get(name)
         where = f"{at} {name}".strip()
-        if a == b or where in ("shards", "prompts", "skipped"):
+        if a == b or where in ("shards", "prompts", "skipped", "joined"):
             continue
         if where == "edits":
             was, now = (_edited(each) for each in (a, b))

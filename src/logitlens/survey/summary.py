@@ -1,6 +1,7 @@
 """The numbers of a report: means and quantiles per lens, condition and layer, each with a 95 % interval.
 
-Intervals are percentiles of a bootstrap over prompts (Efron 1979), seeded; those of shares are Wilson's (1927).
+Intervals are percentiles of a bootstrap over prompts (Efron 1979), seeded; those of shares, not of
+their differences, are Wilson's (1927).
 Prompts that share an `id` are one unit: they are drawn together, and a contrast of two conditions is the mean
 of their paired differences.
 """

@@ -97,7 +97,7 @@ def _cell(mean: float, low: float, high: float) -> str:
 
 def _number(value: float) -> str:
     """Two decimals; of smaller numbers two digits."""
-    return f"{value:.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.2g}"
+    return f"{value:.2f}" if value == 0 or round(abs(value), 2) >= 0.1 else f"{value:.2g}"
 
 
 def _table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> list[str]:
