@@ -172,7 +172,7 @@ class Pass:
         for slab, begin, skip in rows.each():
             self._look(slab, begin, skip, places_P, whole_FV)
         if final:
-            torch._foreach_copy_([*final.values()], [*whole_FV])
+            torch._foreach_copy_([*final.values()], [*whole_FV])  # pyright: ignore[reportPrivateImportUsage]
 
     def _pick(self) -> None:
         """The targets' logits."""
