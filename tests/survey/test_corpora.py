@@ -107,6 +107,17 @@ def test_the_standard_error_takes_documents_as_units():
     np.testing.assert_allclose(again, (mean, error))
 
 
+def _is_mean(rows, name, e, by_document):
+    """The mean and error of `sketch.mean_and_error`, written out, in every row."""
+    n = np.array([len(values) for values in by_document])
+    totals = np.array([values.sum() for values in by_document])
+    mean, D = totals.sum() / n.sum(), np.count_nonzero(n)
+    error = np.sqrt(D / (D - 1) * ((totals - mean * n) ** 2).sum()) / n.sum()
+    for row in rows.to_dict("records"):
+        assert row[name][e] == pytest.approx(mean, abs=1e-9), (name, e)
+        assert row[f"{name}_error"][e] == pytest.approx(error, abs=1e-6), (name, e)
+
+
 def test_the_table_holds_what_read_gives_for_every_document(corpus, model):
     """One window a document: bands, means, quantiles, settled layers and exits, against readings."""
     table = frame(corpus(length=64, overlap=0))
@@ -130,6 +141,21 @@ def test_the_table_holds_what_read_gives_for_every_document(corpus, model):
     np.testing.assert_allclose(everything.agree, (top == top[-1]).mean(1))
     assert all(sum(column) == top.shape[1] for column in zip(*everything.exits))
     assert all(sum(column) == loss.shape[1] for column in zip(*everything.exits_next))
+    number = everything.block.to_numpy()
+    by_document = [number[r._settled_rows()] for r in readings]
+    _is_mean(everything, "settled_layer", 0, by_document)
+    for e, threshold in enumerate(bands.THRESHOLDS):
+        left, same, right = [], [], []
+        for r in readings:
+            sure = r.top_logprobs[:, :, 0] >= np.log(threshold)
+            sure[-1] = True
+            row, at = sure.argmax(0), np.arange(len(r.ids))
+            top1 = r.top_ids[row, at, 0]
+            left.append(number[row])
+            same.append((top1 == r.top_ids[-1, :, 0]).astype(int))
+            right.append((r.next_ranks[row, at] == 1).astype(int)[:-1])
+        for name, values in (("exit_layer", left), ("exit_agree", same), ("exit_right", right)):
+            _is_mean(everything, name, e, values)
     first = table[table.band == "1–3"]
     truth = np.concatenate([r.kl[:, 1:4] for r in readings], 1)
     np.testing.assert_allclose(first.kl, truth.mean(1), atol=1e-4)
@@ -160,7 +186,11 @@ def test_an_overlap_is_read_but_not_counted_again(corpus, model):
 def test_shards_of_any_size_add_up_to_the_same(corpus, size):
     one, other = frame(corpus("one")), frame(corpus("other", shard_size=size))
     for name in one.columns:
-        if name.endswith(("_bins", "settled")) or "exits" in name or "_p" in name:
+        if (
+            name.endswith(("_bins", "settled"))
+            or name.startswith(("exit", "settled"))
+            or "_p" in name
+        ):
             continue  # floats on an edge may round
         if "documents" in name or "squares" in name or "cross" in name or "error" in name:
             continue  # a document in two shards counts as two
@@ -348,7 +378,16 @@ def test_a_report_of_a_corpus_has_whole_ranks_and_no_interval_beyond_what_is_pos
     cells = [row.split(" | ")[2:] for row in ranks.splitlines() if row.startswith("| logit")]
     assert all(re.fullmatch(r"\d+( \|)?", cell) for row in cells for cell in row)
     assert "too few" not in text
-    assert "settled layers and exits" in text
+    for curve in found.exits:
+        there = ~np.isnan(curve.low)
+        assert there.all() or curve.group != "all positions"
+        assert (curve.low <= curve.mean)[there].all()
+        assert (curve.high >= curve.mean)[there].all()
+    (low, high), mean = (
+        found.histograms[0].spread["mean"][1:],
+        found.histograms[0].spread["mean"][0],
+    )
+    assert low <= mean <= high
     found = report([corpus("two", data.rpartition(b"\n\n")[0])], tmp_path / "b.md")
     assert all(np.isnan(curve.low).all() for curve in found.curves)
     text = (tmp_path / "b.md").read_text(encoding="utf-8")

@@ -11,6 +11,13 @@ the sums by which `sketch.mean_and_error` gives a mean and its error; bins (`ske
 rank, entropy and kl; how many positions settle at the layer; and for each threshold how many would exit
 there if reading stopped at the first layer whose top token has at least that probability: all, those that
 agree with the final layer, those after which a token follows, and those that are right.
+
+Of all layers together, and so the same in each of their rows, are the means over those positions of a band
+that are finite at every layer, with their sums by document:
+
+    settled_layer    where positions settle (embed −1)
+    exit_layer, exit_agree, exit_right    for each threshold where they would exit, how many of these agree,
+                                          and how many are right of those after which a token follows
 """
 
 from __future__ import annotations
@@ -33,6 +40,7 @@ SKETCHED = ("loss", "rank", "entropy", "kl")
 OF_NEXT = ("loss", "right", "rank")  # of positions after which a token follows
 THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 EXITS = ("", "_agree", "_next", "_right")
+LEFT = ("settled_layer", "exit_layer", "exit_agree", "exit_right")  # lists of E numbers, or of one
 KEYS = ("lens", "layer", "block", "band", "first", "last")
 CELLS = {  # the columns of a cell, which its document's conditions follow
     "document": "int64", "position": "int32", "seen": "int32", "token": "int32", "text": "string",
@@ -44,7 +52,14 @@ CELLS = {  # the columns of a cell, which its document's conditions follow
 
 def units_of(measure: str) -> str:
     """The column that counts the documents behind a mean."""
+    if measure in LEFT:
+        return f"{_counted_by(measure)}_documents"
     return "next_documents" if measure in OF_NEXT else "documents"
+
+
+def _counted_by(measure: str) -> str:
+    """Of LEFT, the column that counts the positions."""
+    return "whole_next" if measure == "exit_right" else "whole"
 
 
 def edges(length: int) -> list[int]:
@@ -69,6 +84,12 @@ class Bands:
         self.settled_LB = np.zeros((L, B), np.int64)
         self.nonfinite_LB = np.zeros((L, B), np.int64)
         self.exits = {what: np.zeros((L, B, E), np.int64) for what in EXITS}
+        numbers = [layer_number(layer) for layer in layers]
+        self.number_L = np.array([-1 if number is None else number for number in numbers])
+        self.left = {
+            name: np.zeros((D, B, 1 if name == "settled_layer" else E), np.int64) for name in LEFT
+        }
+        self.whole = {name: np.zeros((D, B), np.int64) for name in ("whole", "whole_next")}
 
     def add(self, read: Sequence[tuple[Window, dict[str, np.ndarray]]]) -> None:
         """The counted positions of some windows, N together; arrays as in `Rows`."""
@@ -81,6 +102,7 @@ class Bands:
             for name in ("finite", "entropy", "kl")
         )
         band_N, starts_S, document_S = self._runs(read)
+        document_N = np.repeat(document_S, np.diff(starts_S, append=len(band_N)))
         good_LN = finite_LN & finite_LN[-1]
         next_LN = good_LN & (rank_LN > 0)
         agree_LN, right_LN = top_LN == top_LN[-1], rank_LN == 1
@@ -109,7 +131,7 @@ class Bands:
         whole_N = good_LN.all(0)
         self._leave(
             agree_LN[:, whole_N], right_LN[:, whole_N], next_LN[-1, whole_N], sure_LN[:, whole_N],
-            band_N[whole_N],
+            band_N[whole_N], document_N[whole_N],
         )  # fmt: skip
 
     def _runs(
@@ -134,16 +156,27 @@ class Bands:
         next_N: np.ndarray,
         sure_LN: np.ndarray,
         band_N: np.ndarray,
+        document_N: np.ndarray,
     ) -> None:
         """Where positions settle, and where they would exit; of those that are finite everywhere."""
         (L, N), B = agree_LN.shape, len(self.edges)
+
+        def add(sums_DB: np.ndarray, values_N: np.ndarray | int) -> None:
+            np.add.at(sums_DB, (document_N, band_N), values_N)
+
         run_N = np.cumprod(agree_LN[::-1], axis=0).sum(0)
         self.settled_LB += _counted(self.settled_LB, (L - run_N) * B + band_N)
+        add(self.whole["whole"], 1)
+        add(self.whole["whole_next"], next_N.astype(int))
+        add(self.left["settled_layer"][..., 0], self.number_L[L - run_N])
         for e, threshold in enumerate(THRESHOLDS):
             sure = sure_LN >= np.log(threshold)
             sure[-1] = True
             layer_N = sure.argmax(0)
             cell_N, at = layer_N * B + band_N, (layer_N, np.arange(N))
+            add(self.left["exit_layer"][..., e], self.number_L[layer_N])
+            add(self.left["exit_agree"][..., e], agree_LN[at].astype(int))
+            add(self.left["exit_right"][..., e], (next_N & right_LN[at]).astype(int))
             those = (slice(None), agree_LN[at], next_N, next_N & right_LN[at])
             for what, those_N in zip(EXITS, those):
                 exits_LB = self.exits[what][..., e]
@@ -191,6 +224,23 @@ class Bands:
         out["settled"] = int(self.settled_LB[row, some].sum())
         for what, counts in self.exits.items():
             out[f"exits{what}"] = counts[row, some].sum(0).tolist()
+        return out | self._left(some)
+
+    def _left(self, some: slice) -> dict[str, Any]:
+        """The sums of LEFT."""
+        n = {name: count_DB[:, some].sum(-1) for name, count_DB in self.whole.items()}
+        out: dict[str, Any] = {}
+        for name, count_D in n.items():
+            out |= {
+                name: int(count_D.sum()), f"{name}_squares": float((count_D**2).sum()),
+                f"{name}_documents": int((count_D > 0).sum()),
+            }  # fmt: skip
+        for name, sum_DBE in self.left.items():
+            sum_DE, count_D1 = sum_DBE[:, some].sum(1), n[_counted_by(name)][:, None]
+            out |= {
+                f"{name}_sum": sum_DE.sum(0).tolist(), f"{name}_squares": (sum_DE**2).sum(0).tolist(),
+                f"{name}_cross": (sum_DE * count_D1).sum(0).tolist(),
+            }  # fmt: skip
         return out
 
 
@@ -258,6 +308,16 @@ def merged(tables: Iterable[pa.Table]) -> pa.Table:
         said.append(units_of(name))
         mean, error = sketch.mean_and_error(*(np.array(columns[c], np.float64) for c in said))
         whole |= {name: mean.tolist(), f"{name}_error": error.tolist()}
+    for name in LEFT:
+        sums = (
+            np.array(columns[f"{name}_{of}"], np.float64).T for of in ("sum", "squares", "cross")
+        )
+        counted = _counted_by(name)
+        said = (counted, f"{counted}_squares", f"{counted}_documents")
+        mean, error = sketch.mean_and_error(
+            *sums, *(np.array(columns[c], np.float64) for c in said)
+        )
+        whole |= {name: mean.T.tolist(), f"{name}_error": error.T.tolist()}
     for name in SKETCHED:
         for word, share in sketch.QUANTILES.items():
             whole[f"{name}_{word}"] = [
@@ -283,9 +343,15 @@ def schema(names: Sequence[str]) -> pa.Schema:
             return pa.string()
         if name in ("block", "first", "last"):
             return pa.int32()
+        if name.startswith(LEFT):
+            mean = name.removesuffix("_error") in LEFT
+            return pa.list_(pa.float64() if mean else pa.int64())
         if name.endswith("_bins") or name.startswith("exits"):
             return pa.list_(pa.int64())
-        whole = name in ("documents", "next_documents", "nonfinite", "tokens", "next", "settled")
+        whole = name in (
+            "documents", "next_documents", "nonfinite", "tokens", "next", "settled", "whole", "whole_next",
+            "whole_documents", "whole_next_documents",
+        )  # fmt: skip
         return pa.int64() if whole else pa.float64()
 
     return pa.schema([(name, kind(name)) for name in names])

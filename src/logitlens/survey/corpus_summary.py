@@ -1,8 +1,7 @@
 """The numbers of a corpus's report: means per lens, layer and band of positions, with 95 % intervals.
 
 An interval is the mean ± t standard errors over documents (`sketch.mean_and_error`), with Student's t, as far
-as such a mean is possible. Medians have none: they are within 2 % of those of the tokens read. Nor have settled
-layers and exits, of which the table has no sums by document.
+as such a mean is possible. Medians have none: they are within 2 % of those of the tokens read.
 """
 
 from __future__ import annotations
@@ -58,8 +57,7 @@ def summarise(frames: dict[str, pandas.DataFrame]) -> Summary:
         "position", unit="tokens",
         meta={"about": (
             "Means over tokens with 95 % intervals over documents: ± t standard errors, as far as a mean is "
-            f"possible. Fewer than {LEAST} documents have none; nor have median ranks, settled layers and "
-            "exits, of which the table has no sums by document."
+            f"possible. Fewer than {LEAST} documents have none; nor have median ranks, which are within 2 %."
         )},
     )  # fmt: skip
     for survey, frame in frames.items():
@@ -88,7 +86,9 @@ def summarise(frames: dict[str, pandas.DataFrame]) -> Summary:
                 its = followed if measure.removesuffix("_p50") in bands.OF_NEXT else n
                 found.curves.append(Curve(*key, measure, layers, mean, low, high, its))
             counts = np.append(rows["settled"].to_numpy(np.int64), 0)
-            found.histograms.append(Histogram(*key, "settled layer", layers, counts))
+            mean, low, high = (float(each[0]) for each in _around("settled_layer", rows))
+            spread = {"mean": (mean, low, high)}
+            found.histograms.append(Histogram(*key, "settled layer", layers, counts, spread))
             found.exits.extend(_exits(key, rows))
     return found
 
@@ -122,22 +122,22 @@ def _remarks(survey: str, frame: pandas.DataFrame) -> str:
 
 def _exits(key: tuple[str, str, str], rows: pandas.DataFrame) -> list[Curve]:
     """Over thresholds: the mean layer of exit, and how many exits agree and are right."""
-    left_LE = np.stack(rows["exits"].to_list()).astype(np.float64)
-    layer_L = rows["block"].to_numpy(np.float64)
-    total_E = left_LE.sum(0)
-    next_E = np.stack(rows["exits_next"].to_list()).sum(0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        values = {
-            "exit_layer": ((left_LE * layer_L[:, None]).sum(0) / total_E, total_E),
-            "exit_agree": (np.stack(rows["exits_agree"].to_list()).sum(0) / total_E, total_E),
-            "exit_right": (np.stack(rows["exits_right"].to_list()).sum(0) / next_E, next_E),
-        }
     labels = [f"{t:g}" for t in bands.THRESHOLDS]
-    none = np.full(len(labels), np.nan)
+    counted = {"exit_layer": "whole", "exit_agree": "whole", "exit_right": "whole_next"}
     return [
-        Curve(*key, name, labels, value_E, none, none, int(of_E.max(initial=0)))
-        for name, (value_E, of_E) in values.items()
+        Curve(*key, name, labels, *_around(name, rows), int(rows[of].iloc[0]))
+        for name, of in counted.items()
     ]
+
+
+def _around(name: str, rows: pandas.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means of `bands.LEFT`, which every row of a lens and band has, and the ends of their intervals."""
+    row, number_L = rows.iloc[0], rows["block"].to_numpy()
+    mean, error = (np.array(row[column], np.float64) for column in (name, f"{name}_error"))
+    n = int(row[bands.units_of(name)])
+    error *= student(n - 1) if n >= LEAST else np.nan
+    ends = (0.0, 1.0) if name in ("exit_agree", "exit_right") else (number_L.min(), number_L.max())
+    return mean, (mean - error).clip(*ends), (mean + error).clip(*ends)
 
 
 def _group(band: str) -> str:

@@ -38,7 +38,8 @@ def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str 
     for bars in alike("what", summary.histograms):
         what = bars[0].what
         layers, spread = [*shared(bars), "never"], list(bars[0].spread)
-        over = "; mean and quantiles over those to which it happens" if spread else ""
+        means = "mean and quantiles" if len(spread) > 1 else "mean"
+        over = f"; {means} over those to which it happens" if spread else ""
         out += [f"## {what[0].upper()}{what[1:]} ({summary.unit}{over})", ""]
         rows = []
         for each in bars:
