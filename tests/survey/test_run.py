@@ -471,6 +471,11 @@ def test_where_no_line_can_be_read_the_first_says_why(tmp_path):
         labelled.read(path, skip_bad=True)
 
 
+def test_the_docs_name_the_version_of_the_format():
+    text = (Path(__file__).parents[2] / "docs" / "surveys.md").read_text(encoding="utf-8")
+    assert f"the version of this format\n({plans.VERSION}; `plan.json` has it too" in text
+
+
 def test_a_misspelt_field_is_said_to_be_a_condition(survey, saved):
     survey.run([{"prompt": "Paris is", "answr": " the"}, {"prompt": "The tower", "answer": " is"}])
     words = ["survey", "status", str(survey.folder / "a")]

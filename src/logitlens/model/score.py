@@ -239,10 +239,8 @@ def _begin(
     aside = transfer.aside(device, own[0].final_logits.device)
 
     def rows() -> list[Rows]:
-        with (
-            aside,
-            as_found(model.hf),
-        ):  # the check must not wait for the batch that was begun meanwhile
+        # The check must not wait for the batch that was begun meanwhile.
+        with aside, as_found(model.hf):
             arrays = end()
             check = _checked(model, own, h_SD, final, last_S, arrays)
         return [

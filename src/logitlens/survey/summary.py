@@ -75,6 +75,10 @@ def summarise(
         f"Means and quantiles over prompts with 95 % intervals of a bootstrap ({draws} draws, seed {seed}); "
         "those of shares are Wilson's."
     )
+    if contrast is not None:
+        about += (
+            " Differences of shares are bootstrapped, without a width where all pairs are alike."
+        )
     found = Summary(by or "", meta={"seed": seed, "draws": draws, "about": about})
     groups: list[Group] = []
     for survey, frame in frames.items():
