@@ -50,11 +50,12 @@ class Contender:
 
 _OURS = ("torch", "transformers", "numba")
 _ALL = "top 10, entropy, KL, rank of the next token"
+_FIVE = f"{_ALL} and of five candidates, checked"
 
 CONTENDERS: dict[str, Contender] = {
     "floor": Contender("transformers", "floor:Floor", "nothing: product and forward pass alone"),
-    "logitlens": Contender("logitlens", "ours:torch_kernel", _ALL + ", checked", packages=_OURS[:2]),
-    "logitlens (numba)": Contender("logitlens", "ours:numba_kernel", _ALL + ", checked", packages=_OURS),
+    "logitlens": Contender("logitlens", "ours:torch_kernel", _FIVE, packages=_OURS[:2]),
+    "logitlens (numba)": Contender("logitlens", "ours:numba_kernel", _FIVE, packages=_OURS),
     "nnsight": Contender(
         "nnsight", "libraries:nnsight", "likeliest token, its probability", 2.0, "softmax arithmetic",
         ("torch", "transformers", "nnsight"),

@@ -255,11 +255,18 @@ def candidates(rows: list[dict]) -> str:
     found = {r["contender"]: r for r in rows if r["kind"] == "candidates"}
     if not found:
         return ""
-    said = f"{variants.TOKENS} tokens, every position, GPT-2's shape, float32; seconds"
-    lines = [f"**Candidates** ({said})", "", "| | s | × without |", "| --- | ---: | ---: |"]
+    said = (
+        f"{variants.TOKENS} tokens, every position, GPT-2's shape, float32; seconds, × floor: a forward pass "
+        "and the product"
+    )
+    lines = [f"**Candidates** ({said})", "", "| | s | × floor | × without |"]
+    lines.append("| --- | ---: | ---: | ---: |")
     for name, row in found.items():
-        without = found[name.replace(", 5 ", ", 0 ")]
-        lines.append(f"| {name} | {_s(row['p50'])} | {row['p50'] / without['p50']:.2f} |")
+        without = found.get(name.replace(", 5 ", ", 0 "), row)
+        beside = [row["p50"] / other["p50"] for other in (found["floor"], without)]
+        lines.append(
+            f"| {name} | {_s(row['p50'])} | " + " | ".join(f"{x:.2f}" for x in beside) + " |"
+        )
     return "\n".join(lines)
 
 

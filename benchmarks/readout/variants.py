@@ -1,5 +1,5 @@
-"""Readings beside other readings, of GPT-2's shape: short prompts together beside their floor and beside one
-after another, and a prompt whose candidates are followed beside the same without."""
+"""Readings beside other readings, of GPT-2's shape: short prompts together and one after another, and a
+prompt whose candidates are followed and the same without, each beside its floor."""
 
 from __future__ import annotations
 
@@ -83,8 +83,17 @@ def _together(model) -> dict[str, Callable[[], object]]:
 
 
 def _followed(model) -> dict[str, Callable[[], object]]:
-    """With five candidates, as by default, and with none."""
-    loaded, ids, ways = logitlens.load(model), shapes.tokens(SHAPE, TOKENS), {}
+    """With five candidates, as by default, and with none. The floor is a forward pass and the product."""
+    loaded, ids, body = logitlens.load(model), shapes.tokens(SHAPE, TOKENS), model.transformer
+    weight_VD = model.lm_head.weight.detach()
+    x_ND = torch.ones(TOKENS * (len(body.h) + 1), weight_VD.shape[1])
+    product = floor.fastest(len(x_ND), weight_VD)
+
+    def least() -> None:
+        body(ids[None], use_cache=False)
+        product(x_ND, weight_VD)
+
+    ways: dict[str, Callable[[], object]] = {"floor": least}
     for kernel in _kernels():
         for count in (0, 5):
             name = _named(kernel, f", {count} candidates")
