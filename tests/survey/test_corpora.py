@@ -19,7 +19,7 @@ from logitlens import FormatError, PromptError, SurveyError
 from logitlens.cli import main
 from logitlens.model import score
 from logitlens.readout import engine
-from logitlens.survey import bands, corpus_summary, sketch
+from logitlens.survey import bands, corpus_summary, documents, sketch
 from logitlens.survey.bootstrap import student
 from logitlens.survey.commit import Folder
 from logitlens.survey.documents import FILES, Windows
@@ -481,6 +481,8 @@ def test_a_position_leads_to_the_file_and_line_of_its_document(
     settings = Settings(length=8, threads=1, cells=True)
     run(tmp_path / "texts", tmp_path / "s", model, source=str(saved), loading={}, settings=settings)
     found = find(tmp_path / "s", "position = 0")
+    files = json.loads((tmp_path / "s" / "plan.json").read_text())["corpus"]["made_of"]["files"]
+    assert [file["name"] for file in files] == ["a.txt", "more/c.jsonl"]
     places = {row["document"]: row["origin"] for row in found}
     assert places == {
         0: "a.txt line 1", 1: "a.txt line 3", 2: "more/c.jsonl line 1", 3: "more/c.jsonl line 3",
@@ -583,14 +585,14 @@ def test_what_documents_say_of_themselves_are_conditions_of_their_cells(
 
 def test_intervals_over_few_documents_are_hardly_too_narrow():
     generator = np.random.default_rng(2)
-    for documents, least in ((2, 0.85), (3, 0.88), (10, 0.9)):
+    for N, least in ((2, 0.85), (3, 0.88), (10, 0.9)):
         held = 0
         for _ in range(400):
-            n = generator.integers(80, 120, documents).astype(float)
-            s = n * generator.normal(2, 1, documents)
-            sums = s.sum(), (s * s).sum(), (s * n).sum(), n.sum(), (n * n).sum(), documents
+            n = generator.integers(80, 120, N).astype(float)
+            s = n * generator.normal(2, 1, N)
+            sums = s.sum(), (s * s).sum(), (s * n).sum(), n.sum(), (n * n).sum(), N
             mean, error = sketch.mean_and_error(*sums)
-            held += abs(mean - 2) <= student(documents - 1) * error
+            held += abs(mean - 2) <= student(N - 1) * error
         assert least <= held / 400 <= 0.99
 
 
@@ -633,6 +635,31 @@ def test_a_corpus_whose_files_were_renamed_is_said_to_be_so(tmp_path, model, sav
     (tmp_path / "texts" / "c" / "t.txt").write_text("the c tower")
     with pytest.raises(SurveyError, match=r"now [\d,]+ of other text"):
         go()
+
+
+def test_a_survey_that_is_begun_while_another_corpus_is_tokenised_keeps_its_ids(
+    corpus, tmp_path, monkeypatch
+):
+    """Two are begun in one new folder at one moment: one is the folder's, the other is refused."""
+    write = documents._write
+
+    def slowly(*args):
+        monkeypatch.setattr(documents, "_write", write)
+        done = write(*args)
+        corpus("one", b"the tower is in Paris", name="quick.txt")
+        return done
+
+    monkeypatch.setattr(documents, "_write", slowly)
+    with pytest.raises(SurveyError, match=r"the survey in \S+ is another: input: it was 21 bytes"):
+        corpus("one", b"of the", name="slow.txt")
+    assert not list((tmp_path / "one").glob(".*"))
+    before = (tmp_path / "one" / "survey.parquet").read_bytes()
+    corpus("one", name="quick.txt")  # has nothing to do, and its ids are there
+    assert (tmp_path / "one" / "survey.parquet").read_bytes() == before
+    corpus("other", name="quick.txt")
+    assert (tmp_path / "other" / "tokens.bin").read_bytes() == (
+        tmp_path / "one" / "tokens.bin"
+    ).read_bytes()
 
 
 def test_files_of_the_hub_are_called_as_they_are_there():

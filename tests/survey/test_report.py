@@ -20,7 +20,7 @@ from logitlens.cli import main
 from logitlens.errors import PromptError, SurveyError
 from logitlens.lenses import TunedLens, save
 from logitlens.survey import bootstrap
-from logitlens.survey.bootstrap import interval, quantiles, student, wilson
+from logitlens.survey.bootstrap import interval, paired_shares, quantiles, student, wilson
 from logitlens.survey.curves import MEASURES
 from logitlens.survey.find import find
 from logitlens.survey.groups import QUANTILED
@@ -712,6 +712,31 @@ def test_intervals_of_shares_near_one_hold_the_truth(n, share):
         _, low, high = wilson(drawn_N[:, None].astype(float), np.arange(n))
         held += bool(low[0] <= share <= high[0])
     assert held / 1000 >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("n", "more", "less"), [(8, 0, 0.05), (10, 0.9, 0), (28, 0.3, 0.3), (28, 0.02, 0)]
+)
+def test_intervals_of_differences_of_shares_hold_the_truth(n, more, less):
+    """Also those of few pairs, of which most are alike."""
+    chances = [less, 1 - less - more, more]
+    draws_BN = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], p=chances, size=(1000, n))
+    mean_B, low_B, high_B = paired_shares(draws_BN.T)
+    np.testing.assert_allclose(mean_B, draws_BN.mean(1))
+    assert (low_B < high_B).all()
+    assert low_B.min() >= -1
+    assert high_B.max() <= 1
+    assert ((low_B <= mean_B) & (mean_B <= high_B)).all()
+    assert ((low_B <= more - less) & (more - less <= high_B)).mean() >= 0.9
+
+
+def test_the_interval_of_a_difference_of_shares_is_bonett_and_prices():
+    """The example of R's statpsych, `ci.prop.ps(.05, 12, 4, 26, 6)`. A pair that lacks a value is none."""
+    values_N1 = np.repeat([1.0, -1.0, 0.0, np.nan], [26, 4, 18, 2])[:, None]
+    np.testing.assert_allclose(
+        np.ravel(paired_shares(values_N1)), [22 / 48, 0.2548067, 0.6251933], rtol=1e-6
+    )
+    assert np.isnan(paired_shares(values_N1[48:])).all()
 
 
 @pytest.mark.parametrize("n", [10, 30, 60])

@@ -5,7 +5,8 @@ teachers should know about the bootstrap", The American Statistician 69:4), wide
 Student's t: 0.9 and 99.1 for ten units, 2.3 and 97.7 for a hundred. Of fewer than five units even the lowest
 and the highest draw are too near.
 
-Shares near 0 and 1 would be far too narrow, and of no width where all prompts are alike: theirs are Wilson's.
+Shares near 0 and 1 would be far too narrow, and of no width where all prompts are alike: theirs are Wilson's,
+and those of their paired differences Bonett and Price's.
 
 N prompts, L layers; U units, of prompts that are drawn together; B draws, b of them at a time.
 """
@@ -19,6 +20,7 @@ from functools import lru_cache
 import numpy as np
 
 MOST = 20_000_000  # draws × prompts of quantiles' intervals: of more prompts fewer draws are made
+Z = 1.959964  # the 97.5 percentile of the normal distribution
 AT_ONCE = 10_000_000  # draws × units counted at a time (40 MB)
 
 
@@ -53,10 +55,23 @@ def wilson(values_NL: np.ndarray, units_N: np.ndarray) -> tuple[np.ndarray, np.n
     with np.errstate(invalid="ignore", divide="ignore"):
         share_L = np.where(there_NL, values_NL, 0.0).sum(0) / there_NL.sum(0)
         units_L = np.array([len(np.unique(units_N[there_N])) for there_N in there_NL.T])
-        z2 = 1.959964**2 / units_L
+        z2 = Z**2 / units_L
         middle_L = (share_L + z2 / 2) / (1 + z2)
         half_L = np.sqrt(z2 * (share_L * (1 - share_L) + z2 / 4)) / (1 + z2)
     return share_L, (middle_L - half_L).clip(0), (middle_L + half_L).clip(max=1)
+
+
+def paired_shares(differences_NL: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(L,) mean of paired differences of zeros and ones, or of shares, and the ends of its 95 % interval: that
+    of the mean of these pairs and of two more, 1 and −1 (Bonett and Price 2012, Journal of Educational and
+    Behavioral Statistics 37:4); nan values are left out."""
+    n_L = (~np.isnan(differences_NL)).sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_L = np.nansum(differences_NL, 0) / n_L
+        middle_L = np.nansum(differences_NL, 0) / (n_L + 2)
+        square_L = (np.nansum(differences_NL**2, 0) + 2) / (n_L + 2)
+        half_L = Z * np.sqrt((square_L - middle_L**2) / (n_L + 2)) * np.where(n_L, 1, np.nan)
+    return mean_L, (middle_L - half_L).clip(-1), (middle_L + half_L).clip(max=1)
 
 
 def quantiles(
@@ -132,7 +147,7 @@ def student(freedom: float) -> float:
         return math.nan
     if freedom < 3:
         return {1: 12.7062, 2: 4.3027}[int(freedom)]
-    z, n = 1.959964, freedom
+    z, n = Z, freedom
     terms = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,

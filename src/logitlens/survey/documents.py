@@ -128,14 +128,14 @@ def made_of(
     source: str, model: LensModel, field: str, skip_bad: bool
 ) -> tuple[dict[str, Any], int, str]:
     """What a corpus's ids depend on; the size of its files, and the hash of all of them."""
-    files, total, whole = [], 0, hashlib.sha256()
+    files, total, whole, inside = [], 0, hashlib.sha256(), _inside(source)
     for path, said in corpus.files(source):
         digest = hashlib.sha256()
         with open(path, "rb") as file:
             while block := file.read(1 << 22):
                 digest.update(block)
         size = path.stat().st_size
-        files.append({"name": said.rpartition("/")[2], "size": size, "sha256": digest.hexdigest()})
+        files.append({"name": inside(said), "size": size, "sha256": digest.hexdigest()})
         whole.update(digest.digest())
         total += size
     facts = {
@@ -162,11 +162,12 @@ def tokenizer_hash(model: LensModel) -> str:
 
 
 def tokenise(
-    place: Storage, source: str, model: LensModel, made: dict[str, Any], own: Collection[str]
-) -> dict[str, Any]:
+    place: Storage, source: str, model: LensModel, made: dict[str, Any], own: Collection[str],
+    last: Callable[[], None],
+) -> dict[str, Any]:  # fmt: skip
     """Write the ids and conditions of a corpus, unless they are there; returns DIR/tokens.json.
 
-    own   names that no condition may have
+    own   names that no condition may have      last   called before the files are put there; may raise
 
     Raises FormatError for the first line that cannot be read unless such lines are skipped,
     PromptError where there is no text.
@@ -190,6 +191,7 @@ def tokenise(
         ends_N2, digest = _write(_inside(source), path, beside, read, model, noted, skip)
         if not len(ends_N2):
             raise PromptError(f"{source} holds no text that can be read")
+        last()
     place.write(ENDS, ends_N2.tobytes())
     facts = {
         "made_of": made, "documents": len(ends_N2), "tokens": int(ends_N2[-1, 0]), "sha256": digest,

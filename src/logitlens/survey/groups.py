@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from logitlens.errors import FormatError
-from logitlens.survey.bootstrap import interval, quantiles, wilson
+from logitlens.survey.bootstrap import interval, paired_shares, quantiles, wilson
 from logitlens.survey.curves import QUANTILES, RANKS, Curve, Histogram, ordered
 
 if TYPE_CHECKING:
@@ -193,8 +193,13 @@ def contrasts(
         return np.stack([_mean(several_b) - _mean(several_a) for several_a, several_b in pairs])
 
     def mean(measure: str, names: list[str], values_NL: np.ndarray) -> Curve:
-        around = interval(values_NL, units_N, seed, draws)
-        return Curve(*key, measure, names, *around, _having(values_NL))
+        if measure in SHARES:
+            mean_L, low_L, high_L = paired_shares(values_NL)
+        else:
+            mean_L, low_L, high_L = interval(values_NL, units_N, seed, draws)
+        if measure == "agree":  # as above
+            low_L[-1] = high_L[-1] = mean_L[-1]
+        return Curve(*key, measure, names, mean_L, low_L, high_L, _having(values_NL))
 
     key, units_N = (survey, lens, f"{contrast[1]} − {contrast[0]}"), np.arange(len(shared))
     both = ordered(m for m in a.values if m in b.values)

@@ -124,9 +124,15 @@ def of_corpus(
             f"windows of {settings.length} tokens; the model's context holds {model.context}"
         )
     made, size, sha256 = documents.made_of(source, model, settings.field, settings.bad == "skip")
-    settle.same_text(folder, made, size, sha256)
+
+    def same() -> (
+        None
+    ):  # once more when all is read, which takes a while: a survey may have been begun
+        settle.same_text(folder, made, size, sha256)
+
+    same()
     facts = documents.tokenise(
-        folder.place, source, model, made, own=(*CELLS, ORIGIN, "prompt", "answer")
+        folder.place, source, model, made, (*CELLS, ORIGIN, "prompt", "answer"), same
     )
     windows = documents.windows(folder.place, settings.length, settings.overlap)
     if edits is not None:

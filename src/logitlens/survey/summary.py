@@ -1,7 +1,7 @@
 """The numbers of a report: means and quantiles per lens, condition and layer, each with a 95 % interval.
 
-Intervals are percentiles of a bootstrap over prompts (Efron 1979), seeded; those of shares, not of
-their differences, are Wilson's (1927).
+Intervals are percentiles of a bootstrap over prompts (Efron 1979), seeded; those of shares are
+Wilson's (1927), those of their paired differences Bonett and Price's (2012).
 Prompts that share an `id` are one unit: they are drawn together, and a contrast of two conditions is the mean
 of their paired differences.
 """
@@ -76,9 +76,7 @@ def summarise(
         "those of shares are Wilson's."
     )
     if contrast is not None:
-        about += (
-            " Differences of shares are bootstrapped, without a width where all pairs are alike."
-        )
+        about = about.removesuffix(".") + ", those of their differences Bonett and Price's."
     found = Summary(by or "", meta={"seed": seed, "draws": draws, "about": about})
     groups: list[Group] = []
     for survey, frame in frames.items():
