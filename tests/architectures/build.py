@@ -213,6 +213,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "LongcatFlashForCausalLM": {"num_key_value_heads": 4, "num_layers": 2},
     "Mamba2ForCausalLM": {"num_heads": 8},
     "MllamaForCausalLM": {"cross_attention_layers": [1]},
+    "MuseSparkForConditionalGeneration": {
+        "audio_config": {
+            "num_hidden_layers": 4,
+            "hidden_sizes": [8, 8, 8, 8],
+            "out_hidden_size": WIDTH,
+        },
+    },
     "Qwen2VLForConditionalGeneration": {
         "text_config": {"rope_parameters": _MROPE},
         "vision_config": {"embed_dim": 32, "mlp_ratio": 2},

@@ -13,8 +13,8 @@ import torch
 import logitlens
 from logitlens.errors import UnsupportedModel
 from logitlens.model.capture import capture
-from tests.architectures.build import build
-from tests.architectures.laws import plain_logprobs
+from tests.architectures.build import DROP, build
+from tests.architectures.laws import ENCODER, plain_logprobs
 
 IDS = [5, 60, 7, 82, 9, 10, 33]
 
@@ -42,15 +42,26 @@ def equal(a, b) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "last_state_is"),
-    [("GPT2LMHeadModel", "normed"), ("LlamaForCausalLM", "normed"), ("MptForCausalLM", "normed")],
+    [
+        ("GPT2LMHeadModel", "normed"),
+        ("LlamaForCausalLM", "normed"),
+        ("MptForCausalLM", "normed"),
+        ("OpenAIGPTLMHeadModel", "raw"),
+        ("BertLMHeadModel", "raw"),
+        ("DeepseekV4ForCausalLM", "normed"),  # after its four streams are made one
+    ],
 )
-def test_a1_the_last_hidden_state_is_not_the_stream(name, last_state_is):
+def test_a1_the_last_hidden_state_is_whatever_the_class_makes_it(name, last_state_is):
     hf = build(name)
     model = logitlens.load(hf)
     (residuals,) = capture(model, [IDS])
     last_state = states(hf)[-1][0]
-    assert not equal(residuals.h[-1], last_state)  # reading it again through the norm is wrong:
-    assert not equal(model.tail.logits(last_state).log_softmax(-1), truth(hf))
+    same = last_state.shape == residuals.h[-1].shape
+    raw = same and equal(residuals.h[-1], last_state)
+    normed = bool(model.tail.steps) and equal(model.tail.head_input(residuals.h[-1]), last_state)
+    assert (raw, normed) == (last_state_is == "raw", last_state_is == "normed")
+    if same:  # read again through the norm it is wrong, but where it is the stream itself
+        assert equal(model.tail.logits(last_state).log_softmax(-1), truth(hf)) is raw
     assert equal(last_row(model), truth(hf))
 
 
@@ -63,8 +74,9 @@ def test_a1_a_configuration_decides_what_the_last_hidden_state_is_and_the_stream
         assert equal(last_row(model), truth(hf))
 
 
-def test_a2_heads_fed_by_the_last_block_itself():
-    model = logitlens.load(build("BartForCausalLM"))
+@pytest.mark.parametrize("name", ["BartForCausalLM", "MvpForCausalLM", "TrOCRForCausalLM"])
+def test_a2_heads_fed_by_the_last_block_itself(name):
+    model = logitlens.load(build(name))
     assert model.tail.steps == []
     assert equal(last_row(model), truth(model.hf))
 
@@ -90,9 +102,17 @@ def test_a3_norms_that_are_absent_or_called_something_else(name, options, norm):
     assert equal(last_row(model), truth(model.hf))
 
 
-def test_a3_dense_transforms_belong_to_the_tail():
-    model = logitlens.load(build("ModernBertDecoderForCausalLM"))
-    assert [step.path for step in model.tail.steps] == ["model.final_norm", "lm_head"]
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("ModernBertDecoderForCausalLM", ["model.final_norm", "lm_head"]),
+        ("BertLMHeadModel", ["cls.predictions.transform"]),
+    ],
+)
+def test_a3_dense_transforms_belong_to_the_tail(name, steps):
+    model = logitlens.load(build(name))
+    assert [step.path for step in model.tail.steps] == steps
+    assert equal(last_row(model), truth(model.hf))
 
 
 @pytest.mark.parametrize(
@@ -106,22 +126,38 @@ def test_a4_several_streams_are_one_wide_row(name, width):
     assert equal(last_row(model), truth(model.hf))
 
 
-@pytest.mark.parametrize("name", ["HrmTextForCausalLM", "CpmAntForCausalLM"])
-def test_a4_what_has_no_one_stream_is_refused_by_name(name):
-    with pytest.raises(UnsupportedModel, match=name):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("HrmTextForCausalLM", "its 4 modules run up to 6 times in one pass"),
+        ("CpmAntForCausalLM", "is not causal: changing the last token changes earlier positions"),
+        ("XLNetLMHeadModel", "is not causal: changing the last token changes earlier positions"),
+        # Its last row mixes the streams of all blocks before it.
+        ("Inkling2ForCausalLM", "Its logits need more than what the last of 4 blocks"),
+    ],
+)
+def test_a4_what_has_no_one_stream_is_refused_by_name(name, reason):
+    with pytest.raises(UnsupportedModel, match=reason) as refused:
         logitlens.load(build(name))
+    assert name in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
     ("name", "scale", "softcap"),
     [
         ("Gemma2ForCausalLM", 1.0, 4.0),
+        ("Gemma3ForCausalLM", 1.0, 4.0),
+        ("VaultGemmaForCausalLM", 1.0, 4.0),
+        ("NanoChatForCausalLM", 1.0, 4.0),
         ("RecurrentGemmaForCausalLM", 1.0, 4.0),  # logits_soft_cap
         ("xLSTMForCausalLM", 1.0, 4.0),  # output_logit_soft_cap
         ("CohereForCausalLM", 0.3, None),  # × logit_scale
         ("GraniteForCausalLM", 0.25, None),  # / logits_scaling
         ("HyperCLOVAXForCausalLM", 4.0, None),  # × logits_scaling
         ("FalconH1ForCausalLM", 0.4, None),  # × lm_head_multiplier
+        ("MuseGlimmerForConditionalGeneration", 26**-0.5, 4.0),  # × output_multiplier, and capped
+        ("MuseSparkForConditionalGeneration", 32**-0.5, 4.0),
     ],
 )
 def test_a5_scales_and_softcaps_under_any_name(name, scale, softcap):
@@ -131,26 +167,39 @@ def test_a5_scales_and_softcaps_under_any_name(name, scale, softcap):
     assert equal(last_row(model), truth(model.hf))
 
 
-def test_a5_a_divide_before_the_head():
-    model = logitlens.load(build("InklingForCausalLM"))
-    assert model.tail.steps[0].scale == pytest.approx(1 / 24, rel=1e-5)
+@pytest.mark.parametrize(
+    ("name", "scale"), [("InklingForCausalLM", 1 / 24), ("MiniCPM3ForCausalLM", 256 / 32)]
+)
+def test_a5_a_divide_before_the_head(name, scale):
+    model = logitlens.load(build(name))
+    assert model.tail.steps[0].scale == pytest.approx(scale, rel=1e-5)
     assert equal(last_row(model), truth(model.hf))
 
 
-@pytest.mark.parametrize("name", ["GPTJForCausalLM", "PhiForCausalLM", "CodeGenForCausalLM"])
+def test_a5_a_tied_t5_scales_what_its_head_receives():
+    hf = build("T5ForConditionalGeneration", is_decoder=DROP, tie_word_embeddings=True)
+    assert hf.lm_head.weight is hf.shared.weight
+    model = logitlens.load(hf, inputs=ENCODER)
+    assert model.tail.steps[0].scale == pytest.approx(32**-0.5, rel=1e-5)
+    assert equal(last_row(model), truth(hf))
+
+
+@pytest.mark.parametrize(
+    "name", ["GPTJForCausalLM", "PhiForCausalLM", "CodeGenForCausalLM", "CTRLLMHeadModel"]
+)
 def test_a5_head_biases(name):
     model = logitlens.load(build(name))
     assert model.tail.head.bias_V is not None
     assert float(model.tail.head.bias_V.abs().max()) > 0.5
 
 
-def test_a5_a_final_bias_after_the_head():
-    from tests.architectures.build import DROP
-
-    hf = build("MBartForConditionalGeneration", is_decoder=DROP)
-    model = logitlens.load(hf, inputs={"input_ids": [9, 8, 7]})
+@pytest.mark.parametrize("family", ["MBart", "Bart", "Pegasus", "Blenderbot"])
+def test_a5_a_final_bias_after_the_head(family):
+    hf = build(f"{family}ForConditionalGeneration", is_decoder=DROP)
+    model = logitlens.load(hf, inputs=ENCODER)
     assert model.tail.head.final_bias_V is not None
     assert torch.allclose(model.tail.head.final_bias_V, hf.final_logits_bias[0], atol=1e-5)
+    assert equal(last_row(model), truth(hf))
 
 
 # -- B. What blocks return ------------------------------------------------------------------------
