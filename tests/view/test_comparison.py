@@ -46,6 +46,26 @@ def test_words_say_what_changed_and_count_cells(pair):
     assert not again.difference().any()
 
 
+def test_two_tokens_with_one_text_are_two_tokens_and_their_ids_say_so():
+    words = ["P", "P", " of", " the", " in"]
+    a = make(["The", " is"], layers=4, vocab=words)
+    top_ids = a.top_ids.copy()
+    top_ids[a.top_ids == 0], top_ids[a.top_ids == 1] = 1, 0
+    b = a.replace(top_ids=top_ids)
+    assert a.words == b.words
+    assert a.top_ids[-1, -1, 0] == 0
+    changed = int((a.top_ids[..., 0] != top_ids[..., 0]).sum())
+    found = logitlens.compare(a, b, color="entropy", width=120)
+    lines = found.changes()
+    assert "P⟨1⟩ instead of" in lines[0].replace("\u2069", "").replace("\u2068", "")
+    assert f"same top token in {8 - changed} of 8 cells" in lines[1]
+    assert "P⟨0⟩→P⟨1⟩" in str(found)
+    # Of another tokenizer the ids mean nothing: there the text decides.
+    renamed = {i + 7: piece for i, piece in a.vocab.items()}
+    other = a.replace(top_ids=top_ids + 7, vocab=renamed)
+    assert "same top token in 8 of 8 cells" in logitlens.compare(a, other).changes()[1]
+
+
 def test_what_was_edited_is_said(pair):
     a, b = pair
     assert "edited" not in str(logitlens.compare(a, b))

@@ -120,7 +120,7 @@ class Comparison:
         place = f"after {safe.quote(a.pieces[i])}"
         if a.pieces[i] != b.pieces[j]:
             place += f" and {safe.quote(b.pieces[j])}"
-        ends = [safe.isolate(word(r, -1, c)) for r, c in ((a, i), (b, j))]
+        ends = [safe.isolate(each) for each in self._words(-1, -1, i, j)]
         settled = [r.settled()[c] for r, c in ((a, i), (b, j))]
         if ends[0] == ends[1]:
             A, B = self.letters
@@ -134,9 +134,9 @@ class Comparison:
                 f"(from layer {settled[0]} on)"
             ]
         last = self.rows[-1]
-        agree = sum(word(a, last[0], s) == word(b, last[1], t) for s, t in self.columns)
-        cells = [(p, s, q, t) for p, q in self.rows for s, t in self.columns]
-        same = sum(word(a, p, s) == word(b, q, t) for p, s, q, t in cells)
+        agree = sum(self._same(*last, s, t) for s, t in self.columns)
+        cells = [(p, q, s, t) for p, q in self.rows for s, t in self.columns]
+        same = sum(self._same(*cell) for cell in cells)
         out.append(
             f"same top token in {same} of {len(cells)} cells, and at {agree} of "
             f"{len(self.columns)} aligned positions in the last layer"
@@ -197,7 +197,7 @@ class Comparison:
         for c, (i, j) in enumerate(self.columns):
             if self.a.pieces[i] != self.b.pieces[j]:
                 heads[c] += "→" + safe.visible(self.b.pieces[j])
-        cells = [[self._words(p, q, s, t) for s, t in self.columns] for p, q in self.rows]
+        cells = [[self._cell(p, q, s, t) for s, t in self.columns] for p, q in self.rows]
         natural = [
             max(safe.width(heads[c]), *(safe.width(line[c]) + size for line in cells), 3)
             for c in range(len(heads))
@@ -229,9 +229,27 @@ class Comparison:
                 each.no_wrap, each.overflow = True, "crop"
                 yield each
 
-    def _words(self, p: int, q: int, s: int, t: int) -> str:
-        first, second = word(self.a, p, s), word(self.b, q, t)
+    def _cell(self, p: int, q: int, s: int, t: int) -> str:
+        first, second = self._words(p, q, s, t)
         return first if first == second else f"{first}→{second}"
+
+    def _words(self, p: int, q: int, s: int, t: int) -> tuple[str, str]:
+        """The top tokens of two cells; with their ids where two tokens have one text."""
+        first, second = word(self.a, p, s), word(self.b, q, t)
+        if first != second or self._same(p, q, s, t):
+            return first, second
+        return f"{first}⟨{self.a.top_ids[p, s, 0]}⟩", f"{second}⟨{self.b.top_ids[q, t, 0]}⟩"
+
+    def _same(self, p: int, q: int, s: int, t: int) -> bool:
+        """Whether two cells have one top token: by its id, between two tokenizers by its text."""
+        if self._one_vocabulary:
+            return bool(self.a.top_ids[p, s, 0] == self.b.top_ids[q, t, 0])
+        return word(self.a, p, s) == word(self.b, q, t)
+
+    @cached_property
+    def _one_vocabulary(self) -> bool:
+        first, second = align.vocabularies([self.a, self.b])
+        return first == second
 
     @property
     def reach(self) -> float:
