@@ -46,6 +46,9 @@ def test_messages_read_as_the_ids_of_their_template(shape):
     reading = model.read(ASK)
     assert reading.ids.tolist() == ids  # and no second first token
     equal(reading, model.read(ids))
+    encoded = model.tokenizer.apply_chat_template(ASK, add_generation_prompt=True)
+    assert set(encoded) >= {"input_ids", "attention_mask"}  # no list of ids, as it once was
+    equal(reading, model.read(encoded))
     equal(model.read_batch([ASK, "The city"])[0], reading)
     written = model.generate(ASK, max_new_tokens=3)
     assert written.ids.tolist()[: len(ids)] == ids

@@ -18,8 +18,11 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
-from logitlens import PromptError
+import logitlens
+from logitlens import PromptError, Reading
 from logitlens.model.tokens import Vocabulary
+from tests.architectures.build import build
+from tests.architectures.laws import plain_logprobs
 
 
 @pytest.mark.parametrize("number", [np.int32, np.int64, np.uint16])
@@ -103,6 +106,30 @@ def test_sentencepiece_spaces_and_bytes(sentencepiece):
     assert vocabulary.piece(3 + 0x0A) == "\n"
     assert vocabulary.piece(1) == "<s>"
     assert vocabulary.is_special(1)
+
+
+def test_ids_that_decode_to_one_string_are_read_and_followed_apart(sentencepiece, tmp_path):
+    """A byte token and the letter it stands for: the same text, two tokens, two probabilities."""
+    byte, letter = 3 + ord("P"), 260
+    assert sentencepiece.decode([byte]) == sentencepiece.decode([letter]) == "P"
+    hf = build("LlamaForCausalLM", vocab_size=265)
+    model = logitlens.load(hf, tokenizer=sentencepiece)
+    reading = model.read("Pa P", track=[byte, letter], top=265)
+    assert reading.track == ["P", "P"]
+    truth = plain_logprobs(hf, reading.ids.tolist()).float()
+    for token in (byte, letter):
+        np.testing.assert_allclose(np.log(reading.prob(token)[-1]), truth[:, token], atol=1e-4)
+        assert (reading.rank(token)[-1] == 1 + (truth > truth[:, [token]]).sum(-1).numpy()).all()
+    assert (reading.prob(byte) != reading.prob(letter)).all()
+    with pytest.raises(
+        PromptError, match=rf"'P' is the text of several tokens.*\[{byte}, {letter}\]"
+    ):
+        reading.prob("P")
+    assert model.read("Pa P", track="P").track_ids.tolist() == [letter]
+    for suffix in ("json", "parquet", "html"):
+        again = Reading.load(reading.save(tmp_path / f"a.{suffix}"))
+        np.testing.assert_allclose(again.track_logprobs, reading.track_logprobs, atol=0.02)
+        assert again.track_ids.tolist() == [byte, letter]
 
 
 def test_ids_beyond_the_tokenizer_are_numbers(byte_level):

@@ -303,6 +303,35 @@ def test_d_the_pad_is_a_token_like_any_other_and_changes_nothing():
     )
 
 
+def sinking(sink: int):
+    """A Llama with what training makes of a first token: a huge number in one channel of its stream."""
+    hf = build("LlamaForCausalLM")
+    with torch.no_grad():
+        hf.model.embed_tokens.weight[:, 0] = 1.0
+        hf.model.embed_tokens.weight[sink, 0] = 3000.0
+    return hf
+
+
+def test_d_the_first_token_is_an_attention_sink_and_stays_the_first():
+    """Without it, or with it twice, a model says something else: nothing is put in front or taken
+    away, neither in a batch nor in chunks."""
+    hf = sinking(1)
+    model = logitlens.load(hf)
+    ids = [1, *IDS]
+    (residuals,) = capture(model, [ids])
+    sizes_T = residuals.h[-1].norm(dim=-1)
+    assert sizes_T[0] > 100 * sizes_T[1:].max()  # the trap: a thousand times as large as all others
+    for other in (IDS, [1, *ids]):
+        assert not equal(truth(hf, other)[-1], truth(hf, ids)[-1])
+    alone = model.read(ids)
+    np.testing.assert_allclose(
+        alone.top_logprobs[-1, :, 0], truth(hf, ids).amax(-1), rtol=0, atol=1e-4
+    )
+    for same in (model.read_batch([[*range(20, 40)], ids])[1], model.read(ids, chunk=3)):
+        assert same.ids.tolist() == ids
+        np.testing.assert_allclose(same.top_logprobs, alone.top_logprobs, rtol=0, atol=1e-4)
+
+
 # -- F. Placement ---------------------------------------------------------------------------------
 
 
