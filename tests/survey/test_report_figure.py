@@ -7,12 +7,13 @@ import re
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 
 from logitlens.survey.curves import MEASURES, Curve, Histogram, Summary
 from logitlens.survey.report import report
 from logitlens.survey.summary import summarise, table
 from logitlens.view import survey_figure
+from logitlens.view.color import LEGIBLE, contrast
 from logitlens.view.survey import markdown
 from logitlens.view.survey_figure import figure
 from tests.lenses.test_store import save, tuned
@@ -105,6 +106,17 @@ def test_an_empty_cell_of_a_heatmap_says_nothing():
     ]
     axes = next(a for a in figure(Summary("kind", curves), MEASURES).axes if a.images)
     assert [text.get_text() for text in axes.texts] == [".25", "", "1", ""]
+
+
+def test_numbers_in_a_heatmap_are_legible_on_their_colours():
+    axes = next(axes for axes in figure(many(40), MEASURES).axes if axes.images)
+    (image,) = axes.images
+    assert len(axes.texts) == image.get_array().size
+    for text in axes.texts:
+        x, y = text.get_position()
+        on = image.to_rgba(image.get_array(), bytes=True)[int(y), int(x), :3].tolist()
+        red, green, blue = (round(255 * part) for part in to_rgb(text.get_color()))
+        assert contrast((red, green, blue), tuple(on)) >= LEGIBLE
 
 
 @pytest.mark.parametrize("suffix", ["html", "png"])

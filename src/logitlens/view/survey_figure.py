@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from logitlens.errors import MissingExtra
 from logitlens.view.behind import urls
+from logitlens.view.color import ink
 from logitlens.view.fonts import Fonts
 from logitlens.view.text import visible
 
@@ -225,11 +226,12 @@ class _Drawing:
         if not whole:
             axes.figure.colorbar(image, ax=axes).ax.tick_params(labelsize=7)
         if values_LG.size <= 120:
-            dark = heat.low + 0.6 * (heat.high - heat.low)
+            colours_LG4 = image.to_rgba(values_LG, bytes=True)
             digits = 0 if np.array_equal(values_LG, np.rint(values_LG), equal_nan=True) else 1
             for (row, column), value in np.ndenumerate(values_LG):
+                red, green, blue = ink(tuple(colours_LG4[row, column, :3].tolist()))
                 axes.text(column, row, _cell(value, whole, digits), ha="center", va="center", fontsize=6,
-                          color="white" if value < dark else "black")  # fmt: skip
+                          color=(red / 255, green / 255, blue / 255))  # fmt: skip
         for column, curve in enumerate(heat.curves):
             if links := urls(curve, self.summary) if curve in self.summary.curves else []:
                 y = [heat.rows.index(label) for label in curve.layers]
