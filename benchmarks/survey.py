@@ -5,7 +5,9 @@
 
 One process per contender and repeat, interleaved. A row holds the wall and processor seconds (median),
 tokens or prompts per second, and the peak resident memory beyond the loaded model, all after two
-batches of the same. It is written as soon as its last repeat has run.
+batches of the same; "whole_mb" is this peak with the libraries and the model. It is written as soon as
+its last repeat has run. Ray Data's memory is that of its actor, whose own first two batches come before
+("peak_of" in the row; rows of Ray Data without it have that of the process that asks).
 
 corpus    windows of 256 tokens, 16 at a time (8 in rows without "batch"), every layer:
     forward    the model's own forward passes and nothing else
@@ -147,15 +149,22 @@ class Actor:
     def __init__(self, shape: str):
         torch.set_num_threads(os.cpu_count() or 1)
         self.model = load(shape)
+        self.peaks: list[float] = []  # in MB, after each batch
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         ids_BT = torch.from_numpy(batch["data"].copy())
         with torch.inference_mode():
             out = self.model.hf(ids_BT, output_hidden_states=True)
-            return naive_statistics(self.model.hf, ids_BT, out)
+            found = naive_statistics(self.model.hf, ids_BT, out)
+        self.peaks.append(_peak_mb())
+        memory = {"peak_mb": self.peaks[-1], "before_mb": self.peaks[:2][-1]}
+        return found | {name: np.full(len(ids_BT), value) for name, value in memory.items()}
 
 
-def ray_data(model: logitlens.LensModel, ids_NT: Tensor) -> None:
+def ray_data(model: logitlens.LensModel, ids_NT: Tensor) -> tuple[float, float]:
+    """Returns the peak resident memory of its actor (of the largest, were there several), and what
+    this was after two batches."""
+    import pyarrow.parquet
     import ray
 
     shape = "demo" if model.vocab_size < 10_000 else "gpt2"
@@ -165,6 +174,8 @@ def ray_data(model: logitlens.LensModel, ids_NT: Tensor) -> None:
         ray.data.from_numpy(blocks).map_batches(
             Actor, fn_constructor_args=(shape,), batch_size=BATCH, concurrency=1, num_cpus=2
         ).write_parquet(folder)
+        said = pyarrow.parquet.read_table(folder, columns=["peak_mb", "before_mb"]).to_pylist()
+    return max((row["peak_mb"], row["before_mb"]) for row in said)
 
 
 def prompts(model: logitlens.LensModel, count: int) -> list[dict[str, Any]]:
@@ -213,7 +224,7 @@ def last_layers(model: logitlens.LensModel, ids_NT: Tensor) -> None:
     survey(model, ids_NT, layers="6:", shard_size=SHARD)
 
 
-DO: dict[str, Callable[..., None]] = {
+DO: dict[str, Callable[..., tuple[float, float] | None]] = {
     "forward": forward, "product": product, "naive": naive, "survey": survey, "ray data": ray_data,
     "loop": loop, "survey of prompts": survey_prompts,
     "survey of two layers": last_layers,
@@ -239,12 +250,16 @@ def once(name: str, shape: str, count: int, jobs: int) -> None:
             ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False,
                      runtime_env={"env_vars": {"PYTHONPATH": path}})  # fmt: skip
     options = {"jobs": jobs} if jobs else {}
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_mb()
     wall, cpu = time.perf_counter(), _cpu()
-    DO[name](model, work, **options)
+    actor = DO[name](model, work, **options)
     took, used = time.perf_counter() - wall, _cpu() - cpu
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(json.dumps({"seconds": took, "cpu": used, "peak_mb": peak}))
+    peak, before = actor or (_peak_mb(), before)
+    print(json.dumps({"seconds": took, "cpu": used, "peak_mb": peak - before, "whole_mb": peak}))
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _cpu() -> float:
@@ -309,7 +324,8 @@ def write(case: tuple[str, str, str, int, int], each: list[dict[str, float]]) ->
         **({"jobs": jobs} if jobs else {}), "repeats": len(each), "p50": round(seconds, 3),
         "cpu_p50": round(statistics.median(e["cpu"] for e in each), 3),
         "per_second": round(count / seconds, 1),
-        "peak_mb": round(max(e["peak_mb"] for e in each), 1), "load": round(os.getloadavg()[0], 1),
+        **{most: round(max(e[most] for e in each), 1) for most in ("peak_mb", "whole_mb")},
+        **({"peak_of": "actor"} if name == "ray data" else {}), "load": round(os.getloadavg()[0], 1),
     }  # fmt: skip
     with ROWS.open("a") as file:
         file.write(json.dumps(machine.facts() | row) + "\n")
