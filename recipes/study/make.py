@@ -25,7 +25,8 @@ LENSES = ("logit", "tuned", "jacobian")
 NAMES = {"logit": "logit", "tuned": "tuned", "jacobian": "Jacobian"}
 COLORS = {"logit": "#0072b2", "tuned": "#d55e00", "jacobian": "#009e73"}
 
-TEXT = """# Where facts settle: the bundled model's 3,109 facts
+TITLE = "Where facts settle: the bundled model's {total:,} facts"
+TEXT = """# {title}
 
 Written by `make study` ([recipes/study/make.py](../recipes/study/make.py)), with the survey of
 [surveys.md](surveys.md).
@@ -51,11 +52,11 @@ the differences between relations through one lens; between lenses, read them as
 """
 
 
-def main(folder: Path) -> None:
-    """Run the survey into `folder`, or go on with it, and write the study."""
+def main(folder: Path, facts: Path = FACTS, docs: Path = ROOT / "docs") -> None:
+    """Run the survey of `facts` into `folder`, or go on with it, and write the study into `docs`."""
     lenses = [word for lens in LENSES for word in ("--lens", lens)]
     subprocess.run(
-        [sys.executable, "-m", "logitlens", "survey", "run", str(FACTS), "-o", str(folder),
+        [sys.executable, "-m", "logitlens", "survey", "run", str(facts), "-o", str(folder),
          *lenses, "--jobs", "2", "--threads", "1"],
         check=True,
     )  # fmt: skip
@@ -65,16 +66,17 @@ def main(folder: Path) -> None:
     relations = sorted(
         dict.fromkeys(c.group for c in curves), key=lambda r: -_of(curves, r, "logit").n
     )
-    with replacing(ROOT / "docs" / "images" / "study.png") as temporary:
+    images = docs / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    with replacing(images / "study.png") as temporary:
         figure(curves, relations).savefig(temporary, format="png", dpi=110)
     settled = {
         (each.group or None, each.lens): each.spread["mean"]
         for each in (*found.histograms, *whole.histograms)
         if each.what == "settled layer"
     }
-    write_text(ROOT / "docs" / "study.md", text(curves, relations, settled))
-    title = "Where facts settle: the bundled model's 3,109 facts"
-    images = ROOT / "docs" / "images"
+    write_text(docs / "study.md", text(curves, relations, settled))
+    title = TITLE.format(total=sum(_of(curves, r, "logit").n for r in relations))
     report([folder], images / "study.html", title=title, readings=True)
     report([folder], images / "study_relations.html", title=f"{title}, by relation", by="relation")
 
@@ -115,7 +117,12 @@ def text(
             f"{settled[None, lens][0]:.2f} on average: first *{first.replace('_', ' ')}* "
             f"({settled[first, lens][0]:.2f}), last *{last.replace('_', ' ')}* ({settled[last, lens][0]:.2f})."
         )
-    return TEXT.format(right=right, table="\n".join(rows), findings="\n".join(said))
+    return TEXT.format(
+        title=TITLE.format(total=total),
+        right=right,
+        table="\n".join(rows),
+        findings="\n".join(said),
+    )
 
 
 def figure(curves: Sequence[Curve], relations: Sequence[str]) -> Figure:
