@@ -320,6 +320,20 @@ def test_find_gives_the_prompts_for_which_the_condition_holds(folder):
     assert "\n" not in str(refused.value)
 
 
+def test_spoilt_cells_are_behind_no_report(model, saved, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("the tower is in Paris")
+    settings = Settings(length=8, threads=1, cells=True)
+    run(path, tmp_path / "s", model, source=str(saved), loading={}, settings=settings)
+    cells = tmp_path / "s" / "cells" / "00000.parquet"
+    spoilt = bytearray(cells.read_bytes())
+    spoilt[100] ^= 1
+    cells.write_bytes(spoilt)
+    with pytest.raises(SurveyError, match=r"cells/00000\.parquet is not what was committed"):
+        report([tmp_path / "s"], tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
 def test_a_spoilt_part_is_not_searched(survey):
     survey.run(records(4), folder="spoilt")
     part = survey.folder / "spoilt" / "parts" / "00000.parquet"

@@ -154,7 +154,7 @@ def examples(folder: str | os.PathLike[str], survey: str, frame: pandas.DataFram
         return []
     columns = ["document", "position", "seen", "text", "lens", "layer", "block", "top", "loss", "rank",
                "kl", "entropy"]  # fmt: skip
-    cells = pq.ParquetFile(io.BytesIO(files.place.read(files.cells(shard))))
+    cells = pq.ParquetFile(io.BytesIO(files.checked(shard, cells=True)))
     if not set(columns) <= set(cells.schema_arrow.names):  # of a survey by an earlier version
         return []
     known = cells.read(columns=columns).to_pandas()

@@ -22,7 +22,7 @@ from logitlens.survey.measure import COLUMNS
 from logitlens.survey.merge import merge
 from logitlens.survey.plan import Plan, Settings
 from logitlens.survey.settle import settle
-from logitlens.survey.worker import Worker
+from logitlens.survey.worker import DROPPED, Worker
 
 Watch = Callable[[Plan, list[int]], Callable[[dict[str, Any]], None]]
 
@@ -78,7 +78,10 @@ def status(folder: str | os.PathLike[str], *, verify: bool = False) -> Status:
     underway = {
         shard: line
         for shard in files.numbers("logs")
-        if shard not in ended and shard not in failed and (line := files.last_line(shard))
+        if shard not in ended
+        and shard not in failed
+        and (line := files.last_line(shard))
+        and not line.endswith(DROPPED)
     }
     return Status(plan, records, failed, underway, files.merged)
 
