@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from logitlens import edit
@@ -125,11 +126,8 @@ def of_corpus(
         )
     made, size, sha256 = documents.made_of(source, model, settings.field, settings.bad == "skip")
 
-    def same() -> (
-        None
-    ):  # once more when all is read, which takes a while: a survey may have been begun
-        settle.same_text(folder, made, size, sha256)
-
+    # Once more when all is tokenised, which takes a while: another survey may have been begun meanwhile.
+    same = partial(settle.same_text, folder, made, size, sha256)
     same()
     facts = documents.tokenise(
         folder.place, source, model, made, (*CELLS, ORIGIN, "prompt", "answer"), same
