@@ -597,6 +597,43 @@ def test_intervals_over_few_documents_are_hardly_too_narrow():
         assert least <= held / 400 <= 0.99
 
 
+@pytest.mark.parametrize(
+    ("documents", "share", "alike", "least"),
+    [(3, 0.005, 5, 0.95), (10, 0.98, 200, 0.93), (46, 0.005, 200, 0.93), (10, 0.03, 5, 0.8)],
+)
+def test_intervals_of_shares_of_tokens_near_zero_and_one_hold_the_truth(
+    documents, share, alike, least
+):
+    """Those of Student's t hold it 19, 92, 93 and 76 times in a hundred."""
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(1000):
+        n = generator.integers(20, 120, documents)
+        s = generator.binomial(n, generator.beta(share * alike, (1 - share) * alike, documents))
+        sums = (s.sum(), (s * s).sum(), (s * n).sum(), n.sum(), (n * n).sum(), documents)
+        mean, error = sketch.mean_and_error(*(np.array([each], float) for each in sums))
+        low, high = corpus_summary._ends("right", mean, error, np.array([documents]), (0, 1))
+        assert 0 <= low[0] < high[0] <= 1
+        held += bool(low[0] <= share <= high[0])
+    assert held / 1000 >= least
+
+
+def test_shares_of_documents_that_are_all_alike_have_a_width_but_of_the_final_layers_agreement(
+    corpus,
+):
+    """Wilson's, of as many as there are documents, with Student's t."""
+    found = corpus_summary.summarise({"s": corpus_summary.table(corpus(length=64, overlap=0))})
+    (agree,) = (c for c in found.curves if (c.measure, c.group) == ("agree", "all positions"))
+    assert (agree.mean[-1], agree.low[-1], agree.high[-1]) == (1, 1, 1)
+    t2, zeros = student(len(TEXTS) - 1) ** 2, 0
+    for curve in [c for c in found.curves if c.measure in ("agree", "right")] + found.exits:
+        if curve.measure != "exit_layer" and curve.group == "all positions":
+            none = curve.mean == 0
+            np.testing.assert_allclose(curve.high[none], t2 / (len(TEXTS) + t2))
+            zeros += none.sum()
+    assert zeros
+
+
 def test_odd_values_of_conditions_stop_nothing(corpus):
     lines = [
         {"text": "Paris is", "size": 2**53 + 1, "name": "a", "tags": "x", "when": "w" * 2000},

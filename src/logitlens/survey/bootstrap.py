@@ -55,10 +55,18 @@ def wilson(values_NL: np.ndarray, units_N: np.ndarray) -> tuple[np.ndarray, np.n
     with np.errstate(invalid="ignore", divide="ignore"):
         share_L = np.where(there_NL, values_NL, 0.0).sum(0) / there_NL.sum(0)
         units_L = np.array([len(np.unique(units_N[there_N])) for there_N in there_NL.T])
-        z2 = Z**2 / units_L
-        middle_L = (share_L + z2 / 2) / (1 + z2)
-        half_L = np.sqrt(z2 * (share_L * (1 - share_L) + z2 / 4)) / (1 + z2)
-    return share_L, (middle_L - half_L).clip(0), (middle_L + half_L).clip(max=1)
+    return share_L, *score(share_L, units_L)
+
+
+def score(
+    share_L: np.ndarray, units_L: np.ndarray, z: np.ndarray | float = Z
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of Wilson's interval of shares of so many units."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        z2_L = z**2 / units_L
+        middle_L = (share_L + z2_L / 2) / (1 + z2_L)
+        half_L = np.sqrt(z2_L * (share_L * (1 - share_L) + z2_L / 4)) / (1 + z2_L)
+    return (middle_L - half_L).clip(0), (middle_L + half_L).clip(max=1)
 
 
 def paired_shares(differences_NL: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ DIR/parts/00007.parquet     the rows of shard 7, put there in one step
 DIR/cells/00007.parquet     a corpus's cells, where they are kept
 DIR/commits/00007.json      that they are there: rows, SHA-256, versions; written last
 DIR/failed/00007.txt        why the shard failed the last time it was tried
-DIR/logs/00007.txt          when the shard was begun, ended or failed, by which process
+DIR/logs/00007.txt          when the shard was begun, ended, failed or was dropped, by which process
 """
 
 from __future__ import annotations

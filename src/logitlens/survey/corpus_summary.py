@@ -1,7 +1,9 @@
 """The numbers of a corpus's report: means per lens, layer and band of positions, with 95 % intervals.
 
 An interval is the mean ± t standard errors over documents (`sketch.mean_and_error`), with Student's t, as far
-as such a mean is possible. Medians have none: they are within 2 % of those of the tokens read.
+as such a mean is possible; of a share Wilson's with that t, of as many tokens as would have this error if each
+were a document of its own (Korn and Graubard 1998, Survey Methodology 24:2), and of as many as there are
+documents where all are alike. Medians have none: they are within 2 % of those of the tokens read.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 from logitlens.errors import PromptError
 from logitlens.survey import bands
 from logitlens.survey import plan as plans
-from logitlens.survey.bootstrap import student
+from logitlens.survey.bootstrap import score, student
 from logitlens.survey.commit import Folder
 from logitlens.survey.curves import Curve, Histogram, Kept, KeptPrompt, Summary
 from logitlens.survey.summary import SAMPLE
@@ -27,7 +29,7 @@ LEAST = 3  # documents of an interval: Student's t of two is 12.7, and such an i
 OFTEN = (
     0.9  # a threshold at which few positions exit early, unless a lens repeats the token it is at
 )
-POSSIBLE = {"right": (0.0, 1.0), "agree": (0.0, 1.0)}  # a mean of others has no upper end
+SHARES = ("right", "agree", "exit_agree", "exit_right")
 CONTEXT = 24  # tokens shown up to an example's position
 MEASURES = {  # name: (what it is, its unit or "")
     "loss": ("loss of the token that follows", "nats"),
@@ -57,7 +59,8 @@ def summarise(frames: dict[str, pandas.DataFrame]) -> Summary:
         "position", unit="tokens",
         meta={"about": (
             "Means over tokens with 95 % intervals over documents: ± t standard errors, as far as a mean is "
-            f"possible. Fewer than {LEAST} documents have none; nor have median ranks, which are within 2 %."
+            "possible; those of shares are Wilson's. "
+            f"Fewer than {LEAST} documents have none; nor have median ranks, which are within 2 %."
         )},
     )  # fmt: skip
     for survey, frame in frames.items():
@@ -72,17 +75,15 @@ def summarise(frames: dict[str, pandas.DataFrame]) -> Summary:
             nothing = np.full(len(rows), np.nan)
             for measure in ("loss", "rank_p50", "right", "kl", "entropy", "agree"):
                 mean = rows[measure].to_numpy(np.float64)
-                error = nothing
+                low = high = nothing
                 if f"{measure}_error" in rows:
-                    units = rows[bands.units_of(measure)].tolist()
-                    wide = [student(n - 1) if n >= LEAST else np.nan for n in units]
-                    error = np.array(wide) * rows[f"{measure}_error"].to_numpy(np.float64)
+                    error = rows[f"{measure}_error"].to_numpy(np.float64)
+                    units = rows[bands.units_of(measure)].to_numpy()
+                    low, high = _ends(measure, mean, error, units, (0.0, np.inf))
                 else:
                     mean = np.rint(mean)  # a rank, of which the sketch gives the middle of its bin
-                low, high = (
-                    end.clip(*POSSIBLE.get(measure, (0.0, None)))
-                    for end in (mean - error, mean + error)
-                )
+                if measure == "agree":  # the final layer agrees with itself, whatever the documents
+                    low[-1] = high[-1]
                 its = followed if measure.removesuffix("_p50") in bands.OF_NEXT else n
                 found.curves.append(Curve(*key, measure, layers, mean, low, high, its))
             counts = np.append(rows["settled"].to_numpy(np.int64), 0)
@@ -134,10 +135,25 @@ def _around(name: str, rows: pandas.DataFrame) -> tuple[np.ndarray, np.ndarray, 
     """Means of `bands.LEFT`, which every row of a lens and band has, and the ends of their intervals."""
     row, number_L = rows.iloc[0], rows["block"].to_numpy()
     mean, error = (np.array(row[column], np.float64) for column in (name, f"{name}_error"))
-    n = int(row[bands.units_of(name)])
-    error *= student(n - 1) if n >= LEAST else np.nan
-    ends = (0.0, 1.0) if name in ("exit_agree", "exit_right") else (number_L.min(), number_L.max())
-    return mean, (mean - error).clip(*ends), (mean + error).clip(*ends)
+    documents = np.full(len(mean), row[bands.units_of(name)])
+    return mean, *_ends(name, mean, error, documents, (number_L.min(), number_L.max()))
+
+
+def _ends(
+    name: str,
+    mean_L: np.ndarray,
+    error_L: np.ndarray,
+    documents_L: np.ndarray,
+    possible: tuple[float, float],
+) -> tuple[np.ndarray, np.ndarray]:
+    """(L,) each: where the interval of a mean ends, which lies between two values if it is no share."""
+    t_L = np.array([student(n - 1) if n >= LEAST else np.nan for n in documents_L.tolist()])
+    if name not in SHARES:
+        return (mean_L - t_L * error_L).clip(*possible), (mean_L + t_L * error_L).clip(*possible)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        tokens_L = mean_L * (1 - mean_L) / error_L**2
+    differ_L = np.isfinite(tokens_L) & (tokens_L > 0)
+    return score(mean_L, np.where(differ_L, tokens_L, documents_L), t_L)
 
 
 def _group(band: str) -> str:

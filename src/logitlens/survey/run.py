@@ -22,9 +22,10 @@ from logitlens.survey.measure import COLUMNS
 from logitlens.survey.merge import merge
 from logitlens.survey.plan import Plan, Settings
 from logitlens.survey.settle import settle
-from logitlens.survey.worker import DROPPED, Worker
+from logitlens.survey.worker import Worker
 
 Watch = Callable[[Plan, list[int]], Callable[[dict[str, Any]], None]]
+DROPPED = "interrupted: dropped, to be read again"  # in a shard's log
 
 
 @dataclass(frozen=True)
@@ -129,13 +130,7 @@ def run(
     """
     settings = settings or Settings()
     plans.needs_pyarrow()
-    if min(settings.shard_size, settings.token_budget, settings.threads, settings.top) < 1:
-        raise FormatError("shard_size, token_budget, threads and top are at least 1")
-    if settings.cells and settings.top > model.vocab_size:  # refused before anything is written
-        raise FormatError(
-            f"top is at most the vocabulary's {model.vocab_size:,}; got {settings.top:,}"
-        )
-    depths_for(model, settings.layers)
+    _require(settings, model)
     ready = prepare(model, edits)
     files = Folder(folder)
     given = _given(path, files, model, settings, ready)
@@ -154,6 +149,10 @@ def run(
             ended = watch and watch(plan, left)
             with contextlib.closing(_records(files, plan, model, left, jobs, engine)) as records:
                 failed = _read(files, records, ended)
+    except KeyboardInterrupt:  # no worker is left to say so
+        for shard in status(folder).underway.keys() & set(left):
+            files.log(shard, DROPPED)
+        raise
     finally:
         files.sweep()
     found = status(folder)
@@ -161,6 +160,17 @@ def run(
         _merge(folder)
         found = status(folder)
     return _with_failures(found, failed)
+
+
+def _require(settings: Settings, model: LensModel) -> None:
+    """Refuse settings without a meaning before anything is written."""
+    if min(settings.shard_size, settings.token_budget, settings.threads, settings.top) < 1:
+        raise FormatError("shard_size, token_budget, threads and top are at least 1")
+    if settings.cells and settings.top > model.vocab_size:
+        raise FormatError(
+            f"top is at most the vocabulary's {model.vocab_size:,}; got {settings.top:,}"
+        )
+    depths_for(model, settings.layers)
 
 
 def _with_failures(found: Status, failed: dict[int, str]) -> Status:

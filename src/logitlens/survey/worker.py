@@ -28,8 +28,6 @@ from logitlens.survey.engines import failure, refusal
 from logitlens.survey.measure import Part, measure, prompts_of
 from logitlens.survey.plan import Plan
 
-DROPPED = "interrupted: dropped, to be read again"  # in a shard's log
-
 _version = cache(version)  # looks for a package on the disk
 
 
@@ -121,10 +119,6 @@ class Worker:
             record = failure(shard, error)
             self.folder.log(shard, f"failed: {record['error']}")
             return record
-        except KeyboardInterrupt:
-            if self.folder.committed(shard) is None:
-                self.folder.log(shard, DROPPED)
-            raise
 
 
 def model_of(plan: Plan, model: LensModel | None = None) -> LensModel:
