@@ -180,7 +180,8 @@ def test_many_groups_are_heatmaps_of_each_lens_in_the_same_colours():
     for axes, shift in zip(heats, (0.25, 0.75)):
         (image,) = axes.images
         np.testing.assert_allclose(image.get_array(), [[0, 0.1, 0.2, 0.3, 0.4], [shift] * 5])
-        assert image.get_clim() == (0.0, 0.75)
+        assert image.get_clim() == (0.25, 0.75)  # not of embed
+        assert image.colorbar.extend == "min"
         assert [label.get_text() for label in axes.get_xticklabels()] == [f"g{n}" for n in range(5)]
     shares = figure(many(5, "top1"), MEASURES).axes
     assert [axes.images[0].get_clim() for axes in shares] == [(0.0, 1.0)] * 2

@@ -123,9 +123,11 @@ def _of_measure(heading: str, curves: list[Curve], summary: Summary) -> list[tup
 
 
 def _heats(heading: str, curves: Sequence[Curve], summary: Summary) -> list[tuple[str, Any]]:
-    """For each survey and lens that has several groups, in the same colours."""
+    """For each survey and lens that has several groups, in the same colours: those of layers, as embed, where
+    the logit lens shows the token itself, would leave none for them."""
     each = [those for those in _by_lens(curves) if len(those) > 1]
-    means = np.concatenate([c.mean for those in each for c in those]) if each else np.zeros(0)
+    cells = (cell for those in each for c in those for cell in zip(c.layers, c.mean))
+    means = np.array([mean for layer, mean in cells if layer != "embed"])
     finite = means[np.isfinite(means)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     if curves and curves[0].measure in ZERO_TO_ONE:
@@ -224,7 +226,9 @@ class _Drawing:
             values_LG, aspect="auto", origin="lower", cmap="viridis", vmin=heat.low, vmax=heat.high
         )
         if not whole:
-            axes.figure.colorbar(image, ax=axes).ax.tick_params(labelsize=7)
+            beyond = (values_LG < heat.low).any(), (values_LG > heat.high).any()
+            extend = ("neither", "min", "max", "both")[beyond[0] + 2 * beyond[1]]
+            axes.figure.colorbar(image, ax=axes, extend=extend).ax.tick_params(labelsize=7)
         if values_LG.size <= 120:
             colours_LG4 = image.to_rgba(values_LG, bytes=True)
             digits = 0 if np.array_equal(values_LG, np.rint(values_LG), equal_nan=True) else 1
