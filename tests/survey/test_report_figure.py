@@ -119,6 +119,14 @@ def test_numbers_in_a_heatmap_are_legible_on_their_colours():
         assert contrast((red, green, blue), tuple(on)) >= LEGIBLE
 
 
+@pytest.mark.parametrize("suffix", ["html", "svg", "pdf", "png"])
+def test_a_report_has_the_same_bytes_every_time(survey, tmp_path, suffix):
+    survey.run(records(4))
+    for name in "ab":
+        report([survey.folder / "a"], tmp_path / f"{name}.{suffix}", title="A survey")
+    assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+
+
 @pytest.mark.parametrize("suffix", ["html", "png"])
 def test_groups_may_have_any_name(survey, tmp_path, suffix):
     """A line end, a formula that is none, and what matplotlib keeps for itself."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from logitlens.errors import FormatError
-from logitlens.files import replacing, write_text
+from logitlens.files import write_text
 from logitlens.storage import is_remote
 from logitlens.survey import corpus_summary
 from logitlens.survey import plan as plans
@@ -21,6 +21,7 @@ from logitlens.survey.plan import Plan
 from logitlens.survey.run import status
 from logitlens.survey.summary import summarise, table
 from logitlens.view import survey as view
+from logitlens.view.figure import write
 from logitlens.view.survey_figure import figure
 
 SUFFIXES = (".html", ".png", ".svg", ".pdf", ".md")
@@ -91,9 +92,7 @@ def report(
     elif out.suffix == ".html":
         write_text(out, view.page(summary, words, title=title, prompts=listed))
     else:
-        with replacing(out) as temporary:
-            drawing = figure(summary, words, title=title)
-            drawing.savefig(temporary, format=out.suffix[1:], dpi=150)
+        write(figure(summary, words, title=title), out, dpi=150)
     return summary
 
 

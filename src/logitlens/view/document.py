@@ -28,15 +28,16 @@ svg{{max-width:100%;height:auto}}h1{{font-size:17px}}pre{{overflow:auto;font-siz
 
 def html(figure: Figure, text: str) -> str:
     """One offline page, the same bytes every time: a figure as SVG, and the same as text."""
+    title = escape(text.partition("\n")[0].strip())
+    return _DOCUMENT.format(title=title, picture=svg(figure), text=escape(text))
+
+
+def svg(figure: Figure) -> str:
+    """The <svg> of a figure inside a page, the same every time."""
     import matplotlib
 
     drawn = io.StringIO()
-
     with matplotlib.rc_context({"svg.hashsalt": "logitlens"}):
         figure.savefig(drawn, format="svg", metadata={"Date": None})
     picture = drawn.getvalue()
-    return _DOCUMENT.format(
-        title=escape(text.partition("\n")[0].strip()),
-        picture=picture[picture.index("<svg") :],
-        text=escape(text),
-    )
+    return picture[picture.index("<svg") :]

@@ -6,12 +6,12 @@ It needs the numbers of `logitlens.survey.curves`, handed over as plain objects,
 from __future__ import annotations
 
 import html
-import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from logitlens.view.behind import sections, style
+from logitlens.view.document import svg
 from logitlens.view.survey_figure import alike, figure, name_of, shared, title_of
 
 if TYPE_CHECKING:
@@ -115,14 +115,12 @@ def page(
     prompts: Sequence[dict[str, Any]] = (),
 ) -> str:
     """One HTML file that needs no network: the figure, the tables, and the prompts behind them."""
-    buffer = io.StringIO()
-    figure(summary, words).savefig(buffer, format="svg", metadata={"Date": None})
-    picture = buffer.getvalue().replace(' target="_blank"', "")  # links within this page
+    picture = svg(figure(summary, words)).replace(' target="_blank"', "")  # links within this page
     parts = [
         f'<h1 id="top">{html.escape(title)}</h1><p>{html.escape(" ".join(_about(summary)))}</p>',
         *([f"<p>A click on a point opens some of its {summary.unit}.</p>"] if summary.kept else []),
         # inside the page, so that its points are links
-        f'<div class="figure">{picture[picture.index("<svg") :]}</div>',
+        f'<div class="figure">{picture}</div>',
         *sections(summary),
     ]
     text = markdown(summary, words).splitlines()[4:]
