@@ -65,7 +65,8 @@ def used(name: str, constants: dict, target: str | int) -> Used:
     types = {argument: type for type, names in TYPES.items() for argument in names}
     names = kernel.arg_names
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
-    aligned = [n for n in names if signature[n].startswith("*") or n in ("stride", "C")]
+    known = {p.name for p in kernel.params if not p.do_not_specialize} & {"stride", "C"}
+    aligned = [n for n in names if signature[n].startswith("*") or n in known]
     source = ASTSource(
         kernel,
         signature,

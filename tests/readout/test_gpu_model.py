@@ -14,6 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton")
+from triton.backends.compiler import GPUTarget
+from triton.compiler.compiler import make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
 from benchmarks.readout import gpu as benchmark
 from benchmarks.readout import gpu_model, report
 from benchmarks.readout.gpu_model import Work
@@ -27,6 +31,7 @@ from tests.readout.interpreter import Moved, patched_once
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities
 
 ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("pick", "look", "merge", "leading", "result")
 
 
 class Counted(Product):
@@ -173,7 +178,7 @@ def test_small_operations_are_as_many_as_the_model_says(P, M, candidates, monkey
         def __getitem__(self, grid):
             return lambda *args, **kwargs: None
 
-    for name in ("pick", "look", "merge", "leading", "result"):
+    for name in NAMES:
         monkeypatch.setattr(epilogue, name, Nothing())
     L, V = 5, 4096
     work = Work(P, L, V, 8, M=M, slab=P * L * (V if P == 1 else 512))
@@ -187,6 +192,41 @@ def test_small_operations_are_as_many_as_the_model_says(P, M, candidates, monkey
     assert len({array.untyped_storage()._cdata for array in arrays.values()}) == 1
     works = gpu_model.followed(work, candidates) if candidates else [work]
     assert small.count + 1 == sum(map(gpu_model.small_operations, works))
+
+
+class Variants:
+    """Stands in for a kernel: runs nothing, and keeps what triton would compile it for on an H100."""
+
+    def __init__(self, kernel):
+        jit = JITFunction(kernel.fn, do_not_specialize=kernel.kwargs["do_not_specialize"])
+        backend = make_backend(GPUTarget("cuda", 90, 32))
+        self.bind = create_function_from_signature(jit.signature, jit.params, backend)
+        self.found = set()
+
+    def __getitem__(self, grid):
+        return lambda *args, **kwargs: self.found.add(str(self.bind(*args, **kwargs)[1:]))
+
+
+@pytest.mark.parametrize(
+    ("columns", "follow", "found"),
+    [
+        (4096, True, {"pick": 1, "look": 1, "merge": 1, "leading": 1, "result": 1}),
+        (512, False, {"pick": 1, "look": 1, "merge": 1, "leading": 0, "result": 1}),
+    ],
+    ids=["one slab", "slabs"],
+)
+@torch.no_grad()
+def test_no_kernel_is_compiled_again_for_other_counts(columns, follow, found, monkeypatch):
+    """Of positions, layers, targets and top tokens: 1, multiples of 16, and others."""
+    kernels = {name: Variants(getattr(epilogue, name)) for name in NAMES}
+    for name, kernel in kernels.items():
+        monkeypatch.setattr(epilogue, name, kernel)
+    V = 4096
+    head = Head(V, torch.empty(V, 8, device="meta"))
+    for P, L, k, M in [(1, 1, 16, 16), (1, 7, 10, 10), (3, 16, 11, 11), (16, 5, 16, 10)]:
+        given = torch.empty(P, L, 8, device="meta"), head, k, make_targets(P, V, 0 if follow else M)
+        Slabs(P * L * columns).stats(*given, candidates=M if follow else 0)
+    assert {name: len(kernel.found) for name, kernel in kernels.items()} == found
 
 
 def test_no_slab_is_larger_than_its_share_of_the_cache():

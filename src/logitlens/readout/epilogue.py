@@ -14,6 +14,10 @@ rows × C tokens. Five kernels, of one warp a program and with 2 KB of shared me
 What they write is written whole, so that nobody has to fill it before. Same sums, same ties, same
 treatment of NaN and ±inf as `online`. Nothing depends on the order in which programs run: counts are
 whole numbers, sums are merged in the order of the tokens.
+
+Triton compiles a kernel again for each integer that is 1 or a multiple of 16. Where that brings nothing it
+is told not to. `look` alone keeps it for what says where its rows and biases begin and end: four numbers are
+loaded at once where these are multiples, and the biases take half of the registers.
 """
 
 # pyright: reportMissingImports=false, reportGeneralTypeIssues=false, reportArgumentType=false
@@ -68,7 +72,7 @@ def _key(z, id):
     return (ordered.to(tl.int64) << 32) | (id ^ _LAST).to(tl.int64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride", "first", "C", "L", "M"])
 def pick(slab, stride, first, C, targets, wanted, above, bias, final_bias, scale, cap, L, M,
          MP: tl.constexpr, GATHERED: tl.constexpr, BIAS: tl.constexpr, FINAL: tl.constexpr,
          CAP: tl.constexpr):  # fmt: skip
@@ -106,7 +110,7 @@ def _logits(row, inside, id, most, bias, final_bias, scale, cap, WHOLE: tl.const
     return z
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "M", "R", "G", "share"])
 def look(slab, stride, begin, C, skip, sums, maxima, targets, wanted, above, places, whole, bias,
          final_bias, scale, cap, L, M, R, G, V, share, WHOLE: tl.constexpr, HELD: tl.constexpr,
          BIAS: tl.constexpr, FINAL: tl.constexpr, CAP: tl.constexpr):  # fmt: skip
@@ -213,9 +217,9 @@ def _merge_sums(n, old, sums, state, L, R, G, GP: tl.constexpr):
     tl.store(had + 5 * R, old_sf * old_wf + tl.sum(sf * wf, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride", "begin", "C", "skip", "L", "R", "G", "k"])
 def merge(slab, stride, begin, C, skip, sums, maxima, state, keys, low, bias, final_bias, scale, cap,
-          L, R, G, B, k, GP: tl.constexpr, BP: tl.constexpr, KP: tl.constexpr, BIAS: tl.constexpr,
+          L, R, G, k, GP: tl.constexpr, BP: tl.constexpr, KP: tl.constexpr, BIAS: tl.constexpr,
           FINAL: tl.constexpr, CAP: tl.constexpr):  # fmt: skip
     """A slab's part into what each row has: sums, state (6, R) float64, and the k likeliest, keys (R, KP).
 
@@ -224,7 +228,8 @@ def merge(slab, stride, begin, C, skip, sums, maxima, state, keys, low, bias, fi
     n = tl.program_id(0)
     old = begin > 0
     _merge_sums(n, old, sums, state, L, R, G, GP)
-    b = tl.arange(0, BP)
+    # As many blocks as a multiple that triton sees, so that four maxima are loaded at once.
+    b, B = tl.arange(0, BP), G * (_TILE // _BLOCK)
     highest = tl.load(maxima + n * B + b, mask=b < B, other=-float("inf"))
     blocks = tl.where(b * _BLOCK < C, _key(highest, begin + b * _BLOCK), _LOWEST)
     best, least = tl.max(blocks, axis=0), tl.load(low + n, mask=old, other=_LOWEST + 1)
@@ -265,7 +270,7 @@ def _ranked(keys, n, k, KP: tl.constexpr):
     return z, (key & 0xFFFFFFFF).to(tl.int32) ^ _LAST, place, i < k
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k", "M", "V"])
 def leading(keys, targets, k, M, V, KP: tl.constexpr):
     """The k likeliest of each row as the last of the targets (P, M) of a position."""
     p = tl.program_id(0)
@@ -282,7 +287,7 @@ def _sums(row, R):
     return tl.load(row) + log_s, log_s, tl.load(row + 2 * R) * _LN2 / s, s
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "L", "R", "k", "M", "candidates"])
 def result(state, keys, targets, wanted, above, top_ids, top_logprobs, entropy, kl, target_logprobs,
            target_ranks, candidate_ids, finite, P, L, R, k, M, candidates, KP: tl.constexpr):  # fmt: skip
     """A row's `Stats`, laid out with the layer first; the last targets are the candidates."""

@@ -193,8 +193,8 @@ class Pass:
     ) -> None:
         from logitlens.readout import epilogue
 
-        rows, (N, B) = self.rows, self.maxima_NB.shape
-        C, G = slab.shape[1], self.sums_4NG.shape[2]
+        rows, C = self.rows, slab.shape[1]
+        N, G = self.sums_4NG.shape[1:]
         share = row_share(rows.P, rows.L, G)
         at = {"slab": slab, "stride": slab.stride(0), "begin": begin, "C": C, "skip": skip}
         at |= {"sums": self.sums_4NG, "maxima": self.maxima_NB, "L": rows.L, "R": N, "G": G}
@@ -205,8 +205,8 @@ class Pass:
             share=share, WHOLE=C % epilogue.TILE == 0 and not skip, HELD=places_P is not None,
         )  # fmt: skip
         epilogue.merge[(N,)](
-            **at, state=self.state_6N, keys=self.keys_NK, low=self.least_N, B=B, k=self.k,
-            GP=power(G), BP=power(B), KP=self.keys_NK.shape[1],
+            **at, state=self.state_6N, keys=self.keys_NK, low=self.least_N, k=self.k,
+            GP=power(G), BP=power(self.maxima_NB.shape[1]), KP=self.keys_NK.shape[1],
         )  # fmt: skip
 
     def result(self, candidates: int) -> Stats:
