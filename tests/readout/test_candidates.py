@@ -99,6 +99,27 @@ def test_targets_go_where_a_called_head_gives_its_logits(monkeypatch):
     assert seen == [("meta", "meta")]
 
 
+def test_torch_is_named_where_it_looks_though_numba_was_asked_for(monkeypatch):
+    """At a called head's logits on a GPU; here on no device at all, where nothing can be added up."""
+    pytest.importorskip("numba")
+
+    def stream(tile, vocab, columns, online, final):
+        seen.append(type(online).__name__)
+        raise NotImplementedError
+
+    monkeypatch.setattr(chunked, "stream", stream)
+    far = Head(50, call=lambda x_NE: x_NE.new_empty(len(x_NE), 50, device="meta"))
+    seen, names = [], []
+    for head in (called(make_head(50)), far):
+        engine = Chunked("numba")
+        with pytest.raises(NotImplementedError):
+            engine.stats(make_rows(2, 3), head, 3, make_targets(2, 50))
+        names.append(engine.name)
+    assert seen == ["Fused", "Online"]
+    assert names == ["chunked (numba)", "chunked (torch)"]
+    assert engine == Chunked("numba")
+
+
 @pytest.mark.parametrize("wanted", [-1, 51])
 def test_more_than_the_vocabulary_are_refused(wanted):
     head, x, targets = make_head(50), make_rows(2, 3), make_targets(2, 50)

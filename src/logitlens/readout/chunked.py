@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -77,6 +77,8 @@ class Chunked(Engine):
     kernel: str = "torch"
     rows: int | None = None
     columns: int | None = None
+    # Devices other than the CPU on which a called head gave its logits, where numba's kernel was asked for.
+    _elsewhere: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.kernel not in KERNELS:
@@ -86,7 +88,9 @@ class Chunked(Engine):
 
     @property
     def name(self) -> str:
-        return f"chunked ({'numba' if self._compiled else 'torch'})"
+        """Of what looks at tiles. Where a called head gives its logits, its first call tells: on a GPU torch
+        looks at them, whatever was asked for."""
+        return f"chunked ({'numba' if self._compiled and not self._elsewhere else 'torch'})"
 
     @property
     def _compiled(self) -> bool:
@@ -208,7 +212,10 @@ class Chunked(Engine):
         return online
 
     def _online(self, k: int, targets_PM: Tensor, target_PLM: Tensor) -> Online:
-        if not self._compiled or target_PLM.device.type != "cpu":
+        if not self._compiled:
+            return Online(k, targets_PM, target_PLM)
+        if target_PLM.device.type != "cpu":
+            self._elsewhere.add(target_PLM.device.type)
             return Online(k, targets_PM, target_PLM)
         from logitlens.readout.fused import Fused
 
