@@ -437,13 +437,10 @@ def test_a_pin_is_found_by_its_text_in_another_vocabulary(open_page):
     b = a.replace(**moved, vocab=vocab)
     paris = int(a.track_ids[0])
     tab = open_page([a, b], f"pins=[[0,{paris}]]&cell=[5,7]")
-    ys = (
-        tab.locator(".chart")
-        .nth(1)
-        .locator("circle")
-        .evaluate_all("e => e.map(x => x.getAttribute('cy'))")
-    )
-    assert len(ys) == 24, "exact at 12 layers of both"
+    expect = pytest.importorskip("playwright.sync_api").expect
+    circles = tab.locator(".chart").nth(1).locator("circle")
+    expect(circles).to_have_count(24)  # exact at 12 layers of both, once both are drawn
+    ys = circles.evaluate_all("e => e.map(x => x.getAttribute('cy'))")
     assert ys[:12] == ys[12:]
     tab.select_option("select[aria-label=Colour]", "pin0")
     settle(tab)
