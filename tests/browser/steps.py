@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.view import page_synthetic as synthetic
 
 AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
@@ -51,7 +53,9 @@ def copied(tab, words):
 
 
 def violations(tab):
-    """What axe-core finds wrong with the page as it is now."""
-    tab.evaluate(AXE.read_text("utf-8"))
+    """What axe-core finds wrong with the page as it is now. Skips the rest of a test without axe-core."""
+    if not AXE.exists():
+        pytest.skip("axe-core is not installed (npm ci in web/)")
+    tab.evaluate(AXE.read_text("utf-8"))  # through the CDP, which the page's policy does not bind
     found = tab.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
     return [(v["id"], v["help"], [n["html"][:160] for n in v["nodes"][:3]]) for v in found]

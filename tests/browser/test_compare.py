@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from tests.browser.steps import AXE, cell_at, eiffel, settle, until, violations
+from tests.browser.steps import cell_at, eiffel, settle, until, violations
 from tests.view import page_synthetic as synthetic
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -143,8 +143,6 @@ def test_the_tools_of_one_or_two_readings_are_one_line(open_page, readings):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_no_violation_in_a_difference(open_page, theme):
-    if not AXE.exists():
-        pytest.skip("axe-core is not installed (npm ci in web/)")
     tab = open_page(three(), "view=diff&color=kl&cell=[3,2]", color_scheme=theme)
     assert violations(tab) == []
     tab.locator("[role=grid]").first.focus()

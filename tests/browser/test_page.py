@@ -15,7 +15,7 @@ from logitlens import Reading, statistics
 from logitlens.statistics import Statistic
 from logitlens.view import page
 from logitlens.view.page import data
-from tests.browser.steps import AXE, cell_at, copied, eiffel, settle, violations
+from tests.browser.steps import cell_at, copied, eiffel, settle, violations
 from tests.view import page_synthetic as synthetic
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -635,8 +635,6 @@ def test_a_split_character_is_repaired_where_its_last_byte_would_complete_it(ope
 
 @pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_axe_finds_no_violation(open_page, theme):
-    if not AXE.exists():
-        pytest.skip("axe-core is not installed (npm ci in web/)")
     tab = open_page([eiffel(), eiffel(seed=4)], "cell=[3,2]&pins=[[0,20]]", color_scheme=theme)
 
     assert violations(tab) == []

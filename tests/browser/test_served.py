@@ -13,7 +13,7 @@ import logitlens
 from logitlens.cli.serve import redirecting
 from logitlens.view import page
 from tests.browser.conftest import Problems
-from tests.browser.test_page import AXE
+from tests.browser.steps import violations
 from tests.server.held import served
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -82,14 +82,6 @@ def drawn(tab, grids):
     tab.locator("[role=grid]").nth(grids - 1).wait_for()
     for grid in tab.locator("[role=grid]").all():
         grid.locator("[role=columnheader]").first.wait_for()
-
-
-def violations(tab):
-    if not AXE.exists():
-        pytest.skip("axe-core is not installed (npm ci in web/)")
-    tab.evaluate(AXE.read_text("utf-8"))  # through the CDP, which the policy does not bind
-    found = tab.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-    return [(v["id"], [n["html"][:160] for n in v["nodes"]]) for v in found]
 
 
 def wide(tab):
