@@ -9,7 +9,8 @@ batches of the same; "whole_mb" is this peak with the libraries and the model. I
 its last repeat has run. Ray Data's memory is that of its actor, whose own first two batches come before
 ("peak_of" in the row; rows of Ray Data without it have that of the process that asks).
 
-corpus    windows of 256 tokens, 16 at a time (8 in rows without "batch"), every layer:
+corpus    windows of 256 tokens, 16 at a time (8 in rows without "batch"), every layer, of the bundled
+          model, of GPT-2's shape, and of one between (6 layers, width 512, 32,000 tokens), both random:
     forward    the model's own forward passes and nothing else
     product    these, and the product of every layer's normed residual with the unembedding
     naive      these, and full logits per layer with log-softmax: loss, rank, entropy, KL, top token
@@ -54,7 +55,7 @@ ROWS = Path(__file__).with_suffix(".jsonl")
 LENGTH, SHARD = 256, 10_000
 BATCH = Settings().token_budget // LENGTH  # windows of a pass: by the command's default
 ROWS_AT_ONCE = 512
-TOKENS = {"demo": 100_000, "gpt2": 8_192}
+TOKENS = {"demo": 100_000, "middle": 32_768, "gpt2": 8_192}
 CORPUS = ("forward", "product", "naive", "survey", "ray data")
 MEMORY = (10_240, 102_400, 1_024_000)
 
@@ -64,8 +65,9 @@ def load(shape: str) -> logitlens.LensModel:
         return logitlens.load()
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    sizes = {"gpt2": {}, "middle": {"n_layer": 6, "n_embd": 512, "n_head": 8, "vocab_size": 32_000}}
     torch.manual_seed(0)
-    return logitlens.load(GPT2LMHeadModel(GPT2Config()).eval())
+    return logitlens.load(GPT2LMHeadModel(GPT2Config(**sizes[shape])).eval())
 
 
 def documents(model: logitlens.LensModel, tokens: int) -> Tensor:
@@ -167,7 +169,7 @@ def ray_data(model: logitlens.LensModel, ids_NT: Tensor) -> tuple[float, float]:
     import pyarrow.parquet
     import ray
 
-    shape = "demo" if model.vocab_size < 10_000 else "gpt2"
+    shape = {4_096: "demo", 32_000: "middle", 50_257: "gpt2"}[model.vocab_size]
     with tempfile.TemporaryDirectory() as folder:
         # Blocks, as Ray Data ends a pipeline that has finished none for half an hour.
         blocks = [ids_nT.numpy() for ids_nT in ids_NT.split(3 * BATCH)]
