@@ -11,12 +11,15 @@
 Errors raised on purpose:
 
     LogitLensError
-    ├── ModelNotAvailable (OSError)       no such model, weights or tokenizer; exit code 4
-    │   └── LensNotAvailable              no such lens; exit code 4
+    ├── ModelNotAvailable (OSError)       no such model, weights or tokenizer
+    │   └── LensNotAvailable              no such lens
+    │       └── UnknownLens               no such kind of lens; a PromptError, too
     ├── UnsupportedModel (ValueError)     no anatomy found, or its last row is not the model's
     ├── LensMismatch (ValueError)         a lens made for another model
     ├── PromptError (ValueError)          text, ids, tokens, layers or positions that cannot be read
+    │   └── InputError                    a file of prompts or text that is not there, or cannot be read
     ├── FormatError (ValueError)          truncated, foreign or newer file; unknown suffix
+    │   └── SettingError                  out of range, or not there to be chosen
     ├── FitError (RuntimeError)           a fit that cannot go on; what was good is kept
     ├── SurveyError (RuntimeError)        a survey that cannot go on; what was committed is kept
     └── MissingExtra (ImportError)        an optional dependency is absent
@@ -30,13 +33,16 @@ from typing import TYPE_CHECKING, Any
 from logitlens.errors import (
     FitError,
     FormatError,
+    InputError,
     LensMismatch,
     LensNotAvailable,
     LogitLensError,
     MissingExtra,
     ModelNotAvailable,
     PromptError,
+    SettingError,
     SurveyError,
+    UnknownLens,
     UnsupportedModel,
 )
 
@@ -75,10 +81,13 @@ __all__ = [  # in reading order
     "LogitLensError",
     "ModelNotAvailable",
     "LensNotAvailable",
+    "UnknownLens",
     "UnsupportedModel",
     "LensMismatch",
     "PromptError",
+    "InputError",
     "FormatError",
+    "SettingError",
     "FitError",
     "SurveyError",
     "MissingExtra",

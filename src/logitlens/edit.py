@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from logitlens.edit_data import ALONG, HOW, KINDS, STREAMS, Edit, checked
 from logitlens.edit_io import FORMAT, VERSION, from_data, load, save, to_data
-from logitlens.errors import PromptError
+from logitlens.errors import InputError, PromptError
 from logitlens.select import Selection, select_layer, select_positions
 
 __all__ = [
@@ -205,7 +205,7 @@ def parse(text: str) -> list[Edit]:
     ablate             block, stream (attn, mlp) or head, how (zero, mean), positions, generated
     patch              layer, prompt, positions, from, stream or head
 
-    Raises PromptError for a line, FormatError and OSError for a file.
+    Raises PromptError for a line, InputError, FormatError and OSError for a file.
     """
     if not isinstance(text, str):
         raise PromptError(f"cannot read {type(text).__name__} as an edit: expected text, {_LIKE}")
@@ -264,10 +264,18 @@ def _built(kind: str, given: dict[str, str]) -> Edit:
     if "vector" in given and "token" in given:
         raise PromptError(f"{kind} takes token= or vector=, not both")
     if "vector" in given:
-        vector: Any = np.load(given["vector"], allow_pickle=False)
+        vector: Any = _vector_in(given["vector"])
     else:
         vector = given["token"]
     return {"add": add, "project_out": project_out}[kind](vector, layer, scale=scale, **shared)
+
+
+def _vector_in(path: str) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        why = " ".join(str(error).split())[:100]
+        raise InputError(f"{path} is not a .npy file of numbers ({why})") from None
 
 
 def _number(given: dict[str, str], key: str, kind: type) -> Any:

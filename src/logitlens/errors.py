@@ -2,15 +2,22 @@
 
 
 class LogitLensError(Exception):
-    """Base of all errors raised on purpose; the message is one line that says what to do next."""
+    """Base of all errors raised on purpose; the message is one line that says what to do next.
+
+    exit_code   of a command that ends with it, as docs/cli.md has them
+    """
+
+    exit_code = 1
 
 
 class ModelNotAvailable(LogitLensError, OSError):
-    """A model, its weights or its tokenizer cannot be found or read. Exit code 4."""
+    """A model, its weights or its tokenizer cannot be found or read."""
+
+    exit_code = 4
 
 
 class LensNotAvailable(ModelNotAvailable):
-    """A fitted lens cannot be found. Exit code 4."""
+    """A fitted lens cannot be found."""
 
 
 class UnsupportedModel(LogitLensError, ValueError):
@@ -22,11 +29,29 @@ class LensMismatch(LogitLensError, ValueError):
 
 
 class PromptError(LogitLensError, ValueError):
-    """Text, token ids or tracked tokens that cannot be read."""
+    """A prompt, token ids, tokens, layers, positions or edits that cannot be read."""
+
+    exit_code = 2
+
+
+class InputError(PromptError):
+    """Prompts, text or rows that are not there, or hold what cannot be read: a file, a survey just begun."""
+
+    exit_code = 1
+
+
+class UnknownLens(LensNotAvailable, PromptError):
+    """The name of a lens is that of no kind of lens."""
 
 
 class FormatError(LogitLensError, ValueError):
     """A file that is truncated, foreign, of a newer version, or of an unknown suffix."""
+
+
+class SettingError(FormatError):
+    """A setting that cannot be: out of its range, a condition that a survey lacks, an unknown suffix."""
+
+    exit_code = 2
 
 
 class FitError(LogitLensError, RuntimeError):

@@ -159,7 +159,9 @@ class _Remote(Storage):
         try:
             self.fs, self.root = fsspec.url_to_fs(self.address, use_listings_cache=False)
         except (ImportError, ValueError) as error:
-            raise ModelNotAvailable(f"{address}: {_line(error)}") from None
+            unknown = ModelNotAvailable(f"{address}: {_line(error)}")
+            unknown.exit_code = 1 if isinstance(error, ImportError) else 2  # no model is missing
+            raise unknown from None
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}" if name else self.root

@@ -54,5 +54,5 @@ def test_without_a_token_none_is_asked_for_and_json_is_json(cli):
 
 def test_a_file_that_cannot_be_written_is_refused_before_the_model_is_loaded(cli, tmp_path):
     result = cli("attribute", "in", "-o", str(tmp_path / "found.gif"))
-    assert (result.exit_code, cli.loaded) == (1, [])
+    assert (result.exit_code, cli.loaded) == (2, [])
     assert "end it in .html .json .parquet" in result.stderr

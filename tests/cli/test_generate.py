@@ -33,7 +33,7 @@ def test_edits_are_made_and_kept(tiny_cli, tiny, tmp_path):
     assert tiny_cli("generate", PROMPT, "-n", "2", "--edit", line, "-o", str(path)).exit_code == 0
     assert Reading.load(path).meta["edits"][0]["text"] == "1.mlp set to zero"
     wrong = tiny_cli("generate", PROMPT, "--edit", "ablate:block=1")
-    assert (wrong.exit_code, "lacks stream=" in wrong.stderr) == (1, True)
+    assert (wrong.exit_code, "lacks stream=" in wrong.stderr) == (2, True)
 
 
 def test_the_text_and_then_the_grid_without_escapes(tiny_cli, tiny, tmp_path):

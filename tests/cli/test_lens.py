@@ -194,14 +194,15 @@ def test_eval(home, place):  # noqa: F811
     ("arguments", "code", "message"),
     [
         (["eval"], 2, "give --corpus, --facts, or both"),
-        (["eval", "--facts", "f", "-o", "e.txt"], 1, "end it in .parquet"),
+        (["eval", "--facts", "f", "-o", "e.txt"], 2, "end it in .parquet"),
         (
             ["eval", "--facts", "f", "-o", "e.html"],
-            1,
+            2,
             "end it in .parquet .json .png .svg .pdf",
         ),
         (["eval", "--facts", "f", "-o", "no/e.png"], 1, "there is no folder no"),
-        (["merge", "none", "-o", "x"], 4, "no lens at none"),
+        (["merge", "none", "-o", "x"], 2, "end it in .safetensors"),
+        (["merge", "none", "-o", "x.safetensors"], 4, "no lens at none"),
     ],
 )
 def test_mistakes(home, arguments, code, message):

@@ -13,11 +13,14 @@ from logitlens import cli as program
 from logitlens.cli import options
 from logitlens.errors import (
     FormatError,
+    InputError,
     LensMismatch,
     LensNotAvailable,
     LogitLensError,
     ModelNotAvailable,
     PromptError,
+    SettingError,
+    UnknownLens,
     UnsupportedModel,
 )
 
@@ -101,8 +104,11 @@ def test_the_process_ends_with_its_code_and_what_others_do_at_an_exit_but_frees_
         (LensNotAvailable("no tuned lens: fit one"), 4),
         (UnsupportedModel("the last row differs"), 1),
         (LensMismatch("width 4, expected 8"), 1),
-        (PromptError("the prompt is empty"), 1),
+        (UnknownLens("no lens called x"), 4),
+        (PromptError("the prompt is empty"), 2),
+        (InputError("no prompts at x"), 1),
         (FormatError("not JSON"), 1),
+        (SettingError("an overlap of 9: expected less"), 2),
         (LogitLensError("something else"), 1),
     ],
 )

@@ -17,7 +17,7 @@ USAGE, ERROR, ABSENT = 2, 1, 4
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a model, a text, and things that are neither."""
+    """A folder with a model, a text, two surveys, and things that are neither."""
     folder = tmp_path_factory.mktemp("place")
     words.directory(folder / "model")
     words.text(folder / "text.txt", paragraphs=3)
@@ -30,6 +30,7 @@ def place(tmp_path_factory):
         "torn/model.safetensors": b"x" * 100,
         "list/config.json": b"[]",
         "file.bin": b"xx",
+        "file.npy": b"xx",
         "zero.json": b"",
         "three.json": b"3",
         "x.safetensors": b"abc",
@@ -37,8 +38,13 @@ def place(tmp_path_factory):
         "broken.jsonl": b"{\n",
         "latin.txt": b"\xff\xfe\xff",
         "empty.txt": b"",
+        "p.jsonl": b'{"prompt": "The Eiffel", "answer": " x", "lang": "en"}\n',
     }.items():
         (folder / name).write_bytes(content)
+    for name, given in (("S", ["p.jsonl"]), ("C", ["text.txt", "--corpus", "--length", "16"])):
+        at = [folder / given[0], *given[1:], "-o", folder / name, "-m", folder / "model"]
+        made = CliRunner().invoke(main, ["survey", "run", *map(str, at)])
+        assert made.exit_code == 0, made.output
     return folder
 
 
@@ -158,13 +164,13 @@ USAGES = [
 ]  # fmt: skip
 
 ERRORS = [
-    ("read x --edit add:layer=5,token=a,scale=x", ERROR, "scale=x: expected a number"),
-    ("read x --edit ablate:block=z,stream=mlp", ERROR, "block=z: expected a whole number"),
+    ("read x --edit add:layer=5,token=a,scale=x", USAGE, "scale=x: expected a number"),
+    ("read x --edit ablate:block=z,stream=mlp", USAGE, "block=z: expected a whole number"),
     ("survey report none -o none/x.html", ERROR, "there is no folder none; make it first"),
-    ("survey find none --open x.png", ERROR, "cannot tell a format from 'x.png'"),
-    ("compare a b -o x", ERROR, "cannot tell a format from 'x': end it in .html"),
-    ("read x -o x.jpg", ERROR, "cannot tell a format from 'x.jpg'"),
-    ("read x -o ''", ERROR, "cannot tell a format from '': end it in"),
+    ("survey find none --open x.png", USAGE, "cannot tell a format from 'x.png'"),
+    ("compare a b -o x", USAGE, "cannot tell a format from 'x': end it in .html"),
+    ("read x -o x.jpg", USAGE, "cannot tell a format from 'x.jpg'"),
+    ("read x -o ''", USAGE, "cannot tell a format from '': end it in"),
     ("read x -o none/x.json", ERROR, "there is no folder none; make it first"),
     ("read x -o file.bin/x.json", ERROR, "cannot write file.bin/x.json: Not a directory"),
     ("read x -o list/config.json/x.png", ERROR, "cannot write"),
@@ -172,12 +178,12 @@ ERRORS = [
     ("view none.json", ERROR, "no reading at none.json"),
     ("view none.html", ERROR, "none.html: No such file"),
     ("view none.parquet", ERROR, "no reading at none.parquet"),
-    ("view text.txt", ERROR, "expected a .json, .parquet or .html file"),
-    ("view empty", ERROR, "expected a .json, .parquet or .html file"),
-    ("view ''", ERROR, "expected a .json, .parquet or .html file"),
+    ("view text.txt", USAGE, "expected a .json, .parquet or .html file"),
+    ("view empty", USAGE, "expected a .json, .parquet or .html file"),
+    ("view ''", USAGE, "expected a .json, .parquet or .html file"),
     ("view zero.json", ERROR, "zero.json"),
     ("view three.json", ERROR, "three.json"),
-    ("view three.json -o x.jpg", ERROR, "cannot tell a format from 'x.jpg'"),
+    ("view three.json -o x.jpg", USAGE, "cannot tell a format from 'x.jpg'"),
     (f"view {'y' * 300}.json", ERROR, "File name too long"),
     ("serve --no-open --port 0 --host nowhere.invalid", ERROR, "give an address of this machine"),
     ("lens show file.bin", ERROR, "file.bin is not a lens file"),
@@ -211,35 +217,35 @@ ERRORS = [
         ("model --tokenizer none", "none is not in the cache"),
         ("model --tokenizer file.bin", "is a file"),
         ("model --revision main", "not on the hub"),
-        ("model --device-map nonsense", "nonsense"),
-        ("model --attn nonsense", "nonsense"),
     ]),
+    ("check model --device-map nonsense", USAGE, "device_map='nonsense'"),
+    ("check model --attn nonsense", USAGE, "attn_implementation='nonsense'"),
     *((f"read 'The Eiffel' -m model {given}", code, said) for given, code, said in [
-        ("--layers foo", ERROR, "no layer 'foo'"),
-        ("--layers 99", ERROR, "no layer 99"),
-        ("--layers ''", ERROR, "no layer ''"),
-        ("--layers 2:1", ERROR, "no layer selected"),
-        ("--layers 0:2:0", ERROR, "from '0:2:0': the step of a slice cannot be 0"),
+        ("--layers foo", USAGE, "no layer 'foo'"),
+        ("--layers 99", USAGE, "no layer 99"),
+        ("--layers ''", USAGE, "no layer ''"),
+        ("--layers 2:1", USAGE, "no layer selected"),
+        ("--layers 0:2:0", USAGE, "from '0:2:0': the step of a slice cannot be 0"),
         ("--depths 5", USAGE, "--depths is now --layers"),
-        ("--positions a:b", ERROR, "cannot read positions from 'a:b'"),
-        ("--positions 99", ERROR, "no position 99"),
-        ("--attribute 99", ERROR, "no position 99"),
-        ("--track ''", ERROR, "is empty"),
-        ("--track nosuchtoken", ERROR, "is 11 tokens"),
-        ("--track-id -1", ERROR, "outside the vocabulary"),
-        ("--track-id 99999999999999999999", ERROR, "outside the vocabulary"),
-        ("-k 99999999", ERROR, "the size of the vocabulary"),
-        ("--lens nope", ERROR, "no lens called 'nope'"),
-        ("--lens jacobian:", ERROR, "no lens called 'jacobian:'"),
+        ("--positions a:b", USAGE, "cannot read positions from 'a:b'"),
+        ("--positions 99", USAGE, "no position 99"),
+        ("--attribute 99", USAGE, "no position 99"),
+        ("--track ''", USAGE, "is empty"),
+        ("--track nosuchtoken", USAGE, "is 11 tokens"),
+        ("--track-id -1", USAGE, "outside the vocabulary"),
+        ("--track-id 99999999999999999999", USAGE, "outside the vocabulary"),
+        ("-k 99999999", USAGE, "the size of the vocabulary"),
+        ("--lens nope", ABSENT, "no lens called 'nope'"),
+        ("--lens jacobian:", ABSENT, "no lens called 'jacobian:'"),
         ("--lens tuned:file.bin", ERROR, "not a lens file"),
         ("--lens tuned:/none", ABSENT, "no lens at /none"),
         ("--lens tuned:~nosuchuser/x", ABSENT, "no lens at ~nosuchuser/x"),
         ("--lens tuned:empty", ABSENT, "no tuned lens in empty"),
         ("--lens jacobian", ABSENT, "no jacobian lens found"),
     ]),
-    ("read '' -m model", ERROR, "the prompt is empty"),
-    ("read - -m model", ERROR, "the prompt is empty"),
-    (f"read '{'x ' * 500}' -m model", ERROR, "the model's context holds 64"),
+    ("read '' -m model", USAGE, "the prompt is empty"),
+    ("read - -m model", USAGE, "the prompt is empty"),
+    (f"read '{'x ' * 500}' -m model", USAGE, "the model's context holds 64"),
     *((f"fit {kind} {given} -o lens -m model", code, said) for kind in ("tuned", "jacobian")
       for given, code, said in [
         ("none.txt", 1, "no corpus at none.txt"),
@@ -249,14 +255,74 @@ ERRORS = [
         ("latin.txt", ERROR, "cannot be read as UTF-8"),
         ("no-text.jsonl", ERROR, "expected a field 'text'"),
         ("broken.jsonl", ERROR, "is not JSON"),
-        ("file.bin", ERROR, "expected .txt"),
-        ("hf://x", ERROR, "expected hf://datasets/owner/name"),
+        ("file.bin", USAGE, "expected .txt"),
+        ("hf://x", USAGE, "expected hf://datasets/owner/name"),
     ]),
-    ("fit tuned '' -o lens -m model", ERROR, "the corpus has an empty name"),
+    ("fit tuned '' -o lens -m model", USAGE, "the corpus has an empty name"),
     ("fit tuned text.txt -o file.bin/lens -m none", ERROR, "cannot write file.bin/lens: Not a dir"),
     ("fit jacobian text.txt -o /proc/lens -m none", ERROR, "cannot write /proc/lens"),
-    ("fit jacobian text.txt -o lens -m model --shard 4/4", ERROR, "shard 4/4"),
-    ("fit jacobian text.txt -o lens -m model --layers 99", ERROR, "no layer 99"),
+    ("fit jacobian text.txt -o lens -m model --shard 4/4", USAGE, "expected 0/N to N-1/N"),
+    ("fit jacobian text.txt -o lens -m model --layers 99", USAGE, "no layer 99"),
+    ("fit tuned text.txt -o lens -m model --rank 9999", USAGE, "expected at most 32"),
+    ("fit tuned text.txt -o lens -m model --facts empty.txt", USAGE, "--facts is of --evaluate"),
+    ("fit tuned text.txt -o lens -m model --evaluate --facts none", ERROR, "no facts at none"),
+    ("read x -m model --stream attn --lens tuned", USAGE, "read by the logit lens"),
+    ("read x -m model --edit add:layer=1,vector=file.npy", ERROR, "is not a .npy file of numbers"),
+    ("read 'x y' z -m model --lens nope", ABSENT, "logitlens: no lens called 'nope'"),
+    ("read -m model --file latin.txt", ERROR, "not UTF-8"),
+    ("read -m model --file empty.txt", ERROR, "holds no prompts"),
+    ("read -m model --chat zero.json", ERROR, "expected a JSON list of messages"),
+    ("read text.txt -m model", USAGE, "is a file, not a prompt"),
+    ("generate x -m model -n 9999", USAGE, "at most 63"),
+    ("generate x -m model --lens nope", ABSENT, "no lens called 'nope'"),
+    ("compare x y -m model --lens tuned:/none", ABSENT, "no lens at /none"),
+    ("compare x y -m model --layers foo", USAGE, "no layer 'foo'"),
+    ("attribute x nosuch -m model", USAGE, "is 6 tokens"),
+    ("attribute x -m model --position 9", USAGE, "no position 9"),
+    ("patch x xy -m model --token x", USAGE, "expected as many"),
+    ("patch x y -m model --token x --layers foo", USAGE, "no layer 'foo'"),
+    ("serve --no-open --lens nope", ABSENT, "no lens called 'nope'"),
+    ("serve --no-open --lens tuned:/none", ABSENT, "no lens at /none"),
+    ("lens eval -m model --corpus text.txt --lens nope", ABSENT, "no lens called 'nope'"),
+    ("lens eval -m model --facts broken.jsonl", ERROR, "expected lines of JSON"),
+    ("lens merge none none -o y.txt", USAGE, "cannot tell a format from 'y.txt'"),
+    *((f"survey {given}", code, said) for given, code, said in [
+        ("run '' -o new -m model", USAGE, "has an empty name"),
+        ("run none.jsonl -o new -m model", ERROR, "no prompts at none.jsonl"),
+        ("run text.txt -o new -m model", USAGE, "running text is read with --corpus"),
+        ("run broken.jsonl -o new -m model", ERROR, "broken.jsonl line 1 cannot be read"),
+        ("run p.jsonl -o file.bin -m model", USAGE, "is a file"),
+        ("run p.jsonl -o '' -m model", USAGE, "not an empty one"),
+        ("run p.jsonl -o nope://x -m model", USAGE, "nope"),
+        ("run p.jsonl -o new -m none", ABSENT, "HF_HUB_OFFLINE is set"),
+        ("run p.jsonl -o new -m model --lens nope", ABSENT, "no lens called 'nope'"),
+        ("run p.jsonl -o new -m model --lens tuned:/none", ABSENT, "no lens at /none"),
+        ("run p.jsonl -o new -m model --layers foo", USAGE, "no layer 'foo'"),
+        ("run p.jsonl -o new -m model --layers 20:", USAGE, "no layer selected"),
+        ("run p.jsonl -o new -m model --edit nope", USAGE, "no edit 'nope'"),
+        ("run p.jsonl -o new -m model --token-budget -1", USAGE, "-1 is not in the range"),
+        ("run p.jsonl -o new -m model --shard 4/4", USAGE, "expected 0/N to N-1/N"),
+        ("run p.jsonl -o new -m model --overlap 3", USAGE, "add --corpus"),
+        ("run p.jsonl -o S -m model --layers 0", ERROR, "the survey in S is another"),
+        ("run text.txt -o new -m model --corpus --overlap 256", USAGE, "expected less"),
+        ("run text.txt -o new -m model --corpus --length 65", USAGE, "context holds 64"),
+        ("run text.txt -o new -m model --corpus --length 9 --keep cells --top 999", USAGE, "at most"),
+        ("run empty -o new -m model --corpus --length 16", ERROR, "holds no corpus files"),
+        ("run file.bin -o new -m model --corpus --length 16", USAGE, "expected .txt"),
+        ("status none", ERROR, "no survey in none"),
+        ("status ''", USAGE, "not an empty one"),
+        ("merge S -o x.csv", USAGE, "cannot tell a format from 'x.csv'"),
+        ("report S -o r.txt", USAGE, "cannot tell a format from 'r.txt'"),
+        ("report S -o r.html --by nope", USAGE, "no condition 'nope'"),
+        ("report S -o r.html --by lang --contrast a b", USAGE, "no prompts of 'a'"),
+        ("report S -o r.png --readings", USAGE, "no room for readings"),
+        ("report C -o r.html --by lang", USAGE, "leave out --by"),
+        ("report C -o r.html --readings", USAGE, "run the survey with --keep cells"),
+        ("report S C -o r.html", USAGE, "share no numbers"),
+        ("find S --where 'nope > 3'", USAGE, "--where 'nope > 3'"),
+        ("find S --lens nope", USAGE, "this survey has logit"),
+        ("find C", USAGE, "keeps no positions"),
+    ]),
 ]  # fmt: skip
 
 
@@ -281,7 +347,7 @@ def test_what_cannot_be_done_is_one_line_and_its_code(place, line, code, said):
     ],
 )
 def test_bytes_that_are_no_text_are_one_line(place, arguments):
-    mistake(place, arguments, 4 if arguments[0] == "check" else 1, "")
+    mistake(place, arguments, {"check": ABSENT, "read": USAGE}.get(arguments[0], ERROR), "")
 
 
 @pytest.mark.parametrize(

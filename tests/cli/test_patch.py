@@ -31,7 +31,7 @@ def test_prompts_that_do_not_differ_are_one_line_and_no_file(cli, tmp_path):
     out = tmp_path / "grid.json"
     for flags in ([], ["--json"], ["-o", str(out)]):
         result = cli("patch", "a", "a", "--token", " Paris", *flags)
-        assert (result.exit_code, result.stdout) == (1, "")
+        assert (result.exit_code, result.stdout) == (2, "")
         assert result.stderr.count("\n") == 1
         assert "the same logit of ' Paris' minus that of ' Rome', +3.000" in result.stderr
     assert not out.exists()

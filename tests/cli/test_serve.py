@@ -59,14 +59,14 @@ def test_the_defaults(cli, served, tmp_path, monkeypatch):
 
 
 def test_every_flag_arrives(cli, served):
-    flags = "-m a -m b -m a --lens tuned:x --host 0.0.0.0 --port 0 --allow-host box --max-tokens 9 --no-open"
+    flags = "-m a -m b -m a --lens tuned:x/y --host 0.0.0.0 --port 0 --allow-host box --max-tokens 9 --no-open"
     result = cli("serve", *flags.split(), "--dtype", "bfloat16")
     assert (
         "listening on 0.0.0.0: anyone who learns the address below can use the model"
         in result.stderr
     )
     assert served["models"] == ["a", "b"]
-    assert served["lenses"][-1] == "tuned:x"
+    assert served["lenses"][-1] == "tuned:x/y"
     assert (served["host"], served["port"], served["allow_hosts"]) == ("0.0.0.0", 0, ("box",))
     assert served["limits"] == Limits(tokens=9)
     assert served["opened"].empty()

@@ -1,9 +1,9 @@
 """The command line: one file per verb, no logic; every mistake is one line and an exit code.
 
-Exit codes: 0 done, also where the reader of a pipe has left; 1 error; 2 usage; 3 a survey with shards
-that failed; 4 model or lens not available; 130 interrupted, by Ctrl-C or SIGTERM. `LOGITLENS_DEBUG=1`
-shows the traceback. A verb is `logitlens.cli.VERB.command` and is imported when it is called, so that
-`--help` is quick.
+Exit codes: 0 done, also where the reader of a pipe has left; 1 error; 2 usage, which is also a value that
+cannot be; 3 a survey with shards that failed; 4 model or lens not available; 130 interrupted, by Ctrl-C or
+SIGTERM. Errors raised on purpose know theirs (`errors.py`). `LOGITLENS_DEBUG=1` shows the traceback. A verb
+is `logitlens.cli.VERB.command` and is imported when it is called, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import click
 from logitlens import __version__
 from logitlens.cli.process import Terminated, gone, prepare, terminable
 from logitlens.cli.prompts import quoted
-from logitlens.errors import FormatError, LogitLensError, ModelNotAvailable, out_of_memory
+from logitlens.errors import FormatError, LogitLensError, out_of_memory
 
 VERBS = {  # in the order of --help; the line is the first of the command's own help
     "read": "Read prompts and show what the model would say after every layer.",
@@ -144,10 +144,8 @@ def explain(error: Exception) -> tuple[str, int]:
     """One line and the exit code for an exception that nobody caught."""
     if out_of_memory(error):
         return "out of memory: use a shorter prompt, a smaller model, or --dtype bfloat16", 1
-    if isinstance(error, ModelNotAvailable):
-        return _one_line(str(error)), 4
     if isinstance(error, LogitLensError):
-        return _one_line(str(error)), 1
+        return _one_line(str(error)), error.exit_code
     if isinstance(error, OSError):
         named = (
             f"{error.filename}: {error.strerror}"

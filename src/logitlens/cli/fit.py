@@ -14,6 +14,7 @@ from logitlens.cli import fit_progress
 from logitlens.cli.options import (
     LOADING,
     STORED,
+    Folder,
     Number,
     busy,
     check_engine,
@@ -27,23 +28,11 @@ from logitlens.cli.options import (
     together,
 )
 from logitlens.files import check_writable
-from logitlens.storage import is_remote
 
 if TYPE_CHECKING:
     from logitlens import LensModel
     from logitlens.fit.corpus import Corpus
     from logitlens.lenses import JacobianLens, TunedLens
-
-
-class Folder(click.Path):
-    """A folder to write into. An empty name is a variable that was not set, not the folder we are in."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not str(value):
-            self.fail("expected a folder's name, not an empty one", param, ctx)
-        if is_remote(value):
-            self.fail(f"{value}: expected a folder of a disk, not of an object store", param, ctx)
-        return super().convert(value, param, ctx)
 
 
 COUNT = click.IntRange(min=1)
@@ -63,7 +52,7 @@ _common = together(
     click.argument("corpus", metavar="CORPUS"),
     click.option(
         "-o", "--out", required=True, metavar="DIR",
-        type=Folder(path_type=Path, file_okay=False),
+        type=Folder(),
         help="Folder for the lens and, until it is done, the checkpoint.",
     ),
     click.option("--field", default="text", show_default=True, metavar="NAME",
@@ -136,9 +125,9 @@ def tuned_command(
 
     loading, given = _apart(options)
     check_engine(engine, address)
-    _check_folder(out)
+    _check_asked(out, evaluate, facts)
     here = loading_here(loading, engine, jobs)
-    with _session(source, here) as (model, speak):
+    with _session(source, here, facts) as (model, speak):
         settings = tuned.Settings(**given)
         needed = settings.steps * settings.tokens_per_step * 21 // 20
         text = _read(corpus, model, field, min(needed, max_tokens or needed), speak)
@@ -199,9 +188,9 @@ def jacobian_command(
     loading, given = _apart(options)
     part = shard_of(shard)
     check_engine(engine, address)
-    _check_folder(out)
+    _check_asked(out, evaluate, facts)
     here = loading_here(loading, engine, jobs)
-    with _session(source, here) as (model, speak):
+    with _session(source, here, facts) as (model, speak):
         if layers is not None:
             from logitlens.select import layer_label, select_layers
 
@@ -307,20 +296,29 @@ def _apart(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return loading, {"dtype": given.pop("store"), **given}
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise OSError for a folder that cannot be written or made, before a fit of hours."""
+def _check_asked(folder: Path, evaluate: bool, facts: str | None) -> None:
+    """Raise OSError for a folder that cannot be written or made, before a fit of hours, and UsageError for
+    facts that nothing is to be judged on."""
+    if facts is not None and not evaluate:
+        raise click.UsageError("--facts is of --evaluate: add that")
     nearest = next(place for place in (folder, *folder.parents) if place.exists())
     check_writable(nearest / "lens")
 
 
 @contextmanager
-def _session(source: str, loading: dict[str, Any]) -> Iterator[tuple[LensModel, bool]]:
-    """The model, and whether this process is the one that speaks."""
+def _session(
+    source: str, loading: dict[str, Any], facts: str | None
+) -> Iterator[tuple[LensModel, bool]]:
+    """The model, for which facts can be read, and whether this process is the one that speaks."""
     from logitlens.fit import data_parallel
+    from logitlens.fit import facts as reading
 
     data_parallel.begin()
     try:
-        yield load_model(source, **loading), data_parallel.rank() == 0
+        model = load_model(source, **loading)
+        if facts is not None:
+            reading.read(facts, model)
+        yield model, data_parallel.rank() == 0
     finally:
         data_parallel.end()
 

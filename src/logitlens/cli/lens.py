@@ -293,6 +293,7 @@ def merge(parts: tuple[str, ...], out: Path, dtype: str, overwrite: bool) -> Non
     from logitlens.lenses import JacobianLens, open_lens, save
     from logitlens.lenses import merge as merge_lenses
 
+    check_outputs([str(out)], [".safetensors"])
     _keep(out, None, overwrite)
     lenses = [open_lens(part, "jacobian") for part in parts]
     whole = merge_lenses([lens for lens in lenses if isinstance(lens, JacobianLens)])
@@ -341,13 +342,13 @@ def evaluate(
     model = load_model(source, **loading)
     sequences = None
     if corpus is not None:
-        from logitlens.errors import PromptError
+        from logitlens.errors import InputError
         from logitlens.fit import corpus as corpora
 
         text = corpora.read(corpus, model, field=field, max_tokens=tokens)
         sequences = text.chunks(min(length, model.context or length))[: max(1, tokens // length)]
         if not len(sequences):
-            raise PromptError(
+            raise InputError(
                 f"{corpus} has {text.tokens} tokens, fewer than one sequence of {length}: more text, "
                 "or a smaller --length"
             )

@@ -18,6 +18,7 @@ import click
 
 from logitlens import statistics
 from logitlens.errors import MissingExtra
+from logitlens.storage import is_remote
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,6 +103,29 @@ class Number(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number", param, ctx)
         return number
+
+
+class Folder(click.Path):
+    """A folder, as a Path. An empty name is a variable that was not set, not the folder we are in.
+
+    remote   whether it may be an address, s3://…; it is then given as text
+    """
+
+    def __init__(self, remote: bool = False):
+        super().__init__(file_okay=False)
+        self.remote = remote
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("expected a folder's name, not an empty one", param, ctx)
+        if is_remote(value):
+            if not self.remote:
+                self.fail(
+                    f"{value}: expected a folder of a disk, not of an object store", param, ctx
+                )
+            return value
+        found = super().convert(value, param, ctx)
+        return found if self.remote else Path(os.fsdecode(found))
 
 
 def _renamed(context: click.Context, option: click.Parameter, value: str | None) -> None:
@@ -228,10 +252,9 @@ _NEEDS = {
 def check_outputs(paths: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     """Check outputs before a model runs for minutes; suffixes: what may be written.
 
-    Raises FormatError for an unknown suffix, MissingExtra where its writer is not installed, OSError
+    Raises UsageError for an unknown suffix, MissingExtra where its writer is not installed, OSError
     where the file cannot be written.
     """
-    from logitlens.errors import FormatError
     from logitlens.files import check_writable
 
     out = []
@@ -239,7 +262,7 @@ def check_outputs(paths: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> l
         path = Path(given)
         suffix = path.suffix.lower()
         if suffix not in suffixes:
-            raise FormatError(
+            raise click.UsageError(
                 f"cannot tell a format from '{given}': end it in {' '.join(suffixes)}"
             )
         needs = _NEEDS.get(suffix)
@@ -348,10 +371,12 @@ def loading_here(loading: dict[str, Any], engine: str, jobs: int | None) -> dict
 
 
 def shard_of(text: str | None) -> tuple[int, int] | None:
-    """I/N as numbers."""
+    """I/N as numbers. Raises UsageError."""
     if text is None:
         return None
     left, slash, right = text.partition("/")
     if not (slash and left.isdecimal() and right.isdecimal()):
         raise click.UsageError(f"--shard {text!r}: expected I/N, like 0/4")
+    if not int(left) < int(right):
+        raise click.UsageError(f"--shard {text!r}: expected 0/N to N-1/N")
     return int(left), int(right)

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from logitlens.cli.options import together
-from logitlens.errors import PromptError
+from logitlens.errors import InputError, PromptError
 
 chat_options = together(
     click.option(
@@ -53,7 +53,7 @@ def prompt_text(prompt: str) -> str:
     Not part of it: one newline at its end, which `echo` and editors put there, and a byte order mark
     at its beginning. Everything else is read as it is, Windows line ends within it too.
 
-    Raises PromptError for bytes that are not UTF-8, and for the name of a file.
+    Raises PromptError for bytes that are not UTF-8 (of stdin InputError), and for the name of a file.
     """
     try:
         if prompt == "-":
@@ -61,7 +61,8 @@ def prompt_text(prompt: str) -> str:
             return text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
         prompt.encode("utf-8")
     except UnicodeError as error:
-        raise PromptError(f"the prompt is not UTF-8 ({error}): convert it first") from error
+        kind = InputError if prompt == "-" else PromptError
+        raise kind(f"the prompt is not UTF-8 ({error}): convert it first") from error
     _refuse_file(prompt)
     return prompt
 
@@ -98,7 +99,7 @@ def asked(
 ) -> list[Prompt]:
     """What is asked: each prompt as text, or as messages, after those of --chat and --system.
 
-    Raises PromptError for a file that holds no prompts or no messages.
+    Raises InputError for a file that holds no prompts or no messages.
     """
     if [*prompts, chat, file].count("-") > 1:
         raise click.UsageError("standard input can be read once: give - in one place only")
@@ -114,15 +115,15 @@ def asked(
 
 
 def _prompts_in(file: str) -> list[str]:
-    """The prompts of a file, one on each line; empty lines are skipped. Raises PromptError, OSError."""
+    """The prompts of a file, one on each line; empty lines are skipped. Raises InputError, OSError."""
     data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     try:
         lines = data.decode("utf-8-sig").split("\n")
     except UnicodeError as error:
-        raise PromptError(f"{file} is not UTF-8 ({error}): convert it first") from error
+        raise InputError(f"{file} is not UTF-8 ({error}): convert it first") from error
     prompts = [line.removesuffix("\r") for line in lines if line.strip()]
     if not prompts:
-        raise PromptError(f"{file} holds no prompts: expected one on each line")
+        raise InputError(f"{file} holds no prompts: expected one on each line")
     return prompts
 
 
@@ -132,7 +133,7 @@ def _messages(chat: str) -> list[dict[str, Any]]:
     try:
         found = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise PromptError(f"{expected} ({error})") from error
+        raise InputError(f"{expected} ({error})") from error
     if not isinstance(found, list) or not all(isinstance(m, dict) and "role" in m for m in found):
-        raise PromptError(expected)
+        raise InputError(expected)
     return found

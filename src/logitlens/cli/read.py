@@ -31,7 +31,7 @@ from logitlens.cli.options import (
     wrote,
 )
 from logitlens.cli.prompts import Prompt, asked, chat_options, check_quotes
-from logitlens.errors import FormatError, PromptError
+from logitlens.errors import FormatError, PromptError, UnknownLens
 from logitlens.select import select_positions
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def read_all(
             with busy("reading") as progress:
                 out.append([r for each in versions for r in read(prompt, each, progress)])
         except PromptError as error:
-            if len(prompts) == 1:
+            if len(prompts) == 1 or isinstance(error, UnknownLens):
                 raise
             raise PromptError(f"prompt {n} of {len(prompts)}: {error}") from error
     return out
@@ -221,6 +221,11 @@ def command(
     if asked_for and plot != "heatmap" and not any(_is_picture(path) for path in paths):
         raise click.UsageError(
             f"--plot {plot} is drawn into a file: add -o FILE with one of {' '.join(PICTURES)}"
+        )
+    if options["stream"] != "resid" and set(options["lenses"]) != {"logit"}:
+        raise click.UsageError(
+            f"--stream {options['stream']} is read by the logit lens: others are fitted to the stream after "
+            "each block"
         )
     loading = {name: options.pop(name) for name in LOADING}
     check_quotes(prompts, several=True)

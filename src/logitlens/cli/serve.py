@@ -79,6 +79,11 @@ def command(
     from logitlens.server.order import Limits
     from logitlens.server.run import serve
 
+    if extra_lenses:  # one that is not there would be found in the browser
+        from logitlens.lenses.find import parsed
+
+        for name in extra_lenses:
+            parsed(name)
     shared: dict[str, Any] = {}
     if share is not None:
         from logitlens.server.gallery import Gallery

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from logitlens.cli.options import (
     LOADING,
+    Folder,
     busy,
     check_engine,
     check_outputs,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from logitlens.survey.plan import Plan, Settings
     from logitlens.survey.run import Status, Watch
 
-FOLDER = click.argument("folder", metavar="DIR")
+FOLDER = click.argument("folder", metavar="DIR", type=Folder(remote=True))
 COUNT = click.IntRange(min=1)
 FAILED = 3
 NAMED = 5  # fields left out that are named
@@ -50,7 +51,7 @@ def command() -> None:
 
 @command.command("run")
 @click.argument("given", metavar="INPUT")
-@click.option("-o", "--out", "folder", metavar="DIR", required=True,
+@click.option("-o", "--out", "folder", metavar="DIR", required=True, type=Folder(remote=True),
               help="The survey's folder, or s3://…; an unfinished one is resumed.")  # fmt: skip
 @click.option("--corpus", is_flag=True, help="Read running text in windows, not labelled prompts.")
 @click.option("--length", type=COUNT, default=256, show_default=True, metavar="N",
@@ -102,8 +103,6 @@ def run_command(
 
     plans.needs_pyarrow()
     share = shard_of(shard)
-    if share is not None and not share[0] < share[1]:
-        raise click.UsageError(f"--shard {shard!r}: expected 0/N to N-1/N")
     loading = {name: value for name, value in options.items() if name in LOADING}
     check_engine(engine, address)
     options["threads"] = (
@@ -184,11 +183,13 @@ def merge_command(folder: str, out: Path | None) -> None:
     """Join the committed parts of a survey into one Parquet file, in the order of the prompts."""
     from logitlens.survey.merge import merge
 
+    if out is not None:
+        check_outputs([str(out)], [".parquet"])
     click.echo(merge(folder, out))
 
 
 @command.command("report")
-@click.argument("folders", metavar="DIR...", nargs=-1, required=True)
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=Folder(remote=True))
 @click.option("-o", "--out", metavar="FILE", required=True, type=click.Path(path_type=Path),
               help=".html (one offline page), .png, .svg, .pdf or .md.")  # fmt: skip
 @click.option("--by", metavar="CONDITION", help="Group the prompts by a condition.")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from logitlens.cli.options import check_outputs, errors, wrote
-from logitlens.errors import FormatError
 
 if TYPE_CHECKING:
     from logitlens.reading import Reading
@@ -40,7 +39,7 @@ def command(
     readings = [reading for file in files for reading in load(Path(file))]
     if targets and targets[0].suffix.lower() != ".html":
         if len(readings) != 1:
-            raise FormatError(
+            raise click.UsageError(
                 f"{targets[0].name} holds one reading, {len(readings)} were given: "
                 "write a page (.html), or convert them one by one"
             )
@@ -51,7 +50,8 @@ def command(
 
 
 def load(path: Path) -> list[Reading]:
-    """The readings of a file: one of .json and .parquet, all of a page. Raises FormatError, OSError."""
+    """The readings of a file: one of .json and .parquet, all of a page. Raises UsageError for another
+    suffix, FormatError, OSError."""
     from logitlens.reading import Reading
 
     suffix = path.suffix.lower()
@@ -60,7 +60,7 @@ def load(path: Path) -> list[Reading]:
 
         return page.load(path)
     if suffix not in (".json", ".parquet"):
-        raise FormatError(
+        raise click.UsageError(
             f"cannot view {path}: expected a .json, .parquet or .html file that logitlens wrote"
         )
     return [Reading.load(path)]

@@ -24,7 +24,14 @@ import torch
 from torch import Tensor
 
 from logitlens import hub, storage
-from logitlens.errors import FormatError, MissingExtra, ModelNotAvailable, PromptError
+from logitlens.errors import (
+    FormatError,
+    InputError,
+    MissingExtra,
+    ModelNotAvailable,
+    PromptError,
+    SettingError,
+)
 from logitlens.model.lens_model import LensModel
 from logitlens.schema import parse_json
 from logitlens.storage import Storage
@@ -114,7 +121,8 @@ def read(
     max_tokens   stop once so many tokens have been read
 
     Raises ModelNotAvailable (no such data set), FormatError (not readable as what its suffix says),
-    PromptError (no such file, no tokenizer, no text, an id outside the vocabulary), MissingExtra.
+    InputError (no such file, no tokenizer, no text, an id outside the vocabulary), PromptError (no name),
+    MissingExtra.
     """
     documents: list[np.ndarray] = []
     total = 0
@@ -129,23 +137,23 @@ def read(
         if max_tokens is not None and total >= max_tokens:
             break
     if not documents:
-        raise PromptError(f"{source} holds no text: expected at least one document")
+        raise InputError(f"{source} holds no text: expected at least one document")
     name = str(source) if str(source).startswith("hf://") else Path(source).name
     return Corpus(name, documents)
 
 
 def ids_of(record: Record, model: LensModel) -> np.ndarray:
-    """Raises PromptError that names the file and the line."""
+    """Raises InputError that names the file and the line."""
     content = record.content
     if isinstance(content, str):
         try:
             return np.asarray(model.tokens.encode(content) if content.strip() else [], np.int32)
         except PromptError as error:
-            raise PromptError(f"{record.where}: {error}") from error
+            raise InputError(f"{record.where}: {error}") from error
     V = model.vocab_size
     if content and not (min(content) >= 0 and max(content) < V):
         outside = next(i for i in content if not 0 <= i < V)
-        raise PromptError(
+        raise InputError(
             f"{record.where}: token id {outside} is outside the vocabulary: expected 0 to {V - 1}"
         )
     return np.asarray(content, np.int32)
@@ -207,7 +215,7 @@ def _names(place: Storage, folder: str = "") -> list[str]:
 def files(source: str | os.PathLike[str]) -> Iterator[tuple[Path, str]]:
     """The files of a source in order, and what messages call each; remote ones are there one at a time.
 
-    Raises ModelNotAvailable, FormatError (a suffix that is not among SUFFIXES), PromptError.
+    Raises ModelNotAvailable, SettingError (a suffix that is not among SUFFIXES), InputError, PromptError.
     """
     address = str(source)
     if address.startswith("hf://"):
@@ -220,16 +228,16 @@ def files(source: str | os.PathLike[str]) -> Iterator[tuple[Path, str]]:
     if place.is_folder():
         names = _names(place)
         if not names:
-            raise PromptError(f"{address} holds no corpus files: expected {', '.join(SUFFIXES)}")
+            raise InputError(f"{address} holds no corpus files: expected {', '.join(SUFFIXES)}")
     elif place.size("") is None:
-        raise PromptError(
+        raise InputError(
             f"no corpus at {source}: expected a file ({', '.join(SUFFIXES)}, or gzipped), a folder of "
             "them, or hf://datasets/owner/name"
         )
     for name in names:
         said = f"{place.address}/{name}" if name else place.address
         if _suffix(Path(said)) not in SUFFIXES:
-            raise FormatError(
+            raise SettingError(
                 f"{said}: expected {', '.join(SUFFIXES)} (or .gz of them), got {_suffix(Path(said))!r}"
             )
         with place.fetched(name) as path:
@@ -362,7 +370,7 @@ def _hub_files(address: str) -> Iterator[Path]:
         names = hub.ask(lambda asked: asked.files(repository, "dataset"))
         wanted = [n for n in names if n.endswith(".parquet") and n.startswith(folder)]
         if not wanted:
-            raise PromptError(f"{address} holds no Parquet files")
+            raise InputError(f"{address} holds no Parquet files")
         for name in wanted:
             file = hub.cached_file(repository, name, "dataset") or hub.ask(
                 lambda asked, name=name: asked.file(repository, name, "dataset")

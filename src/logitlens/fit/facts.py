@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from logitlens.errors import FormatError, PromptError
+from logitlens.errors import FormatError, InputError, PromptError
 from logitlens.schema import matches, parse_json
 
 
@@ -40,10 +40,10 @@ class Facts:
 
 
 def read(path: str | os.PathLike[str], model: Any) -> Facts:
-    """A file of facts, by its content. Raises FormatError, PromptError."""
+    """A file of facts, by its content. Raises FormatError, InputError."""
     file = Path(os.path.expanduser(path))
     if not file.is_file():
-        raise PromptError(f"no facts at {path}: expected a .jsonl or .json file")
+        raise InputError(f"no facts at {path}: expected a .jsonl or .json file")
     try:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".json":
@@ -59,13 +59,17 @@ def read(path: str | os.PathLike[str], model: Any) -> Facts:
         ) from None
     found, unsupported = [], 0
     for number, item in enumerate(items, 1):
-        fact = _fact(item, model, f"{file} item {number}", "poetry" in file.stem)
+        where = f"{file} item {number}"
+        try:
+            fact = _fact(item, model, where, "poetry" in file.stem)
+        except PromptError as error:
+            raise InputError(f"{where}: {error}") from error
         if fact is None:
             unsupported += 1
         else:
             found.append(fact)
     if not found:
-        raise PromptError(
+        raise InputError(
             f"{file}: no item has an answer, or intermediates of one token, to look for in {model.name}"
         )
     return Facts(file.name, found, unsupported)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from logitlens.anatomy.forward import input_device
 from logitlens.anatomy.readable import Readable
-from logitlens.errors import FitError, PromptError
+from logitlens.errors import FitError, InputError, PromptError
 from logitlens.fit import data_parallel, gradients
 from logitlens.fit.checkpoint import Folder, identity, interruptible
 from logitlens.fit.corpus import Corpus
@@ -297,9 +297,9 @@ def fit(
              both are ignored). None: nothing is written.
     report   called after every batch of prompts
 
-    Documents shorter than skip_first + 2 tokens are skipped. Raises PromptError (none long
-    enough, bad setting), FitError, UnsupportedModel (no gradient), OSError, KeyboardInterrupt after
-    a checkpoint was saved.
+    Documents shorter than skip_first + 2 tokens are skipped. Raises InputError (none long
+    enough), PromptError (bad setting), FitError, UnsupportedModel (no gradient), OSError, KeyboardInterrupt
+    after a checkpoint was saved.
     """
     job = JacobianFit(
         model, corpus, settings or Settings(), folder=folder, report=report, fresh=fresh
@@ -316,7 +316,7 @@ def choose(model: Readable, corpus: Corpus, settings: Settings) -> list[Tensor]:
     shortest = settings.skip_first + 2
     chosen = [d for d in corpus.documents if len(d) >= shortest][: settings.prompts]
     if not chosen or length < shortest:
-        raise PromptError(
+        raise InputError(
             f"{corpus.name}: none of {len(corpus.documents)} documents has the {shortest} tokens a "
             f"Jacobian needs (the first {settings.skip_first} positions and the last are left out): "
             "longer documents, or a smaller --skip-first"

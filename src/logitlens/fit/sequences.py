@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from logitlens.anatomy.readable import Readable
-from logitlens.errors import PromptError
+from logitlens.errors import InputError
 from logitlens.fit.corpus import Corpus
 
 
 def split(model: Readable, corpus: Corpus, settings: Any) -> tuple[Tensor, Tensor]:
-    """Training and held-out sequences, (C, T) int64 each. Raises PromptError: corpus too short."""
+    """Training and held-out sequences, (C, T) int64 each. Raises InputError: corpus too short."""
     length = settings.length
     if model.context is not None:
         length = min(length, model.context)
     separator = getattr(model.tokenizer, "eos_token_id", None) if model.tokenizer else None
     chunks_CT = corpus.chunks(length, separator)
     if len(chunks_CT) < 2:
-        raise PromptError(
+        raise InputError(
             f"{corpus.name} is too short: {corpus.tokens} tokens make {len(chunks_CT)} sequences of "
             f"{length}; at least 2 are needed (one is held out): more text, or a smaller --length"
         )

@@ -363,8 +363,8 @@ def fit(
              are ignored). None: nothing is written.
     report   called after every step
 
-    The loss is averaged over all positions. Raises PromptError (corpus too short, bad setting),
-    FitError (loss not a number, checkpoint of another fit), UnsupportedModel (no gradient through
+    The loss is averaged over all positions. Raises InputError (corpus too short), PromptError (bad
+    setting), FitError (loss not a number, checkpoint of another fit), UnsupportedModel (no gradient through
     this tail), OSError (cannot write), KeyboardInterrupt after a checkpoint was saved.
     """
     job = TunedFit(model, corpus, settings or Settings(), folder=folder, report=report, fresh=fresh)

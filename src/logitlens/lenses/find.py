@@ -19,6 +19,7 @@ from logitlens.errors import (
     LensNotAvailable,
     ModelNotAvailable,
     PromptError,
+    UnknownLens,
 )
 from logitlens.lenses import interpretation, online, published, store
 from logitlens.lenses.base import Lens, LogitLens
@@ -34,7 +35,7 @@ def resolve(lens: str | Lens, model: Readable) -> Lens:
     PATH is a lens file, a published tuned-lens directory, a folder with a lens in it, or a hub
     repository `owner/name`. What a published file holds is tested when it is first used with a
     model, and its `describe()` says what was found. Raises LensNotAvailable (none found), LensMismatch
-    (another model's), FormatError (not a lens), PromptError (no such kind).
+    (another model's), FormatError (not a lens), UnknownLens (no such kind), PromptError (no lens at all).
     """
     found = _by_name(lens, model) if isinstance(lens, str) else lens
     if not isinstance(found, Lens):
@@ -49,14 +50,36 @@ def resolve(lens: str | Lens, model: Readable) -> Lens:
 
 
 def _by_name(spec: str, model: Readable) -> Lens:
-    kind, colon, path = spec.partition(":")
-    if kind == "logit" and not colon:
+    kind, path = parsed(spec)
+    if kind == "logit":
         return LogitLens()
-    if kind not in store.KINDS or (colon and not path):
-        raise PromptError(
+    return open_lens(path, kind) if path else find(kind, model)
+
+
+def parsed(spec: str) -> tuple[str, str]:
+    """The kind that a name says, and its PATH or nothing.
+
+    Raises UnknownLens, and LensNotAvailable for a PATH that is neither here nor a name of the hub.
+    """
+    kind, colon, path = spec.partition(":")
+    if kind not in ("logit", *store.KINDS) or (colon and (kind == "logit" or not path)):
+        raise UnknownLens(
             f"no lens called {spec!r}: expected logit, tuned[:PATH] or jacobian[:PATH]"
         )
-    return open_lens(path, kind) if path else find(kind, model)
+    if path and not Path(os.path.expanduser(path)).exists() and not _is_repository(path):
+        raise _absent(path)
+    return kind, path
+
+
+def _is_repository(path: str | os.PathLike[str]) -> bool:
+    return str(path).count("/") == 1 and hub.is_name(str(path))
+
+
+def _absent(path: str | os.PathLike[str]) -> LensNotAvailable:
+    return LensNotAvailable(
+        f"no lens at {path}: expected a .safetensors or .pt file, a folder with a lens, or a hub "
+        "repository owner/name"
+    )
 
 
 def open_lens(path: str | os.PathLike[str], kind: str | None = None) -> FittedLens:
@@ -66,13 +89,10 @@ def open_lens(path: str | os.PathLike[str], kind: str | None = None) -> FittedLe
         lens = published.load_jacobian_pt(place) if place.suffix == ".pt" else store.load(place)
     elif place.is_dir():
         lens = _open_folder(place, kind)
-    elif str(path).count("/") == 1 and hub.is_name(str(path)):
+    elif _is_repository(path):
         lens = open_lens(_pulled(str(path), kind), kind)
     else:
-        raise LensNotAvailable(
-            f"no lens at {path}: expected a .safetensors or .pt file, a folder with a lens, or a hub "
-            "repository owner/name"
-        )
+        raise _absent(path)
     if kind is not None and lens.kind != kind:
         raise LensMismatch(f"{path} is a {lens.kind} lens: say {lens.kind}:{path}")
     return lens

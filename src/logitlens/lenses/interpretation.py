@@ -26,7 +26,7 @@ from torch import Tensor
 
 from logitlens.anatomy.forward import as_found, forward, input_device, refusing
 from logitlens.anatomy.readable import Readable
-from logitlens.errors import LogitLensError, PromptError
+from logitlens.errors import InputError, LogitLensError, PromptError
 from logitlens.select import layer_label
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def interpret(
     ids_T = torch.tensor(_ids(model) if ids is None else list(ids), dtype=torch.long, device="cpu")
     ids_T = ids_T[: min(tokens, model.context or tokens)]
     if len(ids_T) < 12:
-        raise PromptError(f"{len(ids_T)} tokens are too few to tell interpretations apart")
+        raise InputError(f"{len(ids_T)} tokens are too few to tell interpretations apart")
     with as_found(model.hf):
         if lens.kind == "tuned":
             usual, errors = _tuned(lens, model, ids_T)

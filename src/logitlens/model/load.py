@@ -217,7 +217,18 @@ def _from_folder(
     except LogitLensError:
         raise
     except Exception as error:
-        raise unreadable(name, "its weights", error) from error
+        raise _refused(name, options, error) from error
+
+
+def _refused(name: str, options: dict[str, Any], error: Exception) -> ModelNotAvailable:
+    """The error for weights that cannot be read, or that transformers cannot load as the options say."""
+    said = " ".join(str(error).split())
+    for option in ("device_map", "attn_implementation"):
+        if option in options and option in said and isinstance(error, ValueError):
+            wrong = ModelNotAvailable(f"{option}={options[option]!r}: {said[:200]}")
+            wrong.exit_code = 2  # the model is there
+            return wrong
+    return unreadable(name, "its weights", error)
 
 
 def _class(config: Any, name: str, trust_remote_code: bool) -> Any:

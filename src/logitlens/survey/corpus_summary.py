@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from logitlens.errors import PromptError
+from logitlens.errors import InputError
 from logitlens.survey import bands
 from logitlens.survey import plan as plans
 from logitlens.survey.bootstrap import score, student
@@ -45,11 +45,11 @@ MEASURES = {  # name: (what it is, its unit or "")
 
 
 def table(folder: str | os.PathLike[str]) -> pandas.DataFrame:
-    """The committed shards of a corpus's survey, added up. Raises PromptError where there are none."""
+    """The committed shards of a corpus's survey, added up. Raises InputError where there are none."""
     plan, files = plans.load(folder), Folder(folder)
     shards = [s for s in range(len(plan.shards)) if files.committed(s) is not None]
     if not shards:
-        raise PromptError(f"nothing is committed in {folder} yet: run the survey first")
+        raise InputError(f"nothing is committed in {folder} yet: run the survey first")
     return bands.merged(files.read(s) for s in shards).to_pandas()
 
 

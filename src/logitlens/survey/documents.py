@@ -24,7 +24,7 @@ from typing import IO, Any
 import numpy as np
 
 from logitlens import storage
-from logitlens.errors import FormatError, PromptError
+from logitlens.errors import FormatError, InputError, PromptError
 from logitlens.fit import corpus
 from logitlens.model.lens_model import LensModel
 from logitlens.schema import matches, parse_json
@@ -170,7 +170,7 @@ def tokenise(
     own   names that no condition may have      last   called before the files are put there; may raise
 
     Raises FormatError for the first line that cannot be read unless such lines are skipped,
-    PromptError where there is no text.
+    InputError where there is no text.
     """
     if (there := _there(place)) is not None and there["made_of"] == made:
         return there
@@ -190,7 +190,7 @@ def tokenise(
     with place.writing(TOKENS) as path, place.writing(CONDITIONS) as beside:
         ends_N2, digest = _write(_inside(source), path, beside, read, model, noted, skip)
         if not len(ends_N2):
-            raise PromptError(f"{source} holds no text that can be read")
+            raise InputError(f"{source} holds no text that can be read")
         last()
     place.write(ENDS, ends_N2.tobytes())
     facts = {

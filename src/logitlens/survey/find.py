@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from logitlens.errors import FormatError, MissingExtra, PromptError
+from logitlens.errors import InputError, MissingExtra, SettingError
 from logitlens.lenses import resolve
 from logitlens.model.edits import prepare
 from logitlens.reading import Reading
@@ -45,8 +45,8 @@ def find(
 
     lens   only this one, by its name in the survey
 
-    Raises FormatError with DuckDB's reason, or where a corpus keeps no cells; SurveyError where a part is
-    not what was committed; MissingExtra.
+    Raises SettingError with DuckDB's reason, or where a corpus keeps no cells; SurveyError where a part is
+    not what was committed; InputError where none is; MissingExtra.
     """
     try:
         import duckdb
@@ -56,12 +56,12 @@ def find(
     asked = f"--where {where!r}" + (f" --order {order!r}" if order else "")
     plan, files = plans.load(folder), Folder(folder)
     if plan.is_corpus and not plan.settings.cells:
-        raise FormatError(
+        raise SettingError(
             f"{folder} is a survey of a corpus that keeps no positions to find: run it with --keep cells"
         )
     shards = [s for s in range(len(plan.shards)) if files.committed(s)]
     if not shards:
-        raise PromptError(f"nothing is committed in {folder} yet: run the survey first")
+        raise InputError(f"nothing is committed in {folder} yet: run the survey first")
     with duckdb.connect(config={"threads": 1}) as database:
         if files.place.local is not None:
             name = files.cells if plan.is_corpus else files.part
@@ -88,7 +88,7 @@ def find(
             columns = [column[0] for column in cursor.description or ()]
             return [dict(zip(columns, row)) for row in cursor.fetchall()]
         except duckdb.Error as error:
-            raise FormatError(f"{asked}: {_reason(error)}; {_known(plan)}") from None
+            raise SettingError(f"{asked}: {_reason(error)}; {_known(plan)}") from None
 
 
 def read_again(

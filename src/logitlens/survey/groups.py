@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from logitlens.errors import FormatError
+from logitlens.errors import FormatError, SettingError
 from logitlens.survey.bootstrap import interval, paired_shares, quantiles, wilson
 from logitlens.survey.curves import QUANTILES, RANKS, Curve, Histogram, ordered
 
@@ -177,7 +177,7 @@ def contrasts(
     contrast = _whole(contrast[0], groups), _whole(contrast[1], groups)
     for name in contrast:
         if name not in groups:
-            raise FormatError(f"no prompts of {name!r}: expected two of {', '.join(groups)}")
+            raise SettingError(f"no prompts of {name!r}: expected two of {', '.join(groups)}")
     a, b = (groups[name] for name in contrast)
     if a.layers != b.layers:
         raise FormatError(f"{contrast[0]} and {contrast[1]} were read at other layers")

@@ -11,7 +11,7 @@ from typing import Any
 
 from logitlens import edit
 from logitlens.edit import Edit
-from logitlens.errors import FormatError, PromptError
+from logitlens.errors import PromptError, SettingError
 from logitlens.lenses import resolve
 from logitlens.model.edits import Prepared
 from logitlens.model.lens_model import LensModel
@@ -113,15 +113,15 @@ def of_corpus(
 ) -> dict[str, Any]:
     """What a plan says of a corpus, whose token ids are written into the survey's folder.
 
-    Raises what reading a corpus raises, PromptError where a window lacks a position that is edited,
-    and SurveyError where the folder is not a survey's.
+    Raises what reading a corpus raises, SettingError for windows that cannot be, PromptError where one lacks
+    a position that is edited, and SurveyError where the folder is not a survey's.
     """
     if not settings.overlap < settings.length:
-        raise FormatError(
+        raise SettingError(
             f"an overlap of {settings.overlap} in windows of {settings.length} tokens: expected less"
         )
     if model.context is not None and settings.length > model.context:
-        raise FormatError(
+        raise SettingError(
             f"windows of {settings.length} tokens; the model's context holds {model.context}"
         )
     made, size, sha256 = documents.made_of(source, model, settings.field, settings.bad == "skip")

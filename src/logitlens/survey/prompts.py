@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from logitlens import storage
-from logitlens.errors import FormatError, MissingExtra, PromptError
+from logitlens.errors import FormatError, InputError, MissingExtra, PromptError, SettingError
 from logitlens.schema import parse_json
 from logitlens.survey import conditions as naming
 
@@ -101,26 +101,30 @@ def read(
     skip_bad   leave out lines that cannot be read, and count them; else the first is an error
     reserved   names that a condition may not have
 
-    Raises FormatError (not what its suffix says, with the line), PromptError (no such file; a prompt or
-    an answer that is empty, with the line), MissingExtra.
+    Raises FormatError (not what its suffix says, with the line), SettingError (an unknown suffix), InputError
+    (no such file; a prompt or an answer that is empty, with the line), PromptError (no name), MissingExtra.
     """
+    if not str(path):
+        raise PromptError(
+            "the file of prompts has an empty name: expected .jsonl, .csv or .parquet"
+        )
     place = storage.at(os.path.expanduser(path))
     file = str(path if place.local is None else place.local)
     if place.is_folder() or place.size("") is None:
-        raise PromptError(f"no prompts at {path}: expected a .jsonl, .csv or .parquet file")
+        raise InputError(f"no prompts at {path}: expected a .jsonl, .csv or .parquet file")
     data = place.read("")
     items: list[Item] = []
     skipped: list[str] = []
     for where, record in _records(file, data):
         try:
             items.append(_item(record, where, len(items), frozenset(reserved)))
-        except (FormatError, PromptError) as error:
+        except (FormatError, InputError) as error:
             if not skip_bad:
                 raise type(error)(f"{error} (--bad skip leaves such lines out)") from None
             skipped.append(str(error).replace(file, Path(file).name, 1))
     if not items:
         why = f"; the first of {len(skipped)}: {skipped[0]}" if skipped else ""
-        raise PromptError(f"{file} holds no prompts that can be read{why}")
+        raise InputError(f"{file} holds no prompts that can be read{why}")
     named = {item.id for item in items}
     items = [item if item.id else replace(item, id=_own_id(item.index, named)) for item in items]
     types = _types(items)
@@ -157,7 +161,7 @@ def _records(file: str, data: bytes) -> Iterator[tuple[str, Any]]:
     elif suffix == ".csv":
         yield from _csv_rows(file, data)
     else:
-        raise FormatError(
+        raise SettingError(
             f"{file}: expected .jsonl, .csv (or .gz of them) or .parquet, got {suffix!r}; running text is "
             "read with --corpus"
         )
@@ -263,7 +267,7 @@ def _item(record: Any, where: str, index: int, reserved: frozenset[str]) -> Item
             f"{where}: the prompt is {type(prompt).__name__}; expected text, ids or messages"
         )
     if not prompt:
-        raise PromptError(f"{where}: the prompt is empty")
+        raise InputError(f"{where}: the prompt is empty")
     if "messages" in record and not all(isinstance(each, Mapping) for each in prompt):
         raise FormatError(f"{where}: expected messages as objects with a role and a content")
     given = {k: v for k, v in record.items() if k not in FIELDS}
@@ -319,7 +323,7 @@ def _texts(value: Any, what: str) -> list[str]:
     if not all(isinstance(text, str) for text in texts):
         raise FormatError(f"{what} is {repr(value)[:60]}; expected a text or several")
     if not texts or not all(texts):
-        raise PromptError(f"{what} is empty")
+        raise InputError(f"{what} is empty")
     return list(dict.fromkeys(texts))
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from logitlens.errors import FormatError
+from logitlens.errors import SettingError
 from logitlens.files import write_text
 from logitlens.storage import is_remote
 from logitlens.survey import corpus_summary
@@ -45,21 +45,21 @@ def report(
     readings   of a page: load the model and read the prompts behind its points again, by the survey's
                lenses and edits, for their last positions at every layer
 
-    Raises FormatError, MissingExtra, OSError; SurveyError where a part is damaged, or the model has
-    changed; with `readings` what loading and reading raise.
+    Raises SettingError, FormatError, InputError where nothing is read yet, MissingExtra, OSError; SurveyError
+    where a part is damaged, or the model has changed; with `readings` what loading and reading raise.
     """
     if out.suffix not in SUFFIXES:
-        raise FormatError(f"{out}: expected {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+        raise SettingError(f"{out}: expected {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     if readings and out.suffix != ".html":
-        raise FormatError(f"{out} has no room for readings: write a page (.html)")
+        raise SettingError(f"{out} has no room for readings: write a page (.html)")
     folders = list(dict.fromkeys(folders))
     every = [plans.load(folder) for folder in folders]
     if len({plan.is_corpus for plan in every}) > 1:
-        raise FormatError("a survey of prompts and one of a corpus share no numbers: report each")
+        raise SettingError("a survey of prompts and one of a corpus share no numbers: report each")
     words, listed = MEASURES, []
     if every[0].is_corpus:
         if by or contrast:
-            raise FormatError("a corpus is grouped by position: leave out --by and --contrast")
+            raise SettingError("a corpus is grouped by position: leave out --by and --contrast")
         frames = {_name(folder, folders): corpus_summary.table(folder) for folder in folders}
         summary = corpus_summary.summarise(frames)
         if out.suffix == ".html":
@@ -106,7 +106,7 @@ def _complete(
     """Give the kept prompts of a survey the commands that read them again, and their readings."""
     mine = [(n, kept) for n, kept in enumerate(summary.kept) if kept.survey == survey]
     if readings and not mine:
-        raise FormatError(
+        raise SettingError(
             f"{folder} keeps no positions to read again: run the survey with --keep cells"
         )
     found = [{**p.found, "lens": kept.lens} for _, kept in mine for p in kept.prompts]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from logitlens.edit import Edit
-from logitlens.errors import FormatError, SurveyError
+from logitlens.errors import SettingError, SurveyError
 from logitlens.model.edits import Prepared, prepare
 from logitlens.model.lens_model import LensModel
 from logitlens.model.request import depths_for
@@ -165,9 +165,9 @@ def run(
 def _require(settings: Settings, model: LensModel) -> None:
     """Refuse settings without a meaning before anything is written."""
     if min(settings.shard_size, settings.token_budget, settings.threads, settings.top) < 1:
-        raise FormatError("shard_size, token_budget, threads and top are at least 1")
+        raise SettingError("shard_size, token_budget, threads and top are at least 1")
     if settings.cells and settings.top > model.vocab_size:
-        raise FormatError(
+        raise SettingError(
             f"top is at most the vocabulary's {model.vocab_size:,}; got {settings.top:,}"
         )
     depths_for(model, settings.layers)

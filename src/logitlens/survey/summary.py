@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from logitlens.errors import FormatError, MissingExtra, PromptError
+from logitlens.errors import FormatError, InputError, MissingExtra, SettingError
 from logitlens.survey.commit import Folder
 from logitlens.survey.curves import Curve, Kept, KeptPrompt, Summary
 from logitlens.survey.groups import Group, contrasts, group, without_repeats
@@ -32,7 +32,7 @@ SAMPLE = 12  # prompts kept behind the points of a page
 
 def table(folder: str | os.PathLike[str]) -> pandas.DataFrame:
     """The committed rows of a survey. Raises SurveyError, MissingExtra, FormatError,
-    and PromptError where there are none."""
+    and InputError where there are none."""
     try:
         import pandas  # noqa: F401
         import pyarrow
@@ -43,16 +43,14 @@ def table(folder: str | os.PathLike[str]) -> pandas.DataFrame:
     plan, files = plans.load(folder), Folder(folder)
     shards = [s for s in range(len(plan.shards)) if files.committed(s) is not None]
     if not shards:
-        raise PromptError(f"nothing is committed in {folder} yet: run the survey first")
+        raise InputError(f"nothing is committed in {folder} yet: run the survey first")
     rows = pyarrow.concat_tables([files.read(s) for s in shards])
     frame = rows.to_pandas()
     for name, kind in plan.facts["conditions"].items():
         if kind == "int":  # pandas alone would give those that some prompts lack a decimal point
             frame[name] = rows[name].to_pandas(integer_object_nulls=True)
     if frame.empty:
-        raise PromptError(
-            f"{folder} has no rows: none of its prompts could be read (survey status)"
-        )
+        raise InputError(f"{folder} has no rows: none of its prompts could be read (survey status)")
     return frame
 
 
@@ -69,7 +67,7 @@ def summarise(
     by         the condition that groups prompts
     contrast   (a, b): b − a, paired by id, of two groups; without `by`, of two surveys
 
-    Raises FormatError for a condition or a value that is not there.
+    Raises SettingError for a condition or a value that is not there, FormatError where groups have no pairs.
     """
     about = (
         f"Means and quantiles over prompts with 95 % intervals of a bootstrap ({draws} draws, seed {seed}); "
@@ -81,7 +79,7 @@ def summarise(
     groups: list[Group] = []
     for survey, frame in frames.items():
         if by is not None and by not in (known := _conditions(frame)):
-            raise FormatError(f"{survey} has no condition {by!r}: it has {', '.join(known)}")
+            raise SettingError(f"{survey} has no condition {by!r}: it has {', '.join(known)}")
         for lens in dict.fromkeys(frame["lens"]):
             mine = frame.loc[frame["lens"] == lens]
             for name, rows in ({"": mine} if by is None else _groups(mine, by)).items():
@@ -156,7 +154,7 @@ def _require_pairs(frames: dict[str, pandas.DataFrame], contrast: tuple[str, str
     prompts = []
     for name in contrast:
         if name not in frames:
-            raise FormatError(f"no survey {name!r}: expected two of {', '.join(frames)}")
+            raise SettingError(f"no survey {name!r}: expected two of {', '.join(frames)}")
         mine = frames[name].drop_duplicates("prompt_index")
         own = mine["prompt_index"].astype(str)
         numbered = mine.loc[(mine["id"] == own) | (mine["id"] == own + WITHOUT)]
