@@ -38,6 +38,7 @@ def place(tmp_path_factory):
         "broken.jsonl": b"{\n",
         "latin.txt": b"\xff\xfe\xff",
         "empty.txt": b"",
+        "clash.jsonl": b'{"prompt": "The Eiffel", "answer": " x", "wrong": " x"}\n',
         "p.jsonl": b'{"prompt": "The Eiffel", "answer": " x", "lang": "en"}\n',
     }.items():
         (folder / name).write_bytes(content)
@@ -291,6 +292,7 @@ ERRORS = [
         ("run none.jsonl -o new -m model", ERROR, "no prompts at none.jsonl"),
         ("run text.txt -o new -m model", USAGE, "running text is read with --corpus"),
         ("run broken.jsonl -o new -m model", ERROR, "broken.jsonl line 1 cannot be read"),
+        ("run clash.jsonl -o new -m model", ERROR, "clash.jsonl line 1: ' x' is a right answer"),
         ("run p.jsonl -o file.bin -m model", USAGE, "is a file"),
         ("run p.jsonl -o '' -m model", USAGE, "not an empty one"),
         ("run p.jsonl -o nope://x -m model", USAGE, "nope"),

@@ -87,6 +87,12 @@ def s3():
 
 
 @pytest.fixture
+def unlooked(monkeypatch):
+    """Surveys are planned as they were when prompts were first looked at while they are read."""
+    monkeypatch.setattr("logitlens.survey.run.require_readable", lambda *given: None)
+
+
+@pytest.fixture
 def survey(model, saved, tmp_path):
     """Runs a survey of some prompts: survey(items, folder="a", jobs=…, size=…, …)."""
 

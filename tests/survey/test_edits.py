@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 
 import logitlens
-from logitlens import PromptError, Reading, SurveyError, edit
+from logitlens import InputError, PromptError, Reading, SurveyError, edit
 from logitlens.cli import main
 from logitlens.cli import survey as cli_survey
 from logitlens.model.edits import prepare
@@ -107,8 +107,10 @@ def test_processes_that_edit_give_the_same_bytes(survey):
 
 def test_a_prompt_without_an_edited_position_is_named_or_skipped(survey):
     there = [edit.add(" Paris", layer=0, positions=4)]
-    found = survey.run(edits=there)
-    assert "line 1: added 1 × ' Paris' after layer 0 at position 4: " in found.failed[0]
+    with pytest.raises(
+        InputError, match="line 1: added 1 × ' Paris' after layer 0 at position 4: "
+    ):
+        survey.run(edits=there)
     found = survey.run(edits=there, bad="skip", folder="b")
     assert found.merged
     assert 0 < len(found.skipped) < len(records())

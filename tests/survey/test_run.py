@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 import logitlens
-from logitlens import FormatError, PromptError, SurveyError
+from logitlens import FormatError, InputError, PromptError, SurveyError
 from logitlens.cli import main
 from logitlens.cli import survey as cli_survey
 from logitlens.lenses import save
@@ -260,7 +260,7 @@ def test_merging_refuses_a_survey_with_a_missing_or_changed_part(survey):
         merge(folder)
 
 
-def test_a_survey_that_a_prompt_stops_goes_on_without_it(survey):
+def test_a_survey_that_a_prompt_stops_goes_on_without_it(survey, unlooked):
     """What is committed stays as it is, and gives the same bytes as a survey that skipped from the start."""
     items = [*records(10), {"prompt": "Paris " * 300}, *records(3)]
     found = survey.run(items)
@@ -575,25 +575,51 @@ def test_what_a_spoilt_file_still_holds_is_read_on_demand(tmp_path, name, data, 
 
 
 @pytest.mark.parametrize(
-    ("long", "said"),
+    ("item", "said"),
     [
         ({"prompt": "Paris " * 300, "answer": " Paris"}, "the prompt has .* context holds 64"),
         ({"prompt": "Paris", "answer": " Paris" * 300}, "tokens with its answer; .* holds 64"),
         ({"prompt": "Paris", "wrong": [" is", " Paris" * 300]}, "tokens with its answer"),
+        ({"prompt": "Paris", "answer": " is", "wrong": [" the", " is"]}, "' is' is a right .* ' is' a wrong"),
+        ({"prompt": "Paris", "answer": " is", "wrong": " is there"}, "' is there' a wrong one, and one begins"),
+        ({"prompt": "Paris", "sets": {"x": [" is", " is there"]}}, "the set 'x': ' is there' is . tokens"),
+        ({"prompt": "Paris", "sets": {"x": [9999]}}, "the set 'x': token id 9999 is outside"),
+        ({"prompt": "Paris", "sets": {"x": [""]}}, "the set 'x': the token to track is empty"),
+        ({"prompt": [1, 9999]}, "token id 9999 is outside the vocabulary"),
+        ({"prompt": ["Paris"]}, "expected text or a one-dimensional list"),
+        ({"prompt": "Paris \udcff"}, "half a character"),
+        ({"messages": [{"role": "user", "content": "Paris"}]}, "the tokenizer has no chat template"),
     ],
-    ids=["prompt", "answer", "wrong"],
-)
-def test_what_is_longer_than_the_context_fails_its_shard_or_is_skipped(survey, long, said):
-    items = [*records(5), {"id": "long", **long}]
-    found = survey.run(items)
-    assert list(found.failed) == [1]
-    assert re.search(f"line 6: .*{said}", found.failed[1])
-    assert "Traceback" in (survey.folder / "a" / "failed" / "00001.txt").read_text()
-    assert not found.merged
+    ids=range(12),
+)  # fmt: skip
+def test_a_prompt_that_this_model_cannot_read_is_refused_before_a_survey_begins_or_skipped(
+    survey, item, said
+):
+    items = [*records(5), {"id": "bad", **item}]
+    with pytest.raises(InputError, match=rf"line 6: .*{said}.* \(--bad skip") as refused:
+        survey.run(items)
+    assert "\n" not in str(refused.value)
+    assert not (survey.folder / "a").exists()
     found = survey.run(items, folder="b", bad="skip")
     assert found.done
     assert found.total("prompts") == 5
     assert "line 6" in found.skipped[0]
+
+
+def test_a_survey_that_was_begun_is_gone_on_with_without_another_look_at_all_prompts(
+    survey, monkeypatch
+):
+    survey.run(share=(0, 2))
+    monkeypatch.setattr("logitlens.survey.run.require_readable", None)
+    assert survey.run().done
+
+
+def test_a_prompt_that_fails_while_it_is_read_is_named_with_the_traceback(survey, unlooked):
+    found = survey.run([*records(5), {"prompt": "Paris " * 300}])
+    assert list(found.failed) == [1]
+    assert "line 6: the prompt has" in found.failed[1]
+    assert "Traceback" in (survey.folder / "a" / "failed" / "00001.txt").read_text()
+    assert not found.merged
 
 
 def test_what_was_skipped_is_named_alike_when_planned_and_when_read(survey):
@@ -791,7 +817,7 @@ def test_a_committed_shard_is_never_written_again(survey):
     assert path.stat().st_mtime_ns == before
 
 
-def test_the_command_line_says_how_far_it_is_and_gives_3_for_failed_shards(survey, saved):
+def test_the_command_line_says_how_far_it_is_and_gives_3_for_failed_shards(survey, saved, unlooked):
     path = write_lines(survey.folder / "p.jsonl", [*records(5), {"prompt": "Paris " * 300}])
     out = survey.folder / "cli"
     arguments = ["survey", "run", str(path), "-o", str(out), "-m", str(saved), "--threads", "1"]
@@ -836,7 +862,7 @@ def test_chats_are_read_as_the_model_reads_them(survey, monkeypatch):
 
 
 def test_a_terminal_shows_how_far_a_survey_is_from_its_beginning_and_which_shards_failed(
-    survey, monkeypatch
+    survey, monkeypatch, unlooked
 ):
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=120, highlight=False)

@@ -15,12 +15,13 @@ import gc
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from logitlens.errors import PromptError, SurveyError, out_of_memory
+from logitlens.errors import InputError, PromptError, SurveyError, out_of_memory
 from logitlens.lenses import Lens
 from logitlens.model.batches import batches_of
 from logitlens.model.lens_model import LensModel
@@ -105,7 +106,7 @@ def measure(
     edits: Prepared | None = None,
     among: int = 0,
 ) -> Part:
-    """Read the prompts by every lens. Raises PromptError for one that cannot be read, unless skip_bad;
+    """Read the prompts by every lens. Raises InputError for one that cannot be read, unless skip_bad;
     UnsupportedModel where a last row is not the model's own."""
     model._look_again()
     prepared: list[_Prepared] = []
@@ -116,9 +117,7 @@ def measure(
             ready = _prepare(model, item, len(asked), edits)
         except PromptError as error:
             if not skip_bad:
-                raise PromptError(
-                    f"{item.where}: {error} (--bad skip leaves such prompts out)"
-                ) from error
+                raise _unreadable(item, error) from error
             skipped.append(f"{Path(item.where).name}: {error}")
             continue
         prepared.append(ready)
@@ -150,6 +149,20 @@ def measure(
     return Part(
         _table(columns, conditions, sets), len(prepared), tokens, skipped, nonfinite, remarks
     )
+
+
+def require_readable(model: LensModel, items: Sequence[Item], edits: Prepared | None) -> None:
+    """Raise InputError for the first prompt that would fail its shard: by this model's tokens, its context and
+    the positions that are edited."""
+    for item in items:
+        try:
+            _prepare(model, item, 0, edits)
+        except PromptError as error:
+            raise _unreadable(item, error) from error
+
+
+def _unreadable(item: Item, error: PromptError) -> InputError:
+    return InputError(f"{item.where}: {error} (--bad skip leaves such prompts out)")
 
 
 def read_all(
@@ -210,13 +223,13 @@ def _prepare(model: LensModel, item: Item, first: int, edits: Prepared | None) -
     longest = len(ids) + max((len(a) for a in (*right, *wrong)), default=1) - 1
     if model.context is not None and longest > model.context:
         raise PromptError(f"{longest} tokens with its answer; the context holds {model.context}")
+    for (a, a_ids), (b, b_ids) in product(zip(item.answers, right), zip(item.wrong, wrong)):
+        if a_ids == b_ids[: len(a_ids)] or b_ids == a_ids[: len(b_ids)]:
+            raise PromptError(
+                f"{a!r} is a right answer and {b!r} a wrong one, and one begins with the other"
+            )
     right, wrong = _shortest(right), _shortest(wrong)
-    if any(a == b[: len(a)] or b == a[: len(b)] for a in right for b in wrong):
-        raise PromptError("a right and a wrong answer share a prefix: one begins with the other")
-    members = {
-        name: list(dict.fromkeys(model.tokens.single(t, model.vocab_size) for t in tokens))
-        for name, tokens in item.sets.items()
-    }
+    members = {name: _members(model, name, tokens) for name, tokens in item.sets.items()}
     flat = list(dict.fromkeys(i for tokens in members.values() for i in tokens))
     asking = question(ids, [*right, *wrong, *([i] for i in flat)])
     places = asking.where
@@ -230,6 +243,13 @@ def _prepare(model: LensModel, item: Item, first: int, edits: Prepared | None) -
         first,
         len(ids),
     )
+
+
+def _members(model: LensModel, name: str, tokens: Sequence[Any]) -> list[int]:
+    try:
+        return list(dict.fromkeys(model.tokens.single(t, model.vocab_size) for t in tokens))
+    except PromptError as error:
+        raise PromptError(f"the set {name!r}: {error}") from None
 
 
 def _shortest(answers: list[list[int]]) -> list[list[int]]:

@@ -18,7 +18,7 @@ from logitlens.survey import planning
 from logitlens.survey import prompts as labelled
 from logitlens.survey.commit import Folder
 from logitlens.survey.engines import Engine, Records, local
-from logitlens.survey.measure import COLUMNS
+from logitlens.survey.measure import COLUMNS, require_readable
 from logitlens.survey.merge import merge
 from logitlens.survey.plan import Plan, Settings
 from logitlens.survey.settle import settle
@@ -126,7 +126,8 @@ def run(
              as it ends
 
     Every shard that is not committed is tried once. When all are, they are merged. Raises SurveyError
-    where the folder holds another survey, and what planning raises.
+    where the folder holds another survey, SettingError, InputError for a prompt that cannot be read unless
+    such are skipped, and what planning raises.
     """
     settings = settings or Settings()
     plans.needs_pyarrow()
@@ -223,7 +224,10 @@ def _given(
 ) -> dict[str, Any]:
     if settings.length:
         return planning.of_corpus(files, str(path), model, settings, edits)
-    given = labelled.read(path, skip_bad=settings.bad == "skip", reserved=COLUMNS)
+    skip_bad = settings.bad == "skip"
+    given = labelled.read(path, skip_bad=skip_bad, reserved=COLUMNS)
+    if not skip_bad and plans.find(files) is None:  # whoever goes on need not look again
+        require_readable(model, given.items, edits)
     return planning.of_prompts(given, settings)
 
 
