@@ -91,3 +91,33 @@ def test_that_nobody_reads_the_lines_ends_no_fit(monkeypatch):
     monkeypatch.setattr(fit_progress, "errors", lambda: Console(file=Left()))
     with fit_progress.watched_tuned(True) as report:
         report(tuned.Progress(1, 2, {0: 1.0}, 10, 1.0, 0.1, {0: 1.0}))
+
+
+@pytest.mark.parametrize(
+    ("files", "fresh", "said"),
+    [
+        ({}, False, ""),
+        ({"checkpoint.pt": 1}, False, "the checkpoint in {} is kept, the same command goes on"),
+        ({"checkpoint.pt": 1}, True, ""),  # of the fit before
+        ({"checkpoint.pt": 2}, True, "the checkpoint in {} is kept, the same command without --fresh goes on"),
+        ({"checkpoint.pt": 1, "shard-00003.pt": 2}, False, "1 shard in {} is kept, the same command goes on"),
+    ],
+    ids=["none", "kept", "of another", "fresh", "shards"],
+)  # fmt: skip
+def test_an_interrupted_fit_says_what_it_goes_on_from(tmp_path, files, fresh, said):
+    for name, when in files.items():
+        if when == 1:
+            (tmp_path / name).touch()
+
+    def interrupted():
+        for name, when in files.items():
+            if when == 2:
+                (tmp_path / name).touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as ended, fit_progress.kept(tmp_path, fresh, True):
+        interrupted()
+    assert str(ended.value) == said.format(tmp_path)
+    with pytest.raises(KeyboardInterrupt) as ended, fit_progress.kept(tmp_path, fresh, False):
+        raise KeyboardInterrupt
+    assert str(ended.value) == "", "another process says it"

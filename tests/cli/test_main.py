@@ -168,6 +168,8 @@ def test_an_interrupt_is_130(cli):
     result = cli("read", "x")
     assert result.exit_code == 130
     assert result.stderr.strip() == "logitlens: interrupted"
+    cli.error = KeyboardInterrupt("2 of 4 are kept")
+    assert cli("read", "x").stderr == "logitlens: interrupted; 2 of 4 are kept\n"
 
 
 @pytest.mark.parametrize(

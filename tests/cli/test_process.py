@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -189,6 +190,28 @@ def test_a_fit_that_is_terminated_keeps_its_last_step(place, tmp_path):  # noqa:
         asked = time.time_ns()
         child.send_signal(signal.SIGTERM)
         _, errors = child.communicate(timeout=60)
-    assert (child.returncode, errors.strip()[-11:]) == (130, "interrupted")
+    kept = f"interrupted; the checkpoint in {tmp_path} is kept, the same command goes on\n"
+    assert (child.returncode, errors[-len(kept) :]) == (130, kept)
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
     assert saved.stat().st_mtime_ns > asked - 20_000_000, "a file's time may be a tick behind"
+
+
+@pytest.mark.slow
+def test_a_fit_in_shards_that_is_interrupted_says_how_many_it_keeps(place, tmp_path):  # noqa: F811
+    command = [
+        sys.executable, "-m", "logitlens", "fit", "jacobian", place / "text.txt", "-m", place / "model",
+        "-o", tmp_path, "-j", "2", "--tokens-per-pass", "1", "--threads", "1",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
+        while not list(tmp_path.glob("shard-*.pt")):
+            assert child.poll() is None, child.stderr.read()
+            time.sleep(0.01)
+        os.killpg(child.pid, signal.SIGINT)
+        _, errors = child.communicate(timeout=60)
+    kept = len(list(tmp_path.glob("shard-*.pt")))
+    assert child.returncode == 130
+    assert re.search(
+        rf"interrupted; {kept} shards? in {tmp_path} (is|are) kept, the same command", errors
+    )

@@ -61,7 +61,8 @@ def test_ctrl_c_while_workers_start_is_said_by_one_line(saved, tmp_path, whole):
     os.killpg(driver.pid, signal.SIGINT)
     said = driver.communicate(timeout=60)[1]
     assert driver.returncode == 130, said
-    assert said.strip().splitlines()[-1] == "logitlens: interrupted"
+    last = said.strip().splitlines()[-1]
+    assert last == "logitlens: interrupted; 0 of 200 shards are committed, the same command goes on"
     assert "Traceback" not in said
     assert still_running(folder) == []
 
@@ -107,9 +108,10 @@ def test_an_interrupt_keeps_what_is_committed_and_the_survey_goes_on(
         driver.terminate()
     said = driver.communicate(timeout=60)[1]
     assert driver.returncode == 130, said
-    assert said.strip().splitlines()[-1] == "logitlens: interrupted"
     assert still_running(folder) == []
     left = status(folder)
+    kept = f"{len(left.records)} of 200 shards are committed, the same command goes on"
+    assert said.strip().splitlines()[-1] == f"logitlens: interrupted; {kept}"
     assert 3 < len(left.records) < len(left.plan.shards)
     assert not left.failed
     assert not left.underway  # nobody reads any more, as the logs say

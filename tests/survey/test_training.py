@@ -230,7 +230,8 @@ def test_an_interrupt_keeps_a_checkpoint_that_one_process_goes_on_from(
         driver.terminate()
     _, said = driver.communicate(timeout=60)
     assert driver.returncode == 130, said
-    assert said.strip() == "logitlens: interrupted"
+    kept = f"the checkpoint in {out} is kept, the same command goes on"
+    assert said.strip() == f"logitlens: interrupted; {kept}"
     assert os.listdir(out) == [checkpoint.NAME]
     assert still_running(out) == []
     step = torch.load(out / checkpoint.NAME, weights_only=True)["state"]["step"]

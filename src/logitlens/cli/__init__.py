@@ -100,8 +100,8 @@ class Verbs(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise click.Abort from None
+        except KeyboardInterrupt as error:
+            raise click.Abort(*error.args) from None
         except EOFError as error:  # click would take it for Ctrl-D at a question
             raise FormatError(f"unexpected end of input: {error}") from error
         except BrokenPipeError as error:
@@ -130,8 +130,8 @@ def code_of(run: Callable[[], Any]) -> int:
         return _say(_one_line(error.format_message()), error.exit_code)
     except Terminated:
         raise
-    except (click.Abort, KeyboardInterrupt):
-        return _say("interrupted", 130)
+    except (click.Abort, KeyboardInterrupt) as error:
+        return _say("; ".join(["interrupted", *filter(None, [_one_line(str(error))])]), 130)
     except BrokenPipeError:
         raise
     except Exception as error:

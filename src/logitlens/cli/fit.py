@@ -134,6 +134,7 @@ def tuned_command(
         with (
             _shared_steps(source, loading, jobs, engine, address, threads) as train,
             fit_progress.watched_tuned(speak) as report,
+            fit_progress.kept(out, fresh, speak),
         ):
             lens = train(model, text, settings, folder=out, report=report, fresh=fresh)
         if speak:
@@ -207,7 +208,10 @@ def jacobian_command(
         average = jacobian.fit
         if jobs is not None or engine == "ray":
             average = _in_shards(source, loading, jobs, engine, address, threads, out)
-        with fit_progress.watched_jacobian(speak) as report:
+        with (
+            fit_progress.watched_jacobian(speak) as report,
+            fit_progress.kept(out, fresh, speak),
+        ):
             lens = average(model, text, settings, folder=out, report=report, fresh=fresh)
         if speak:
             fit_progress.tell_jacobian(lens, out / jacobian.FILE)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from logitlens.cli.options import errors
+from logitlens.cli.process import keeping
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,6 +77,28 @@ def watched_jacobian(speak: bool) -> Iterator[Report | None]:
             bar.update(task, completed=p.prompts, total=p.total, note=_error(p))
 
         yield report
+
+
+@contextmanager
+def kept(folder: Path, fresh: bool, speak: bool) -> Iterator[None]:
+    """Let Ctrl-C inside say which checkpoint, or how many shards, a fit goes on from."""
+
+    def checkpoints() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in folder.glob("checkpoint*.pt")}
+
+    before = checkpoints()
+
+    def words() -> str:
+        now = checkpoints()
+        if not (speak and now) or (fresh and now == before):  # that is another fit's
+            return ""
+        shards = len(list(folder.glob("shard-*.pt")))
+        what = f"{shards} shard{'s' * (shards > 1)}" if shards else "the checkpoint"
+        verb = "are" if shards > 1 else "is"
+        return f"{what} in {folder} {verb} kept, the same command {'without --fresh ' if fresh else ''}goes on"
+
+    with keeping(words):
+        yield
 
 
 class _Lines:

@@ -74,6 +74,18 @@ def terminable(end: Handler = _interrupt) -> Iterator[None]:
             signal.signal(number, before)
 
 
+@contextmanager
+def keeping(words: Callable[[], str]) -> Iterator[None]:
+    """Let Ctrl-C inside end with what is kept and how to go on, in words; an empty text says nothing."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        said = ""
+        with contextlib.suppress(Exception):  # the folder may be gone
+            said = words()
+        raise (KeyboardInterrupt(said) if said else error) from None
+
+
 def gone() -> bool:
     """Whether the reader of stdout or stderr has left (`| head`).
 

@@ -29,6 +29,7 @@ from logitlens.cli.options import (
     shard_of,
     threads_of_each,
 )
+from logitlens.cli.process import keeping
 from logitlens.errors import SurveyError
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def run_command(
     positions. Run the same command again to resume.
     """
     from logitlens.survey import plan as plans
-    from logitlens.survey.run import run
+    from logitlens.survey.run import run, status
 
     plans.needs_pyarrow()
     share = shard_of(shard)
@@ -111,7 +112,7 @@ def run_command(
     settings = _settings(**{k: v for k, v in options.items() if k not in LOADING})
     changes = edits_of(edits)
     model = load_model(source, **loading_here(loading, engine, jobs))
-    with _watched() as watch:
+    with keeping(lambda: _kept(status(folder))), _watched() as watch:
         found = run(
             given, folder, model, source=source, loading=loading, lenses=lenses,
             settings=settings, edits=changes, jobs=jobs or 1, share=share, watch=watch,
@@ -121,6 +122,11 @@ def run_command(
     if found.done and not found.total("prompts"):
         raise SurveyError(f"no {found.plan.unit[:-1]} could be read: the table has no rows")
     return FAILED if found.failed else 0
+
+
+def _kept(found: Status) -> str:
+    done, shards = len(found.records), len(found.plan.shards)
+    return f"{done} of {shards} shards are committed, the same command goes on"
 
 
 def _settings(*, corpus: bool, keep: str | None, shard_size: int | None, **given: Any) -> Settings:
