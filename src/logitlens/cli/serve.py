@@ -26,13 +26,23 @@ def _named(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return value
 
 
+def _there(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """Look at lenses before the browser opens. Raises UnknownLens, LensNotAvailable."""
+    if value:
+        from logitlens.lenses.find import parsed
+
+        for name in value:
+            parsed(name)
+    return value
+
+
 @click.command("serve")
 @click.option(
     "-m", "--model", "models", multiple=True, default=("demo",), show_default=True, metavar="MODEL",
     help="Hub name or directory; repeat it to offer several, one in memory at a time.",
 )  # fmt: skip
 @click.option(
-    "--lens", "extra_lenses", multiple=True, metavar="LENS",
+    "--lens", "extra_lenses", multiple=True, metavar="LENS", callback=_there,
     help="Offer tuned:PATH or jacobian:PATH besides logit, tuned and jacobian; repeatable.",
 )  # fmt: skip
 @click.option(
@@ -79,11 +89,6 @@ def command(
     from logitlens.server.order import Limits
     from logitlens.server.run import serve
 
-    if extra_lenses:  # one that is not there would be found in the browser
-        from logitlens.lenses.find import parsed
-
-        for name in extra_lenses:
-            parsed(name)
     shared: dict[str, Any] = {}
     if share is not None:
         from logitlens.server.gallery import Gallery
