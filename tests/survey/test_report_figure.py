@@ -171,28 +171,82 @@ def test_a_survey_named_twice_is_reported_once(survey, tmp_path):
 
 def many(groups: int, measure: str = "entropy") -> Summary:
     layers = ["embed", "0"]
-    return Summary("kind", [
-        Curve("s", lens, f"g{n}", measure, layers, np.array([n / 10, shift]), *[np.full(2, 0.5)] * 2, 3)
-        for lens, shift in (("logit", 0.25), ("tuned", 0.75)) for n in range(groups)
-    ])  # fmt: skip
+    each = [
+        [Curve("s", lens, group, measure, layers, np.array([n / 10, shift]), *[np.full(2, 0.5)] * 2, 3)
+         for lens, shift in (("logit", 0.25), ("tuned", 0.75)) for n, group in enumerate(names)]
+        for names in ([f"g{n}" for n in range(groups)], ["all prompts"])
+    ]  # fmt: skip
+    return Summary("kind", each[0], together=Summary("", each[1]))
 
 
-def test_many_groups_are_heatmaps_of_each_lens_in_the_same_colours():
-    """Of more lines than eight nothing could be told."""
+def test_more_lines_than_eight_are_divided_by_lens_on_one_scale():
+    """Of so many in one panel nothing could be told. A group looks the same in every panel."""
     few, several = (figure(many(groups), MEASURES) for groups in (4, 5))
     assert [len(axes.get_lines()) for axes in few.axes] == [8]
-    assert len(few.legends) == 1
-    heats = [axes for axes in several.axes if axes.images]
-    assert [axes.get_title() for axes in heats] == ["entropy, nats: logit", "entropy, nats: tuned"]
-    assert not several.legends
+    titles = [axes.get_title() for axes in several.axes]
+    said = "entropy, nats\n"
+    assert titles == [f"{said}all prompts", f"{said}logit lens", f"{said}tuned lens"]
+    assert [[line.get_label() for line in axes.get_lines()] for axes in several.axes] == [
+        ["logit", "tuned"], [f"g{n}" for n in range(5)], [f"g{n}" for n in range(5)],
+    ]  # fmt: skip
+    assert all(len(axes.collections) == len(axes.get_lines()) for axes in several.axes), "intervals"
+    looks = [[line.get_color() for line in axes.get_lines()] for axes in several.axes]
+    assert looks[1] == looks[2]
+    assert not {*looks[0]} & {*looks[1]}
+    (legend,) = several.legends
+    assert [text.get_text() for text in legend.get_texts()][:3] == ["logit", "tuned", "g0"]
+    assert len({axes.get_ylim() for axes in several.axes}) == 1
+    assert len({axes.get_position().y0 for axes in several.axes}) == 1, "they are one row"
+
+
+@pytest.mark.parametrize(("embed", "room"), [(0.2, 0.1), (5.0, 0.25)])
+def test_a_scale_of_several_panels_has_room_for_embed_where_it_leaves_half_for_layers(embed, room):
+    mean, ends = np.array([embed, 0.25, 0.75]), [np.array([embed, 0.25, 0.75])] * 2
+    curves = [
+        Curve("s", "logit", f"g{n % 9}", "kl", ["embed", "0", "1"], mean, *ends, 3)
+        for n in range(9)
+    ]
+    found = Summary("kind", curves, together=Summary("", curves[:1]))
+    axes = figure(found, MEASURES).axes[0]
+    low, high = axes.get_ylim()
+    assert low == pytest.approx(min(room * 2, 0.25 if embed > 1 else embed) - 0.02, abs=0.01)
+    assert high == pytest.approx(0.77, abs=0.01)
+
+
+def test_many_groups_are_heatmaps_of_each_lens_in_the_same_colours_beside_the_mean_of_all():
+    found = figure(many(9), MEASURES)
+    together, *heats = [axes for axes in found.axes if axes.get_title()]
+    assert [line.get_label() for line in together.get_lines()] == ["logit", "tuned"]
+    assert len(together.collections) == 2, "with intervals"
+    assert [axes.get_title() for axes in heats] == [
+        "entropy, nats\nlogit lens", "entropy, nats\ntuned lens",
+    ]  # fmt: skip
     for axes, shift in zip(heats, (0.25, 0.75)):
         (image,) = axes.images
-        np.testing.assert_allclose(image.get_array(), [[0, 0.1, 0.2, 0.3, 0.4], [shift] * 5])
+        np.testing.assert_allclose(image.get_array(), [[n / 10 for n in range(9)], [shift] * 9])
         assert image.get_clim() == (0.25, 0.75)  # not of embed
-        assert image.colorbar.extend == "min"
-        assert [label.get_text() for label in axes.get_xticklabels()] == [f"g{n}" for n in range(5)]
-    shares = figure(many(5, "top1"), MEASURES).axes
+        assert image.colorbar.extend == "both"
+        assert [label.get_text() for label in axes.get_xticklabels()] == [f"g{n}" for n in range(9)]
+    shares = [axes for axes in figure(many(9, "top1"), MEASURES).axes if axes.images]
     assert [axes.images[0].get_clim() for axes in shares] == [(0.0, 1.0)] * 2
+
+
+def test_a_report_of_many_groups_has_all_prompts_together(survey, tmp_path):
+    """As a line of the tables too; what few groups have in common is not added."""
+    items = [{**item, "kind": f"k{n % 9}", "half": n % 2} for n, item in enumerate(records(18))]
+    survey.run(items)
+    frame = table(survey.folder / "a")
+    found, whole = summarise({"a": frame}, by="kind", draws=50), summarise({"a": frame}, draws=50)
+    assert found.together is not None
+    for place in ("curves", "quantiles"):
+        for mine, other in zip(getattr(found.together, place), getattr(whole, place), strict=True):
+            assert (mine.measure, mine.group, mine.n) == (other.measure, "all prompts", other.n)
+            np.testing.assert_array_equal(mine.low, other.low)
+    text = markdown(found, MEASURES)
+    assert text.count("| all prompts |") == len(whole.curves) + len(whole.histograms)
+    few = summarise({"a": frame}, by="half", draws=50)
+    assert few.together is None
+    assert "all prompts" not in markdown(few, MEASURES)
 
 
 def test_a_cell_of_a_heatmap_leads_to_its_prompts_and_moments_are_shares(survey, tmp_path):
@@ -200,11 +254,11 @@ def test_a_cell_of_a_heatmap_leads_to_its_prompts_and_moments_are_shares(survey,
     survey.run(items)
     found = report([survey.folder / "a"], tmp_path / "r.html", by="kind")
     titles = {axes.get_title(): axes for axes in figure(found, MEASURES).axes}
-    (image,) = titles["settled layer, share: logit"].images
+    (image,) = titles["settled layer, share\nlogit lens"].images
     assert image.get_array().shape == (5, 9)
     np.testing.assert_allclose(image.get_array().sum(0), 1)
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert '<div class="figure"><svg' in page, "which moves sideways on a narrow screen"
     links = set(re.findall(r'href="#(point-[^"]*)"', page))
-    assert len(links) == 9 * 4
+    assert len(links) == (9 + 1) * 4, "of every group, and of all prompts"
     assert links <= set(re.findall(r'id="([^"]*)"', page))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,7 +92,11 @@ def summarise(frames: dict[str, pandas.DataFrame]) -> Summary:
             spread = {"mean": (mean, low, high)}
             found.histograms.append(Histogram(*key, "settled layer", layers, counts, spread))
             found.exits.extend(_exits(key, rows))
-    return found
+    whole = {
+        place: [one for one in getattr(found, place) if one.group == _group("all")]
+        for place in ("curves", "exits", "histograms")
+    }
+    return replace(found, together=replace(found, **whole))
 
 
 def _remarks(survey: str, frame: pandas.DataFrame) -> str:

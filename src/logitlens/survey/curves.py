@@ -107,6 +107,7 @@ class Summary:
     shifts      contrasts of these layers, over the pairs to which it happens; each has one place
     exits       of a corpus: what an early exit gives, over thresholds
     kept        prompts behind the curves of each lens and group, for a page
+    together    of all groups as one, where they are many; of a corpus it is also one of the groups
     by          the condition that groups the prompts, or ""          unit   what is counted
     """
 
@@ -118,5 +119,6 @@ class Summary:
     shifts: list[Curve] = field(default_factory=list)
     exits: list[Curve] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
+    together: Summary | None = None
     unit: str = "prompts"
     meta: dict[str, Any] = field(default_factory=dict)

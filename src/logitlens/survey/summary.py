@@ -21,6 +21,7 @@ from logitlens.survey.curves import Curve, Kept, KeptPrompt, Summary
 from logitlens.survey.groups import Group, contrasts, group, without_repeats
 from logitlens.survey.measure import COLUMNS
 from logitlens.survey.prompts import WITHOUT
+from logitlens.view.survey_panels import MOST
 
 if TYPE_CHECKING:
     import pandas
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 DRAWS = 1000
 SHOWN = ("layer", "top", "logprob", "rank", "margin", "kl", "entropy")
 SAMPLE = 12  # prompts kept behind the points of a page
+TOGETHER = "all prompts"
 
 
 def table(folder: str | os.PathLike[str]) -> pandas.DataFrame:
@@ -87,20 +89,41 @@ def summarise(
                 groups.append(group(key, rows))
                 found.kept.append(_kept(key, rows))
     groups = without_repeats(groups)
-    for each in groups:
-        found.curves.extend(each.curves(seed, draws))
-        found.quantiles.extend(each.quantiles(seed, draws))
-        found.histograms.extend(each.histograms(seed, draws))
+    _add(found, groups, seed, draws)
+    lenses = {each.key[:2] for each in groups}
+    if len(groups) > max(MOST, len(lenses)):  # else every group has its line
+        together = _together(frames, seed, draws)
+        found = replace(found, together=together, kept=[*found.kept, *together.kept])
     if contrast is not None and by is None:
         _require_pairs(frames, contrast)
         _contrast_surveys(found, groups, contrast, seed, draws)
     elif contrast is not None:
-        together: dict[tuple[str, str], dict[str, Group]] = {}
+        by_lens: dict[tuple[str, str], dict[str, Group]] = {}
         for each in groups:
             survey, lens, name = each.key
-            together.setdefault((survey, lens), {})[name] = each
-        for (survey, lens), mine in together.items():
+            by_lens.setdefault((survey, lens), {})[name] = each
+        for (survey, lens), mine in by_lens.items():
             _contrast(found, contrasts(survey, lens, mine, contrast, seed, draws))
+    return found
+
+
+def _add(found: Summary, groups: Iterable[Group], seed: int, draws: int) -> None:
+    """Add what is shown of each group."""
+    for each in groups:
+        found.curves.extend(each.curves(seed, draws))
+        found.quantiles.extend(each.quantiles(seed, draws))
+        found.histograms.extend(each.histograms(seed, draws))
+
+
+def _together(frames: dict[str, pandas.DataFrame], seed: int, draws: int) -> Summary:
+    """All prompts of each survey and lens, whatever their group."""
+    found, groups = Summary(""), []
+    for survey, frame in frames.items():
+        for lens in dict.fromkeys(frame["lens"]):
+            key, rows = (survey, lens, TOGETHER), frame.loc[frame["lens"] == lens]
+            groups.append(group(key, rows))
+            found.kept.append(_kept(key, rows))
+    _add(found, without_repeats(groups), seed, draws)
     return found
 
 

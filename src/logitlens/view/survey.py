@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from logitlens.view.behind import sections, style
 from logitlens.view.document import svg
-from logitlens.view.survey_figure import alike, figure, name_of, shared, title_of
+from logitlens.view.survey_figure import figure
+from logitlens.view.survey_panels import alike, name_of, shared, title_of
 
 if TYPE_CHECKING:
     from logitlens.survey.curves import Curve, Summary
@@ -22,12 +23,15 @@ def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str 
     """Tables of every measure: a line for each lens and group, a column for each layer."""
     out = [f"# {title}", ""]
     out += _about(summary)
-    for heading, curves in (("", summary.curves), ("Contrast: ", summary.contrasts)):
+    for heading, curves in (
+        ("", _and_together("curves", summary)),
+        ("Contrast: ", summary.contrasts),
+    ):
         for mine in alike("measure", curves):
             said, unit = title_of(mine[0].measure, words)
             out += [f"## {heading}{said}{f' ({unit})' if unit else ''}", ""]
             out += _of_layers(mine, summary)
-    for mine in alike("measure", summary.quantiles):
+    for mine in alike("measure", _and_together("quantiles", summary)):
         said, unit = title_of(mine[0].measure, words)
         out += [f"## Quantiles: {said}{f' ({unit})' if unit else ''}", ""]
         out += _of_layers(mine, summary)
@@ -35,7 +39,7 @@ def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str 
         said, unit = words[mine[0].measure]
         out += [f"## {said[0].upper()}{said[1:]}{f' ({unit})' if unit else ''}, by threshold", ""]
         out += _of_layers(mine, summary)
-    for bars in alike("what", summary.histograms):
+    for bars in alike("what", _and_together("histograms", summary)):
         what = bars[0].what
         layers, spread = [*shared(bars), "never"], list(bars[0].spread)
         means = "mean and quantiles" if len(spread) > 1 else "mean"
@@ -57,6 +61,13 @@ def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str 
         ]
         out += _table(rows, ["", "", "pairs to which it happens", "difference"])
     return "\n".join(out)
+
+
+def _and_together(place: str, summary: Summary) -> list[Any]:
+    """The curves or histograms of every group, then those of all together, unless these are a group."""
+    groups = getattr(summary, place)
+    together = getattr(summary.together, place) if summary.together else []
+    return [*groups, *(one for one in together if all(one is not each for each in groups))]
 
 
 def _about(summary: Summary) -> list[str]:
