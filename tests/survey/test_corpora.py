@@ -90,6 +90,70 @@ def test_quantiles_of_a_sketch_are_within_two_percent_and_merge_exactly():
     assert sketch.quantile(np.bincount(sketch.bins_of(np.zeros(3)), minlength=9), 0.5) == 0
 
 
+def test_counts_by_document_are_those_of_a_loop_and_add_up():
+    generator = np.random.default_rng(3)
+    bins_N, B = generator.integers(0, 9, 500), 3
+    document_N, band_N = generator.integers(0, 20, 500), generator.integers(0, B, 500)
+    unit_N = document_N * B + band_N
+    squares, cross = (each.cumsum(1) for each in sketch.ByDocument(unit_N, B).sums(bins_N))
+    for b in range(B):
+        for x in range(10):
+            c = np.array([(bins_N[unit_N == d * B + b] <= x).sum() for d in range(20)])
+            n = np.bincount(document_N[band_N == b], minlength=20)
+            assert (squares[b, x], cross[b, x]) == ((c * c).sum(), (c * n).sum())
+    some = document_N < 7  # in another shard
+    parts = [sketch.ByDocument(unit_N[part], B).sums(bins_N[part]) for part in (some, ~some)]
+    np.testing.assert_array_equal(np.add(*parts).cumsum(2), [squares, cross])
+    assert not np.any(sketch.ByDocument(unit_N[:0], B).sums(bins_N[:0]))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(
+    ("documents", "least", "most", "alike"),
+    [(5, 20, 200, 0.2), (10, 1, 400, 0.6), (30, 1, 400, 0.2), (100, 10, 60, 0.02), (100, 10, 60, 0.6)],
+)  # fmt: skip
+def test_intervals_of_quantiles_of_tokens_hold_the_truth(documents, least, most, alike, share):
+    """As if each token were a document of its own they hold it 20 to 51 times in a hundred, or, where tokens
+    are alike by 0.02 alone, 95 times."""
+    truth = {0.1: -1.2816, 0.5: 0.0, 0.9: 1.2816}[share]
+    (place,) = sketch.bins_of(np.exp([truth * 2 + 1]))
+    generator = np.random.default_rng(0)
+    held, trials, whole = 0, 200, 0
+    for _ in range(trials):
+        document_N = np.repeat(np.arange(documents), generator.integers(least, most, documents))
+        own_D, rest_N = generator.normal(size=documents), generator.normal(size=len(document_N))
+        x_N = np.sqrt(alike) * own_D[document_N] + np.sqrt(1 - alike) * rest_N
+        bins_N = sketch.bins_of(np.exp(2 * x_N + 1))
+        counts = np.bincount(bins_N, minlength=sketch.BINS)
+        squares, cross = (each[0] for each in sketch.ByDocument(document_N, 1).sums(bins_N))
+        low, high = sketch.quantile_ends(counts, squares, cross, documents, share)
+        held += bool(not low > sketch._value(place) and not high < sketch._value(place))
+        whole += bool(np.isfinite([low, high]).all())
+        found = sketch.quantile(counts, share)
+        assert not found < low
+        assert not found > high
+    assert held / trials >= 0.9
+    assert whole == (trials if documents >= (10 if share == 0.5 else 100) else 0)
+
+
+def test_a_quantile_of_documents_that_are_all_alike_is_open_where_they_cannot_tell_it():
+    """All 40 tokens have rank 1: that of a hundred documents is no other than 1, that of four may be more."""
+    bins_N = sketch.bins_of(np.ones(40))
+    counts = np.bincount(bins_N, minlength=sketch.BINS)
+
+    def ends(documents, share):
+        sums = (each[0] for each in sketch.ByDocument(np.arange(40) % documents, 1).sums(bins_N))
+        return sketch.quantile_ends(counts, *sums, documents, share)
+
+    one = pytest.approx(1, rel=0.02)
+    assert ends(40, 0.5) == (one, one)
+    low, high = ends(4, 0.9)
+    assert low == one
+    assert np.isnan(high)
+    assert np.isnan(ends(2, 0.5)).all()
+    assert np.isnan(sketch.quantile_ends(counts * 0, counts * 0, counts * 0, 40, 0.5)).all()
+
+
 def test_the_standard_error_takes_documents_as_units():
     """Against a bootstrap over documents, and unmoved where every token is written twice."""
     generator = np.random.default_rng(1)
@@ -135,6 +199,10 @@ def test_the_table_holds_what_read_gives_for_every_document(corpus, model):
     np.testing.assert_allclose(everything.right, (rank == 1).mean(1))
     median = np.quantile(rank, 0.5, axis=1, method="lower")
     np.testing.assert_allclose(everything.rank_p50, median, rtol=0.021)
+    for name in ("loss", "rank", "entropy", "kl"):
+        low, middle, high = (everything[f"{name}_p50{end}"] for end in ("_low", "", "_high"))
+        assert ((low <= middle) & (middle <= high)).all(), name
+        assert (low < high)[: -1 if name == "kl" else None].any(), name
     settled = np.concatenate([r._settled_rows() for r in readings])
     assert everything.settled.tolist() == np.bincount(settled, minlength=len(everything)).tolist()
     top = np.concatenate([r.top_ids[:, :, 0] for r in readings], 1)
@@ -144,6 +212,12 @@ def test_the_table_holds_what_read_gives_for_every_document(corpus, model):
     number = everything.block.to_numpy()
     by_document = [number[r._settled_rows()] for r in readings]
     _is_mean(everything, "settled_layer", 0, by_document)
+    for row, error in enumerate(everything.settled_error):
+        one = [(r._settled_rows() == row).astype(float) for r in readings]
+        n = np.array([len(each) for each in one])
+        off = np.array([each.sum() for each in one]) - np.concatenate(one).mean() * n
+        D = len(n)
+        assert error == pytest.approx(np.sqrt(D / (D - 1) * (off**2).sum()) / n.sum(), abs=1e-9)
     for e, threshold in enumerate(bands.THRESHOLDS):
         left, same, right = [], [], []
         for r in readings:
@@ -364,6 +438,9 @@ def test_a_report_of_a_corpus_has_whole_ranks_and_no_interval_beyond_what_is_pos
     """Three documents that differ in everything: Student's t is 4.3."""
     data = b"the the the the\n\nParis is in the city\n\nThe Eiffel Tower is there a tower"
     found = report([corpus("few", data)], tmp_path / "a.md")
+    ranks = [curve for curve in found.curves if curve.measure == "rank_p50"]
+    assert all(np.nanmax(c.low - c.mean, initial=0) <= 0 <= np.nanmin(c.high - c.mean, initial=0)
+               for c in ranks)  # fmt: skip
     curves = [curve for curve in found.curves if curve.measure != "rank_p50"]
     ends = np.concatenate([[c.low, c.high] for c in curves], 1)
     assert np.nanmin(ends) == 0
@@ -376,7 +453,8 @@ def test_a_report_of_a_corpus_has_whole_ranks_and_no_interval_beyond_what_is_pos
     text = (tmp_path / "a.md").read_text(encoding="utf-8")
     ranks = text.split("## median rank of the token that follows (within 2 %)")[1].split("##")[0]
     cells = [row.split(" | ")[2:] for row in ranks.splitlines() if row.startswith("| logit")]
-    assert all(re.fullmatch(r"\d+( \|)?", cell) for row in cells for cell in row)
+    around = r"\d+( \[(\d+|…), (\d+|…)\])?( \|)?"
+    assert all(re.fullmatch(around, cell) for row in cells for cell in row)
     assert "too few" not in text
     for curve in found.exits:
         there = ~np.isnan(curve.low)

@@ -69,6 +69,12 @@ def test_means_are_those_of_the_table_and_lie_in_their_intervals(folder):
             first = mine[mine["rank"] <= k].groupby("prompt_index").block.min()
             counts = [(first == block).sum() for block in sorted(mine.block.unique())]
             assert bars.counts.tolist() == [*counts, 12 - len(first)]
+            each_NL = np.arange(len(bars.counts)) == np.repeat(
+                np.arange(len(bars.counts)), bars.counts
+            )[:, None]  # fmt: skip
+            np.testing.assert_allclose(
+                [bars.low, bars.high], wilson(each_NL.astype(float), np.arange(12))[1:]
+            )
     assert {h.what for h in found.histograms} > {"settled layer"}
     assert all(h.counts.sum() == 12 for h in found.histograms)
 
@@ -164,8 +170,31 @@ def test_layers_at_which_it_happens_have_means_quantiles_and_contrasts(folder):
         assert shift.n == len(pairs)
     text = markdown(found, MEASURES)
     assert "## Contrast: layers" in text
-    over = "(prompts; mean and quantiles over those to which it happens)"
+    over = "(share of prompts; mean and quantiles over those to which it happens)"
     assert f"## First layer with the answer at rank ≤ 10 {over}" in text
+
+
+def test_a_contrast_of_layers_counts_the_pairs_to_which_it_happens_alone(survey):
+    """Of eight pairs: one half never has the answer at rank ≤ 5 in three, the other in two more."""
+    items = [{"prompt": "Paris is", "answer": " the", "id": f"p{n}", "side": side}
+             for side in "ab" for n in range(8)]  # fmt: skip
+    survey.run(items, size=100)
+    frame = table(survey.folder / "a")
+    place = frame.id.str[1:].astype(int)
+    never = ((frame.side == "a") & (place < 3)) | ((frame.side == "b") & (place.isin([3, 4])))
+    frame["rank"] = np.where(never, 50, np.where(frame.block > 0, 3, 50))
+    found = summarise({"a": frame}, by="side", contrast=("a", "b"), draws=50)
+    counts = {shift.measure: shift.n for shift in found.shifts}
+    assert counts == {
+        "settled layer": 8, "first layer with the answer on top": 0,
+        "first layer with the answer at rank ≤ 5": 3, "first layer with the answer at rank ≤ 10": 3,
+    }  # fmt: skip
+    text = markdown(found, MEASURES)
+    assert "| first layer with the answer at rank ≤ 5 | b − a | 3 |" in text
+    assert "| first layer with the answer on top | b − a | 0 | – |" in text
+    own = text.partition("## First layer with the answer at rank ≤ 5")[2]
+    assert "| a | 8 | 5 |" in own
+    assert "| b | 8 | 6 |" in own
 
 
 def test_prompts_that_share_an_id_are_drawn_together():

@@ -79,13 +79,24 @@ def test_the_legend_is_above_all_panels_and_begins_on_the_left(title):
 def test_bars_that_are_as_high_stand_beside_one_another():
     counts = np.array([1, 3, 0])
     bars = [
-        Histogram("s", lens, "", "settled layer", ["embed", "0"], counts)
+        Histogram("s", lens, "", "settled layer", ["embed", "0"], counts, counts / 5, counts / 3)
         for lens in ("logit", "tuned")
     ]
     (axes,) = figure(Summary("", histograms=bars), MEASURES).axes
     edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches)
     assert len(edges) == 4
     assert all(before[1] <= after[0] + 1e-9 for before, after in itertools.pairwise(edges))
+
+
+def test_bars_have_the_intervals_of_their_shares(survey):
+    survey.run(records(8))
+    found = summarise({"a": table(survey.folder / "a")}, draws=20)
+    (bars,) = [h for h in found.histograms if h.what == "settled layer"]
+    axes = next(a for a in figure(found, MEASURES).axes if a.get_title() == "settled layer")
+    (lines,) = axes.collections
+    drawn_L = np.array([segment[:, 1] for segment in lines.get_segments()])
+    np.testing.assert_allclose(drawn_L, np.stack([bars.low, bars.high], 1)[:-1])
+    np.testing.assert_allclose([bar.get_height() for bar in axes.patches], bars.counts[:-1] / 8)
 
 
 def test_no_two_of_many_lines_are_alike():
@@ -142,7 +153,11 @@ def test_groups_may_have_any_name(survey, tmp_path, suffix):
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in tables if "Q: {}" in line} == {
         line.count("|") for line in tables if line.startswith("|  | prompts | embed")
-    } | {line.count("|") for line in tables if line.startswith("|  | mean |")}
+    } | {
+        line.count("|")
+        for line in tables
+        if line.startswith("|  | prompts | to which it happens |")
+    }
     if suffix == "html":
         page = (tmp_path / "r.html").read_text(encoding="utf-8")
         cells = re.findall(r"<td>Q: \{\}⏎A:</td><td>2</td>", page)

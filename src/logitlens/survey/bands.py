@@ -1,4 +1,4 @@
-"""A corpus's statistics → one row for each lens × layer × band of positions, and optionally every cell.
+"""A corpus's statistics → one row for each lens × layer × band of positions.
 
 A position is the number of tokens before it that the model sees (its place in the window). Bands are
 0, 1–3, 4–15, 16–63, … and all of them together. Of every band: how many tokens, and of
@@ -8,9 +8,10 @@ A position is the number of tokens before it that the model sees (its place in t
     agree     whether the layer's top token is the final one
 
 the sums by which `sketch.mean_and_error` gives a mean and its error; bins (`sketch.bins_of`) of loss,
-rank, entropy and kl; how many positions settle at the layer; and for each threshold how many would exit
-there if reading stopped at the first layer whose top token has at least that probability: all, those that
-agree with the final layer, those after which a token follows, and those that are right.
+rank, entropy and kl, and by documents what gives the error of a share of them (`sketch.ByDocument`); how
+many positions settle at the layer, with such sums; and for each threshold how many would exit there if
+reading stopped at the first layer whose top token has at least that probability: all, those that agree with
+the final layer, those after which a token follows, and those that are right.
 
 Of all layers together, and so the same in each of their rows, are the means over those positions of a band
 that are finite at every layer, with their sums by document:
@@ -22,12 +23,12 @@ that are finite at every layer, with their sums by document:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from logitlens.model.score import Rows
 from logitlens.select import layer_number
 from logitlens.survey import sketch
 from logitlens.survey.documents import Window
@@ -42,12 +43,6 @@ THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 EXITS = ("", "_agree", "_next", "_right")
 LEFT = ("settled_layer", "exit_layer", "exit_agree", "exit_right")  # lists of E numbers, or of one
 KEYS = ("lens", "layer", "block", "band", "first", "last")
-CELLS = {  # the columns of a cell, which its document's conditions follow
-    "document": "int64", "position": "int32", "seen": "int32", "token": "int32", "text": "string",
-    "next": "int32", "lens": "string", "layer": "string", "block": "int32", "loss": "float32",
-    "entropy": "float32", "kl": "float32", "rank": "int32", "agree": "bool", "top": "string",
-    "top_ids": "list int32", "top_logprobs": "list float32",
-}  # fmt: skip
 
 
 def units_of(measure: str) -> str:
@@ -81,7 +76,8 @@ class Bands:
         self.sums = {m: np.zeros((D, L, B)) for m in MEANS}
         self.counts = {"tokens": np.zeros((D, L, B)), "next": np.zeros((D, L, B))}
         self.bins = {q: np.zeros((L, B, sketch.BINS), np.int64) for q in SKETCHED}
-        self.settled_LB = np.zeros((L, B), np.int64)
+        self.read: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
+        self.settled_DLB = np.zeros((D, L, B), np.int64)
         self.nonfinite_LB = np.zeros((L, B), np.int64)
         self.exits = {what: np.zeros((L, B, E), np.int64) for what in EXITS}
         numbers = [layer_number(layer) for layer in layers]
@@ -118,6 +114,7 @@ class Bands:
             "loss": -logprob_LN, "right": right_LN, "agree": agree_LN, "entropy": entropy_LN,
             "kl": kl_LN, "rank": rank_LN,
         }  # fmt: skip
+        found: dict[str, np.ndarray] = {}
         cell_LN = np.arange(len(self.layers))[:, None] * len(self.edges) + band_N
         self.nonfinite_LB += _counted(self.nonfinite_LB, cell_LN[~good_LN])
         for name, value_LN in values.items():
@@ -128,6 +125,9 @@ class Bands:
                 bins = sketch.bins_of(value_LN[there_LN].astype(np.float64))
                 places = cell_LN[there_LN] * sketch.BINS + bins
                 self.bins[name] += _counted(self.bins[name], places)
+                found[name] = np.full(there_LN.shape, -1, np.int16)
+                found[name][there_LN] = bins
+        self.read.append((document_N * len(self.edges) + band_N, found))
         whole_N = good_LN.all(0)
         self._leave(
             agree_LN[:, whole_N], right_LN[:, whole_N], next_LN[-1, whole_N], sure_LN[:, whole_N],
@@ -165,7 +165,7 @@ class Bands:
             np.add.at(sums_DB, (document_N, band_N), values_N)
 
         run_N = np.cumprod(agree_LN[::-1], axis=0).sum(0)
-        self.settled_LB += _counted(self.settled_LB, (L - run_N) * B + band_N)
+        np.add.at(self.settled_DLB, (document_N, L - run_N, band_N), 1)
         add(self.whole["whole"], 1)
         add(self.whole["whole_next"], next_N.astype(int))
         add(self.left["settled_layer"][..., 0], self.number_L[L - run_N])
@@ -185,6 +185,7 @@ class Bands:
     def columns(self, lens: str) -> dict[str, list[Any]]:
         """A row for each layer × band, "all" first."""
         out: dict[str, list[Any]] = {}
+        moments = self._moments()
         for b in range(-1, len(self.edges)):
             some = slice(None) if b < 0 else slice(b, b + 1)
             first = self.edges[max(b, 0)]
@@ -197,8 +198,28 @@ class Bands:
                     "first": first, "last": last,
                 }  # fmt: skip
                 values |= self._numbers(row, some)
+                for name, each_LBK in moments.items():
+                    values[name] = np.trim_zeros(each_LBK[row, b + 1], "b").tolist()
                 for name, value in values.items():
                     out.setdefault(name, []).append(value)
+        return out
+
+    def _moments(self) -> dict[str, np.ndarray]:
+        """Of SKETCHED what `sketch.ByDocument` gives, (L, 1 + B, BINS): of all positions, then of each band."""
+        unit_N = np.concatenate([unit_n for unit_n, _ in self.read])
+        L, B, out = len(self.layers), len(self.edges), dict[str, np.ndarray]()
+        there_N, units = np.zeros(0, bool), []  # of one layer mostly those of the one before
+        for name in SKETCHED:
+            bins_LN = np.concatenate([found[name] for _, found in self.read], 1)
+            both = np.zeros((2, L, 1 + B, sketch.BINS), np.int64)
+            for row, bins_N in enumerate(bins_LN):
+                if not np.array_equal(there_N, bins_N >= 0):
+                    there_N = bins_N >= 0
+                    unit_n = unit_N[there_N]
+                    units = [sketch.ByDocument(unit_n // B, 1), sketch.ByDocument(unit_n, B)]
+                sums = [each.sums(bins_N[there_N]) for each in units]
+                both[:, row] = np.concatenate(sums, 1)
+            out |= {f"{name}_bins_squares": both[0], f"{name}_bins_cross": both[1]}
         return out
 
     def _numbers(self, row: int, some: slice) -> dict[str, Any]:
@@ -221,7 +242,13 @@ class Bands:
             }  # fmt: skip
         for name, counts in self.bins.items():
             out[f"{name}_bins"] = np.trim_zeros(counts[row, some].sum(0), "b").tolist()
-        out["settled"] = int(self.settled_LB[row, some].sum())
+        settled_D, whole_D = (
+            each_DB[:, some].sum(-1) for each_DB in (self.settled_DLB[:, row], self.whole["whole"])
+        )
+        out |= {
+            "settled": int(settled_D.sum()), "settled_squares": float((settled_D**2).sum()),
+            "settled_cross": float((settled_D * whole_D).sum()),
+        }  # fmt: skip
         for what, counts in self.exits.items():
             out[f"exits{what}"] = counts[row, some].sum(0).tolist()
         return out | self._left(some)
@@ -249,89 +276,69 @@ def _counted(like: np.ndarray, places: np.ndarray) -> np.ndarray:
     return np.bincount(places, minlength=like.size).reshape(like.shape)
 
 
-def cell_columns(
-    model: Any, lens: str, window: Window, rows: Rows, ids: Sequence[int]
-) -> dict[str, Any]:
-    """The counted positions of a window, a row for each position × layer; ids from `window.start` on."""
-    arrays = rows.arrays
-    L, P = arrays["finite"].shape
-    position_P = np.arange(P) + window.offset + window.context
-    inside_P = np.arange(P) + window.context
-    next_P = [ids[i + 1] if window.start + i + 1 < window.end else None for i in inside_P.tolist()]
-    blocks = [-1 if (b := layer_number(label)) is None else b for label in rows.layers]
-    top_LP = arrays["top_ids"][..., 0]
-    agree_LP = top_LP == top_LP[-1]
-    tokens_P = [ids[i] for i in inside_P.tolist()]
-    said = {-1: None} | {
-        i: model.tokens.piece(i) for i in {*tokens_P, *top_LP.ravel().tolist()} if i >= 0
-    }
-
-    def each(values_P: Any) -> list[Any]:
-        return np.repeat(np.asarray(values_P, dtype=object), L).tolist()
-
-    def across(array_LP: np.ndarray) -> np.ndarray:
-        return array_LP.swapaxes(0, 1).reshape(P * L, *array_LP.shape[2:])
-
-    agree = across(agree_LP).astype(object)
-    agree[~across(arrays["finite"] & arrays["finite"][-1])] = None
-    number = {
-        "loss": across(-arrays["target_logprobs"][..., 0]), "entropy": across(arrays["entropy"]),
-        "kl": across(arrays["kl"]),
-    }  # fmt: skip
-    rank = across(arrays["target_ranks"][..., 0])
-    return {
-        "document": [window.document] * (P * L), "position": each(position_P),
-        "seen": each(inside_P), "token": each(tokens_P), "text": each([said[i] for i in tokens_P]),
-        "next": each(next_P), "lens": [lens] * (P * L), "layer": rows.layers * P,
-        "block": blocks * P, **number, "rank": np.where(rank > 0, rank, np.nan),
-        "agree": agree,
-        "top": [said[i] for i in across(top_LP).tolist()],
-        "top_ids": across(arrays["top_ids"]), "top_logprobs": across(arrays["top_logprobs"]),
-    }  # fmt: skip
-
-
 def merged(tables: Iterable[pa.Table]) -> pa.Table:
     """Parts added up in their order, with means, errors and quantiles of the whole."""
     import pyarrow as pa
 
-    columns: dict[str, list[Any]] = {}
+    columns: dict[str, Any] = {}
     for table in tables:
-        for name, values in table.to_pydict().items():
+        for name in table.column_names:
+            if "_bins" in name:
+                _add_lists(columns.setdefault(name, np.zeros((len(table), sketch.BINS), np.int64)),
+                           table[name].combine_chunks())  # fmt: skip
+                continue
+            values = table[name].to_pylist()
             if name not in columns or name in KEYS:
                 columns[name] = values
             else:
                 columns[name] = [_plus(a, b) for a, b in zip(columns[name], values, strict=True)]
-    whole = {name: columns[name] for name in columns}
-    for name in MEANS:
-        counted = "next" if name in OF_NEXT else "tokens"
-        said = [f"{name}_sum", f"{name}_squares", f"{name}_cross", counted, f"{counted}_squares"]
-        said.append(units_of(name))
-        mean, error = sketch.mean_and_error(*(np.array(columns[c], np.float64) for c in said))
-        whole |= {name: mean.tolist(), f"{name}_error": error.tolist()}
-    for name in LEFT:
-        sums = (
-            np.array(columns[f"{name}_{of}"], np.float64).T for of in ("sum", "squares", "cross")
-        )
-        counted = _counted_by(name)
-        said = (counted, f"{counted}_squares", f"{counted}_documents")
-        mean, error = sketch.mean_and_error(
-            *sums, *(np.array(columns[c], np.float64) for c in said)
-        )
-        whole |= {name: mean.T.tolist(), f"{name}_error": error.T.tolist()}
+    whole: dict[str, Any] = {
+        name: [np.trim_zeros(row, "b").tolist() for row in values] if "_bins" in name else values
+        for name, values in columns.items()
+    }
+    whole |= _means(columns)
     for name in SKETCHED:
+        sums = [columns[f"{name}_bins{of}"] for of in ("", "_squares", "_cross")]
         for word, share in sketch.QUANTILES.items():
-            whole[f"{name}_{word}"] = [
-                sketch.quantile(np.array(counts, np.int64), share)
-                for counts in columns[f"{name}_bins"]
+            each = [
+                (sketch.quantile(n_K, share), *sketch.quantile_ends(n_K, c2_K, cn_K, D, share))
+                for n_K, c2_K, cn_K, D in zip(*sums, columns[units_of(name)], strict=True)
             ]
+            for column, values in zip(("", "_low", "_high"), zip(*each)):
+                whole[f"{name}_{word}{column}"] = list(values)
     return pa.table(whole, schema=schema(list(whole)))
 
 
+def _means(columns: dict[str, Any]) -> dict[str, list[Any]]:
+    """Means and their standard errors, and that of the share of positions that settle at each layer."""
+
+    def number(name: str) -> np.ndarray:
+        return np.array(columns[name], np.float64)
+
+    def of(name: str, total: str, counted: str, documents: str) -> tuple[np.ndarray, np.ndarray]:
+        return sketch.mean_and_error(
+            number(total).T, number(f"{name}_squares").T, number(f"{name}_cross").T,
+            number(counted), number(f"{counted}_squares"), number(documents),
+        )  # fmt: skip
+
+    out: dict[str, list[Any]] = {}
+    for name in (*MEANS, *LEFT):
+        counted = _counted_by(name) if name in LEFT else "next" if name in OF_NEXT else "tokens"
+        mean, error = of(name, f"{name}_sum", counted, units_of(name))
+        out |= {name: mean.T.tolist(), f"{name}_error": error.T.tolist()}
+    out["settled_error"] = of("settled", "settled", "whole", "whole_documents")[1].tolist()
+    return out
+
+
+def _add_lists(sums_RK: np.ndarray, lists: pa.ListArray) -> None:
+    """Lists of whole numbers, a row each, whose last zeros are left out."""
+    ends, values = lists.offsets.to_numpy().tolist(), lists.values.to_numpy()
+    for row, (start, stop) in enumerate(itertools.pairwise(ends)):
+        sums_RK[row, : stop - start] += values[start:stop]
+
+
 def _plus(a: Any, b: Any) -> Any:
-    if not isinstance(a, list):
-        return a + b
-    long, short = (a, b) if len(a) >= len(b) else (b, a)
-    return [x + (short[i] if i < len(short) else 0) for i, x in enumerate(long)]
+    return [x + y for x, y in zip(a, b, strict=True)] if isinstance(a, list) else a + b
 
 
 def schema(names: Sequence[str]) -> pa.Schema:
@@ -346,7 +353,7 @@ def schema(names: Sequence[str]) -> pa.Schema:
         if name.startswith(LEFT):
             mean = name.removesuffix("_error") in LEFT
             return pa.list_(pa.float64() if mean else pa.int64())
-        if name.endswith("_bins") or name.startswith("exits"):
+        if "_bins" in name or name.startswith("exits"):
             return pa.list_(pa.int64())
         whole = name in (
             "documents", "next_documents", "nonfinite", "tokens", "next", "settled", "whole", "whole_next",

@@ -13,7 +13,8 @@ from logitlens.model.lens_model import LensModel
 from logitlens.model.score import Asked, Rows
 from logitlens.storage import Storage
 from logitlens.survey import documents
-from logitlens.survey.bands import CELLS, Bands, cell_columns, schema
+from logitlens.survey.bands import Bands, schema
+from logitlens.survey.cells import CELLS, cell_columns
 from logitlens.survey.conditions import column
 from logitlens.survey.measure import Part, read_all
 

@@ -1,9 +1,7 @@
 """The numbers of a corpus's report: means per lens, layer and band of positions, with 95 % intervals.
 
 An interval is the mean ± t standard errors over documents (`sketch.mean_and_error`), with Student's t, as far
-as such a mean is possible; of a share Wilson's with that t, of as many tokens as would have this error if each
-were a document of its own (Korn and Graubard 1998, Survey Methodology 24:2), and of as many as there are
-documents where all are alike. Medians have none: they are within 2 % of those of the tokens read.
+as such a mean is possible; those of shares and of medians are `sketch.share_ends` and `sketch.quantile_ends`.
 """
 
 from __future__ import annotations
@@ -16,17 +14,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from logitlens.errors import InputError
-from logitlens.survey import bands
+from logitlens.survey import bands, sketch
 from logitlens.survey import plan as plans
-from logitlens.survey.bootstrap import score, student
+from logitlens.survey.bootstrap import student
 from logitlens.survey.commit import Folder
-from logitlens.survey.curves import Curve, Histogram, Kept, KeptPrompt, Summary
+from logitlens.survey.curves import SETTLED, Curve, Histogram, Kept, KeptPrompt, Summary
+from logitlens.survey.sketch import LEAST
 from logitlens.survey.summary import SAMPLE
 
 if TYPE_CHECKING:
     import pandas
 
-LEAST = 3  # documents of an interval: Student's t of two is 12.7, and such an interval says nothing
 OFTEN = (
     0.9  # a threshold at which few positions exit early, unless a lens repeats the token it is at
 )
@@ -61,7 +59,8 @@ def summarise(frames: dict[str, pandas.DataFrame]) -> Summary:
         meta={"about": (
             "Means over tokens with 95 % intervals over documents: ± t standard errors, as far as a mean is "
             "possible; those of shares are Wilson's. "
-            f"Fewer than {LEAST} documents have none; nor have median ranks, which are within 2 %."
+            "Median ranks are within 2 %, and their intervals hold the ranks up to which that of the share of "
+            f"tokens holds a half. Fewer than {LEAST} documents have none."
         )},
     )  # fmt: skip
     for survey, frame in frames.items():
@@ -73,24 +72,22 @@ def summarise(frames: dict[str, pandas.DataFrame]) -> Summary:
             n, followed = (int(rows[name].iloc[-1]) for name in ("tokens", "next"))
             if not n and band != "all":  # no window is that long
                 continue
-            nothing = np.full(len(rows), np.nan)
             for measure in ("loss", "rank_p50", "right", "kl", "entropy", "agree"):
                 mean = rows[measure].to_numpy(np.float64)
-                low = high = nothing
-                if f"{measure}_error" in rows:
+                if measure == "rank_p50":  # of a rank the sketch gives the middle of its bin
+                    ends = (
+                        rows[f"{measure}_{end}"].to_numpy(np.float64) for end in ("low", "high")
+                    )
+                    mean, low, high = (np.rint(each) for each in (mean, *ends))
+                else:
                     error = rows[f"{measure}_error"].to_numpy(np.float64)
                     units = rows[bands.units_of(measure)].to_numpy()
                     low, high = _ends(measure, mean, error, units, (0.0, np.inf))
-                else:
-                    mean = np.rint(mean)  # a rank, of which the sketch gives the middle of its bin
                 if measure == "agree":  # the final layer agrees with itself, whatever the documents
                     low[-1] = high[-1]
                 its = followed if measure.removesuffix("_p50") in bands.OF_NEXT else n
                 found.curves.append(Curve(*key, measure, layers, mean, low, high, its))
-            counts = np.append(rows["settled"].to_numpy(np.int64), 0)
-            mean, low, high = (float(each[0]) for each in _around("settled_layer", rows))
-            spread = {"mean": (mean, low, high)}
-            found.histograms.append(Histogram(*key, "settled layer", layers, counts, spread))
+            found.histograms.append(_settled(key, rows))
             found.exits.extend(_exits(key, rows))
     whole = {
         place: [one for one in getattr(found, place) if one.group == _group("all")]
@@ -126,6 +123,17 @@ def _remarks(survey: str, frame: pandas.DataFrame) -> str:
     return out
 
 
+def _settled(key: tuple[str, str, str], rows: pandas.DataFrame) -> Histogram:
+    """Where positions settle; never is impossible."""
+    counts = rows["settled"].to_numpy(np.int64)
+    share, error = counts / max(1, counts.sum()), rows["settled_error"].to_numpy(np.float64)
+    ends = sketch.share_ends(share, error, rows["whole_documents"].to_numpy())
+    low, high = (np.append(each, np.nan) for each in ends)
+    mean, least, most = (float(each[0]) for each in _around("settled_layer", rows))
+    spread = {"mean": (mean, least, most)}
+    return Histogram(*key, SETTLED, rows["layer"].tolist(), np.append(counts, 0), low, high, spread)
+
+
 def _exits(key: tuple[str, str, str], rows: pandas.DataFrame) -> list[Curve]:
     """Over thresholds: the mean layer of exit, and how many exits agree and are right."""
     labels = [f"{t:g}" for t in bands.THRESHOLDS]
@@ -152,13 +160,10 @@ def _ends(
     possible: tuple[float, float],
 ) -> tuple[np.ndarray, np.ndarray]:
     """(L,) each: where the interval of a mean ends, which lies between two values if it is no share."""
+    if name in SHARES:
+        return sketch.share_ends(mean_L, error_L, documents_L)
     t_L = np.array([student(n - 1) if n >= LEAST else np.nan for n in documents_L.tolist()])
-    if name not in SHARES:
-        return (mean_L - t_L * error_L).clip(*possible), (mean_L + t_L * error_L).clip(*possible)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        tokens_L = mean_L * (1 - mean_L) / error_L**2
-    differ_L = np.isfinite(tokens_L) & (tokens_L > 0)
-    return score(mean_L, np.where(differ_L, tokens_L, documents_L), t_L)
+    return (mean_L - t_L * error_L).clip(*possible), (mean_L + t_L * error_L).clip(*possible)
 
 
 def _group(band: str) -> str:

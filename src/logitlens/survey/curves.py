@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 RANKS = (1, 5, 10)
 QUANTILES = (0.1, 0.5, 0.9)
+SETTLED = "settled layer"
 MEASURES = {  # name: (what it is, its unit or "")
     "logprob": ("log-probability of the answer", "nats"),
     "first_logprob": ("log-probability of the answer's first token", "nats"),
@@ -56,6 +57,7 @@ class Curve:
 class Histogram:
     """Where something first happens: counts for each layer and, last, for never.
 
+    low, high   ends of the intervals of their shares, as many; nan where there are none
     spread   "mean" and quantiles of the layer's number (embed −1), of the prompts to which it happens:
              value, low, high
     """
@@ -66,6 +68,8 @@ class Histogram:
     what: str
     layers: list[str]
     counts: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
     spread: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
 

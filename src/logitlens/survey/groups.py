@@ -14,7 +14,7 @@ import numpy as np
 
 from logitlens.errors import FormatError, SettingError
 from logitlens.survey.bootstrap import interval, paired_shares, quantiles, wilson
-from logitlens.survey.curves import QUANTILES, RANKS, Curve, Histogram, ordered
+from logitlens.survey.curves import QUANTILES, RANKS, SETTLED, Curve, Histogram, ordered
 
 if TYPE_CHECKING:
     import pandas
@@ -42,7 +42,7 @@ class Group:
         −1 where it cannot, as there is no answer."""
         L = len(self.layers)
         run_N = np.cumprod(self.values["agree"][:, ::-1] == 1, axis=1).sum(1).astype(int)
-        out = {"settled layer": np.where(run_N > 0, L - run_N, L)}
+        out = {SETTLED: np.where(run_N > 0, L - run_N, L)}
         for k in RANKS if "top1" in self.values else ():
             hits_NL = self.values[f"top{k}"] == 1
             row_N = np.where(hits_NL.any(1), hits_NL.argmax(1), L)
@@ -91,7 +91,13 @@ class Group:
             spread = {"mean": tuple(mean_3M[:, m].tolist())}
             spread |= {f"{s:.0%}": tuple(x[:, m].tolist()) for s, x in zip(QUANTILES, several_S3M)}
             counts = np.bincount(row_N[row_N >= 0], minlength=L + 1)
-            out.append(Histogram(*self.key, what, self.layers, counts, spread))
+            there_N1 = row_N[:, None] >= 0
+            _, low, high = wilson(
+                np.where(there_N1, row_N[:, None] == np.arange(L + 1), np.nan), self.units
+            )
+            if what == SETTLED:  # the final layer agrees with itself, whatever the prompts
+                low[-1] = high[-1] = np.nan
+            out.append(Histogram(*self.key, what, self.layers, counts, low, high, spread))
         return out
 
 

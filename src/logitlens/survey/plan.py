@@ -23,7 +23,7 @@ from logitlens.model.lens_model import LensModel
 from logitlens.schema import matches, parse_json
 from logitlens.survey.commit import Folder
 
-FORMAT, VERSION = "logitlens.survey", 6
+FORMAT, VERSION = "logitlens.survey", 7
 PLAN = "plan.json"
 SAMPLE = 64  # numbers of every parameter, or more, that go into the model's hash
 _UNTOLD = (

@@ -19,7 +19,7 @@ from logitlens.model.provenance import display_name
 from logitlens.storage import is_remote
 from logitlens.survey import documents, settle
 from logitlens.survey import plan as plans
-from logitlens.survey.bands import CELLS
+from logitlens.survey.cells import CELLS
 from logitlens.survey.commit import Folder
 from logitlens.survey.documents import ORIGIN
 from logitlens.survey.plan import FORMAT, VERSION, Plan, Settings

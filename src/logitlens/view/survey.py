@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from logitlens.view.behind import sections, style
 from logitlens.view.document import svg
 from logitlens.view.survey_figure import figure
-from logitlens.view.survey_panels import alike, name_of, shared, title_of
+from logitlens.view.survey_panels import alike, name_of, share, shared, title_of
 
 if TYPE_CHECKING:
     from logitlens.survey.curves import Curve, Summary
@@ -44,15 +44,17 @@ def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str 
         layers, spread = [*shared(bars), "never"], list(bars[0].spread)
         means = "mean and quantiles" if len(spread) > 1 else "mean"
         over = f"; {means} over those to which it happens" if spread else ""
-        out += [f"## {what[0].upper()}{what[1:]} ({summary.unit}{over})", ""]
+        out += [f"## {what[0].upper()}{what[1:]} (share of {summary.unit}{over})", ""]
         rows = []
         for each in bars:
-            counts = dict(zip([*each.layers, "never"], map(str, each.counts)))
-            cells = [_cell(*each.spread[name]) for name in spread]
-            cells += [counts.get(name, "") for name in layers]
+            numbers = zip([*each.layers, "never"], share(each), each.low, each.high)
+            shares = {layer: _cell(*around) for layer, *around in numbers}
+            cells = [str(each.counts.sum()), str(each.counts[:-1].sum())]
+            cells += [_cell(*each.spread[name]) for name in spread]
+            cells += [shares.get(name, "") for name in layers]
             rows.append([name_of(each, summary), *cells])
         heads = [name.replace("%", " %") for name in spread]
-        out += _table(rows, ["", *heads, *layers])
+        out += _table(rows, ["", summary.unit, "to which it happens", *heads, *layers])
     if summary.shifts:
         out += ["## Contrast: layers", ""]
         rows = [
@@ -84,10 +86,10 @@ def _of_layers(curves: Sequence[Curve], summary: Summary) -> list[str]:
     for curve in curves:
         cells = _cells(curve)
         if curve.measure == "rank_p50":
-            cells = {layer: f"{rank:.0f}" for layer, rank in zip(curve.layers, curve.mean.tolist())}
+            cells = {layer: cell.replace(".00", "") for layer, cell in cells.items()}
         mine = [cells.get(layer, "") for layer in layers]
-        share = "" if curve.share is None else f" · {curve.share:.0%}".replace("%", " %")
-        rows.append([name_of(curve, summary) + share, str(curve.n), *mine])
+        which = "" if curve.share is None else f" · {curve.share:.0%}".replace("%", " %")
+        rows.append([name_of(curve, summary) + which, str(curve.n), *mine])
     return _table(rows, ["", summary.unit, *layers])
 
 

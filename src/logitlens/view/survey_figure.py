@@ -190,9 +190,10 @@ class _Drawing:
         width = 0.8 / len(bars.histograms)  # side by side: none hides another
         for place, (each, name) in enumerate(zip(bars.histograms, bars.names)):
             x = [layers.index(label) for label in each.layers] + [len(layers)] * never
-            left = np.array(x) - 0.4 + place * width
+            middle = np.array(x) - 0.4 + (place + 0.5) * width
             color = self.styles[name]["color"]
-            axes.bar(left, share(each)[: len(x)], width, align="edge", color=color)
+            axes.bar(middle, share(each)[: len(x)], width, color=color, alpha=0.7)
+            axes.vlines(middle, each.low[: len(x)], each.high[: len(x)], color=color, lw=1)
         if bars.high is not None:
             axes.set_ylim(0, bars.high)
         axes.set_ylabel(f"share of {self.summary.unit}", fontsize=8)

@@ -193,7 +193,8 @@ def _of_moment(bars: list[Histogram], summary: Summary) -> list[Panel]:
     together = (
         [h for h in summary.together.histograms if h.what == what] if summary.together else []
     )
-    high = 1.05 * max(float(share(h).max()) for h in (*bars, *together))
+    ends = (number for h in (*bars, *together) for number in (*share(h), *h.high))
+    high = 1.04 * _ends(ends)[1]
     if together:
         names = [name_of(h, summary.together or summary) for h in together]
         out.append((f"{what}\n{visible(together[0].group)}", Bars(together, names, high)))
