@@ -99,6 +99,35 @@ def test_bars_have_the_intervals_of_their_shares(survey):
     np.testing.assert_allclose([bar.get_height() for bar in axes.patches], bars.counts[:-1] / 8)
 
 
+def test_means_over_what_is_all_alike_are_marked_where_an_interval_would_have_no_width(survey):
+    """Quantiles are not: their interval says how many are alike. Nor is what is so by definition."""
+    survey.run(
+        [{"prompt": f"{'the ' * n}tower", "answer": " Paris", "id": f"p{n}"} for n in range(1, 9)]
+    )
+    frame = table(survey.folder / "a")
+    frame["agree"], frame["entropy"] = frame.block > 0, 2.0 + frame.block
+    found = summarise({"a": frame}, draws=50)
+    text = markdown(found, MEASURES)
+    rows = {title.partition("\n")[0]: title.split("| logit |")[1] for title in text.split("## ")[1:]
+            if "| logit |" in title}  # fmt: skip
+    assert rows["entropy (nats)"].split("\n")[0].split(" | ")[1:] == [
+        f"{n}.00 (all alike)" for n in (1, 2, 3)] + ["4.00 (all alike) |"]  # fmt: skip
+    settled = rows[
+        "Settled layer (share of prompts; mean and quantiles over those to which it happens)"
+    ]
+    assert " 8 | 8 | 1.00 (all alike) | 1.00 [" in settled
+    assert "1.00 [0.68, 1.00]" in settled, "the share of those that settle there"
+    assert rows["KL(final ‖ layer) (nats)"].split("\n")[0].endswith("] | 0.00 |")
+    assert rows["same top token as the final layer"].split("\n")[0].endswith("] | 1.00 |")
+    picture = figure(found, MEASURES)
+    hollow = {axes.get_title(): len(c.get_offsets()) for axes in picture.axes
+              for c in axes.collections if [*map(to_hex, c.get_facecolor())] == ["#ffffff"]}  # fmt: skip
+    assert hollow == {"entropy, nats": 4}
+    (legend,) = picture.legends
+    assert [each.get_text() for each in legend.get_texts()] == [survey_figure.HOLLOW]
+    assert not figure(summarise({"a": table(survey.folder / "a")}, draws=50), MEASURES).legends
+
+
 def test_no_two_of_many_lines_are_alike():
     names = [f"relation {n}" for n in range(81)]
     styles = survey_figure._styles(names)

@@ -13,10 +13,21 @@ from typing import TYPE_CHECKING, Any
 from logitlens.view.behind import sections, style
 from logitlens.view.document import svg
 from logitlens.view.survey_figure import figure
-from logitlens.view.survey_panels import alike, name_of, share, shared, title_of
+from logitlens.view.survey_panels import (
+    alike,
+    all_alike,
+    name_of,
+    no_width,
+    share,
+    shared,
+    title_of,
+)
 
 if TYPE_CHECKING:
     from logitlens.survey.curves import Curve, Summary
+
+
+ALIKE = " (all alike)"
 
 
 def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str = "Survey") -> str:
@@ -50,7 +61,10 @@ def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str 
             numbers = zip([*each.layers, "never"], share(each), each.low, each.high)
             shares = {layer: _cell(*around) for layer, *around in numbers}
             cells = [str(each.counts.sum()), str(each.counts[:-1].sum())]
-            cells += [_cell(*each.spread[name]) for name in spread]
+            cells += [
+                _mean(*each.spread[name]) if name == "mean" else _cell(*each.spread[name])
+                for name in spread
+            ]
             cells += [shares.get(name, "") for name in layers]
             rows.append([name_of(each, summary), *cells])
         heads = [name.replace("%", " %") for name in spread]
@@ -58,7 +72,7 @@ def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str 
     if summary.shifts:
         out += ["## Contrast: layers", ""]
         rows = [
-            [c.measure, name_of(c, summary), str(c.n), *map(_cell, c.mean, c.low, c.high)]
+            [c.measure, name_of(c, summary), str(c.n), *map(_mean, c.mean, c.low, c.high)]
             for c in summary.shifts
         ]
         out += _table(rows, ["", "", "pairs to which it happens", "difference"])
@@ -95,8 +109,17 @@ def _of_layers(curves: Sequence[Curve], summary: Summary) -> list[str]:
 
 def _cells(curve: Curve) -> dict[str, str]:
     """Layer → what its cell says."""
-    each = zip(curve.layers, curve.mean, curve.low, curve.high)
-    return {layer: _cell(*numbers) for layer, *numbers in each}
+    each = list(zip(curve.layers, curve.mean, curve.low, curve.high))
+    cells = {layer: _cell(*numbers) for layer, *numbers in each}
+    if curve.share is None and curve.measure in ("kl", "agree"):  # what it is by definition
+        cells[curve.layers[-1]] = (
+            _number(curve.mean[-1]) if curve.mean[-1] == curve.mean[-1] else "–"
+        )
+    return cells | {
+        layer: _number(mean) + ALIKE
+        for layer, mean, alike in zip(curve.layers, curve.mean, all_alike(curve))
+        if alike
+    }
 
 
 def _cell(mean: float, low: float, high: float) -> str:
@@ -107,6 +130,11 @@ def _cell(mean: float, low: float, high: float) -> str:
         return _number(mean)
     ends = ("…" if math.isnan(end) else _number(end) for end in (low, high))
     return f"{_number(mean)} [{', '.join(ends)}]"
+
+
+def _mean(mean: float, low: float, high: float) -> str:
+    """A mean with its interval; where all are alike words for it, as a width of 0 would say more than that."""
+    return _number(mean) + ALIKE if no_width(mean, low, high) else _cell(mean, low, high)
 
 
 def _number(value: float) -> str:

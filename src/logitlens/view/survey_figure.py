@@ -19,6 +19,7 @@ from logitlens.view.survey_panels import (
     Heat,
     Lines,
     Panel,
+    all_alike,
     panels,
     share,
     shared,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#7a5cc2")
 MARKS = "os^Dv*PX"
+HOLLOW = "hollow: all alike, and so without an interval"
 DASHES = ("-", "--", ":", "-.")
 
 
@@ -108,13 +110,23 @@ class _Drawing:
                 self.bars(axes, content)
             else:
                 self.lines(axes, content)
-        if len(names) > 1:
+        several = names if len(names) > 1 else []
+        entries = {name: Line2D([], [], **self.styles[name]) for name in several}
+        lines = (
+            c
+            for row in rows
+            for _, content in row
+            if isinstance(content, Lines)
+            for c in content.curves
+        )
+        if any(all_alike(curve).any() for curve in lines):
+            entries[HOLLOW] = Line2D([], [], ls="", marker="o", mfc="white", mec="#555555", ms=5)
+        if entries:
             # The title is the legend's: above one another they have room. On the left, where a narrow screen
             # begins.
-            handles = [Line2D([], [], **self.styles[name]) for name in names]
-            drawing.legend(handles, [self.fonts.shown(name) for name in names], fontsize=8, frameon=False,
-                           loc="outside upper left", ncols=min(2 * wide, len(names)), alignment="left",
-                           title=self.fonts.shown(title), title_fontsize=11)  # fmt: skip
+            drawing.legend([*entries.values()], [self.fonts.shown(name) for name in entries], fontsize=8,
+                           frameon=False, loc="outside upper left", ncols=min(2 * wide, len(entries)),
+                           alignment="left", title=self.fonts.shown(title), title_fontsize=11)  # fmt: skip
         elif title:
             drawing.suptitle(self.fonts.shown(title), fontsize=11)
         return drawing
@@ -167,6 +179,11 @@ class _Drawing:
                 axes.scatter(x, y, s=60, color=style["color"], lw=0, alpha=0.01, zorder=9).set_urls(
                     links
                 )
+            if (alike := all_alike(curve)).any():
+                axes.scatter(
+                    x[alike], curve.mean[alike], s=22, marker=style["marker"], zorder=3,
+                    facecolors="white", edgecolors=style["color"],
+                )  # fmt: skip
             axes.fill_between(
                 x, curve.low, curve.high, color=style["color"], alpha=0.18, linewidth=0
             )

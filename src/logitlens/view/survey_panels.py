@@ -217,6 +217,20 @@ def share(bars: Histogram) -> NDArray[np.float64]:
     return bars.counts / max(1, bars.counts.sum())
 
 
+def no_width(mean: float, low: float, high: float) -> bool:
+    """Whether the interval of a mean has no width, as what it is over is all alike."""
+    return high - low <= 1e-9 * abs(mean) and abs(mean - low) <= 1e-9 * abs(mean)
+
+
+def all_alike(curve: Curve) -> NDArray[np.bool_]:
+    """(L,) Where the mean of a curve is over what is all alike, by chance: the final layer's KL is 0 and its
+    agreement 1 whatever the prompts, and a quantile's interval counts how many are alike."""
+    where = np.array([no_width(*each) for each in zip(curve.mean, curve.low, curve.high)], bool)
+    if curve.measure in ("kl", "agree"):
+        where[-1] = False
+    return where & (curve.share is None and curve.measure != "rank_p50")
+
+
 def _by_lens(items: Iterable[L]) -> list[list[L]]:
     found: dict[tuple[str, str], list[L]] = {}
     for item in items:
