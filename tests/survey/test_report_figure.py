@@ -189,7 +189,7 @@ def test_groups_may_have_any_name(survey, tmp_path, suffix):
     }
     if suffix == "html":
         page = (tmp_path / "r.html").read_text(encoding="utf-8")
-        cells = re.findall(r"<td>Q: \{\}⏎A:</td><td>2</td>", page)
+        cells = re.findall(r"<td>Q: \{\}⏎A:<td>2<", page)
         assert len(cells) > 5
 
 

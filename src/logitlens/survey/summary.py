@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 DRAWS = 1000
 SHOWN = ("layer", "top", "logprob", "rank", "margin", "kl", "entropy")
 SAMPLE = 12  # prompts kept behind the points of a page
+FEWER = 6  # of each group, where these are more than a panel has lines
 TOGETHER = "all prompts"
 
 
@@ -79,15 +80,17 @@ def summarise(
         about = about.removesuffix(".") + ", those of their differences Bonett and Price's."
     found = Summary(by or "", meta={"seed": seed, "draws": draws, "about": about})
     groups: list[Group] = []
+    parts: list[tuple[tuple[str, str, str], pandas.DataFrame]] = []
     for survey, frame in frames.items():
         if by is not None and by not in (known := _conditions(frame)):
             raise SettingError(f"{survey} has no condition {by!r}: it has {', '.join(known)}")
         for lens in dict.fromkeys(frame["lens"]):
             mine = frame.loc[frame["lens"] == lens]
             for name, rows in ({"": mine} if by is None else _groups(mine, by)).items():
-                key = (survey, lens, name)
-                groups.append(group(key, rows))
-                found.kept.append(_kept(key, rows))
+                parts.append(((survey, lens, name), rows))
+                groups.append(group(*parts[-1]))
+    most = SAMPLE if len(groups) <= MOST else FEWER
+    found.kept.extend(_kept(*part, most) for part in parts)
     groups = without_repeats(groups)
     _add(found, groups, seed, draws)
     lenses = {each.key[:2] for each in groups}
@@ -122,7 +125,7 @@ def _together(frames: dict[str, pandas.DataFrame], seed: int, draws: int) -> Sum
         for lens in dict.fromkeys(frame["lens"]):
             key, rows = (survey, lens, TOGETHER), frame.loc[frame["lens"] == lens]
             groups.append(group(key, rows))
-            found.kept.append(_kept(key, rows))
+            found.kept.append(_kept(key, rows, SAMPLE))
     _add(found, without_repeats(groups), seed, draws)
     return found
 
@@ -190,10 +193,10 @@ def _require_pairs(frames: dict[str, pandas.DataFrame], contrast: tuple[str, str
             )
 
 
-def _kept(key: tuple[str, str, str], rows: pandas.DataFrame) -> Kept:
+def _kept(key: tuple[str, str, str], rows: pandas.DataFrame, most: int) -> Kept:
     """Prompts evenly spaced over those of a group."""
     every = np.unique(rows["prompt_index"].to_numpy())
-    some = every[np.linspace(0, len(every) - 1, min(SAMPLE, len(every))).astype(int)]
+    some = every[np.linspace(0, len(every) - 1, min(most, len(every))).astype(int)]
     prompts = []
     for index in some.tolist():
         mine = rows.loc[rows["prompt_index"] == index].sort_values(["block"])

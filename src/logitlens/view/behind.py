@@ -105,12 +105,17 @@ def _title(kept: Kept) -> str:
 def _section(
     name: str, said: str, heads: Sequence[str], rows: Sequence[Sequence[str]], again: str = ""
 ) -> str:
-    head = "".join(f"<th>{_text(each)}</th>" for each in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return (
         f'<section class="behind" id="{name}"><p>{_text(said)} · <a href="#top">close</a></p>'
-        f"<table><tr>{head}</tr>{body}</table>{again}</section>"
+        f"{table([_text(each) for each in heads], rows)}{again}</section>"
     )
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Of cells that are HTML. What ends a cell or a row may be left out there: it was a tenth of a page."""
+    lines = [("th", heads), *(("td", row) for row in rows)]
+    body = "".join("<tr>" + "".join(f"<{tag}>{cell}" for cell in row) for tag, row in lines)
+    return f"<table>{body}</table>"
 
 
 def _cells(row: dict[str, Any], columns: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from logitlens.view.behind import sections, style
+from logitlens.view.behind import sections, style, table
 from logitlens.view.document import svg
 from logitlens.view.survey_figure import figure
 from logitlens.view.survey_panels import (
@@ -112,9 +112,7 @@ def _cells(curve: Curve) -> dict[str, str]:
     each = list(zip(curve.layers, curve.mean, curve.low, curve.high))
     cells = {layer: _cell(*numbers) for layer, *numbers in each}
     if curve.share is None and curve.measure in ("kl", "agree"):  # what it is by definition
-        cells[curve.layers[-1]] = (
-            _number(curve.mean[-1]) if curve.mean[-1] == curve.mean[-1] else "–"
-        )
+        cells[curve.layers[-1]] = _cell(curve.mean[-1], math.nan, math.nan)
     return cells | {
         layer: _number(mean) + ALIKE
         for layer, mean, alike in zip(curve.layers, curve.mean, all_alike(curve))
@@ -168,14 +166,10 @@ def page(
     parts += _as_html(text)
     if prompts:
         columns = list(prompts[0])
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(_said(row[c]))}</td>" for c in columns) + "</tr>"
-            for row in prompts
-        )
-        heads = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
+        rows = [[html.escape(_said(row[c])) for c in columns] for row in prompts]
         parts.append(
             f"<details open><summary>{len(prompts)} prompts, those that settle last first</summary>"
-            f"<table><tr>{heads}</tr>{body}</table></details>"
+            f"{table([html.escape(c) for c in columns], rows)}</details>"
         )
     return _PAGE.format(title=html.escape(title), style=style(), body="\n".join(parts))
 
@@ -187,19 +181,17 @@ def _said(value: Any) -> str:
 def _as_html(lines: Sequence[str]) -> list[str]:
     """The tables of `markdown` as HTML, folded."""
     out: list[str] = []
-    rows: list[str] = []
+    rows: list[list[str]] = []
     for line in [*lines, "## "]:
         if line.startswith("## "):
             if rows:
-                out.append("<table>" + "".join(rows) + "</table></details>")
+                out.append(f"{table(rows[0], rows[1:])}</details>")
             rows = []
             if line[3:]:
                 out.append(f"<details><summary>{html.escape(line[3:])}</summary>")
         elif line.startswith("| ") and not line.startswith("| ---"):
-            tag = "td" if rows else "th"
             cells = line[2:-2].replace("\\|", "\0").split(" | ")
-            cells = [html.escape(cell.replace("\0", "|").strip()) for cell in cells]
-            rows.append("<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>")
+            rows.append([html.escape(cell.replace("\0", "|").strip()) for cell in cells])
     return out
 
 

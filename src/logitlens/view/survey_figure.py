@@ -148,10 +148,14 @@ class _Drawing:
                 red, green, blue = ink(tuple(colours_LG4[row, column, :3].tolist()))
                 axes.text(column, row, _cell(value, whole, digits), ha="center", va="center", fontsize=6,
                           color=(red / 255, green / 255, blue / 255))  # fmt: skip
-        for column, curve in enumerate(heat.curves):
-            if links := urls(curve, self.summary) if heat.axis == "layer" else []:
-                y = [heat.rows.index(label) for label in curve.layers]
-                axes.scatter([column] * len(y), y, s=60, lw=0, alpha=0.01, zorder=9).set_urls(links)
+        places, links = [], []
+        for column, curve in enumerate(heat.curves if heat.axis == "layer" else []):
+            if mine := urls(curve, self.summary):
+                places += [(column, heat.rows.index(label)) for label in curve.layers]
+                links += mine
+        if links:
+            clear = axes.scatter(*zip(*places), s=60, color="#7f7f7f", lw=0, alpha=0.01, zorder=9)
+            clear.set_urls(links)
         step = max(1, math.ceil(len(heat.rows) / 12))
         axes.set_yticks(range(0, len(heat.rows), step), heat.rows[::step], fontsize=8)
         names = [
