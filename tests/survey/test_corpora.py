@@ -115,8 +115,7 @@ def test_counts_by_document_are_those_of_a_loop_and_add_up():
 def test_intervals_of_quantiles_of_tokens_hold_the_truth(documents, least, most, alike, share):
     """As if each token were a document of its own they hold it 20 to 51 times in a hundred, or, where tokens
     are alike by 0.02 alone, 95 times."""
-    truth = {0.1: -1.2816, 0.5: 0.0, 0.9: 1.2816}[share]
-    (place,) = sketch.bins_of(np.exp([truth * 2 + 1]))
+    truth = np.exp(2 * {0.1: -1.2816, 0.5: 0.0, 0.9: 1.2816}[share] + 1)
     generator = np.random.default_rng(0)
     held, trials, whole = 0, 200, 0
     for _ in range(trials):
@@ -127,7 +126,8 @@ def test_intervals_of_quantiles_of_tokens_hold_the_truth(documents, least, most,
         counts = np.bincount(bins_N, minlength=sketch.BINS)
         squares, cross = (each[0] for each in sketch.ByDocument(document_N, 1).sums(bins_N))
         low, high = sketch.quantile_ends(counts, squares, cross, documents, share)
-        held += bool(not low > sketch._value(place) and not high < sketch._value(place))
+        held += bool(not low > truth and not high < truth)
+        assert low != high  # a bin has a width, and so has an interval
         whole += bool(np.isfinite([low, high]).all())
         found = sketch.quantile(counts, share)
         assert not found < low
@@ -145,7 +145,7 @@ def test_a_quantile_of_documents_that_are_all_alike_is_open_where_they_cannot_te
         sums = (each[0] for each in sketch.ByDocument(np.arange(40) % documents, 1).sums(bins_N))
         return sketch.quantile_ends(counts, *sums, documents, share)
 
-    one = pytest.approx(1, rel=0.02)
+    one = pytest.approx(1, rel=0.041)
     assert ends(40, 0.5) == (one, one)
     low, high = ends(4, 0.9)
     assert low == one

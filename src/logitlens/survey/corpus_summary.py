@@ -75,10 +75,10 @@ def summarise(frames: dict[str, pandas.DataFrame]) -> Summary:
             for measure in ("loss", "rank_p50", "right", "kl", "entropy", "agree"):
                 mean = rows[measure].to_numpy(np.float64)
                 if measure == "rank_p50":  # of a rank the sketch gives the middle of its bin
-                    ends = (
+                    low, high = (
                         rows[f"{measure}_{end}"].to_numpy(np.float64) for end in ("low", "high")
                     )
-                    mean, low, high = (np.rint(each) for each in (mean, *ends))
+                    mean, low, high = np.rint(mean), np.floor(low) + 1, np.floor(high)
                 else:
                     error = rows[f"{measure}_error"].to_numpy(np.float64)
                     units = rows[bands.units_of(measure)].to_numpy()

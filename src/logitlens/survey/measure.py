@@ -225,9 +225,8 @@ def _prepare(model: LensModel, item: Item, first: int, edits: Prepared | None) -
         raise PromptError(f"{longest} tokens with its answer; the context holds {model.context}")
     for (a, a_ids), (b, b_ids) in product(zip(item.answers, right), zip(item.wrong, wrong)):
         if a_ids == b_ids[: len(a_ids)] or b_ids == a_ids[: len(b_ids)]:
-            raise PromptError(
-                f"{a!r} is a right answer and {b!r} a wrong one, and one begins with the other"
-            )
+            also = ", and one begins with the other" if a != b else ""
+            raise PromptError(f"{a!r} is a right answer and {b!r} a wrong one{also}")
     right, wrong = _shortest(right), _shortest(wrong)
     members = {name: _members(model, name, tokens) for name, tokens in item.sets.items()}
     flat = list(dict.fromkeys(i for tokens in members.values() for i in tokens))

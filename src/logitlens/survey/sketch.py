@@ -51,6 +51,11 @@ def _value(place: int) -> float:
     return 0.0 if place == 0 else float(2 * SMALLEST * GAMMA**place / (GAMMA + 1))
 
 
+def _edge(place: int) -> float:
+    """The greatest number of a bin."""
+    return 0.0 if place <= 0 else SMALLEST * GAMMA**place
+
+
 class ByDocument:
     """Of N numbers the unit of each: a document's band, document · B + band. Of a unit's n numbers c are in the
     bins up to x: what gives Σ c² and Σ c·n over documents when it is added up over bins, whole numbers."""
@@ -123,7 +128,7 @@ def quantile_ends(
     low, high = share_ends(p, error, documents)
     first = int(np.argmax(high >= share))  # the least that may be the quantile; 0 is below all
     last = int(np.flatnonzero(low < share)[-1])  # the value after it is the highest
-    return (
-        _value(int(places[first - 1])) if first else float("nan"),
-        _value(int(places[last])) if last < len(places) else float("nan"),
+    return (  # what is in a bin may be anywhere in it
+        _edge(int(places[first - 1]) - 1) if first else float("nan"),
+        _edge(int(places[last])) if last < len(places) else float("nan"),
     )
