@@ -15,6 +15,7 @@ import pytest
 
 from logitlens.cli import process
 from tests.cli.test_fit import place  # noqa: F401
+from tests.fit import words
 from tests.server.held import ROOT
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX streams and signals")
@@ -198,20 +199,22 @@ def test_a_fit_that_is_terminated_keeps_its_last_step(place, tmp_path):  # noqa:
 
 @pytest.mark.slow
 def test_a_fit_in_shards_that_is_interrupted_says_how_many_it_keeps(place, tmp_path):  # noqa: F811
+    # so much that the fit has not ended before the interrupt comes
+    text, out = words.text(tmp_path / "text.txt", paragraphs=4000), tmp_path / "fit"
     command = [
-        sys.executable, "-m", "logitlens", "fit", "jacobian", place / "text.txt", "-m", place / "model",
-        "-o", tmp_path, "-j", "2", "--tokens-per-pass", "1", "--threads", "1",
+        sys.executable, "-m", "logitlens", "fit", "jacobian", text, "-m", place / "model",
+        "-o", out, "-j", "2", "--tokens-per-pass", "1", "--threads", "1",
     ]  # fmt: skip
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as child:
-        while not list(tmp_path.glob("shard-*.pt")):
+        while not list(out.glob("shard-*.pt")):
             assert child.poll() is None, child.stderr.read()
             time.sleep(0.01)
         os.killpg(child.pid, signal.SIGINT)
         _, errors = child.communicate(timeout=60)
-    kept = len(list(tmp_path.glob("shard-*.pt")))
+    kept = len(list(out.glob("shard-*.pt")))
     assert child.returncode == 130
     assert re.search(
-        rf"interrupted; {kept} shards? in {tmp_path} (is|are) kept, the same command", errors
+        rf"interrupted; {kept} shards? in {out} (is|are) kept, the same command", errors
     )
