@@ -206,8 +206,9 @@ def test_a_fit_in_shards_that_is_interrupted_says_how_many_it_keeps(place, tmp_p
         "-o", out, "-j", "2", "--tokens-per-pass", "1", "--threads", "1",
     ]  # fmt: skip
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as child:
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background has it ignored
+    ) as child:  # fmt: skip
         while not list(out.glob("shard-*.pt")):
             assert child.poll() is None, child.stderr.read()
             time.sleep(0.01)
