@@ -89,7 +89,7 @@ def s3():
 @pytest.fixture
 def unlooked(monkeypatch):
     """Surveys are planned as they were when prompts were first looked at while they are read."""
-    monkeypatch.setattr("logitlens.survey.run.require_readable", lambda *given: None)
+    monkeypatch.setattr("logitlens.survey.run.require_readable", lambda *given, **how: None)
 
 
 @pytest.fixture

@@ -375,6 +375,10 @@ def test_a_spoilt_part_is_not_searched(survey):
 
 def test_a_report_is_written_as_text_and_as_a_page_that_needs_no_network(folder, tmp_path):
     report([folder], tmp_path / "r.md", by="order", contrast=("even", "odd"))
+    said = (tmp_path / "r.md").read_text(encoding="utf-8")
+    tables = re.findall(r"^## (.*)\n\n\|  \| ([^|]+) \| embed", said, re.M)  # heading, what n is of
+    counted = {of for heading, of in tables if heading.startswith("Contrast")}
+    assert (counted, dict(tables)["entropy (nats)"]) == ({"pairs"}, "prompts")
     report([folder], tmp_path / "r.html", by="order")  # draws the figure
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "<script" not in page
@@ -576,7 +580,7 @@ def test_what_a_report_leaves_out_is_said(survey, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["r.html", "r.png", "r.md"])
-def test_a_survey_of_which_nothing_could_be_read_is_refused(survey, tmp_path, name):
+def test_a_survey_of_which_nothing_could_be_read_is_refused(survey, tmp_path, name, unlooked):
     survey.run([{"prompt": "Paris " * 300}], bad="skip")
     with pytest.raises(PromptError, match="a has no rows: none of its prompts could be read"):
         report([survey.folder / "a"], tmp_path / name)

@@ -392,12 +392,13 @@ def test_prompts_read_the_same_from_every_kind_of_file(tmp_path, suffix):
         (b'{"prompt": "a", "rank_embed": 3}', "line 2: 'rank_embed' is a column of the survey"),
         (b'{"prompt": "a", " answer": "b"}', "line 2: ' answer' is not a field; 'answer' is"),
         (b'{"prompt": "a", "": "b"}', "line 2: a column has no name"),
+        (b'{"prompt": "a", "sets": {" ": ["b"]}}', "line 2: a set has no name"),
         (b'{"messages": "hello"}', "line 2: expected messages as objects with a role"),
         (b'{"text": "hello"}', "line 2: expected .* running text is read with --corpus"),
         (b'{"prompt": "a", "sets": ["b"]}', "line 2: expected sets as lists of tokens by name"),
         (b'{"prompt": "a", "number": 9223372036854775808}', "line 2: .* of more than 64 bits"),
     ],
-    ids=range(18),
+    ids=range(19),
 )  # fmt: skip
 def test_a_line_that_cannot_be_read_is_named_or_skipped_and_counted(tmp_path, line, said):
     path = tmp_path / "prompts.jsonl"
@@ -604,6 +605,16 @@ def test_a_prompt_that_this_model_cannot_read_is_refused_before_a_survey_begins_
     assert found.done
     assert found.total("prompts") == 5
     assert "line 6" in found.skipped[0]
+
+
+def test_a_survey_none_of_whose_prompts_can_be_asked_is_not_begun_where_bad_ones_are_skipped(
+    survey,
+):
+    bad = {"prompt": "Paris", "answer": " is", "wrong": " is"}
+    with pytest.raises(InputError, match="none of 2 prompts can be read"):
+        survey.run([bad, bad], bad="skip")
+    assert not (survey.folder / "a").exists()
+    assert survey.run([bad, *records(1)], bad="skip").total("prompts") == 1
 
 
 def test_a_survey_that_was_begun_is_gone_on_with_without_another_look_at_all_prompts(

@@ -151,14 +151,22 @@ def measure(
     )
 
 
-def require_readable(model: LensModel, items: Sequence[Item], edits: Prepared | None) -> None:
+def require_readable(
+    model: LensModel, items: Sequence[Item], edits: Prepared | None, *, skip_bad: bool
+) -> None:
     """Raise InputError for the first prompt that would fail its shard: by this model's tokens, its context and
-    the positions that are edited."""
+    the positions that are edited. Where such are skipped, only if there are no others."""
     for item in items:
         try:
             _prepare(model, item, 0, edits)
         except PromptError as error:
-            raise _unreadable(item, error) from error
+            if not skip_bad:
+                raise _unreadable(item, error) from error
+        else:
+            if skip_bad:
+                return
+    if skip_bad:
+        raise InputError(f"none of {len(items)} prompts can be read: see them without --bad skip")
 
 
 def _unreadable(item: Item, error: PromptError) -> InputError:

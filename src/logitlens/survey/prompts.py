@@ -289,6 +289,8 @@ def _item(record: Any, where: str, index: int, reserved: frozenset[str]) -> Item
     sets = {k: v for k, v in pairs if v is not None}  # Parquet names every set in every row
     if not (isinstance(named, Mapping) and all(isinstance(v, list) and v for v in sets.values())):
         raise FormatError(f"{where}: expected sets as lists of tokens by name")
+    if not all(str(each).strip() for each in sets):
+        raise FormatError(f"{where}: a set has no name; give it one")
     name = str(record.get("id", ""))
     if not all(map(naming.is_text, (name, *sets))):
         raise FormatError(f"{where}: its id, or the name of a set, is text that cannot be written")

@@ -226,8 +226,8 @@ def _given(
         return planning.of_corpus(files, str(path), model, settings, edits)
     skip_bad = settings.bad == "skip"
     given = labelled.read(path, skip_bad=skip_bad, reserved=COLUMNS)
-    if not skip_bad and plans.find(files) is None:  # whoever goes on need not look again
-        require_readable(model, given.items, edits)
+    if plans.find(files) is None:  # whoever goes on need not look again
+        require_readable(model, given.items, edits, skip_bad=skip_bad)
     return planning.of_prompts(given, settings)
 
 
