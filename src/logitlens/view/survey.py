@@ -34,22 +34,22 @@ def markdown(summary: Summary, words: dict[str, tuple[str, str]], *, title: str 
     """Tables of every measure: a line for each lens and group, a column for each layer."""
     out = [f"# {title}", ""]
     out += _about(summary)
-    for heading, curves in (
-        ("", _and_together("curves", summary)),
-        ("Contrast: ", summary.contrasts),
+    for heading, curves, counted in (
+        ("", _and_together("curves", summary), summary.unit),
+        ("Contrast: ", summary.contrasts, "pairs"),
     ):
         for mine in alike("measure", curves):
             said, unit = title_of(mine[0].measure, words)
             out += [f"## {heading}{said}{f' ({unit})' if unit else ''}", ""]
-            out += _of_layers(mine, summary)
+            out += _of_layers(mine, summary, counted)
     for mine in alike("measure", _and_together("quantiles", summary)):
         said, unit = title_of(mine[0].measure, words)
         out += [f"## Quantiles: {said}{f' ({unit})' if unit else ''}", ""]
-        out += _of_layers(mine, summary)
+        out += _of_layers(mine, summary, f"{summary.unit}{', or pairs' * bool(summary.contrasts)}")
     for mine in alike("measure", summary.exits):
         said, unit = words[mine[0].measure]
         out += [f"## {said[0].upper()}{said[1:]}{f' ({unit})' if unit else ''}, by threshold", ""]
-        out += _of_layers(mine, summary)
+        out += _of_layers(mine, summary, summary.unit)
     for bars in alike("what", _and_together("histograms", summary)):
         what = bars[0].what
         layers, spread = [*shared(bars), "never"], list(bars[0].spread)
@@ -93,8 +93,8 @@ def _about(summary: Summary) -> list[str]:
     return [" ".join(lines), ""]
 
 
-def _of_layers(curves: Sequence[Curve], summary: Summary) -> list[str]:
-    """A table with a line for each curve, and a column for each layer."""
+def _of_layers(curves: Sequence[Curve], summary: Summary, counted: str) -> list[str]:
+    """A table with a line for each curve, and a column for each layer; `counted` is what n is of."""
     layers = shared(curves)
     rows = []
     for curve in curves:
@@ -104,7 +104,7 @@ def _of_layers(curves: Sequence[Curve], summary: Summary) -> list[str]:
         mine = [cells.get(layer, "") for layer in layers]
         which = "" if curve.share is None else f" · {curve.share:.0%}".replace("%", " %")
         rows.append([name_of(curve, summary) + which, str(curve.n), *mine])
-    return _table(rows, ["", summary.unit, *layers])
+    return _table(rows, ["", counted, *layers])
 
 
 def _cells(curve: Curve) -> dict[str, str]:

@@ -65,7 +65,7 @@ def figure(summary: Summary, words: dict[str, tuple[str, str]], *, title: str = 
 def _placed(rows: Sequence[Sequence[Panel]]) -> tuple[int, list[int]]:
     """How many panels stand side by side, and the place of each: what belongs together is in one row."""
     most = max(map(len, rows))
-    wide = min({1: 3, 2: 4, 3: 3}.get(most, 4), sum(map(len, rows)))
+    wide = min({1: 3, 2: 4, 3: 3, 5: 5}.get(most, 4), sum(map(len, rows)))
     places, at = [], 0
     for row in rows:
         if at % wide and at % wide + len(row) > wide:
