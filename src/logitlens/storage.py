@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from logitlens.errors import LogitLensError, MissingExtra, ModelNotAvailable
+from logitlens.errors import LogitLensError, MissingExtra, SettingError
 from logitlens.files import replacing
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "oss", "oci"}
@@ -76,7 +76,7 @@ def is_remote(address: str | os.PathLike[str]) -> bool:
 
 
 def at(address: str | os.PathLike[str]) -> Storage:
-    """The files below a folder or an fsspec address. Raises MissingExtra, ModelNotAvailable."""
+    """The files below a folder or an fsspec address. Raises MissingExtra, SettingError (no such protocol)."""
     if is_remote(address) and not str(address).startswith("file://"):
         return _Remote(str(address))
     return _Local(Path(str(address).removeprefix("file://")))
@@ -159,9 +159,8 @@ class _Remote(Storage):
         try:
             self.fs, self.root = fsspec.url_to_fs(self.address, use_listings_cache=False)
         except (ImportError, ValueError) as error:
-            unknown = ModelNotAvailable(f"{address}: {_line(error)}")
-            unknown.exit_code = 1 if isinstance(error, ImportError) else 2  # no model is missing
-            raise unknown from None
+            kind = SettingError if isinstance(error, ValueError) else LogitLensError
+            raise kind(f"{address}: {_line(error)}") from None
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}" if name else self.root

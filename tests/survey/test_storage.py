@@ -8,7 +8,7 @@ import uuid
 import pyarrow.parquet as pq
 import pytest
 
-from logitlens import FormatError, SurveyError, storage
+from logitlens import FormatError, SettingError, SurveyError, storage
 from logitlens.fit import corpus
 from logitlens.survey import prompts as labelled
 from logitlens.survey.commit import Folder
@@ -143,9 +143,7 @@ def test_a_line_of_a_file_in_a_store_is_named_by_its_address():
 
 
 def test_what_a_store_refuses_is_one_line():
-    from logitlens import ModelNotAvailable
-
-    with pytest.raises(ModelNotAvailable, match="nowhere") as refused:
+    with pytest.raises(SettingError, match="nowhere") as refused:
         storage.at("nowhere://bucket/survey")
     assert "\n" not in str(refused.value)
 

@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logitlens import hub
-from logitlens.errors import LogitLensError, MissingExtra, ModelNotAvailable, UnsupportedModel
+from logitlens.errors import (
+    LogitLensError,
+    MissingExtra,
+    ModelNotAvailable,
+    SettingError,
+    UnsupportedModel,
+)
 from logitlens.model.weights import check_folder, check_loaded, unreadable
 
 if TYPE_CHECKING:
@@ -220,14 +226,12 @@ def _from_folder(
         raise _refused(name, options, error) from error
 
 
-def _refused(name: str, options: dict[str, Any], error: Exception) -> ModelNotAvailable:
+def _refused(name: str, options: dict[str, Any], error: Exception) -> LogitLensError:
     """The error for weights that cannot be read, or that transformers cannot load as the options say."""
     said = " ".join(str(error).split())
     for option in ("device_map", "attn_implementation"):
         if option in options and option in said and isinstance(error, ValueError):
-            wrong = ModelNotAvailable(f"{option}={options[option]!r}: {said[:200]}")
-            wrong.exit_code = 2  # the model is there
-            return wrong
+            return SettingError(f"{option}={options[option]!r}: {said[:200]}")
     return unreadable(name, "its weights", error)
 
 
