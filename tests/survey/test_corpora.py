@@ -151,6 +151,11 @@ def test_a_quantile_of_documents_that_are_all_alike_is_open_where_they_cannot_te
     assert low == one
     assert np.isnan(high)
     assert np.isnan(ends(2, 0.5)).all()
+    whole = {
+        share: [bool(np.isfinite(ends(n, share)).all()) for n in (6, 7, 37, 38)]
+        for share in (0.1, 0.5)
+    }
+    assert whole == {0.1: [False, False, False, True], 0.5: [False, True, True, True]}
     assert np.isnan(sketch.quantile_ends(counts * 0, counts * 0, counts * 0, 40, 0.5)).all()
 
 
